@@ -1,0 +1,164 @@
+"""Log-mel features in MLX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .errors import AudioError, CheckpointError, InputError
+
+#: `melspec_kwargs` of a checkpoint that says nothing
+MEL_DEFAULTS = {
+    "sample_rate": 16000,
+    "n_fft": 512,
+    "win_length": 400,
+    "hop_length": 160,
+    "n_mels": 80,
+}
+
+
+@lru_cache
+def mel_filters(sample_rate: int, n_fft: int, n_mels: int) -> mx.array:
+    """Triangular filters on the HTK mel scale, 0 Hz to Nyquist, peak 1: (n_fft // 2 + 1, n_mels).
+
+    The scale is 2595 log10(1 + f / 700); triangles are straight in Hz.
+    """
+    frequencies = np.linspace(0.0, sample_rate / 2, n_fft // 2 + 1)
+    top = 2595.0 * math.log10(1.0 + sample_rate / 2 / 700.0)
+    edges = 700.0 * (10.0 ** (np.linspace(0.0, top, n_mels + 2) / 2595.0) - 1.0)
+    rising = (frequencies[:, None] - edges[None, :-2]) / np.diff(edges)[:-1]
+    falling = (edges[None, 2:] - frequencies[:, None]) / np.diff(edges)[1:]
+    return mx.array(np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32))
+
+
+@lru_cache
+def hann_window(win_length: int, n_fft: int) -> mx.array:
+    """Periodic Hann window of `win_length`, centred among `n_fft` samples."""
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(win_length) / win_length)
+    left = (n_fft - win_length) // 2
+    padded = np.pad(window, (left, n_fft - win_length - left))
+    return mx.array(padded.astype(np.float32))
+
+
+class GraniteSpeechFeatureExtractor:
+    """Stacked log-mel frames, as the checkpoints' own feature extractor computes them.
+
+    Args:
+        sampling_rate: of the audio, in Hz.
+        melspec_kwargs: `n_fft`, `win_length`, `hop_length` in samples, `n_mels`, `sample_rate`;
+            what is left out has the released checkpoints' values.
+        projector_window_size, projector_downsample_rate: encoder frames of a projector window, and
+            how many of them become one audio token.
+
+    Raises:
+        CheckpointError: `melspec_kwargs` asks for what is not implemented.
+    """
+
+    def __init__(
+        self,
+        sampling_rate: int = 16000,
+        melspec_kwargs: dict[str, Any] | None = None,
+        projector_window_size: int = 15,
+        projector_downsample_rate: int = 5,
+    ):
+        unknown = set(melspec_kwargs or {}) - set(MEL_DEFAULTS)
+        if unknown:
+            raise CheckpointError(f"preprocessor_config.json: unsupported {', '.join(unknown)}")
+        self.sampling_rate = sampling_rate
+        self.melspec_kwargs = {**MEL_DEFAULTS, **(melspec_kwargs or {})}
+        self.projector_window_size = projector_window_size
+        self.projector_downsample_rate = projector_downsample_rate
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> GraniteSpeechFeatureExtractor:
+        """From the parsed preprocessor_config.json, which may be empty or have flat mel fields."""
+        flat = {k: data[k] for k in MEL_DEFAULTS if k in data}
+        return cls(
+            sampling_rate=data.get("sampling_rate", MEL_DEFAULTS["sample_rate"]),
+            melspec_kwargs={**flat, **data.get("melspec_kwargs", {})},
+            projector_window_size=data.get("projector_window_size", 15),
+            projector_downsample_rate=data.get("projector_downsample_rate", 5),
+        )
+
+    def __call__(self, audios: mx.array | np.ndarray | Sequence) -> dict[str, Any]:
+        """Features of one or more recordings, each computed alone.
+
+        Args:
+            audios: (samples,), (recordings, samples), or a sequence of (samples,) arrays, float.
+
+        Returns:
+            input_features: (recordings, frames, 2 * n_mels), float32, zero at padding.
+            input_features_mask: (recordings, audio tokens), boolean.
+            audio_embed_sizes: audio tokens of each recording.
+            feature_lengths: (recordings,) frames of each; only where they differ.
+
+        Raises:
+            AudioError: a recording is shorter than half an FFT window, or not floating point.
+        """
+        features = [self.log_mel(audio) for audio in _as_list(audios)]
+        lengths = [f.shape[0] for f in features]
+        longest = max(lengths)
+        sizes = [self.num_audio_tokens(length) for length in lengths]
+        result = {
+            "input_features": mx.stack(
+                [mx.pad(f, ((0, longest - f.shape[0]), (0, 0))) for f in features]
+            ),
+            "input_features_mask": mx.arange(max(sizes))[None] < mx.array(sizes)[:, None],
+            "audio_embed_sizes": sizes,
+        }
+        if min(lengths) < longest:
+            result["feature_lengths"] = mx.array(lengths)
+        return result
+
+    def num_audio_tokens(self, num_frames: int) -> int:
+        """Tokens that the projector makes of so many stacked frames."""
+        windows = -(-num_frames // self.projector_window_size)
+        return windows * (self.projector_window_size // self.projector_downsample_rate)
+
+    def log_mel(self, audio: mx.array) -> mx.array:
+        """(samples,) -> (frames, 2 * n_mels), two neighbouring frames side by side."""
+        n_fft, hop = self.melspec_kwargs["n_fft"], self.melspec_kwargs["hop_length"]
+        half = n_fft // 2
+        if audio.size <= half:
+            raise AudioError(
+                f"a recording of {audio.size} samples is too short: at least {half + 1} samples "
+                f"({1000 * (half + 1) / self.sampling_rate:.0f} ms) are needed"
+            )
+        # the outermost samples mirrored, without repeating the edge itself
+        padded = mx.concatenate([audio[half:0:-1], audio, audio[-2 : -half - 2 : -1]])
+        num_frames = audio.size // hop + 1
+        frames = mx.as_strided(padded, (num_frames, n_fft), (hop, 1))
+        spectrum = mx.fft.rfft(frames * hann_window(self.melspec_kwargs["win_length"], n_fft))
+        power = mx.square(mx.abs(spectrum))
+        mel = power @ mel_filters(
+            self.melspec_kwargs["sample_rate"], n_fft, self.melspec_kwargs["n_mels"]
+        )
+        log_mel = mx.log10(mx.maximum(mel, 1e-10))
+        log_mel = mx.maximum(log_mel, log_mel.max() - 8.0) / 4.0 + 1.0
+        # the odd frame goes after the maximum was taken over it too, as in the reference
+        return log_mel[: num_frames - num_frames % 2].reshape(num_frames // 2, -1)
+
+
+def _as_list(audios) -> list[mx.array]:
+    """Recordings one by one, as float32 (samples,)."""
+    if isinstance(audios, mx.array | np.ndarray):
+        audios = [audios] if audios.ndim == 1 else list(audios)
+    if not audios:
+        raise InputError("no audio given")
+    arrays = [mx.array(audio) for audio in audios]
+    for array in arrays:
+        if not mx.issubdtype(array.dtype, mx.floating):
+            raise AudioError(
+                f"audio samples are {array.dtype}; expected floats between -1 and 1 "
+                f"(mlx_speech.load_audio scales integers)"
+            )
+        if array.ndim != 1:
+            raise AudioError(
+                f"an audio array of shape {array.shape} is not mono: expected (samples,)"
+            )
+    return [array.astype(mx.float32) for array in arrays]

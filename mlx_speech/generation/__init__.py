@@ -1,0 +1,10 @@
+"""Strategies over a decoder: greedy search, sampling and beam search, and text as it streams.
+
+They see logits and a cache that can be advanced and reordered, and know no model.
+"""
+
+from .api import generate, stream_tokens
+from .config import GenerationConfig
+from .streaming import TextStream
+
+__all__ = ["GenerationConfig", "TextStream", "generate", "stream_tokens"]

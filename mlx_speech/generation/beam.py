@@ -1,0 +1,155 @@
+"""Beam search, with the scoring and stopping rules of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+
+from ..models.cache import KVCache
+from .config import GenerationConfig
+from .sampling import logits_processors
+from .search import Step
+
+
+@dataclass
+class Hypothesis:
+    """An answer, or the beginning of one: its score and its tokens with their log-probabilities."""
+
+    score: float
+    tokens: list[int]
+    logprobs: list[float]
+
+
+@dataclass
+class Beams:
+    """The hypotheses of one row of the batch: those still growing and the best complete ones."""
+
+    config: GenerationConfig
+    running: list[Hypothesis]
+    finished: list[Hypothesis] = field(default_factory=list)
+    done: bool = False
+
+    def advance(self, candidates: Sequence[tuple[int, Hypothesis]]) -> list[int]:
+        """Take the next tokens.
+
+        Args:
+            candidates: (beam it continues, hypothesis) by falling score; scores are sums of
+                log-probabilities. Enough of them that `num_beams` do not end.
+
+        Returns:
+            Which beam each of the new running hypotheses continues.
+        """
+        config = self.config
+        length = len(candidates[0][1].tokens)
+        at_limit = length == config.max_new_tokens
+        ends = [at_limit or h.tokens[-1] in config.eos_token_ids for _, h in candidates]
+        # those that end count only among the first `num_beams`; the rest are there to go on from
+        best = zip(candidates[: config.num_beams], ends, strict=False)
+        for (_, hypothesis), end in best:
+            if end:
+                score = float(np.float32(hypothesis.score) / length**config.length_penalty)
+                complete = Hypothesis(score, hypothesis.tokens, hypothesis.logprobs)
+                self.finished.append(complete)
+        # a stable sort: of equal scores the earlier one stays first
+        self.finished.sort(key=lambda h: -h.score)
+        del self.finished[config.num_beams :]
+        going_on = [c for c, end in zip(candidates, ends, strict=True) if not end]
+        going_on = going_on[: config.num_beams]
+        if not going_on:
+            self.done = True
+            return []
+        self.running = [h for _, h in going_on]
+        self.done = self._cannot_improve(length)
+        return [beam for beam, _ in going_on]
+
+    def _cannot_improve(self, length: int) -> bool:
+        config = self.config
+        if len(self.finished) < config.num_beams:
+            return False
+        if config.early_stopping is True:
+            return True
+        if config.early_stopping == "never" and config.length_penalty > 0:
+            length = config.max_new_tokens
+        best_possible = self.running[0].score / length**config.length_penalty
+        return best_possible <= self.finished[-1].score
+
+
+def beam_search(
+    logits: mx.array,
+    step: Step,
+    cache: Sequence[KVCache],
+    config: GenerationConfig,
+    prompt: mx.array,
+) -> list[Hypothesis]:
+    """The best answer of each row.
+
+    Args:
+        logits: (rows, vocab) of the first new token.
+        step: feeds one token of each beam of each row.
+        cache: reordered as beams are dropped and split.
+        prompt: (rows, length) ids, for the penalties.
+    """
+    num_rows, vocab_size = logits.shape
+    num_beams = config.num_beams
+    num_candidates = min(max(2, 1 + len(config.eos_token_ids)) * num_beams, num_beams * vocab_size)
+    processors = logits_processors(config)
+    rows = [Beams(config, [Hypothesis(0.0, [], [])] * num_beams) for _ in range(num_rows)]
+    # all beams of a row start equal, so only the first may be continued
+    beam_scores = np.full((num_rows, num_beams), -1e9, np.float32)
+    beam_scores[:, 0] = 0.0
+    source = mx.repeat(mx.arange(num_rows), num_beams)
+    for layer in cache:
+        layer.reorder(source)
+    logits, history = logits[source], prompt[source]
+
+    while True:
+        logprobs = logits.astype(mx.float32)
+        logprobs = logprobs - mx.logsumexp(logprobs, axis=-1, keepdims=True)
+        scores = logprobs
+        for process in processors:
+            scores = process(scores, history)
+        scores = scores + mx.array(beam_scores.reshape(-1, 1))
+        scores = scores.reshape(num_rows, -1)
+        index = mx.argpartition(-scores, num_candidates - 1, axis=-1)[:, :num_candidates]
+        top_scores = mx.take_along_axis(scores, index, axis=-1)
+        order = mx.argsort(-top_scores, axis=-1)
+        index = mx.take_along_axis(index, order, axis=-1)
+        top_scores = mx.take_along_axis(top_scores, order, axis=-1)
+        top_logprobs = mx.take_along_axis(logprobs.reshape(num_rows, -1), index, axis=-1)
+        mx.eval(index, top_scores, top_logprobs)
+
+        source, tokens = [], []
+        for number, (row, ids, totals, own) in enumerate(
+            zip(rows, index.tolist(), top_scores.tolist(), top_logprobs.tolist(), strict=True)
+        ):
+            beams = list(range(num_beams))
+            if not row.done:
+                candidates = []
+                for i, total, logprob in zip(ids, totals, own, strict=True):
+                    parent = row.running[i // vocab_size]
+                    candidates.append(
+                        (
+                            i // vocab_size,
+                            Hypothesis(
+                                total,
+                                [*parent.tokens, i % vocab_size],
+                                [*parent.logprobs, logprob],
+                            ),
+                        )
+                    )
+                beams = row.advance(candidates) or beams
+                beam_scores[number] = [h.score for h in row.running]
+            source += [number * num_beams + beam for beam in beams]
+            tokens += [h.tokens[-1] for h in row.running]
+        if all(row.done for row in rows):
+            return [row.finished[0] for row in rows]
+        source = mx.array(source)
+        next_tokens = mx.array(tokens)[:, None]
+        for layer in cache:
+            layer.reorder(source)
+        if processors:
+            history = mx.concatenate([history[source], next_tokens], axis=1)
+        logits = step(next_tokens)

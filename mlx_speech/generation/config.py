@@ -1,0 +1,105 @@
+"""What a call of `generate` can ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """Options of generation, named and meant as in transformers.
+
+    max_new_tokens: upper limit of the answer's length, in tokens.
+    do_sample: draw tokens at random; by default exactly when `temperature` is given and not 0.
+    temperature, top_k, top_p, min_p: shape the distribution that is drawn from, in this order.
+    repetition_penalty: above 1 makes tokens that already occurred less likely.
+    num_beams: hypotheses that beam search keeps; 1 is greedy search.
+    length_penalty: exponent of the length by which beam search divides a hypothesis's score.
+    early_stopping: `True` stops when `num_beams` hypotheses are complete, `False` when a better
+        one is unlikely, `"never"` when none is possible.
+    eos_token_id: ids that end an answer.
+    pad_token_id: fills rows of a batch that ended before others.
+    seed: makes drawing repeatable.
+    """
+
+    max_new_tokens: int = 200
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self):
+        checks = (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", (self.temperature or 0) >= 0, "at least 0"),
+            ("top_k", (self.top_k or 0) >= 0, "at least 0"),
+            ("top_p", 0 < (1 if self.top_p is None else self.top_p) <= 1, "in (0, 1]"),
+            ("min_p", 0 <= (self.min_p or 0) <= 1, "within 0 and 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("num_beams", self.num_beams >= 1, "at least 1"),
+            ("early_stopping", self.early_stopping in (True, False, "never"), "a bool or 'never'"),
+        )
+        for name, holds, rule in checks:
+            if not holds:
+                raise InputError(f"{name} is {getattr(self, name)!r}, but must be {rule}")
+        if self.sampling and self.num_beams > 1:
+            raise InputError("sampling and num_beams > 1 do not go together; choose one")
+
+    @property
+    def sampling(self) -> bool:
+        """Whether tokens are drawn at random."""
+        return bool(self.temperature) if self.do_sample is None else self.do_sample
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer, however many."""
+        ids = self.eos_token_id
+        return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+
+    @property
+    def fill_token_id(self) -> int:
+        """What stands behind the end of a row."""
+        if self.pad_token_id is not None:
+            return self.pad_token_id
+        return self.eos_token_ids[0] if self.eos_token_ids else 0
+
+    def updated(self, **changes: Any) -> GenerationConfig:
+        """A copy with changes.
+
+        Raises:
+            InputError: there is no such option.
+        """
+        unknown = changes.keys() - {f.name for f in dataclasses.fields(self)}
+        if unknown:
+            raise InputError(f"unsupported generation option {', '.join(sorted(unknown))}")
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, model_config: dict[str, Any]) -> GenerationConfig:
+        """A checkpoint's defaults.
+
+        generation_config.json counts; what it leaves out of the token ids, or all of them where
+        there is no such file, is taken from config.json (and its `text_config`). Whether to
+        sample is left to the caller: chat defaults in that file are not meant for speech.
+        """
+        from ..models.config import read_json
+
+        data = read_json(folder, "generation_config.json", required=False)
+        places = (data, model_config.get("text_config") or {}, model_config)
+        names = ("eos_token_id", "pad_token_id")
+        ids = {n: next((p[n] for p in places if p.get(n) is not None), None) for n in names}
+        kept = ("num_beams", "length_penalty", "early_stopping", "repetition_penalty")
+        return cls(**ids, **{n: data[n] for n in kept if data.get(n) is not None})

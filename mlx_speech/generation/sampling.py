@@ -1,0 +1,74 @@
+"""From logits to a choice: penalties, truncation of the distribution, drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from .config import GenerationConfig
+
+#: (scores (rows, vocab), tokens so far (rows, length)) -> scores
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+
+
+def logits_processors(config: GenerationConfig) -> list[LogitsProcessor]:
+    """What to apply to the scores of the next token, in order, whatever the strategy."""
+    if config.repetition_penalty == 1.0:
+        return []
+    return [repetition_penalty(config.repetition_penalty)]
+
+
+def repetition_penalty(penalty: float) -> LogitsProcessor:
+    """Divide the positive scores of tokens that occurred, multiply the negative ones
+    (https://arxiv.org/abs/1909.05858)."""
+
+    def process(scores: mx.array, tokens: mx.array) -> mx.array:
+        seen = mx.take_along_axis(scores, tokens, axis=-1)
+        seen = mx.where(seen < 0, seen * penalty, seen / penalty)
+        return mx.put_along_axis(scores, tokens, seen, axis=-1)
+
+    return process
+
+
+def sampler(config: GenerationConfig) -> Callable[[mx.array], mx.array]:
+    """Logits (rows, vocab) -> chosen tokens (rows,): the likeliest, or drawn."""
+    if not config.sampling:
+        return lambda logits: mx.argmax(logits, axis=-1)
+    key = None if config.seed is None else mx.random.key(config.seed)
+
+    def draw(logits: mx.array) -> mx.array:
+        nonlocal key
+        subkey = None
+        if key is not None:
+            key, subkey = mx.random.split(key)
+        return mx.random.categorical(truncate(logits, config), key=subkey)
+
+    return draw
+
+
+def truncate(logits: mx.array, config: GenerationConfig) -> mx.array:
+    """Logits with the temperature applied and unlikely tokens at minus infinity.
+
+    Order and meaning are those of transformers: temperature, then the `top_k` likeliest, then the
+    smallest set whose probability reaches `top_p`, then those of at least `min_p` times the
+    likeliest one's probability. One token always stays.
+    """
+    if config.temperature:
+        logits = logits / config.temperature
+    vocab_size = logits.shape[-1]
+    if config.top_k and config.top_k < vocab_size:
+        threshold = mx.min(mx.topk(logits, config.top_k, axis=-1), axis=-1, keepdims=True)
+        logits = mx.where(logits < threshold, -mx.inf, logits)
+    if config.top_p is not None and config.top_p < 1.0:
+        order = mx.argsort(logits, axis=-1)
+        ascending = mx.take_along_axis(mx.softmax(logits, axis=-1), order, axis=-1)
+        drop = mx.cumsum(ascending, axis=-1) <= 1.0 - config.top_p
+        drop = drop & (mx.arange(vocab_size) < vocab_size - 1)
+        drop = mx.put_along_axis(mx.zeros_like(drop), order, drop, axis=-1)
+        logits = mx.where(drop, -mx.inf, logits)
+    if config.min_p:
+        probabilities = mx.softmax(logits, axis=-1)
+        least = config.min_p * probabilities.max(axis=-1, keepdims=True)
+        logits = mx.where(probabilities < least, -mx.inf, logits)
+    return logits

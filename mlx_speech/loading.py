@@ -1,0 +1,196 @@
+"""From a path or repository id to a model: config -> classes -> weights -> adapter."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from .errors import CheckpointError
+from .hub import resolve_checkpoint
+from .models import architecture
+from .models.base import PretrainedModel
+from .models.config import read_json
+from .models.lora import LoraConfig, apply_adapter
+
+INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def load(
+    path_or_repo: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    dtype: mx.Dtype | None = None,
+    progress: bool = True,
+):
+    """Load a model and what turns text and audio into its inputs.
+
+    Args:
+        path_or_repo: a folder in the Hugging Face layout, or a repository id `owner/name`.
+        revision: branch, tag or commit of the repository.
+        dtype: floating type to compute in. By default that of the checkpoint; on a CPU float32,
+            which is where half precision saves no time.
+        progress: show a progress bar while downloading, on standard error.
+
+    Returns:
+        `(model, processor)`; for a text-only model the processor is its tokenizer.
+
+    Raises:
+        HubError: the repository cannot be had.
+        CheckpointError: the folder is incomplete, malformed, or of an unsupported kind.
+    """
+    folder = resolve_checkpoint(path_or_repo, revision=revision, progress=progress)
+    model = load_model(folder, dtype=dtype)
+    processor_class = architecture(model.config.model_type).processor_class
+    return model, processor_class.from_pretrained(folder, name=str(path_or_repo))
+
+
+def load_model(
+    path_or_repo: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    dtype: mx.Dtype | None = None,
+    model_class: type[PretrainedModel] | None = None,
+) -> PretrainedModel:
+    """Load a model alone; arguments and errors as in `load`.
+
+    Args:
+        model_class: the class that is expected; another one in the checkpoint is an error.
+    """
+    from .generation import GenerationConfig
+
+    folder = resolve_checkpoint(path_or_repo, revision=revision)
+    data = read_json(folder)
+    found = architecture(data.get("model_type")).model_class
+    if model_class is not None and not issubclass(found, model_class):
+        raise CheckpointError(f"{folder}: holds a {found.__name__}, not a {model_class.__name__}")
+    config = found.config_class.from_dict(data)
+    weights = read_weights(folder)
+    try:
+        weights = found.sanitize(weights, config)
+    except KeyError as error:
+        raise CheckpointError(f"{folder}: tensor {error} is missing") from error
+    found.complete_config(config, weights)
+    model = found(config)
+    if dtype is None and mx.default_device().type == mx.DeviceType.cpu:
+        dtype = mx.float32
+    dtype = dtype or checkpoint_dtype(data, weights)
+    assign_weights(model, weights, dtype, folder)
+    if (folder / ADAPTER_CONFIG).is_file():
+        load_adapter(model, folder, dtype)
+    elif getattr(config, "has_lora_adapter", False):
+        raise CheckpointError(
+            f"{folder}: config.json says that the model needs its LoRA adapter, but there is no "
+            f"{ADAPTER_CONFIG}"
+        )
+    model.generation_config = GenerationConfig.from_pretrained(folder, data)
+    model.eval()
+    # reads the files, one tensor after the other: what is not needed in its stored type any more
+    # is freed before the next one is read
+    mx.eval(model.parameters())
+    return model
+
+
+def checkpoint_dtype(config: dict, weights: dict[str, mx.array]) -> mx.Dtype:
+    """The type that a checkpoint says it is in, or else that most of its tensors have.
+
+    A `text_config` may say something else and is not asked: released ones are stale.
+    """
+    named = getattr(mx, str(config.get("dtype") or config.get("torch_dtype")), None)
+    if named in (mx.bfloat16, mx.float16, mx.float32):
+        return named
+    sizes: dict[mx.Dtype, int] = {}
+    for value in weights.values():
+        if mx.issubdtype(value.dtype, mx.floating):
+            sizes[value.dtype] = sizes.get(value.dtype, 0) + value.size
+    return max(sizes, key=sizes.get, default=mx.float32)
+
+
+def read_weights(folder: Path) -> dict[str, mx.array]:
+    """The tensors of a folder, memory-mapped: nothing is read before it is evaluated.
+
+    Only files that the index names, or else `model*.safetensors`; other safetensors beside them
+    (adapters, `out_llm.safetensors`) belong to something else.
+
+    Raises:
+        CheckpointError: there are no weights, or a file of them is missing or damaged.
+    """
+    index = read_json(folder, INDEX_FILE, required=False).get("weight_map")
+    if index is not None:
+        files = sorted({folder / name for name in index.values()})
+    else:
+        files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder}: no model.safetensors and no {INDEX_FILE} here")
+    weights: dict[str, mx.array] = {}
+    for file in files:
+        weights.update(read_safetensors(file))
+    return weights
+
+
+def read_safetensors(file: Path) -> dict[str, mx.array]:
+    """One safetensors file, memory-mapped.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file.parent}: {file.name} is missing; download it again")
+    try:
+        return mx.load(str(file))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{file}: not a whole safetensors file; download it again ({error})"
+        ) from error
+
+
+def assign_weights(
+    model: PretrainedModel, weights: dict[str, mx.array], dtype: mx.Dtype, folder: Path
+) -> None:
+    """Put tensors into a model, in `dtype`.
+
+    Raises:
+        CheckpointError: tensors are missing, superfluous or misshapen; lists the first of them.
+    """
+    expected = {name: value.shape for name, value in tree_flatten(model.parameters())}
+    problems = {
+        "missing": sorted(expected.keys() - weights.keys()),
+        "not part of this model": sorted(weights.keys() - expected.keys()),
+        "of the wrong shape": [
+            f"{name} {weights[name].shape} instead of {shape}"
+            for name, shape in sorted(expected.items())
+            if name in weights and weights[name].shape != shape
+        ],
+    }
+    told = [
+        f"{len(names)} tensors {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        for what, names in problems.items()
+        if names
+    ]
+    if told:
+        raise CheckpointError(f"{folder}: the weights do not fit config.json; {'; '.join(told)}")
+    model.load_weights(
+        [
+            (name, value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value)
+            for name, value in weights.items()
+        ]
+    )
+
+
+def load_adapter(model: PretrainedModel, folder: Path, dtype: mx.Dtype) -> None:
+    """Put the LoRA adapter of a checkpoint folder over a loaded model.
+
+    Raises:
+        CheckpointError: the adapter is incomplete, of another kind, or made for another model.
+    """
+    config = LoraConfig.from_dict(read_json(folder, ADAPTER_CONFIG))
+    weights = {}
+    for name, value in read_safetensors(folder / ADAPTER_WEIGHTS).items():
+        # peft saves with this prefix, transformers without it
+        name = name.removeprefix("base_model.model.")
+        weights.update(model.sanitize({name: value}, model.config))
+    apply_adapter(model, config, weights, dtype)

@@ -1,0 +1,52 @@
+"""The registry: a checkpoint's `model_type` -> where its classes are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+
+from ..errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Classes that serve one model_type, by module and name, so that listing imports nothing."""
+
+    module: str
+    model: str
+    processor: str
+
+    @property
+    def model_class(self) -> type:
+        """The model; its `config_class` is the configuration."""
+        return getattr(import_module(f"{__name__}.{self.module}"), self.model)
+
+    @property
+    def processor_class(self) -> type:
+        """What turns text and audio into the model's inputs and its tokens back into text."""
+        return getattr(import_module("mlx_speech.processing"), self.processor)
+
+
+ARCHITECTURES = {
+    "granite": Architecture("granite", "GraniteForCausalLM", "Tokenizer"),
+    "granite_speech": Architecture(
+        "granite_speech", "GraniteSpeechForConditionalGeneration", "GraniteSpeechProcessor"
+    ),
+    "granite_speech_plus": Architecture(
+        "granite_speech", "GraniteSpeechPlusForConditionalGeneration", "GraniteSpeechProcessor"
+    ),
+}
+
+
+def architecture(model_type: str | None) -> Architecture:
+    """The classes for a `model_type`.
+
+    Raises:
+        CheckpointError: it is not supported; the message lists those that are.
+    """
+    try:
+        return ARCHITECTURES[model_type]
+    except KeyError:
+        raise CheckpointError(
+            f"model_type {model_type!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
+        ) from None

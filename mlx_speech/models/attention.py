@@ -1,0 +1,69 @@
+"""The one way into MLX's fused attention.
+
+On Metal a fused kernel is taken for these shapes and for no other; the rest falls back to an
+unfused product silently, so every model here keeps inside them (tests/test_fused_shapes.py):
+
+- more than 8 queries: head size 64, 72, 80, 96 or 128, with or without an array mask; causal only
+  if there are no more queries than keys;
+- up to 8 queries: head size 64, 96 or 128, no more queries than keys, and queries times query
+  heads per key head at most 32.
+
+Keys and values are never tiled to the number of query heads.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+
+def scaled_dot_product_attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    *,
+    scale: float,
+    mask: mx.array | str | None = None,
+) -> mx.array:
+    """Softmax attention.
+
+    Args:
+        queries: (batch, query heads, L, head_dim).
+        keys, values: (batch, key heads, S, head_dim); query heads are a multiple of key heads.
+        scale: factor on the scores.
+        mask: `None`, `"causal"`, a boolean array (true where attention is allowed) or an additive
+            one in the queries' dtype, broadcastable to (batch, query heads, L, S).
+
+    Returns:
+        (batch, query heads, L, head_dim).
+    """
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+
+
+def split_heads(x: mx.array, num_heads: int) -> mx.array:
+    """(batch, length, heads * head_dim) -> (batch, heads, length, head_dim)."""
+    batch, length, _ = x.shape
+    return x.reshape(batch, length, num_heads, -1).swapaxes(1, 2)
+
+
+def merge_heads(x: mx.array) -> mx.array:
+    """(batch, heads, length, head_dim) -> (batch, length, heads * head_dim)."""
+    batch, _, length, _ = x.shape
+    return x.swapaxes(1, 2).reshape(batch, length, -1)
+
+
+def causal_mask(attention_mask: mx.array, num_queries: int) -> mx.array:
+    """Causal attention over a padded batch.
+
+    Args:
+        attention_mask: (batch, S), nonzero at real tokens; the queries are the last of them.
+        num_queries: how many queries there are.
+
+    Returns:
+        Boolean (batch, 1, num_queries, S). A padding position attends to itself as well, since a
+        row without any key would turn into NaN and spread through the values.
+    """
+    num_keys = attention_mask.shape[-1]
+    query = mx.arange(num_keys - num_queries, num_keys)[:, None]
+    key = mx.arange(num_keys)[None]
+    allowed = attention_mask.astype(mx.bool_)[:, None, None, :]
+    return ((key <= query) & allowed) | (key == query)

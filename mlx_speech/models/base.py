@@ -1,0 +1,52 @@
+"""What every model class offers beside its own call: loading, sizes, generation."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+
+class PretrainedModel(nn.Module):
+    """Base of the model classes.
+
+    A subclass names its `config_class` and says in `sanitize` how a checkpoint's tensor names and
+    layouts become its own. To be generated from it also has `make_cache` and `prefill`.
+    """
+
+    config_class: ClassVar[type]
+
+    #: defaults of `generate`, from the checkpoint's generation_config.json
+    generation_config: Any = None
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_repo, *, revision: str | None = None, dtype: mx.Dtype | None = None
+    ):
+        """Load a model from a local folder or a Hugging Face repository; see `mlx_speech.load`."""
+        from ..loading import load_model
+
+        return load_model(path_or_repo, revision=revision, dtype=dtype, model_class=cls)
+
+    @staticmethod
+    def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
+        """A checkpoint's tensors under this model's names and layouts; pure and idempotent."""
+        return weights
+
+    @staticmethod
+    def complete_config(config, weights: dict[str, mx.array]) -> None:
+        """Settle from the sanitized tensors what the configuration left open."""
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The floating type that the model computes in."""
+        leaves = (value for _, value in tree_flatten(self.parameters()))
+        return next(leaf.dtype for leaf in leaves if mx.issubdtype(leaf.dtype, mx.floating))
+
+    def generate(self, input_ids: mx.array, **kwargs) -> mx.array:
+        """Token ids that continue `input_ids`; see `mlx_speech.generation.generate`."""
+        from ..generation import generate
+
+        return generate(self, input_ids, **kwargs)

@@ -1,0 +1,92 @@
+"""What every model configuration shares: reading Hugging Face's `config.json` into a dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..errors import CheckpointError
+
+
+@dataclass(kw_only=True)
+class PretrainedConfig:
+    """Base of the configurations.
+
+    Fields are those of the transformers documentation. What a file holds beyond them is kept in
+    `extra` and written back by `to_dict`, so that nothing is lost when a checkpoint is saved.
+    """
+
+    model_type: ClassVar[str]
+    # other names under which the same value is documented, e.g. `audio_token_id`
+    aliases: ClassVar[dict[str, str]] = {}
+
+    extra: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]):
+        """Build a configuration from the parsed JSON of a checkpoint.
+
+        Raises:
+            CheckpointError: a value has the wrong type or contradicts another one.
+        """
+        names = {f.name for f in dataclasses.fields(cls)} - {"extra"}
+        known, extra = {}, {}
+        for key, value in data.items():
+            key = cls.aliases.get(key, key)
+            (known if key in names else extra)[key] = value
+        extra.pop("model_type", None)
+        try:
+            return cls(**known, extra=extra)
+        except (TypeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"config.json: bad {cls.__name__}: {error}") from error
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo, *, revision: str | None = None):
+        """Read the configuration of a local folder or a Hugging Face repository."""
+        from ..hub import resolve_checkpoint
+
+        return cls.from_dict(read_json(resolve_checkpoint(path_or_repo, revision=revision)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, as it stands in a checkpoint's `config.json`."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        extra = values.pop("extra")
+        nested = {k: v.to_dict() for k, v in values.items() if isinstance(v, PretrainedConfig)}
+        return {"model_type": self.model_type, **values, **nested, **extra}
+
+    def __getattr__(self, name: str):
+        # only reached when there is no such attribute
+        target = type(self).aliases.get(name)
+        if target is None:
+            raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+        return getattr(self, target)
+
+
+def read_json(folder: Path, name: str = "config.json", *, required: bool = True) -> dict[str, Any]:
+    """Parse one JSON file of a checkpoint folder; an absent optional one reads as `{}`.
+
+    Raises:
+        CheckpointError: the file is missing though required, or is not a JSON object.
+    """
+    path = Path(folder) / name
+    if not path.is_file():
+        if required:
+            raise CheckpointError(f"{folder}: no {name} here, so this is not a model folder")
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data
+
+
+def as_config(value, cls):
+    """A nested configuration given as a dict, as an instance, or left out."""
+    if value is None:
+        return cls()
+    return cls.from_dict(value) if isinstance(value, dict) else value

@@ -1,0 +1,303 @@
+"""The Conformer-CTC encoder of Granite Speech.
+
+Conformer blocks (https://arxiv.org/abs/2005.08100) whose attention stays inside fixed blocks of
+frames and carries Shaw's relative positions (https://arxiv.org/abs/1803.02155), with
+self-conditioning on the CTC posteriors at mid depth (https://arxiv.org/abs/2104.02724).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .attention import merge_heads, scaled_dot_product_attention, split_heads
+from .config import PretrainedConfig
+
+
+@dataclass(kw_only=True)
+class GraniteSpeechEncoderConfig(PretrainedConfig):
+    """Configuration of the encoder, including the Plus variant's `cat_hidden_layers`."""
+
+    model_type: ClassVar[str] = "granite_speech_encoder"
+    aliases: ClassVar[dict[str, str]] = {
+        "hidden_size": "hidden_dim",
+        "num_hidden_layers": "num_layers",
+        "num_attention_heads": "num_heads",
+        "num_mel_bins": "input_dim",
+    }
+
+    input_dim: int = 160
+    num_layers: int = 10
+    hidden_dim: int = 1024
+    feedforward_mult: int = 4
+    num_heads: int = 8
+    dim_head: int | None = None
+    output_dim: int = 42
+    context_size: int = 200
+    max_pos_emb: int = 512
+    dropout: float = 0.1
+    conv_kernel_size: int = 15
+    conv_expansion_factor: int = 2
+    #: blocks (1-based, 0 is the input) whose outputs stand before the last one's in the result
+    cat_hidden_layers: list[int] | None = None
+
+    def __post_init__(self):
+        if self.dim_head is None:
+            self.dim_head = self.hidden_dim // self.num_heads
+        if not 0 < self.context_size <= self.max_pos_emb:
+            raise ValueError(
+                f"context_size {self.context_size} is not within 1 and max_pos_emb "
+                f"{self.max_pos_emb}"
+            )
+        for index in self.cat_hidden_layers or []:
+            if not 0 <= index < self.num_layers:
+                raise ValueError(f"cat_hidden_layers {index} is not within [0, {self.num_layers})")
+
+    @property
+    def output_size(self) -> int:
+        """Width of the encoder's result."""
+        return self.hidden_dim * (1 + len(set(self.cat_hidden_layers or [])))
+
+
+@dataclass
+class EncoderOutput:
+    """What the encoder returns.
+
+    last_hidden_state: (batch, frames, output size), zero at padding frames of a batch.
+    ctc_logits: (batch, frames, output_dim) of the character head; costs nothing unless evaluated.
+    """
+
+    last_hidden_state: mx.array
+    ctc_logits: mx.array
+
+
+class FrameMask:
+    """Which frames of a batch are real, in the two forms the blocks need.
+
+    Args:
+        num_frames: length of the batch.
+        context_size: frames of an attention block.
+        lengths: (batch,) real frames of each recording; `None` when all are full length.
+    """
+
+    def __init__(self, num_frames: int, context_size: int, lengths: mx.array | None):
+        self.frames: mx.array | None = None
+        self.keys: mx.array | None = None
+        if lengths is not None:
+            self.frames = (mx.arange(num_frames)[None] < lengths[:, None])[..., None]
+        elif num_frames % context_size == 0:
+            return
+        else:
+            lengths = mx.array([num_frames])
+        num_blocks = -(-num_frames // context_size)
+        valid = mx.arange(num_blocks * context_size)[None] < lengths[:, None]
+        self.keys = valid.reshape(len(lengths), num_blocks, 1, 1, context_size)
+
+    def zero_padding(self, x: mx.array) -> mx.array:
+        """(batch, frames, width) with zeros at the padding."""
+        return x if self.frames is None else mx.where(self.frames, x, mx.zeros((), x.dtype))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: GraniteSpeechEncoderConfig):
+        super().__init__()
+        dim, inner = config.hidden_dim, config.hidden_dim * config.feedforward_mult
+        self.pre_norm = nn.LayerNorm(dim)
+        self.up_proj = nn.Linear(dim, inner)
+        self.down_proj = nn.Linear(inner, dim)
+
+    def __call__(self, x):
+        return self.down_proj(nn.silu(self.up_proj(self.pre_norm(x))))
+
+
+class BlockAttention(nn.Module):
+    """Attention within blocks of `context_size` frames, with Shaw's relative positions."""
+
+    def __init__(self, config: GraniteSpeechEncoderConfig):
+        super().__init__()
+        dim, inner = config.hidden_dim, config.num_heads * config.dim_head
+        self.num_heads = config.num_heads
+        self.context_size = config.context_size
+        self.max_pos_emb = config.max_pos_emb
+        self.scale = config.dim_head**-0.5
+        self.pre_norm = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, dim)
+        self.rel_pos_emb = nn.Embedding(2 * config.max_pos_emb + 1, config.dim_head)
+
+    def __call__(self, x: mx.array, mask: FrameMask) -> mx.array:
+        batch, num_frames, _ = x.shape
+        x = mx.pad(self.pre_norm(x), ((0, 0), (0, -num_frames % self.context_size), (0, 0)))
+        blocks = x.reshape(-1, self.context_size, x.shape[-1])
+        queries = split_heads(self.to_q(blocks), self.num_heads)
+        keys, values = (split_heads(t, self.num_heads) for t in self.to_kv(blocks).split(2, -1))
+        bias = self.relative_bias(queries)
+        if mask.keys is not None:
+            lowest = mx.finfo(bias.dtype).min
+            bias = bias.reshape(batch, -1, *bias.shape[1:])
+            bias = mx.where(mask.keys, bias, mx.array(lowest, bias.dtype)).flatten(0, 1)
+        out = scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=bias)
+        out = merge_heads(out).reshape(batch, -1, out.shape[1] * out.shape[3])
+        return self.to_out(out[:, :num_frames])
+
+    def relative_bias(self, queries: mx.array) -> mx.array:
+        """Scaled scores of each query with the embedding of its distance to each key.
+
+        With the table's rows for the distances C-1 .. -(C-1), one product gives every query's score
+        for every distance; key j of query i then stands in column C-1-i+j, so that the square of
+        scores is a view whose rows start one column earlier each.
+
+        Args:
+            queries: (blocks, heads, C, head_dim).
+
+        Returns:
+            (blocks, heads, C, C).
+        """
+        size = self.context_size
+        nearest = slice(self.max_pos_emb - size + 1, self.max_pos_emb + size)
+        table = self.rel_pos_emb.weight[nearest][::-1] * self.scale
+        by_distance = queries @ table.T
+        blocks, heads, _, columns = by_distance.shape
+        return mx.as_strided(
+            by_distance,
+            (blocks, heads, size, size),
+            (heads * size * columns, size * columns, columns - 1, 1),
+            size - 1,
+        )
+
+
+class DepthwiseConv(nn.Module):
+    """Depthwise convolution over time that keeps the length; BatchNorm is folded into it."""
+
+    def __init__(self, channels: int, kernel_size: int):
+        super().__init__()
+        self.weight = mx.zeros((channels, kernel_size, 1))
+        self.bias = mx.zeros((channels,))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        kernel_size = self.weight.shape[1]
+        left = kernel_size // 2
+        x = mx.pad(x, ((0, 0), (left, kernel_size - 1 - left), (0, 0)))
+        if mx.default_device().type == mx.DeviceType.cpu:
+            return _sum_of_shifts(x, self.weight, self.bias)
+        return mx.conv1d(x, self.weight, groups=x.shape[-1]) + self.bias
+
+
+@mx.compile
+def _sum_of_shifts(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """A depthwise convolution as one fused loop: MLX's own is several times slower on a CPU."""
+    kernel_size = weight.shape[1]
+    length = x.shape[1] - kernel_size + 1
+    total = bias.astype(mx.float32)
+    for shift in range(kernel_size):
+        total = total + x[:, shift : shift + length] * weight[:, shift, 0].astype(mx.float32)
+    return total.astype(x.dtype)
+
+
+class ConvModule(nn.Module):
+    def __init__(self, config: GraniteSpeechEncoderConfig):
+        super().__init__()
+        dim, inner = config.hidden_dim, config.hidden_dim * config.conv_expansion_factor
+        self.norm = nn.LayerNorm(dim)
+        self.up_conv = nn.Linear(dim, 2 * inner)
+        self.depth_conv = DepthwiseConv(inner, config.conv_kernel_size)
+        self.down_conv = nn.Linear(inner, dim)
+
+    def __call__(self, x: mx.array, mask: FrameMask) -> mx.array:
+        # zeros beyond a recording's end are what the convolution sees when it is alone
+        x = mask.zero_padding(nn.glu(self.up_conv(self.norm(x))))
+        return self.down_conv(nn.silu(self.depth_conv(x)))
+
+
+class ConformerBlock(nn.Module):
+    def __init__(self, config: GraniteSpeechEncoderConfig):
+        super().__init__()
+        self.ff1 = FeedForward(config)
+        self.attn = BlockAttention(config)
+        self.conv = ConvModule(config)
+        self.ff2 = FeedForward(config)
+        self.post_norm = nn.LayerNorm(config.hidden_dim)
+
+    def __call__(self, x: mx.array, mask: FrameMask) -> mx.array:
+        x = x + 0.5 * self.ff1(x)
+        x = x + self.attn(x, mask)
+        x = x + self.conv(x, mask)
+        x = x + 0.5 * self.ff2(x)
+        return self.post_norm(x)
+
+
+class GraniteSpeechCTCEncoder(nn.Module):
+    def __init__(self, config: GraniteSpeechEncoderConfig):
+        super().__init__()
+        self.config = config
+        self.input_linear = nn.Linear(config.input_dim, config.hidden_dim)
+        self.layers = [ConformerBlock(config) for _ in range(config.num_layers)]
+        self.out = nn.Linear(config.hidden_dim, config.output_dim)
+        self.out_mid = nn.Linear(config.output_dim, config.hidden_dim)
+
+    def __call__(
+        self, input_features: mx.array, feature_lengths: mx.array | None = None
+    ) -> EncoderOutput:
+        """Encode stacked log-mel frames, 50 a second.
+
+        Args:
+            input_features: (batch, frames, input_dim).
+            feature_lengths: (batch,) real frames of each recording of a padded batch. Each then
+                gets what it gets alone; the reference implementation lets padding leak.
+        """
+        mask = FrameMask(input_features.shape[1], self.config.context_size, feature_lengths)
+        x = self.input_linear(input_features.astype(self.input_linear.bias.dtype))
+        kept = set(self.config.cat_hidden_layers or [])
+        exported = [x] if 0 in kept else []
+        for number, layer in enumerate(self.layers, start=1):
+            x = layer(x, mask)
+            if number == len(self.layers) // 2:
+                x = x + self.out_mid(mx.softmax(self.out(x), axis=-1, precise=True))
+            if number in kept:
+                exported.append(x)
+        hidden = mx.concatenate([*exported, x], axis=-1) if exported else x
+        return EncoderOutput(mask.zero_padding(hidden), self.out(x))
+
+
+def sanitize_encoder(weights: dict[str, mx.array], prefix: str) -> dict[str, mx.array]:
+    """The encoder's checkpoint tensors in this module's layouts.
+
+    Convolutions of width 1 become linear layers, and each BatchNorm, at inference a scale and a
+    shift per channel, becomes part of the depthwise convolution before it. Applied to tensors that
+    already have these layouts it changes nothing.
+    """
+    result = {}
+    for name, value in weights.items():
+        if not name.startswith(prefix) or ".conv." not in name:
+            result[name] = value
+        elif name.endswith((".up_conv.weight", ".down_conv.weight")) and value.ndim == 3:
+            result[name] = value.squeeze(-1)
+        elif name.endswith(".depth_conv.conv.weight"):
+            conv = name.removesuffix(".conv.weight")
+            kernel = value.swapaxes(1, 2)
+            folded = _fold_batch_norm(kernel, weights, conv.removesuffix("depth_conv"))
+            result[conv + ".weight"], result[conv + ".bias"] = folded
+        elif ".batch_norm." not in name:
+            result[name] = value
+    return result
+
+
+def _fold_batch_norm(kernel: mx.array, weights: dict[str, mx.array], prefix: str):
+    """(channels, k, 1) kernel and (channels,) bias that include the BatchNorm at `prefix`.
+
+    In float32 whatever the checkpoint's type: rounding comes once, after folding.
+    """
+    parts = ("weight", "bias", "running_mean", "running_var")
+    missing = [p for p in parts if f"{prefix}batch_norm.{p}" not in weights]
+    if missing:
+        raise KeyError(f"{prefix}batch_norm.{missing[0]}")
+    gain, shift, mean, variance = (
+        weights[f"{prefix}batch_norm.{p}"].astype(mx.float32) for p in parts
+    )
+    factor = gain * mx.rsqrt(variance + 1e-5)
+    folded = kernel.astype(mx.float32) * factor[:, None, None]
+    return folded, shift - mean * factor

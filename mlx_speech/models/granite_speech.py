@@ -1,0 +1,263 @@
+"""Granite Speech: encoder, projector and Granite decoder as one model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import mlx.core as mx
+
+from ..errors import InputError
+from .base import PretrainedModel
+from .cache import KVCache
+from .config import PretrainedConfig, as_config
+from .conformer import GraniteSpeechCTCEncoder, GraniteSpeechEncoderConfig, sanitize_encoder
+from .decoder import CausalLMOutput, causal_lm_loss
+from .granite import GraniteConfig, GraniteForCausalLM
+from .lora import use_adapter
+from .qformer import Blip2QFormerConfig, WindowedProjector
+
+
+@dataclass(kw_only=True)
+class GraniteSpeechConfig(PretrainedConfig):
+    """Configuration of a Granite Speech model; `tie_word_embeddings` is None where only the
+    checkpoint's tensors can tell."""
+
+    model_type: ClassVar[str] = "granite_speech"
+    aliases: ClassVar[dict[str, str]] = {"audio_token_id": "audio_token_index"}
+
+    text_config: GraniteConfig | dict | None = None
+    encoder_config: GraniteSpeechEncoderConfig | dict | None = None
+    projector_config: Blip2QFormerConfig | dict | None = None
+    audio_token_index: int = 49155
+    initializer_range: float = 0.02
+    has_lora_adapter: bool = True
+    downsample_rate: int = 5
+    window_size: int = 15
+    tie_word_embeddings: bool | None = True
+    transformers_version: str | None = None
+
+    def __post_init__(self):
+        self.text_config = as_config(self.text_config, GraniteConfig)
+        self.encoder_config = as_config(self.encoder_config, GraniteSpeechEncoderConfig)
+        self.projector_config = as_config(self.projector_config, Blip2QFormerConfig)
+        if self.window_size % self.downsample_rate:
+            raise ValueError(
+                f"window_size {self.window_size} is not a multiple of downsample_rate "
+                f"{self.downsample_rate}"
+            )
+        if self.projector_config.encoder_hidden_size != self.encoder_config.output_size:
+            raise ValueError(
+                f"the projector's encoder_hidden_size {self.projector_config.encoder_hidden_size} "
+                f"is not the encoder's output size {self.encoder_config.output_size}"
+            )
+        if self.tie_word_embeddings is not None:
+            self.text_config.tie_word_embeddings = self.tie_word_embeddings
+
+    @classmethod
+    def from_dict(cls, data):
+        """See `PretrainedConfig.from_dict`.
+
+        Whether the head is tied stands at the top, in `text_config`, in both or in neither,
+        depending on the version of transformers that saved the file. Only what is said without
+        contradiction counts.
+        """
+        places = (data, data.get("text_config") or {})
+        said = {p["tie_word_embeddings"] for p in places if "tie_word_embeddings" in p}
+        tied = said.pop() if len(said) == 1 else None
+        return super().from_dict({**data, "tie_word_embeddings": tied})
+
+    @property
+    def logits_divisor(self) -> float:
+        """What the head's products are divided by.
+
+        Granite divides by `logits_scaling`. From transformers 5.10 on, its Granite Speech does not
+        (Granite itself still does), so a checkpoint that such a version saved was trained and
+        measured without. The likeliest token is the same; probabilities, and with them sampling
+        and beam search, are not.
+        """
+        version = re.match(r"(\d+)\.(\d+)", self.transformers_version or "")
+        undivided = version is not None and tuple(map(int, version.groups())) >= (5, 10)
+        return 1.0 if undivided else self.text_config.logits_scaling
+
+
+@dataclass(kw_only=True)
+class GraniteSpeechPlusConfig(GraniteSpeechConfig):
+    """Configuration of the Plus variant, whose encoder exports more than its last layer."""
+
+    model_type: ClassVar[str] = "granite_speech_plus"
+
+
+@dataclass
+class GraniteSpeechOutput(CausalLMOutput):
+    """`CausalLMOutput` and the projected audio, (recordings, audio tokens, hidden_size)."""
+
+    audio_hidden_states: mx.array | None = None
+
+
+class GraniteSpeechForConditionalGeneration(PretrainedModel):
+    config_class = GraniteSpeechConfig
+
+    def __init__(self, config: GraniteSpeechConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = GraniteSpeechCTCEncoder(config.encoder_config)
+        self.projector = WindowedProjector(
+            config.projector_config,
+            window_size=config.window_size,
+            downsample_rate=config.downsample_rate,
+            output_size=config.text_config.hidden_size,
+        )
+        self.language_model = GraniteForCausalLM(config.text_config)
+        self.language_model.logits_divisor = config.logits_divisor
+
+    def get_audio_features(
+        self, input_features: mx.array, feature_lengths: mx.array | None = None
+    ) -> mx.array:
+        """(recordings, frames, 160) -> (recordings, audio tokens, hidden_size of the decoder)."""
+        return self.projector(self.encoder(input_features, feature_lengths).last_hidden_state)
+
+    def merge_audio(
+        self,
+        input_ids: mx.array,
+        audio_features: mx.array | None,
+        input_features_mask: mx.array | None = None,
+    ) -> mx.array:
+        """Embeddings of a prompt with the audio written over its audio tokens.
+
+        Args:
+            input_ids: (batch, length).
+            audio_features: (recordings, audio tokens, hidden_size), in the order in which the
+                prompts, one after the other, mention them.
+            input_features_mask: (recordings, audio tokens), nonzero where there is audio.
+
+        Raises:
+            InputError: there are more or fewer audio tokens than audio features.
+        """
+        is_audio = input_ids == self.config.audio_token_index
+        embeds = self.language_model.model.embed_tokens(mx.where(is_audio, 0, input_ids))
+        num_tokens = is_audio.sum().item()
+        num_features = 0
+        if audio_features is not None:
+            audio_features = audio_features.flatten(0, 1)
+            num_features = audio_features.shape[0]
+            if input_features_mask is not None:
+                valid = input_features_mask.flatten().astype(mx.bool_)
+                num_features = valid.sum().item()
+                index = mx.arange(valid.size)
+                first = mx.argsort(mx.where(valid, index, valid.size + index))[:num_features]
+                audio_features = audio_features[first]
+        if num_tokens != num_features:
+            raise InputError(
+                f"the prompt has {num_tokens} audio tokens, but the recordings give "
+                f"{num_features} audio features"
+            )
+        if not num_features:
+            return embeds
+        source = mx.cumsum(is_audio.flatten().astype(mx.int32)).reshape(is_audio.shape) - 1
+        audio = audio_features.astype(embeds.dtype)[mx.maximum(source, 0)]
+        return mx.where(is_audio[..., None], audio, embeds)
+
+    def __call__(
+        self,
+        input_ids: mx.array | None = None,
+        *,
+        input_features: mx.array | None = None,
+        input_features_mask: mx.array | None = None,
+        feature_lengths: mx.array | None = None,
+        inputs_embeds: mx.array | None = None,
+        attention_mask: mx.array | None = None,
+        past_key_values: Sequence[KVCache] | None = None,
+        labels: mx.array | None = None,
+        logits_to_keep: int = 0,
+        output_hidden_states: bool = False,
+        adapter: bool | None = None,
+    ) -> GraniteSpeechOutput:
+        """Run the model; what is not described here is as in `CausalLM`.
+
+        Args:
+            input_ids: (batch, length), with one audio token for each audio feature.
+            input_features: (recordings, frames, 160) stacked log-mel frames.
+            input_features_mask: (recordings, audio tokens), zero where a shorter recording of the
+                batch has no audio features.
+            feature_lengths: (recordings,) real frames of each, for a batch of different lengths.
+            adapter: whether the LoRA adapter is on. By default it is on exactly when this call
+                brings audio; say True when continuing a cached prompt that did.
+        """
+        audio = None
+        if inputs_embeds is None and input_ids is not None:
+            if input_features is not None:
+                audio = self.get_audio_features(input_features, feature_lengths)
+            inputs_embeds = self.merge_audio(input_ids, audio, input_features_mask)
+        elif input_features is not None:
+            raise InputError("input_features need input_ids to say where they belong")
+        with use_adapter(audio is not None if adapter is None else adapter):
+            output = self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                logits_to_keep=logits_to_keep,
+                output_hidden_states=output_hidden_states,
+            )
+        loss = None
+        if labels is not None:
+            loss = causal_lm_loss(output.logits, labels, attention_mask)
+        return GraniteSpeechOutput(**{**vars(output), "loss": loss, "audio_hidden_states": audio})
+
+    @property
+    def context_length(self) -> int:
+        """Positions that the text decoder was made for."""
+        return self.language_model.context_length
+
+    def make_cache(self, left_padding: Sequence[int] | None = None) -> list[KVCache]:
+        """An empty cache of the text decoder."""
+        return self.language_model.make_cache(left_padding)
+
+    def prefill(self, input_ids: mx.array, cache: list[KVCache], **audio):
+        """As `CausalLM.prefill`; the adapter stays on for the answer to a prompt with audio."""
+        adapter = audio.get("input_features") is not None
+
+        def step(tokens: mx.array, **audio) -> mx.array:
+            output = self(tokens, past_key_values=cache, logits_to_keep=1, adapter=adapter, **audio)
+            return output.logits[:, -1]
+
+        return step(input_ids, **audio), step
+
+    @staticmethod
+    def complete_config(config: GraniteSpeechConfig, weights: dict[str, mx.array]) -> None:
+        """Settle from the (sanitized) tensors what the configuration left open."""
+        if config.tie_word_embeddings is None:
+            config.tie_word_embeddings = "language_model.lm_head.weight" not in weights
+            config.text_config.tie_word_embeddings = config.tie_word_embeddings
+
+    @staticmethod
+    def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
+        """Checkpoints come with three sets of names: `language_model.model.*` (what the released
+        repositories hold and this model uses), `model.language_model.*` (transformers >= 5 in
+        memory) and `language_model.model.model.*` (the Plus update of October 2026)."""
+        renamed = {rename_tensor(name): value for name, value in weights.items()}
+        renamed = {k: v for k, v in renamed.items() if not k.endswith("rotary_emb.inv_freq")}
+        if config.tie_word_embeddings:
+            renamed.pop("language_model.lm_head.weight", None)
+        return sanitize_encoder(renamed, "encoder.")
+
+
+_RENAMES = (
+    (r"^model\.(encoder|projector)\.", r"\1."),
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^language_model\.model\.(model|lm_head)\.", r"language_model.\1."),
+    (r"^lm_head\.", "language_model.lm_head."),
+)
+
+
+def rename_tensor(name: str) -> str:
+    """A tensor's name in any of the three layouts, as this model has it."""
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+class GraniteSpeechPlusForConditionalGeneration(GraniteSpeechForConditionalGeneration):
+    config_class = GraniteSpeechPlusConfig

@@ -1,0 +1,156 @@
+"""The projector: a Q-Former (https://arxiv.org/abs/2301.12597) over windows of encoder frames.
+
+Module names are those of the checkpoints (BLIP-2's, after BERT).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .attention import merge_heads, scaled_dot_product_attention, split_heads
+from .config import PretrainedConfig
+
+
+@dataclass(kw_only=True)
+class Blip2QFormerConfig(PretrainedConfig):
+    """Configuration of the Q-Former; defaults are those of transformers, not of any checkpoint."""
+
+    model_type: ClassVar[str] = "blip_2_qformer"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    cross_attention_frequency: int = 2
+    encoder_hidden_size: int = 1408
+    use_qformer_text_input: bool = False
+
+    def __post_init__(self):
+        if self.hidden_act != "gelu":
+            raise ValueError(f"hidden_act {self.hidden_act!r} is not supported, only 'gelu'")
+        if self.use_qformer_text_input:
+            raise ValueError("use_qformer_text_input is not supported")
+
+
+class MultiHeadAttention(nn.Module):
+    def __init__(self, config: Blip2QFormerConfig, source_size: int):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(source_size, config.hidden_size)
+        self.value = nn.Linear(source_size, config.hidden_size)
+
+    def __call__(self, x, source):
+        queries, keys, values = (
+            split_heads(t, self.num_heads)
+            for t in (self.query(x), self.key(source), self.value(source))
+        )
+        # the learned queries are the same for every window until they have looked at one
+        queries = mx.broadcast_to(queries, (keys.shape[0], *queries.shape[1:]))
+        scale = queries.shape[-1] ** -0.5
+        return merge_heads(scaled_dot_product_attention(queries, keys, values, scale=scale))
+
+
+class ResidualOutput(nn.Module):
+    """Projection, residual and norm at the end of each sublayer (post-norm)."""
+
+    def __init__(self, input_size: int, config: Blip2QFormerConfig):
+        super().__init__()
+        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def __call__(self, x, residual):
+        return self.LayerNorm(self.dense(x) + residual)
+
+
+class AttentionSublayer(nn.Module):
+    def __init__(self, config: Blip2QFormerConfig, source_size: int):
+        super().__init__()
+        self.attention = MultiHeadAttention(config, source_size)
+        self.output = ResidualOutput(config.hidden_size, config)
+
+    def __call__(self, x, source):
+        return self.output(self.attention(x, source), x)
+
+
+class Intermediate(nn.Module):
+    def __init__(self, config: Blip2QFormerConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+
+    def __call__(self, x):
+        return nn.gelu(self.dense(x))
+
+
+class QFormerLayer(nn.Module):
+    def __init__(self, config: Blip2QFormerConfig, index: int):
+        super().__init__()
+        self.attention = AttentionSublayer(config, config.hidden_size)
+        if index % config.cross_attention_frequency == 0:
+            self.crossattention = AttentionSublayer(config, config.encoder_hidden_size)
+        self.intermediate_query = Intermediate(config)
+        self.output_query = ResidualOutput(config.intermediate_size, config)
+
+    def __call__(self, x, frames):
+        x = self.attention(x, x)
+        if "crossattention" in self:
+            x = self.crossattention(x, frames)
+        return self.output_query(self.intermediate_query(x), x)
+
+
+class QFormerEncoder(nn.Module):
+    def __init__(self, config: Blip2QFormerConfig):
+        super().__init__()
+        self.layer = [QFormerLayer(config, i) for i in range(config.num_hidden_layers)]
+
+    def __call__(self, x, frames):
+        for layer in self.layer:
+            x = layer(x, frames)
+        return x
+
+
+class QFormer(nn.Module):
+    def __init__(self, config: Blip2QFormerConfig):
+        super().__init__()
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.encoder = QFormerEncoder(config)
+
+    def __call__(self, queries, frames):
+        return self.encoder(self.layernorm(queries), frames)
+
+
+class WindowedProjector(nn.Module):
+    """Turns every `window_size` encoder frames into `window_size // downsample_rate` tokens.
+
+    Args:
+        config: the Q-Former's.
+        output_size: width of the text decoder.
+    """
+
+    def __init__(
+        self,
+        config: Blip2QFormerConfig,
+        *,
+        window_size: int,
+        downsample_rate: int,
+        output_size: int,
+    ):
+        super().__init__()
+        self.window_size = window_size
+        self.query = mx.zeros((1, window_size // downsample_rate, config.hidden_size))
+        self.qformer = QFormer(config)
+        self.linear = nn.Linear(config.hidden_size, output_size)
+
+    def __call__(self, hidden_states: mx.array) -> mx.array:
+        """(batch, frames, encoder size) -> (batch, audio tokens, output size)."""
+        batch, num_frames, width = hidden_states.shape
+        padding = -num_frames % self.window_size
+        windows = mx.pad(hidden_states, ((0, 0), (0, padding), (0, 0)))
+        tokens = self.qformer(self.query, windows.reshape(-1, self.window_size, width))
+        return self.linear(tokens.reshape(batch, -1, tokens.shape[-1]))

@@ -1,0 +1,157 @@
+"""Granite Speech's processor: prompts and recordings -> inputs of the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import InputError
+from ..features import GraniteSpeechFeatureExtractor
+from ..models.config import read_json
+from .prompts import GRANITE_4_1, PromptStyle, prompt_style
+from .tokenizer import Tokenizer
+
+
+class GraniteSpeechProcessor:
+    """Puts a tokenizer and a feature extractor together.
+
+    Args:
+        audio_processor: computes features.
+        tokenizer: encodes prompts.
+        audio_token: stands in a prompt for one recording.
+        prompts: how this checkpoint wants to be instructed.
+    """
+
+    def __init__(
+        self,
+        audio_processor: GraniteSpeechFeatureExtractor,
+        tokenizer: Tokenizer,
+        audio_token: str = "<|audio|>",
+        *,
+        prompts: PromptStyle = GRANITE_4_1,
+    ):
+        self.audio_processor = audio_processor
+        self.tokenizer = tokenizer
+        self.audio_token = tokenizer.special_token("audio_token") or audio_token
+        self.prompts = prompts
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo, *, name: str | None = None) -> GraniteSpeechProcessor:
+        """Read the processor of a local folder or a Hugging Face repository.
+
+        Args:
+            name: what the checkpoint is called, if not by `path_or_repo`.
+        """
+        from ..hub import resolve_checkpoint
+
+        folder = Path(resolve_checkpoint(path_or_repo))
+        processor = read_json(folder, "processor_config.json", required=False)
+        features = processor.get("audio_processor") or read_json(
+            folder, "preprocessor_config.json", required=False
+        )
+        config = read_json(folder)
+        return cls(
+            GraniteSpeechFeatureExtractor.from_dict(
+                {
+                    "projector_window_size": config.get("window_size", 15),
+                    "projector_downsample_rate": config.get("downsample_rate", 5),
+                    **features,
+                }
+            ),
+            Tokenizer.from_pretrained(folder),
+            processor.get("audio_token", "<|audio|>"),
+            prompts=prompt_style(
+                config.get("model_type", ""),
+                config.get("has_lora_adapter", True),
+                name or str(path_or_repo),
+            ),
+        )
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        audio: Any = None,
+    ) -> dict[str, mx.array]:
+        """Inputs for the model: `model.generate(**processor(text, audio))`.
+
+        Args:
+            text: one or more prompts, with one audio token for each of their recordings.
+            audio: the recordings that all prompts together mention, in order, at the sampling rate
+                of the model: (samples,), (recordings, samples), or a sequence of (samples,).
+
+        Returns:
+            `input_ids` and `attention_mask`, (batch, length), padded on the left; with audio also
+            `input_features`, `input_features_mask`, and `feature_lengths` where they differ (see
+            `GraniteSpeechFeatureExtractor`).
+
+        Raises:
+            InputError: more or fewer audio tokens than recordings.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        features, sizes = {}, []
+        if audio is not None:
+            features = self.audio_processor(audio)
+            sizes = features.pop("audio_embed_sizes")
+        mentioned = sum(t.count(self.audio_token) for t in texts)
+        if mentioned != len(sizes):
+            raise InputError(
+                f"the text mentions {mentioned} recordings ({self.audio_token}), but "
+                f"{len(sizes)} are given"
+            )
+        remaining = iter(sizes)
+        pattern = re.escape(self.audio_token)
+        expanded = [re.sub(pattern, lambda m: m[0] * next(remaining), t) for t in texts]
+        return {**self.tokenizer(expanded), **features}
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """The prompt for a conversation, in the checkpoint's own format.
+
+        Args:
+            messages: `{"role": ..., "content": ...}`, where the content is a string or a list of
+                `{"type": "audio"}` and `{"type": "text", "text": ...}`.
+            add_generation_prompt, variables: as for `Tokenizer.apply_chat_template`.
+
+        Raises:
+            InputError: a part is of another type, or the template refuses the messages.
+        """
+        flat = [{**m, "content": self._flatten(m["content"])} for m in messages]
+        return self.tokenizer.apply_chat_template(
+            flat, add_generation_prompt=add_generation_prompt, **variables
+        )
+
+    def _flatten(self, content: str | Sequence[dict[str, Any]]) -> str:
+        """Parts as one string: the templates know no others, and would drop the audio."""
+        if isinstance(content, str):
+            return content
+        text = ""
+        for part in content:
+            if part.get("type") == "audio":
+                text += self.audio_token + self.prompts.after_audio
+            elif part.get("type") == "text":
+                text += part["text"]
+            else:
+                raise InputError(f"a message part is of type {part.get('type')!r}: not supported")
+        return text
+
+    def speech_prompt(self, instruction: str) -> str:
+        """The whole prompt that asks for something about one recording."""
+        messages = [
+            {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": instruction}]}
+        ]
+        if self.prompts.system is not None:
+            messages.insert(0, {"role": "system", "content": self.prompts.system})
+        return self.apply_chat_template(messages)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)

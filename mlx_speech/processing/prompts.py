@@ -1,0 +1,159 @@
+"""What to say to which Granite Speech model: the instructions that each one was trained on.
+
+Sources: the models' cards, and the prompts of ibm-granite's own `granite-speech` library.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..errors import UnsupportedOptionError
+
+TRANSCRIBE = "can you transcribe the speech into a written format?"
+TRANSCRIBE_PUNCTUATED = "transcribe the speech with proper punctuation and capitalization."
+TRANSCRIBE_LANGUAGE = "transcribe the {} speech with proper punctuation and capitalization."
+TRANSLATE = "translate the speech to {}."
+TRANSLATE_PUNCTUATED = "translate the speech to {} with proper punctuation and capitalization."
+LANGUAGE_HINT = "The speech is in {}. Transcribe it exactly; do not translate. "
+
+LANGUAGES = {
+    "en": "English",
+    "fr": "French",
+    "de": "German",
+    "es": "Spanish",
+    "pt": "Portuguese",
+    "ja": "Japanese",
+    "it": "Italian",
+    "zh": "Mandarin",
+}
+
+_CARD_SYSTEM = (
+    "Knowledge Cutoff Date: April 2024.\nToday's Date: December 19, 2024.\n"
+    "You are Granite, developed by IBM. You are a helpful AI assistant"
+)
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """How a family of models is spoken to.
+
+    title: for messages.
+    translate: the instruction for a translation, with a place for the language.
+    targets: codes of the languages that it translates to.
+    punctuates: whether it knows the instruction for punctuation and capitals.
+    names_language: whether it can be told which language is spoken.
+    after_audio: what stands between the audio and the instruction.
+    system: the system message that its card uses.
+    """
+
+    title: str
+    translate: str = TRANSLATE
+    targets: tuple[str, ...] = tuple(LANGUAGES)
+    punctuates: bool = False
+    names_language: bool = False
+    after_audio: str = ""
+    system: str | None = None
+
+    def instruction(
+        self,
+        task: str = "transcribe",
+        *,
+        language: str | None = None,
+        target_language: str | None = None,
+        punctuate: bool = False,
+    ) -> str:
+        """The instruction for a task.
+
+        Args:
+            task: `"transcribe"` or `"translate"`.
+            language: spoken language, code or English name; None lets the model hear it.
+            target_language: language to translate to, code or English name.
+            punctuate: ask for punctuation and capitals.
+
+        Raises:
+            UnsupportedOptionError: this family was not trained for it.
+        """
+        if punctuate and not self.punctuates:
+            raise self._unsupported("punctuate", "punctuation and capitals", "punctuates")
+        if language is not None and not self.names_language:
+            raise self._unsupported("language", "being told the language", "names_language")
+        if task == "translate":
+            return self._translate(language, target_language, punctuate)
+        if task != "transcribe":
+            raise UnsupportedOptionError(f"task {task!r} is neither 'transcribe' nor 'translate'")
+        if target_language is not None:
+            raise UnsupportedOptionError("target_language goes with task 'translate'")
+        if language is None:
+            return TRANSCRIBE_PUNCTUATED if punctuate else TRANSCRIBE
+        spoken = language_name(language)
+        if self is GRANITE_5_0:
+            rest = TRANSCRIBE_PUNCTUATED if punctuate else TRANSCRIBE
+            return LANGUAGE_HINT.format(spoken) + rest
+        if not punctuate:
+            raise UnsupportedOptionError(
+                f"{self.title} takes the language only together with punctuation (punctuate)"
+            )
+        return TRANSCRIBE_LANGUAGE.format(spoken)
+
+    def _translate(self, language: str | None, target: str | None, punctuate: bool) -> str:
+        if not self.targets:
+            raise self._unsupported("task", "translation", "targets")
+        if target is None:
+            raise UnsupportedOptionError(
+                f"translation needs target_language: one of {', '.join(self.targets)}"
+            )
+        if language is not None:
+            raise UnsupportedOptionError(f"{self.title} hears the language that it translates from")
+        name = language_name(target)
+        if not any(LANGUAGES[code] == name for code in self.targets):
+            raise UnsupportedOptionError(
+                f"{self.title} does not translate to {name}, but to {', '.join(self.targets)}"
+            )
+        return (TRANSLATE_PUNCTUATED if punctuate else self.translate).format(name)
+
+    def _unsupported(self, option: str, what: str, attribute: str) -> UnsupportedOptionError:
+        able = ", ".join(style.title for style in _STYLES if getattr(style, attribute))
+        return UnsupportedOptionError(
+            f"{option}: {self.title} was not trained for {what}; these were: {able}"
+        )
+
+
+GRANITE_3 = PromptStyle(
+    "Granite Speech 3.x", targets=("en", "fr", "de", "es", "pt", "ja", "it", "zh")
+)
+GRANITE_4_0 = PromptStyle("Granite 4.0 Speech")
+GRANITE_4_1 = PromptStyle("Granite Speech 4.1", punctuates=True, names_language=True)
+GRANITE_4_1_PLUS = PromptStyle(
+    "Granite Speech 4.1 Plus", targets=(), after_audio=" ", system=_CARD_SYSTEM
+)
+GRANITE_5_0 = PromptStyle("Granite Speech 5.0", punctuates=True, names_language=True)
+_STYLES = (GRANITE_3, GRANITE_4_0, GRANITE_4_1, GRANITE_4_1_PLUS, GRANITE_5_0)
+
+
+def prompt_style(model_type: str, has_adapter: bool, name: str) -> PromptStyle:
+    """The style of a checkpoint.
+
+    The Plus variant and the models with an adapter (3.x) are told by their configuration. 4.0, 4.1
+    and 5.0 have the same one, so there the repository's or folder's name decides, and 4.1 is taken
+    where it does not say.
+    """
+    if model_type == "granite_speech_plus":
+        return GRANITE_4_1_PLUS
+    if has_adapter:
+        return GRANITE_3
+    version = re.search(r"granite-(?:speech-)?(\d\.\d)", name.lower())
+    return {"4.0": GRANITE_4_0, "5.0": GRANITE_5_0}.get(version and version[1], GRANITE_4_1)
+
+
+def language_name(language: str) -> str:
+    """English name of a language given by its code or name in any case.
+
+    Raises:
+        UnsupportedOptionError: no Granite Speech model knows it.
+    """
+    for code, name in LANGUAGES.items():
+        if language.lower() in (code, name.lower()):
+            return name
+    known = ", ".join(f"{code} ({name})" for code, name in LANGUAGES.items())
+    raise UnsupportedOptionError(f"language {language!r} is not known; known are {known}")

@@ -1,0 +1,472 @@
+"""resolve_checkpoint against a Hub in miniature: what is fetched, what is kept, what is said."""
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_hub import FakeHub
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import _detect_agent, _http
+
+from mlx_speech.errors import CheckpointError, HubError
+from mlx_speech.hub import resolve_checkpoint
+
+REPO = "owner/model"
+SMALL = {
+    "config.json": b'{"a": 1}',
+    "preprocessor_config.json": b'{"a": 2}',
+    "tokenizer.json": b'{"a": 3}',
+    "chat_template.jinja": b"{{ messages }}",
+    "merges.txt": b"a b",
+    "sentencepiece.bpe.model": b"sp",
+}
+STRAY = {
+    "README.md": b"# model",
+    "LICENSE.txt": b"MIT",
+    "sample.wav": b"RIFF",
+    "out_llm.safetensors": b"stray",
+    "pytorch_model.bin": b"pickle",
+    "tf_model.h5": b"h5",
+    "flax_model.msgpack": b"flax",
+    "onnx/config.json": b"{}",
+    "onnx/model.safetensors": b"onnx",
+}
+SINGLE = {"model.safetensors": b"weights"}
+SHARDS = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+SHARDED = {
+    "model.safetensors.index.json": json.dumps(
+        {"weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}}
+    ).encode(),
+    **{name: name.encode() for name in SHARDS},
+}
+ADAPTER = {"adapter_config.json": b'{"a": 4}', "adapter_model.safetensors": b"lora"}
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A fake Hub that this process takes for the real one, with an empty cache and no token."""
+    for name in list(os.environ):
+        if name.startswith("HF_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    with FakeHub() as fake:
+        url_template = fake.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {
+            "ENDPOINT": fake.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": url_template,
+            "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN_PATH": str(home / "token"),
+            "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
+            "AGENT_HARNESSES_PATH": str(home / "agents.json"),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DISABLE_TELEMETRY": True,
+            "HF_HUB_OFFLINE": False,
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(_detect_agent, "_registry", _detect_agent._EMPTY_REGISTRY)
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between retries
+        monkeypatch.setattr(socket, "getaddrinfo", only_loopback(socket.getaddrinfo))
+        _http.close_session()
+        yield fake
+        _http.close_session()
+
+
+def only_loopback(getaddrinfo):
+    def guarded(host, *args, **kwargs):
+        assert host in ("127.0.0.1", b"127.0.0.1"), f"a request to {host}"
+        return getaddrinfo(host, *args, **kwargs)
+
+    return guarded
+
+
+@pytest.fixture
+def publish(hub, tmp_path):
+    """Write files into a new folder, and make it the newest commit of a repository."""
+    count = 0
+
+    def publish(*parts: dict[str, bytes], ref: str = "main") -> str:
+        nonlocal count
+        count += 1
+        folder = tmp_path / f"commit{count}"
+        for name, data in {k: v for part in parts for k, v in part.items()}.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        return hub.add(REPO, folder, ref)
+
+    return publish
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def error_of(*args, kind=HubError, **kwargs) -> str:
+    with pytest.raises(kind) as caught:
+        resolve_checkpoint(*args, **kwargs)
+    assert type(caught.value) is kind
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(args[0]) in message
+    if kind is HubError and "run again with" not in message:
+        assert caught.value.__cause__ is not None
+    return message
+
+
+# Folders and names
+
+
+def test_folder_is_returned_as_it_is(hub, tmp_path, monkeypatch):
+    (tmp_path / "owner" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert resolve_checkpoint(tmp_path) == tmp_path
+    assert resolve_checkpoint("owner/model") == Path("owner/model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_checkpoint("~/owner") == tmp_path / "owner"
+    assert hub.requests == []
+
+
+def test_folder_has_no_revision(tmp_path):
+    assert "'v1'" in error_of(tmp_path, revision="v1", kind=CheckpointError)
+
+
+def test_file_is_not_a_folder(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    assert f"the folder that holds it, {tmp_path}" in error_of(file, kind=CheckpointError)
+
+
+@pytest.mark.parametrize(
+    "name", ["./none", "/none/at/all", "~/none", "a\\b", "a/b/c", Path("owner/model")]
+)
+def test_path_that_does_not_exist(hub, name):
+    assert "no such folder" in error_of(name, kind=CheckpointError)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["", "my model/x", "owner/mo--del", "owner/", "a" * 300])
+def test_neither_path_nor_repository(hub, name):
+    assert "owner/name" in error_of(name, kind=CheckpointError)
+    assert hub.requests == []
+
+
+def test_bare_name_gets_both_readings(hub):
+    message = error_of("granite", kind=CheckpointError)
+    assert "no folder 'granite'" in message
+    assert "owner/granite" in message
+    assert hub.requests == []
+
+
+# What is fetched
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [SINGLE, SHARDED, {**SINGLE, **ADAPTER}, {**SHARDED, **ADAPTER}, {"model_a.safetensors": b"a"}],
+    ids=["single", "sharded", "adapter", "sharded adapter", "other name"],
+)
+def test_only_needed_files_are_fetched(hub, publish, weights):
+    commit = publish(SMALL, STRAY, weights)
+    folder = resolve_checkpoint(REPO, progress=False)
+    assert folder.name == commit
+    assert contents(folder) == {**SMALL, **weights}
+    assert hub.fetched() == sorted({**SMALL, **weights})
+
+
+def test_index_and_single_file_win_over_other_names(hub, publish):
+    publish(SMALL, SHARDED, {"model-extra.safetensors": b"", "model.safetensors": b""})
+    assert {*contents(resolve_checkpoint(REPO))} == {*SMALL, *SHARDED}
+    publish(SMALL, SINGLE, {"model.fp16.safetensors": b""})
+    assert {*contents(resolve_checkpoint(REPO))} == {*SMALL, *SINGLE}
+
+
+def test_adapter_repository(publish):
+    publish(ADAPTER)
+    assert contents(resolve_checkpoint(REPO)) == ADAPTER
+
+
+def test_second_call_asks_only_for_the_commit(hub, publish):
+    publish(SMALL, SHARDED, ADAPTER)
+    first = resolve_checkpoint(REPO)
+    hub.forget()
+    assert resolve_checkpoint(REPO) == first
+    assert [str(request) for request in hub.requests] == [f"GET /api/models/{REPO}/revision/main"]
+
+
+def test_revision_is_resolved_once(hub, publish):
+    """The branch moves after the first file: all files still come from the first commit."""
+    first = publish(SMALL, SHARDED)
+
+    def move(request):
+        if request.path.endswith("/config.json"):
+            hub.on_request = lambda request: None
+            publish(SMALL, {name: b"new" if name in SHARDS else SHARDED[name] for name in SHARDED})
+
+    hub.on_request = move
+    folder = resolve_checkpoint(REPO)
+    assert len(hub.repositories[REPO].commits) == 2
+    assert folder.name == first
+    assert contents(folder) == {**SMALL, **SHARDED}
+    asked = [request.path for request in hub.requests]
+    assert all(f"/resolve/{first}/" in path for path in asked if "/resolve/" in path)
+    assert sum("/api/models/" in path and "/tree/" not in path for path in asked) == 1
+
+
+def test_revision_by_branch_and_by_commit(publish):
+    old = publish(SMALL, {"model.safetensors": b"old"}, ref="v1")
+    publish(SMALL, {"model.safetensors": b"new"})
+    for revision, weights in (("v1", b"old"), (old, b"old"), ("main", b"new"), (None, b"new")):
+        folder = resolve_checkpoint(REPO, revision=revision)
+        assert (folder / "model.safetensors").read_bytes() == weights
+
+
+# Repositories that cannot be loaded
+
+
+def test_no_safetensors(hub, publish):
+    publish(SMALL, {"pytorch_model.bin": b"pickle"})
+    message = error_of(REPO, kind=CheckpointError)
+    assert "no safetensors weights (only pytorch_model.bin)" in message
+    assert "pytorch_model.bin" not in hub.fetched()
+
+
+def test_no_config(hub, publish):
+    publish(SINGLE)
+    assert "no config.json" in error_of(REPO, kind=CheckpointError)
+    assert hub.fetched() == []
+
+
+def test_index_names_a_file_that_is_not_there(hub, publish):
+    publish(SMALL, {name: SHARDED[name] for name in SHARDED if name != SHARDS[1]})
+    assert f"names {SHARDS[1]}" in error_of(REPO, kind=CheckpointError)
+    assert SHARDS[0] not in hub.fetched()
+
+
+@pytest.mark.parametrize("index", [b"<html>", b"[]", b"{}", b'{"weight_map": [1]}', b"\xff"])
+def test_malformed_index(publish, index):
+    publish(SMALL, {"model.safetensors.index.json": index})
+    assert "not a safetensors index" in error_of(REPO, kind=CheckpointError)
+
+
+# Without the network
+
+
+def go_offline(hub, monkeypatch, how: str) -> dict:
+    """Take the network away; returns the arguments to call with."""
+    if how == "environment":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    elif how == "closed port":
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        template = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    elif how == "server error":
+        hub.fail("*", status=500)
+    return {"local_files_only": how == "argument"}
+
+
+WAYS = pytest.mark.parametrize("how", ["argument", "environment", "closed port", "server error"])
+SAID = {
+    "argument": "downloads are switched off",
+    "environment": "downloads are switched off",
+    "closed port": "no working connection to http://127.0.0.1:",
+    "server error": "the Hub has a fault of its own (500)",
+}
+
+
+@WAYS
+def test_cache_serves_without_network(hub, publish, monkeypatch, how):
+    publish(SMALL, SHARDED, ADAPTER)
+    first = resolve_checkpoint(REPO)
+    offline = go_offline(hub, monkeypatch, how)
+    assert resolve_checkpoint(REPO, **offline) == first
+    assert resolve_checkpoint(REPO, revision=first.name, **offline) == first
+
+
+@WAYS
+def test_empty_cache_without_network(hub, publish, monkeypatch, how):
+    publish(SMALL, SHARDED)
+    offline = go_offline(hub, monkeypatch, how)
+    assert SAID[how] in error_of(REPO, **offline)
+    assert hub.fetched() == []
+
+
+@WAYS
+@pytest.mark.parametrize("lost", [SHARDS[1], "tokenizer.json"])
+def test_half_cache_names_the_missing_file(hub, publish, monkeypatch, how, lost):
+    commit = publish(SMALL, SHARDED, ADAPTER)
+    (resolve_checkpoint(REPO) / lost).unlink()
+    offline = go_offline(hub, monkeypatch, how)
+    for revision in (None, commit):
+        message = error_of(REPO, revision=revision, **offline)
+        assert SAID[how] in message
+        assert f"the local cache lacks {lost}" in message
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "adapter_model.safetensors"])
+def test_half_cache_of_another_tool(hub, publish, lost):
+    """Files fetched one by one leave no listing: what must be there is still missed."""
+    publish(SMALL, SINGLE, ADAPTER)
+    folder = resolve_checkpoint(REPO)
+    trees = folder.parent.parent / "trees"
+    (trees / f"{folder.name}.json").unlink()
+    file_download.read_tree_cache.__globals__["_IN_MEMORY_TREE_CACHE"].clear()
+    assert resolve_checkpoint(REPO, local_files_only=True) == folder
+    (folder / lost).unlink()
+    if lost == "config.json":
+        (folder / "adapter_config.json").unlink()
+    assert f"lacks {lost}" in error_of(REPO, local_files_only=True)
+
+
+def test_half_cache_is_completed(hub, publish):
+    publish(SMALL, SHARDED)
+    folder = resolve_checkpoint(REPO)
+    (folder / SHARDS[1]).unlink()
+    (folder / SHARDS[1]).resolve().unlink(missing_ok=True)
+    for blob in (folder.parent.parent / "blobs").iterdir():
+        if blob.read_bytes() == SHARDED[SHARDS[1]]:
+            blob.unlink()
+    hub.forget()
+    assert contents(resolve_checkpoint(REPO)) == {**SMALL, **SHARDED}
+    assert hub.fetched() == [SHARDS[1]]
+
+
+# Refusals and broken downloads
+
+
+def test_missing_repository(hub):
+    message = error_of("owner/none")
+    assert "no such repository" in message
+    assert "hf auth login" in message
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [("RepoNotFound", "no such repository"), (None, "access token")]
+)
+def test_private_repository(hub, publish, code, said):
+    publish(SMALL, SINGLE)
+    hub.fail("GET /api/models/*", status=401, error_code=code)
+    message = error_of(REPO)
+    assert said in message
+    assert "hf auth login" in message
+
+
+def test_gated_repository(hub, publish):
+    publish(SMALL, SINGLE)
+    hub.fail("* /owner/model/resolve/*", status=403, error_code="GatedRepo")
+    message = error_of(REPO)
+    assert f"https://huggingface.co/{REPO}" in message
+    assert "hf auth login" in message
+
+
+def test_missing_revision(publish):
+    publish(SMALL, SINGLE)
+    for revision in ("v9", "0" * 40):
+        assert f"no revision '{revision}'" in error_of(REPO, revision=revision)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(403, "forbids access"), (418, "418"), (429, "too many"), (503, "503")]
+)
+def test_other_answers(hub, publish, status, said):
+    publish(SMALL, SINGLE)
+    hub.fail("GET /api/models/*/revision/*", status=status)
+    assert said in error_of(REPO)
+
+
+def test_not_a_hub(hub, publish):
+    publish(SMALL, SINGLE)
+    hub.fail("GET /api/models/*", status=200, body=b"<html>log in to the hotel's network</html>")
+    assert "does not answer like a Hub" in error_of(REPO)
+
+
+def test_cut_connection_is_resumed(hub, publish, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1)
+    publish(SMALL, SINGLE)
+    hub.cut("GET *model.safetensors", after=3, times=2)
+    assert contents(resolve_checkpoint(REPO)) == {**SMALL, **SINGLE}
+    weights = [r for r in hub.requests if str(r).startswith("GET") and "safetensors" in r.path]
+    assert [r.headers.get("range") for r in weights] == [None, "bytes=3-", "bytes=6-"]
+
+
+def test_cut_connection(hub, publish):
+    publish(SMALL, SINGLE)
+    hub.cut("GET *model.safetensors", after=3)
+    assert "lacks model.safetensors" in error_of(REPO)
+    hub.forget()
+    assert contents(resolve_checkpoint(REPO)) == {**SMALL, **SINGLE}
+    assert hub.fetched() == ["model.safetensors"]
+
+
+def test_short_file(hub, publish):
+    publish(SMALL, SINGLE)
+    hub.fail("GET *model.safetensors", status=200, body=b"wei")
+    assert "broke off" in error_of(REPO)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_cache_that_cannot_be_written(publish, monkeypatch, code):
+    publish(SMALL, SINGLE)
+
+    def refuse(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(file_download, "_chmod_and_move", refuse)
+    message = error_of(REPO)
+    assert os.strerror(code) in message
+    assert constants.HF_HUB_CACHE in message
+
+
+# The real thing: environment variables, standard error, start-up
+
+
+def run(hub, home, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    script = (
+        "import sys, mlx_speech.hub as hub\n"
+        "assert 'huggingface_hub' not in sys.modules\n"
+        f"print(hub.resolve_checkpoint({REPO!r}, {', '.join(arguments)}))\n"
+        "from huggingface_hub.utils import are_progress_bars_disabled\n"
+        "assert not are_progress_bars_disabled()\n"
+    )
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        env={
+            **inherited,
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_environment_and_progress(hub, publish, tmp_path):
+    commit = publish(SMALL, SHARDED)
+    shown = run(hub, tmp_path / "a", "progress=True")
+    hidden = run(hub, tmp_path / "b", "progress=False")
+    for done, home in ((shown, "a"), (hidden, "b")):
+        assert done.returncode == 0, done.stderr
+        folder = Path(done.stdout.strip())
+        assert folder.is_relative_to(tmp_path / home)
+        assert folder.name == commit
+        assert contents(folder) == {**SMALL, **SHARDED}
+    assert "100%" in shown.stderr
+    assert hidden.stderr == ""
+
+    hub.forget()
+    offline = run(hub, tmp_path / "a", "progress=False", HF_HUB_OFFLINE="1")
+    assert (offline.stdout, offline.stderr) == (shown.stdout, "")
+    assert hub.requests == []
