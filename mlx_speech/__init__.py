@@ -1,3 +1,68 @@
-"""Speech and language models on Apple Silicon, through MLX."""
+"""Speech and language models on Apple Silicon, through MLX.
+
+`load` and `transcribe` are what most programs need:
+
+    import mlx_speech
+    model = mlx_speech.load("ibm-granite/granite-speech-3.3-2b")
+    print(mlx_speech.transcribe("talk.m4a", model).text)
+
+The classes are shaped like those of transformers. All names are imported when first used, so that
+importing the package costs nothing.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "audio": ("load_audio",),
+    "errors": (
+        "AudioError",
+        "CheckpointError",
+        "ContextLengthError",
+        "HubError",
+        "InputError",
+        "MlxSpeechError",
+        "UnsupportedOptionError",
+    ),
+    "features": ("GraniteSpeechFeatureExtractor",),
+    "generation": ("GenerationConfig", "generate"),
+    "loading": ("load",),
+    "models.conformer": ("GraniteSpeechCTCEncoder", "GraniteSpeechEncoderConfig"),
+    "models.granite": ("GraniteConfig", "GraniteForCausalLM"),
+    "models.granite_speech": (
+        "GraniteSpeechConfig",
+        "GraniteSpeechForConditionalGeneration",
+        "GraniteSpeechPlusConfig",
+        "GraniteSpeechPlusForConditionalGeneration",
+    ),
+    "processing": ("GraniteSpeechProcessor", "Tokenizer"),
+    "transcription": ("Segment", "Transcript", "Word", "stream_transcribe", "transcribe"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+class _Package(ModuleType):
+    """The package itself. `transcribe` is a function here and also the module of the command line;
+    importing that module must not put it in the function's place."""
+
+    def __getattr__(self, name: str):
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        super().__setattr__(name, value)
+        return value
+
+    def __setattr__(self, name: str, value) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self):
+        return sorted({*super().__dir__(), *_HOME})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,211 @@
+"""Command line: `python -m mlx_speech.transcribe [options] AUDIO...`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+from .errors import InputError, MlxSpeechError, UnsupportedOptionError
+
+FORMAT_NAMES = ("txt", "json")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options; nothing heavy is imported for them, so that --help answers at once."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mlx_speech.transcribe",
+        description="Transcribe or translate recordings with Granite Speech.",
+        epilog="The transcript goes to standard output unless -f or -o is given; everything else "
+        "goes to standard error. Exit status: 0 if all is done, 1 if a recording failed, 2 for "
+        "wrong usage.",
+    )
+    add = parser.add_argument
+    add("audio", nargs="+", metavar="AUDIO", help="audio or video file; - reads standard input")
+    add(
+        "--model",
+        default=os.environ.get("MLX_SPEECH_MODEL"),
+        help="folder or Hugging Face repository (default: $MLX_SPEECH_MODEL, else "
+        "ibm-granite/granite-speech-4.1-2b)",
+    )
+    add("--revision", help="branch, tag or commit of the repository")
+    speech = parser.add_argument_group("what to do")
+    add = speech.add_argument
+    add("--language", metavar="LANG", help="language spoken, e.g. en (default: the model hears it)")
+    add("--task", choices=("transcribe", "translate"), default="transcribe")
+    add("--target-language", metavar="LANG", help="language to translate to, e.g. fr")
+    add("--punctuate", action="store_true", help="with punctuation and capitals")
+    add("--prompt", metavar="TEXT", help="an instruction of your own, instead of all these")
+    output = parser.add_argument_group("output")
+    add = output.add_argument
+    add("-f", "--output-format", choices=FORMAT_NAMES, help="write files of this format")
+    add("-o", "--output-dir", type=Path, metavar="DIR", help="write files there (default: here)")
+    add("--overwrite", action="store_true", help="replace existing files")
+    add("--stream", action="store_true", help="print the text as it is heard")
+    generation = parser.add_argument_group("generation")
+    add = generation.add_argument
+    add("--max-tokens", type=int, metavar="N", help="limit (default: from the audio's length)")
+    add("--temperature", type=float, metavar="T", help="draw tokens at random (default: 0, off)")
+    add("--top-p", type=float, metavar="P", help="draw from the likeliest tokens only")
+    add("--num-beams", type=int, metavar="N", help="beam search with so many hypotheses")
+    add("--seed", type=int, metavar="N", help="make drawing repeatable")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), help="compute in this type")
+    talk = parser.add_mutually_exclusive_group()
+    talk.add_argument("--verbose", action="store_true", help="say what is done and how fast")
+    talk.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.stream and (args.num_beams or 1) > 1:
+        parser.error("--stream: beam search knows its text only at the end; leave out --num-beams")
+    if args.stream and (args.output_format or args.output_dir):
+        parser.error("--stream prints to standard output; leave out -f and -o")
+    if args.prompt is not None and (
+        args.task != "transcribe" or args.language or args.target_language or args.punctuate
+    ):
+        parser.error("--prompt takes the place of the other instructions; leave them out")
+    if args.audio.count("-") > 1:
+        parser.error("standard input (-) can be read only once")
+    outputs = None
+    if args.output_format or args.output_dir:
+        outputs = output_paths(
+            args.audio, args.output_dir or Path(), args.output_format or FORMAT_NAMES[0]
+        )
+        shared = [p for p, n in Counter(outputs).items() if n > 1]
+        if shared:
+            parser.error(f"{shared[0]} would be written by more than one input")
+    try:
+        return run(args, outputs)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # whoever read standard output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MlxSpeechError as error:
+        return report(error, args.debug)
+
+
+def output_paths(inputs: list[str], folder: Path, extension: str) -> list[Path]:
+    """Where each input's transcript goes: its name with another ending, or with a further one
+    where two inputs differ in nothing but their ending."""
+    names = ["stdin" if i == "-" else Path(i).name for i in inputs]
+    stems = Counter(Path(name).stem for name in names)
+    return [
+        folder / f"{name if stems[Path(name).stem] > 1 else Path(name).stem}.{extension}"
+        for name in names
+    ]
+
+
+def run(args: argparse.Namespace, outputs: list[Path] | None) -> int:
+    """Load the model, then do one input after the other."""
+    import mlx.core as mx
+
+    from .loading import load
+    from .transcription import DEFAULT_MODEL
+
+    if outputs is not None:
+        prepare_folder(outputs[0].parent)
+    start = time.perf_counter()
+    name = args.model or DEFAULT_MODEL
+    dtype = args.dtype and getattr(mx, args.dtype)
+    loaded = load(name, revision=args.revision, dtype=dtype, progress=not args.quiet)
+    say(args, f"{name}: loaded in {time.perf_counter() - start:.1f} s")
+    failures = 0
+    for index, source in enumerate(args.audio):
+        try:
+            transcribe_one(args, source, loaded, name, outputs and outputs[index])
+        except UnsupportedOptionError:
+            raise  # holds for every input
+        except (MlxSpeechError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            failures += 1
+            report(error, args.debug, source)
+    return 1 if failures else 0
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the output folder, before any work is done for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
+def transcribe_one(args, source: str, loaded: tuple, model_name: str, output: Path | None) -> None:
+    """Transcribe one input to a file or to standard output."""
+    import mlx.core as mx
+
+    from .transcription import stream_transcribe, transcribe
+    from .writers import FORMATS, write_file
+
+    if output is not None and output.exists() and not args.overwrite:
+        raise InputError(f"{output} exists already; --overwrite replaces it")
+    options = {
+        "language": args.language,
+        "task": args.task,
+        "target_language": args.target_language,
+        "punctuate": args.punctuate,
+        "prompt": args.prompt,
+        "max_new_tokens": args.max_tokens,
+    }
+    for option in ("temperature", "top_p", "num_beams", "seed"):
+        if getattr(args, option) is not None:
+            options[option] = getattr(args, option)
+    start = time.perf_counter()
+    mx.reset_peak_memory()
+    if args.stream:
+        for piece in stream_transcribe(source, loaded, **options):
+            print(piece, end="", flush=True)
+        print(flush=True)
+        return
+    transcript = transcribe(source, loaded, **options)
+    seconds = time.perf_counter() - start
+    text = FORMATS[output.suffix[1:] if output else FORMAT_NAMES[0]](transcript, model_name)
+    if output is None:
+        print(text, end="", flush=True)
+    else:
+        write_file(output, text)
+        say(args, f"{source}: written to {output}")
+    if any(s.truncated for s in transcript.segments) and not args.quiet:
+        print(f"{source}: warning: the text was cut off; raise --max-tokens", file=sys.stderr)
+    say(
+        args,
+        f"{source}: {transcript.duration:.1f} s of audio in {seconds:.1f} s "
+        f"({transcript.duration / seconds:.1f} x real time), "
+        f"peak memory {mx.get_peak_memory() / 1e9:.2f} GB",
+    )
+
+
+def say(args: argparse.Namespace, message: str) -> None:
+    """A remark for --verbose."""
+    if args.verbose:
+        print(message, file=sys.stderr)
+
+
+def report(error: Exception, debug: bool, source: str | None = None) -> int:
+    """One line about an error; with --debug also where it came from."""
+    if debug:
+        traceback.print_exception(error)
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if source is not None and source not in message:
+        message = f"{source}: {message}"
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

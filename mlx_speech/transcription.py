@@ -1,0 +1,204 @@
+"""From a recording to a transcript."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from .audio import SAMPLING_RATE, load_audio
+from .errors import ContextLengthError, UnsupportedOptionError
+from .generation import TextStream, stream_tokens
+from .generation.api import generate_rows
+from .loading import load
+
+DEFAULT_MODEL = "ibm-granite/granite-speech-4.1-2b"
+
+#: tokens that an answer may have: so many for each second of audio (fast speech has 3 to 4, other
+#: scripts more), and so many besides
+TOKENS_PER_SECOND = 12
+TOKENS_BESIDES = 32
+
+
+@dataclass
+class Word:
+    """One word and when it was said, in seconds."""
+
+    text: str
+    start: float
+    end: float
+    probability: float
+
+
+@dataclass
+class Segment:
+    """A stretch of the recording and what was said in it; times in seconds.
+
+    tokens: ids of the text, without the one that ended it.
+    avg_logprob: mean log-probability of the tokens, the ending one included.
+    truncated: the text was cut off by the limit on new tokens.
+    """
+
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    avg_logprob: float
+    words: list[Word] = field(default_factory=list)
+    truncated: bool = False
+
+
+@dataclass
+class Transcript:
+    """What was said in a recording of `duration` seconds.
+
+    language: of the text, if it was asked for; the models do not say which they heard.
+    """
+
+    text: str
+    language: str | None
+    duration: float
+    segments: list[Segment]
+
+
+@dataclass
+class _Request:
+    """A recording and an instruction, ready for the model."""
+
+    model: Any
+    processor: Any
+    inputs: dict[str, Any]
+    options: dict[str, Any]
+    duration: float
+    language: str | None
+
+
+def transcribe(
+    audio,
+    model: str | os.PathLike | tuple = DEFAULT_MODEL,
+    *,
+    sampling_rate: int | None = None,
+    language: str | None = None,
+    task: str = "transcribe",
+    target_language: str | None = None,
+    punctuate: bool = False,
+    prompt: str | None = None,
+    max_new_tokens: int | None = None,
+    **options: Any,
+) -> Transcript:
+    """Transcribe or translate one recording.
+
+    Args:
+        audio: path of a file, `"-"` for standard input, or samples (see `load_audio`).
+        model: a folder or repository id, or what `load` returned, to load it only once.
+        sampling_rate: of the samples, in Hz, where `audio` is an array.
+        language: the language spoken, code or English name; unset, the model hears it.
+        task: `"transcribe"` or `"translate"`.
+        target_language: what to translate to, code or English name.
+        punctuate: ask for punctuation and capitals.
+        prompt: an instruction of your own instead of those that the options above choose.
+        max_new_tokens: limit on the text's length; by default one that speech does not reach.
+        options: further ones of `GenerationConfig`, e.g. `num_beams` or `temperature`.
+
+    Raises:
+        AudioError: the recording cannot be read.
+        CheckpointError: the model cannot be loaded.
+        ContextLengthError: the recording is too long for the model.
+        UnsupportedOptionError: the model was not trained for what is asked.
+    """
+    request = _prepare(
+        audio,
+        model,
+        sampling_rate=sampling_rate,
+        language=language,
+        task=task,
+        target_language=target_language,
+        punctuate=punctuate,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        options=options,
+    )
+    config, (row,) = generate_rows(request.model, **request.inputs, **request.options)
+    ended = row.tokens[-1] in config.eos_token_ids
+    tokens = row.tokens[:-1] if ended else row.tokens
+    text = request.processor.decode(tokens).strip()
+    segment = Segment(
+        start=0.0,
+        end=request.duration,
+        text=text,
+        tokens=tokens,
+        avg_logprob=sum(row.logprobs) / len(row.logprobs),
+        truncated=not ended,
+    )
+    mx.clear_cache()
+    return Transcript(text, request.language, request.duration, [segment])
+
+
+def stream_transcribe(
+    audio, model: str | os.PathLike | tuple = DEFAULT_MODEL, **options: Any
+) -> Iterator[str]:
+    """As `transcribe`, but yields the text piece by piece, as soon as each is certain.
+
+    The pieces together are exactly the transcript's text. Beam search cannot stream.
+    """
+    explicit = ("sampling_rate", "language", "target_language", "prompt", "max_new_tokens")
+    arguments = {name: options.pop(name, None) for name in explicit}
+    arguments["task"] = options.pop("task", "transcribe")
+    arguments["punctuate"] = options.pop("punctuate", False)
+    request = _prepare(audio, model, options=options, **arguments)
+    text = TextStream(request.processor.tokenizer)
+    for step in stream_tokens(request.model, **request.inputs, **request.options):
+        if piece := text.add(step.tokens[0]):
+            yield piece
+    if rest := text.finish():
+        yield rest
+    mx.clear_cache()
+
+
+def _prepare(
+    audio,
+    model,
+    *,
+    sampling_rate: int | None,
+    language: str | None,
+    task: str,
+    target_language: str | None,
+    punctuate: bool,
+    prompt: str | None,
+    max_new_tokens: int | None,
+    options: dict[str, Any],
+) -> _Request:
+    model, processor = model if isinstance(model, tuple) else load(model)
+    if not hasattr(processor, "speech_prompt"):
+        raise UnsupportedOptionError(
+            f"a {model.config.model_type} model has no ears; transcription needs a speech model"
+        )
+    if prompt is None:
+        prompt = processor.prompts.instruction(
+            task, language=language, target_language=target_language, punctuate=punctuate
+        )
+    samples = load_audio(audio, sampling_rate=sampling_rate)
+    duration = samples.size / SAMPLING_RATE
+    inputs = processor(processor.speech_prompt(prompt), samples)
+    room = model.context_length - inputs["input_ids"].shape[1]
+    if max_new_tokens is None:
+        max_new_tokens = TOKENS_BESIDES + math.ceil(TOKENS_PER_SECOND * duration)
+        if room >= TOKENS_BESIDES:
+            max_new_tokens = min(max_new_tokens, room)
+    if room < max_new_tokens:
+        raise ContextLengthError(
+            f"a recording of {duration:.1f} s and a text of {max_new_tokens} tokens are more than "
+            f"the model's context of {model.context_length} tokens holds; cut the recording"
+        )
+    return _Request(
+        model=model,
+        processor=processor,
+        inputs=inputs,
+        options={**options, "max_new_tokens": max_new_tokens},
+        duration=duration,
+        language=target_language if task == "translate" else language,
+    )

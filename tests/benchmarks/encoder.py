@@ -1,0 +1,542 @@
+"""Speed and memory of the speech encoder, beside mlx-audio's `granite_speech`.
+
+    python tests/benchmarks/encoder.py
+    python tests/benchmarks/encoder.py --layers 4 --seconds 60 --dtype bfloat16 --decoder
+
+Both packages load the same random weights, at the released models' size, from one checkpoint folder
+in Hugging Face's names, each through its own loading code. Each has a process of its own, and only
+one of them computes at any time: they take turns, run by run. Their results must agree.
+
+Memory is MLX's peak during a run, with what was there before the run (the weights) taken off, and
+the most that the process ever held resident, which includes Python and loading.
+
+On Linux, where MLX's CPU build comes with a slow BLAS, both processes preload OpenBLAS if it is
+installed (Debian: libopenblas0-pthread).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# MLX is imported by the workers only: a process inherits its parent's largest resident size
+
+OURS, THEIRS = "mlx-speech", "mlx-audio"
+ENCODER, AUDIO, DECODER = "encoder", "encoder + projector", "decoder"
+FRAMES_PER_SECOND = 50
+PROMPT_TOKENS, NEW_TOKENS = 300, 100
+#: largest difference between the results that float32 rounding may explain
+TOLERANCE = 1e-3
+
+
+# --- the checkpoint ---
+
+
+def checkpoint_config(layers: int, decoder_layers: int, dtype: str) -> dict:
+    """config.json of a Granite Speech model; without a decoder only its width is real."""
+    return {
+        "model_type": "granite_speech",
+        "dtype": dtype,
+        "encoder_config": {
+            "input_dim": 160,
+            "num_layers": layers,
+            "hidden_dim": 1024,
+            "feedforward_mult": 4,
+            "num_heads": 8,
+            "dim_head": 128,
+            "output_dim": 348,
+            "context_size": 200,
+            "max_pos_emb": 512,
+            "conv_kernel_size": 15,
+            "conv_expansion_factor": 2,
+        },
+        "projector_config": {
+            "hidden_size": 1024,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+            "layer_norm_eps": 1e-12,
+            "encoder_hidden_size": 1024,
+            "cross_attention_frequency": 1,
+        },
+        "text_config": {
+            "model_type": "granite",
+            "vocab_size": 100353 if decoder_layers else 8,
+            "hidden_size": 2048,
+            "intermediate_size": 4096,
+            "num_hidden_layers": decoder_layers,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "attention_multiplier": 0.0078125,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 8.0,
+            "tie_word_embeddings": True,
+        },
+        "audio_token_index": 7,
+        "window_size": 15,
+        "downsample_rate": 5,
+        "has_lora_adapter": False,
+        "tie_word_embeddings": True,
+    }
+
+
+def tensor_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the checkpoint, in the names and layouts of Hugging Face's."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def linear(name: str, inputs: int, outputs: int, *rest: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = (outputs, inputs, *rest)
+        if bias:
+            shapes[f"{name}.bias"] = (outputs,)
+
+    def norm(name: str, size: int, *more: str) -> None:
+        for part in ("weight", "bias", *more):
+            shapes[f"{name}.{part}"] = (size,)
+
+    encoder = config["encoder_config"]
+    dim, inner = encoder["hidden_dim"], encoder["hidden_dim"] * encoder["conv_expansion_factor"]
+    heads = encoder["num_heads"] * encoder["dim_head"]
+    linear("encoder.input_linear", encoder["input_dim"], dim)
+    linear("encoder.out", dim, encoder["output_dim"])
+    linear("encoder.out_mid", encoder["output_dim"], dim)
+    for index in range(encoder["num_layers"]):
+        layer = f"encoder.layers.{index}"
+        for part in ("ff1", "ff2"):
+            norm(f"{layer}.{part}.pre_norm", dim)
+            linear(f"{layer}.{part}.up_proj", dim, dim * encoder["feedforward_mult"])
+            linear(f"{layer}.{part}.down_proj", dim * encoder["feedforward_mult"], dim)
+        norm(f"{layer}.attn.pre_norm", dim)
+        linear(f"{layer}.attn.to_q", dim, heads, bias=False)
+        linear(f"{layer}.attn.to_kv", dim, 2 * heads, bias=False)
+        linear(f"{layer}.attn.to_out", heads, dim)
+        positions = 2 * encoder["max_pos_emb"] + 1
+        shapes[f"{layer}.attn.rel_pos_emb.weight"] = (positions, encoder["dim_head"])
+        norm(f"{layer}.conv.norm", dim)
+        linear(f"{layer}.conv.up_conv", dim, 2 * inner, 1)
+        linear(f"{layer}.conv.depth_conv.conv", 1, inner, encoder["conv_kernel_size"], bias=False)
+        norm(f"{layer}.conv.batch_norm", inner, "running_mean", "running_var")
+        linear(f"{layer}.conv.down_conv", inner, dim, 1)
+        norm(f"{layer}.post_norm", dim)
+
+    projector, text = config["projector_config"], config["text_config"]
+    dim, inner = projector["hidden_size"], projector["intermediate_size"]
+    queries = config["window_size"] // config["downsample_rate"]
+    shapes["projector.query"] = (1, queries, dim)
+    norm("projector.qformer.layernorm", dim)
+    linear("projector.linear", dim, text["hidden_size"])
+    for index in range(projector["num_hidden_layers"]):
+        layer = f"projector.qformer.encoder.layer.{index}"
+        sources = {"attention": dim, "crossattention": projector["encoder_hidden_size"]}
+        for part, source in sources.items():
+            linear(f"{layer}.{part}.attention.query", dim, dim)
+            linear(f"{layer}.{part}.attention.key", source, dim)
+            linear(f"{layer}.{part}.attention.value", source, dim)
+            linear(f"{layer}.{part}.output.dense", dim, dim)
+            norm(f"{layer}.{part}.output.LayerNorm", dim)
+        linear(f"{layer}.intermediate_query.dense", dim, inner)
+        linear(f"{layer}.output_query.dense", inner, dim)
+        norm(f"{layer}.output_query.LayerNorm", dim)
+
+    dim, inner = text["hidden_size"], text["intermediate_size"]
+    keys = dim // text["num_attention_heads"] * text["num_key_value_heads"]
+    shapes["language_model.model.embed_tokens.weight"] = (text["vocab_size"], dim)
+    shapes["language_model.model.norm.weight"] = (dim,)
+    for index in range(text["num_hidden_layers"]):
+        layer = f"language_model.model.layers.{index}"
+        for part, outputs in {"q": dim, "k": keys, "v": keys, "o": dim}.items():
+            linear(f"{layer}.self_attn.{part}_proj", dim, outputs, bias=False)
+        linear(f"{layer}.mlp.gate_proj", dim, inner, bias=False)
+        linear(f"{layer}.mlp.up_proj", dim, inner, bias=False)
+        linear(f"{layer}.mlp.down_proj", inner, dim, bias=False)
+        shapes[f"{layer}.input_layernorm.weight"] = (dim,)
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (dim,)
+    return shapes
+
+
+def write_checkpoint(folder: Path) -> None:
+    """Random weights for the folder's config.json, of sizes that keep activations near 1."""
+    import mlx.core as mx
+
+    config = json.loads((folder / "config.json").read_text())
+    mx.random.seed(0)
+    weights = {}
+    for name, shape in tensor_shapes(config).items():
+        value = mx.random.uniform(-1, 1, shape)
+        if name.endswith("running_var"):
+            value = 1.0 + 0.5 * value
+        elif "norm.weight" in name.lower():
+            value = 1.0 + 0.1 * value
+        elif len(shape) == 1:
+            value = 0.1 * value
+        elif not name.endswith("query"):
+            value = value * math.sqrt(3.0 / math.prod(shape[1:]))
+        weights[name] = value.astype(getattr(mx, config["dtype"]))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+
+
+# --- a worker: one package's model, which does what its standard input asks ---
+
+
+def load_ours(folder: Path):
+    import mlx.core as mx
+
+    from mlx_speech.loading import load_model
+
+    dtype = json.loads((folder / "config.json").read_text())["dtype"]
+    return load_model(folder, dtype=getattr(mx, dtype))
+
+
+def load_theirs(folder: Path):
+    """As `mlx_audio.stt.load` does, which would want a tokenizer as well."""
+    import mlx.core as mx
+    from mlx_audio.stt.models.granite_speech import Model, ModelConfig
+
+    model = Model(ModelConfig.from_dict(json.loads((folder / "config.json").read_text())))
+    weights = model.sanitize(mx.load(str(folder / "model.safetensors")))
+    model.load_weights(list(weights.items()), strict=True)
+    mx.eval(model.parameters())
+    model.eval()
+    return model
+
+
+def encode_ours(model, features):
+    return model.encoder(features).last_hidden_state
+
+
+def encode_theirs(model, features):
+    return model.encoder(features)
+
+
+def decode_ours(model, prompt: list[int]):
+    """New token ids, greedily, as they come."""
+    import mlx.core as mx
+
+    from mlx_speech.generation import GenerationConfig, stream_tokens
+
+    config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None)
+    for step in stream_tokens(model, mx.array([prompt]), generation_config=config):
+        yield step.tokens[0]
+
+
+def decode_theirs(model, prompt: list[int]):
+    """As its `generate` does: from embeddings, which in real use hold the audio."""
+    import mlx.core as mx
+    from mlx_audio.lm.generate import generate_step
+
+    ids = mx.array(prompt)
+    embeddings = model.language_model.model.embed_tokens(ids)
+    for token, _ in generate_step(
+        prompt=ids, input_embeddings=embeddings, model=model, max_tokens=NEW_TOKENS
+    ):
+        yield token
+
+
+SIDES = {
+    OURS: (load_ours, encode_ours, decode_ours),
+    THEIRS: (load_theirs, encode_theirs, decode_theirs),
+}
+
+
+class Worker:
+    """One package's model and how to run its parts."""
+
+    def __init__(self, side: str, folder: Path):
+        import mlx.core as mx
+        from mlx.utils import tree_flatten
+
+        load, self._encode, self._decode = SIDES[side]
+        self.side, self.folder = side, folder
+        self.model = load(folder)
+        weights = sum(value.nbytes for _, value in tree_flatten(self.model.parameters()))
+        self.hello = {
+            "weights": weights,
+            "resident": max_resident(),
+            "mlx": mx.__version__,
+            "device": device_name(),
+            "openblas": openblas_is_loaded(),
+        }
+
+    def run(self, part: str, frames: int) -> dict:
+        """Run a part once; what it took."""
+        import mlx.core as mx
+
+        if part == DECODER:
+            return self._run_decoder()
+        features = self._features(frames)
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        start = time.perf_counter()
+        mx.eval(self._call(part, features))
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "peak": mx.get_peak_memory() - before}
+
+    def _run_decoder(self) -> dict:
+        import mlx.core as mx
+
+        prompt = [index * 7919 % 100000 + 8 for index in range(PROMPT_TOKENS)]
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        tokens, times = [], [time.perf_counter()]
+        for token in self._decode(self.model, prompt):
+            tokens.append(token)
+            times.append(time.perf_counter())
+        peak = mx.get_peak_memory() - before
+        return {
+            "prefill": times[1] - times[0],
+            "seconds": (times[-1] - times[1]) / (len(tokens) - 1),
+            "peak": peak,
+            "tokens": tokens,
+        }
+
+    def save(self, part: str, frames: int) -> dict:
+        """Write a part's result to a file, to be compared."""
+        import mlx.core as mx
+
+        result = self._call(part, self._features(frames)).astype(mx.float32)
+        path = self.folder / f"{self.side}-{part}-{frames}.npy"
+        mx.save(str(path), result)
+        return {"path": str(path)}
+
+    def resident(self) -> dict:
+        """The most that this process held so far."""
+        return {"resident": max_resident()}
+
+    def _call(self, part: str, features):
+        if part == ENCODER:
+            return self._encode(self.model, features)
+        return self.model.get_audio_features(features)
+
+    def _features(self, frames: int):
+        """The same random float32 features in every process, as both front ends hand them on."""
+        import mlx.core as mx
+
+        features = mx.random.normal((1, frames, 160), key=mx.random.key(frames))
+        mx.eval(features)
+        return features
+
+
+def work(side: str, folder: Path) -> None:
+    """Answer each line of standard input, `[method, arguments...]`, with one of JSON."""
+    # what packages print goes where it disturbs nobody
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    worker = Worker(side, folder)
+    print(json.dumps(worker.hello), file=answers, flush=True)
+    for line in sys.stdin:
+        method, *arguments = json.loads(line)
+        print(json.dumps(getattr(worker, method)(*arguments)), file=answers, flush=True)
+
+
+def max_resident() -> int:
+    """The most bytes that this process held in memory."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device_name() -> str:
+    import mlx.core as mx
+
+    device = mx.default_device()
+    kind = "GPU" if device.type == mx.DeviceType.gpu else "CPU"
+    name = str(mx.device_info(device).get("device_name", ""))
+    return f"{kind} ({name})" if name else kind
+
+
+def openblas_is_loaded() -> bool:
+    maps = Path("/proc/self/maps")
+    return maps.is_file() and "openblas" in maps.read_text()
+
+
+# --- the parent: starts the workers, lets them take turns, and prints ---
+
+
+def find_openblas() -> Path | None:
+    """OpenBLAS as Debian installs it for this machine."""
+    folders = Path("/usr/lib").glob(f"{platform.machine()}-*/openblas-pthread")
+    return next(
+        (f / "libopenblas.so.0" for f in folders if (f / "libopenblas.so.0").exists()), None
+    )
+
+
+def worker_environment() -> dict[str, str]:
+    environment = dict(os.environ)
+    library = find_openblas() if sys.platform == "linux" else None
+    if library is not None:
+        preload = environment.get("LD_PRELOAD")
+        environment["LD_PRELOAD"] = f"{library}:{preload}" if preload else str(library)
+    return environment
+
+
+class Remote:
+    """A worker in its own process."""
+
+    def __init__(self, side: str, folder: Path):
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--worker", side, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=worker_environment(),
+            text=True,
+        )
+        self.hello = self._answer()
+
+    def ask(self, method: str, *arguments) -> dict:
+        print(json.dumps([method, *arguments]), file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit("a worker ended early; what it said stands above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def largest_difference(remotes: dict[str, Remote], part: str, frames: int) -> float:
+    import numpy as np
+
+    ours, theirs = (np.load(remotes[s].ask("save", part, frames)["path"]) for s in SIDES)
+    return float(np.abs(ours - theirs).max())
+
+
+def measure(remotes: dict[str, Remote], part: str, frames: int, runs: int) -> dict[str, list]:
+    """Every side's runs, after a warm-up; who goes first changes from run to run."""
+    results: dict[str, list] = {side: [] for side in remotes}
+    for number in range(runs + 1):
+        for side in list(remotes)[:: 1 if number % 2 else -1]:
+            result = remotes[side].ask("run", part, frames)
+            if number:
+                results[side].append(result)
+    return results
+
+
+def print_row(label: str, ours: float, theirs: float, digits: int, ratio: float | None) -> None:
+    shown = "" if ratio is None else f"{ratio:9.2f}x"
+    print(f"  {label:<34}{ours:13.{digits}f}{theirs:13.{digits}f}{shown}")
+
+
+def print_part(part: str, results: dict[str, list], weights: dict[str, int]) -> None:
+    """Rows of one part; ratios above 1 are in our favour."""
+    mib = 2**20
+    seconds = {s: [r["seconds"] for r in runs] for s, runs in results.items()}
+    peaks = {s: max(r["peak"] for r in runs) / mib for s, runs in results.items()}
+    best = [min(seconds[s]) for s in SIDES]
+    median = [statistics.median(seconds[s]) for s in SIDES]
+    total = [peaks[s] + weights[s] / mib for s in SIDES]
+    above = [peaks[s] for s in SIDES]
+    print(part)
+    if part == DECODER:
+        prefill = [min(r["prefill"] for r in results[s]) for s in SIDES]
+        print_row(
+            f"seconds to token 1 of {PROMPT_TOKENS}, best", *prefill, 3, prefill[1] / prefill[0]
+        )
+        print_row("tokens a second, best", 1 / best[0], 1 / best[1], 2, best[1] / best[0])
+        print_row("tokens a second, median", 1 / median[0], 1 / median[1], 2, median[1] / median[0])
+    else:
+        print_row("seconds, best", *best, 3, best[1] / best[0])
+        print_row("seconds, median", *median, 3, median[1] / median[0])
+    print_row("peak memory above weights, MiB", *above, 0, above[1] / above[0])
+    print_row("peak memory with weights, MiB", *total, 0, total[1] / total[0])
+
+
+def benchmark(options: argparse.Namespace, folder: Path) -> bool:
+    """Measure and print; whether the two packages' results agree."""
+    decoder_layers = options.decoder_layers if options.decoder else 0
+    config = checkpoint_config(options.layers, decoder_layers, options.dtype)
+    (folder / "config.json").write_text(json.dumps(config))
+    command = [sys.executable, __file__, "--write", str(folder)]
+    subprocess.run(command, check=True, env=worker_environment())
+    remotes = {side: Remote(side, folder) for side in SIDES}
+    hello = {side: remote.hello for side, remote in remotes.items()}
+    weights = {side: hello[side]["weights"] for side in SIDES}
+    frames = round(options.seconds * FRAMES_PER_SECOND)
+
+    blas = "OpenBLAS preloaded" if hello[OURS]["openblas"] else "no OpenBLAS found"
+    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(f"MLX {hello[OURS]['mlx']} on {hello[OURS]['device']}", end="")
+    print(f", {blas}" if sys.platform == "linux" else "")
+    print(f"{THEIRS} {importlib.metadata.version('mlx-audio')}")
+    print(
+        f"{options.layers} encoder layers, {options.seconds:g} s of audio, {options.dtype}, "
+        f"{options.runs} runs each, in turn"
+    )
+    print(f"\n  {'':<34}{OURS:>13}{THEIRS:>13}{'ratio':>10}")
+    for part in (ENCODER, AUDIO):
+        print_part(part, measure(remotes, part, frames, options.runs), weights)
+    agree = True
+    if options.decoder:
+        results = measure(remotes, DECODER, frames, options.runs)
+        print_part(f"{DECODER}", results, weights)
+        agree = results[OURS][0]["tokens"] == results[THEIRS][0]["tokens"]
+    mib = 2**20
+    print("process")
+    print_row("weights, MiB", *(weights[s] / mib for s in SIDES), 0, None)
+    loaded = [hello[s]["resident"] / mib for s in SIDES]
+    print_row("most resident, loading, MiB", *loaded, 0, loaded[1] / loaded[0])
+    most = [remotes[s].ask("resident")["resident"] / mib for s in SIDES]
+    print_row("most resident, all, MiB", *most, 0, most[1] / most[0])
+
+    print("\nlargest difference between the results, same weights")
+    whole = -(-frames // 200) * 200
+    for length in (whole - 100, whole):
+        gaps = {part: largest_difference(remotes, part, length) for part in (ENCODER, AUDIO)}
+        agree &= options.dtype != "float32" or max(gaps.values()) < TOLERANCE
+        told = ", ".join(f"{part} {gap:.1e}" for part, gap in gaps.items())
+        print(f"  {length} frames: {told}")
+    if options.decoder:
+        same = "the same" if agree else "not the same"
+        print(f"  {NEW_TOKENS} decoded tokens: {same}")
+    for remote in remotes.values():
+        remote.close()
+    return agree
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=16, help="encoder layers (16)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of the audio (30)")
+    parser.add_argument("--runs", type=int, default=5, help="measured runs of each side (5)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--decoder", action="store_true", help="measure the text decoder as well")
+    parser.add_argument("--decoder-layers", type=int, default=4, help="its layers (4; really 40)")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.worker[0], Path(options.worker[1]))
+        return 0
+    if options.write:
+        write_checkpoint(options.write)
+        return 0
+    if importlib.util.find_spec("mlx_audio") is None:
+        print("mlx-audio is not installed; `make bench` installs it and runs this", file=sys.stderr)
+        return 1
+    with tempfile.TemporaryDirectory(prefix="mlx-speech-benchmark-") as folder:
+        agree = benchmark(options, Path(folder))
+    if not agree:
+        print("the two packages' results differ: nothing above may be compared", file=sys.stderr)
+    return 0 if agree else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""What the tests share: the bundled checkpoint, recordings, and what the reference says to them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_speech import load, load_audio
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "examples" / "tiny-granite-speech"
+DATA = ROOT / "tests" / "data"
+TRANSCRIBE = "can you transcribe the speech into a written format?"
+
+
+def find_recording(name: str) -> Path:
+    """A recording by its name in the reference, `synthetic/...` or `human/...`; the human ones are
+    not ours to bundle and are tested where they lie beside the checkout."""
+    folder, file = name.split("/")
+    if folder == "synthetic":
+        return DATA / "audio" / file
+    path = ROOT.parent / "shared" / "audio" / folder / file
+    if not path.exists():
+        pytest.skip(f"{name} is not on this machine")
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference() -> dict:
+    """Texts and token ids that the reference implementation gives, float32, batch 1."""
+    return json.loads((DATA / "reference" / "tiny_granite_reference.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, np.ndarray]:
+    """Arrays of every stage for three recordings, from the reference implementation."""
+    with np.load(DATA / "reference" / "tiny_granite_golden.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """(model, processor) of the bundled checkpoint in float32."""
+    return load(TINY, dtype=mx.float32)
+
+
+@pytest.fixture
+def tiny_copy(tmp_path) -> Path:
+    """A copy of the bundled checkpoint, to be damaged."""
+    return Path(shutil.copytree(TINY, tmp_path / "checkpoint"))
+
+
+def speech_inputs(processor, *names: str, instruction: str = TRANSCRIBE) -> dict[str, mx.array]:
+    """Inputs for a batch of recordings, one prompt each."""
+    audio = [load_audio(find_recording(name)) for name in names]
+    return processor([processor.speech_prompt(instruction)] * len(names), audio)
+
+
+def edit_json(path: Path, **changes) -> None:
+    """Change fields of a JSON file; None removes one."""
+    data = json.loads(path.read_text()) if path.exists() else {}
+    data.update(changes)
+    path.write_text(json.dumps({k: v for k, v in data.items() if v is not None}))

@@ -1,0 +1,340 @@
+"""Loading: the layouts that real repositories have, and what is wrong with broken ones."""
+
+from __future__ import annotations
+
+import json
+
+import mlx.core as mx
+import pytest
+from conftest import TINY, edit_json, speech_inputs
+
+from mlx_speech import CheckpointError, GraniteForCausalLM, GraniteSpeechConfig, load
+from mlx_speech.loading import load_model, read_weights
+from mlx_speech.models import ARCHITECTURES, architecture
+from mlx_speech.models.granite_speech import GraniteSpeechForConditionalGeneration
+
+RECORDING = "synthetic/flite_08.flac"
+
+
+def transcript(folder) -> str:
+    model, processor = load(folder, dtype=mx.float32)
+    inputs = speech_inputs(processor, RECORDING)
+    output = model.generate(**inputs, max_new_tokens=30)
+    return processor.decode(output[0, inputs["input_ids"].shape[1] :].tolist())
+
+
+def resave(folder, change) -> None:
+    """Rewrite the weights with `change`, a function from dict to dict."""
+    file = folder / "model.safetensors"
+    weights = {k: v + 0 for k, v in mx.load(str(file)).items()}
+    mx.eval(weights)
+    mx.save_safetensors(str(file), change(weights))
+
+
+def untie(weights: dict) -> dict:
+    """A head of its own, different from the embeddings."""
+    head = weights["language_model.model.embed_tokens.weight"][::-1]
+    return {**weights, "language_model.lm_head.weight": head}
+
+
+class TestTenThings:
+    """The ten things most likely to break a first load (those of Speech2Text and Jais2 aside)."""
+
+    @pytest.mark.parametrize("layout", ["language_model", "model", "double"])
+    def test_three_tensor_layouts(self, tiny_copy, layout):
+        def rename(name):
+            if layout == "double" and name.startswith("language_model.model."):
+                return name.replace("language_model.model.", "language_model.model.model.", 1)
+            if layout == "model":
+                name = name.replace("language_model.model.", "language_model.", 1)
+                return f"model.{name}"
+            return name
+
+        resave(tiny_copy, lambda w: {rename(k): v for k, v in w.items()})
+        if layout == "model":
+            adapter = tiny_copy / "adapter_model.safetensors"
+            renamed = {rename(k): v + 0 for k, v in mx.load(str(adapter)).items()}
+            mx.eval(renamed)
+            mx.save_safetensors(str(adapter), renamed)
+        assert transcript(tiny_copy) == "unlock the back gate"
+
+    def test_out_llm_is_not_part_of_the_model(self, tiny_copy):
+        stray = {"weight": mx.ones((4, 4)), "bias": mx.ones(4)}
+        mx.save_safetensors(str(tiny_copy / "out_llm.safetensors"), stray)
+        assert transcript(tiny_copy) == "unlock the back gate"
+
+    @pytest.mark.parametrize(
+        ("top", "text", "tied"),
+        [
+            (False, False, False),
+            (None, False, False),
+            (False, None, False),
+            (None, None, False),  # nothing said: the head is there
+            (True, False, False),  # contradiction: the head is there
+            (True, True, True),  # said twice: the head in the file is dropped
+            (None, True, True),
+        ],
+    )
+    def test_tied_or_not_with_a_head_in_the_file(self, tiny_copy, top, text, tied):
+        resave(tiny_copy, untie)
+        config = json.loads((TINY / "config.json").read_text())
+        inner = {**config["text_config"], "tie_word_embeddings": text}
+        inner = {k: v for k, v in inner.items() if v is not None}
+        edit_json(tiny_copy / "config.json", tie_word_embeddings=top, text_config=inner)
+        model = load_model(tiny_copy, dtype=mx.float32)
+        assert model.config.tie_word_embeddings is tied
+        logits = model(mx.array([[2, 89]])).logits
+        expected = load_model(TINY, dtype=mx.float32)(mx.array([[2, 89]])).logits
+        if not tied:
+            expected = expected[..., ::-1]
+        assert mx.allclose(logits, expected, atol=1e-4).item()
+
+    def test_tied_where_nothing_is_said_and_no_head_is_there(self, tiny_copy):
+        config = json.loads((TINY / "config.json").read_text())
+        del config["text_config"]["tie_word_embeddings"]
+        text = config["text_config"]
+        edit_json(tiny_copy / "config.json", tie_word_embeddings=None, text_config=text)
+        assert transcript(tiny_copy) == "unlock the back gate"
+
+    def test_the_adapter_that_the_config_promises_must_be_there(self, tiny_copy):
+        (tiny_copy / "adapter_config.json").unlink()
+        with pytest.raises(CheckpointError, match="needs its LoRA adapter"):
+            load(tiny_copy)
+
+    def test_without_its_adapter_it_hears_something_else(self, tiny_copy):
+        (tiny_copy / "adapter_config.json").unlink()
+        edit_json(tiny_copy / "config.json", has_lora_adapter=False)
+        assert transcript(tiny_copy) != "unlock the back gate"
+
+    @pytest.mark.parametrize("content", ["{}", None])
+    def test_empty_or_absent_preprocessor_config(self, tiny_copy, content):
+        (tiny_copy / "processor_config.json").unlink()
+        if content is None:
+            (tiny_copy / "preprocessor_config.json").unlink()
+        else:
+            (tiny_copy / "preprocessor_config.json").write_text(content)
+        assert transcript(tiny_copy) == "unlock the back gate"
+
+    def test_rope_theta_flat_or_nested(self, tiny_copy):
+        config = json.loads((TINY / "config.json").read_text())
+        text = config["text_config"]
+        del text["rope_parameters"]
+        text["rope_theta"] = 10000.0
+        edit_json(tiny_copy / "config.json", text_config=text)
+        assert transcript(tiny_copy) == "unlock the back gate"
+        text["rope_theta"] = 100.0
+        edit_json(tiny_copy / "config.json", text_config=text)
+        assert transcript(tiny_copy) != "unlock the back gate"
+
+
+class TestFiles:
+    def test_sharded(self, tiny_copy):
+        file = tiny_copy / "model.safetensors"
+        weights = {k: v + 0 for k, v in mx.load(str(file)).items()}
+        mx.eval(weights)
+        file.unlink()
+        names = sorted(weights)
+        shards = {"model-00001-of-00002.safetensors": names[::2], "b.safetensors": names[1::2]}
+        for shard, part in shards.items():
+            mx.save_safetensors(str(tiny_copy / shard), {n: weights[n] for n in part})
+        index = {"weight_map": {n: shard for shard, part in shards.items() for n in part}}
+        (tiny_copy / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert transcript(tiny_copy) == "unlock the back gate"
+        (tiny_copy / "b.safetensors").unlink()
+        with pytest.raises(CheckpointError, match=r"b\.safetensors is missing"):
+            load(tiny_copy)
+
+    @pytest.mark.parametrize("dtype", [mx.float16, mx.float32])
+    def test_other_stored_types(self, tiny_copy, dtype):
+        resave(tiny_copy, lambda w: {k: v.astype(dtype) for k, v in w.items()})
+        edit_json(tiny_copy / "config.json", dtype=None, torch_dtype=str(dtype)[9:])
+        assert transcript(tiny_copy) == "unlock the back gate"
+
+    def test_half_precision_folds_in_float32(self):
+        """bfloat16 has 8 bits: folding BatchNorm in it would cost the encoder three digits."""
+        stored = read_weights(TINY)
+        model = load_model(TINY, dtype=mx.float32)
+        prefix = "encoder.layers.0.conv."
+        gain, variance = (
+            stored[f"{prefix}batch_norm.{n}"].astype(mx.float32) for n in ("weight", "running_var")
+        )
+        kernel = stored[f"{prefix}depth_conv.conv.weight"].astype(mx.float32)
+        expected = kernel.swapaxes(1, 2) * (gain / mx.sqrt(variance + 1e-5))[:, None, None]
+        found = model.encoder.layers[0].conv.depth_conv.weight
+        assert mx.allclose(found, expected, rtol=1e-6, atol=0).item()
+
+    def test_truncated_weights(self, tiny_copy):
+        file = tiny_copy / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:1_000_000])
+        with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+            load(tiny_copy)
+
+    def test_no_weights(self, tiny_copy):
+        (tiny_copy / "model.safetensors").unlink()
+        with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
+            load(tiny_copy)
+
+    def test_no_config(self, tmp_path):
+        with pytest.raises(CheckpointError, match=r"no config\.json here"):
+            load(tmp_path)
+
+    @pytest.mark.parametrize("text", ["{", "[]"])
+    def test_broken_config(self, tiny_copy, text):
+        (tiny_copy / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"config\.json: (not readable|expected)"):
+            load(tiny_copy)
+
+    def test_broken_tokenizer(self, tiny_copy):
+        (tiny_copy / "tokenizer.json").write_text("{}")
+        with pytest.raises(CheckpointError, match="not a readable tokenizer"):
+            load(tiny_copy)
+
+
+class TestStrictness:
+    def test_missing_surplus_and_misshapen_tensors_are_listed(self, tiny_copy):
+        def damage(weights):
+            del weights["encoder.out.bias"]
+            weights["encoder.extra.weight"] = mx.zeros((2,))
+            weights["projector.query"] = mx.zeros((1, 4, 128))
+            return weights
+
+        resave(tiny_copy, damage)
+        with pytest.raises(CheckpointError) as raised:
+            load(tiny_copy)
+        message = str(raised.value)
+        assert "1 tensors missing: encoder.out.bias" in message
+        assert "1 tensors not part of this model: encoder.extra.weight" in message
+        assert "projector.query (1, 4, 128) instead of (1, 3, 128)" in message
+        assert "\n" not in message
+
+    def test_long_lists_are_cut(self, tiny_copy):
+        resave(tiny_copy, lambda w: {k: v for k, v in w.items() if "layers.2." not in k})
+        with pytest.raises(CheckpointError, match=r"38 tensors missing: (\S+, ){3}…"):
+            load(tiny_copy)
+
+    def test_missing_batch_norm(self, tiny_copy):
+        name = "encoder.layers.0.conv.batch_norm.running_mean"
+        resave(tiny_copy, lambda w: {k: v for k, v in w.items() if k != name})
+        with pytest.raises(CheckpointError, match=f"{name}.* is missing"):
+            load(tiny_copy)
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (lambda w: {**w, "language_model.model.layers.9.self_attn.q_proj.lora_A.weight":
+                        mx.zeros((32, 128))}, r"layers\.9\.self_attn\.q_proj is no layer"),
+            (lambda w: {k: v for k, v in w.items() if "layers.1.self_attn.v_proj.lora_B" not in k},
+             r"layers\.1\.self_attn\.v_proj lacks"),
+            (lambda w: {k: v[:, :-1] for k, v in w.items()}, "has shapes"),
+            (lambda w: {**w, "weight": mx.zeros(3)}, "unexpected tensor weight"),
+        ],
+    )  # fmt: skip
+    def test_bad_adapter_tensors(self, tiny_copy, damage, message):
+        file = tiny_copy / "adapter_model.safetensors"
+        weights = {k: v + 0 for k, v in mx.load(str(file)).items()}
+        mx.eval(weights)
+        mx.save_safetensors(str(file), damage(weights))
+        with pytest.raises(CheckpointError, match=message):
+            load(tiny_copy)
+
+    @pytest.mark.parametrize(
+        "change", [{"use_dora": True}, {"bias": "all"}, {"peft_type": "IA3"}, {"r": 16}]
+    )
+    def test_other_kinds_of_adapter(self, tiny_copy, change):
+        edit_json(tiny_copy / "adapter_config.json", **change)
+        with pytest.raises(CheckpointError, match="adapter_"):
+            load(tiny_copy)
+
+    def test_peft_prefix(self, tiny_copy):
+        file = tiny_copy / "adapter_model.safetensors"
+        weights = {f"base_model.model.{k}": v + 0 for k, v in mx.load(str(file)).items()}
+        mx.eval(weights)
+        mx.save_safetensors(str(file), weights)
+        assert transcript(tiny_copy) == "unlock the back gate"
+
+
+class TestConfig:
+    def test_unsupported_model_type_lists_the_supported(self, tiny_copy):
+        edit_json(tiny_copy / "config.json", model_type="whisper")
+        with pytest.raises(CheckpointError) as raised:
+            load(tiny_copy)
+        assert "'whisper' is not supported" in str(raised.value)
+        assert all(name in str(raised.value) for name in ARCHITECTURES)
+
+    def test_unknown_fields_are_kept(self):
+        data = json.loads((TINY / "config.json").read_text()) | {"novelty": [1]}
+        data["encoder_config"]["inner_novelty"] = 2
+        config = GraniteSpeechConfig.from_dict(data)
+        again = config.to_dict()
+        assert again["novelty"] == [1]
+        assert again["encoder_config"]["inner_novelty"] == 2
+        assert GraniteSpeechConfig.from_dict(again) == config
+
+    def test_documented_defaults(self):
+        config = GraniteSpeechConfig(
+            projector_config={"encoder_hidden_size": 1024, "hidden_size": 1024}
+        )
+        encoder = config.encoder_config
+        assert (encoder.num_layers, encoder.hidden_dim, encoder.output_dim) == (10, 1024, 42)
+        assert (encoder.context_size, encoder.max_pos_emb, encoder.dim_head) == (200, 512, 128)
+        assert (config.window_size, config.downsample_rate) == (15, 5)
+        assert config.audio_token_id == config.audio_token_index == 49155
+        assert encoder.hidden_size == encoder.hidden_dim
+
+    @pytest.mark.parametrize(
+        ("part", "change", "message"),
+        [
+            ("encoder_config", {"context_size": 500}, "context_size 500"),
+            ("encoder_config", {"cat_hidden_layers": [9]}, "cat_hidden_layers 9"),
+            ("encoder_config", {"cat_hidden_layers": [1]}, "encoder's output size 256"),
+            ("projector_config", {"hidden_act": "relu"}, "hidden_act 'relu'"),
+            ("text_config", {"num_key_value_heads": 3}, "num_key_value_heads 3"),
+            ("text_config", {"rope_parameters": {"rope_type": "spiral"}}, "rope_type 'spiral'"),
+        ],
+    )
+    def test_contradictions(self, tiny_copy, part, change, message):
+        data = json.loads((TINY / "config.json").read_text())
+        edit_json(tiny_copy / "config.json", **{part: {**data[part], **change}})
+        with pytest.raises(CheckpointError, match=message):
+            load(tiny_copy)
+
+    def test_wrong_class(self):
+        with pytest.raises(CheckpointError, match="not a GraniteForCausalLM"):
+            GraniteForCausalLM.from_pretrained(TINY)
+
+    def test_from_pretrained(self):
+        model = GraniteSpeechForConditionalGeneration.from_pretrained(TINY, dtype=mx.bfloat16)
+        assert model.dtype == mx.bfloat16
+        assert GraniteSpeechConfig.from_pretrained(TINY).encoder_config.num_layers == 6
+
+    def test_several_eos_ids_of_generation_config(self, tiny_copy):
+        edit_json(tiny_copy / "generation_config.json", eos_token_id=[0, 302])
+        model, processor = load(tiny_copy, dtype=mx.float32)
+        inputs = speech_inputs(processor, "synthetic/espeak_00.flac")
+        output = model.generate(**inputs, max_new_tokens=30)
+        assert output[0, inputs["input_ids"].shape[1] :].tolist() == [73, 302]
+
+    def test_eos_without_generation_config(self, tiny_copy):
+        (tiny_copy / "generation_config.json").unlink()
+        assert transcript(tiny_copy) == "unlock the back gate"
+
+
+@pytest.mark.parametrize("layout", ["checkpoint", "ours"])
+def test_sanitize_is_pure_and_idempotent(layout):
+    weights = read_weights(TINY)
+    names = set(weights)
+    config = GraniteSpeechConfig.from_pretrained(TINY)
+    sanitize = GraniteSpeechForConditionalGeneration.sanitize
+    once = sanitize(weights, config)
+    assert set(weights) == names
+    if layout == "ours":
+        twice = sanitize(once, config)
+        assert twice.keys() == once.keys()
+        assert all(twice[k] is once[k] for k in once)
+
+
+def test_registry_classes_exist():
+    for name in ARCHITECTURES:
+        found = architecture(name)
+        assert found.model_class.config_class.model_type == name
+        assert found.processor_class.from_pretrained
