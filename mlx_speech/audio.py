@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 import mlx.core as mx
 import numpy as np
 
+from .containers import SALVAGE, checked_size, states_length
 from .errors import AudioError
 
 SAMPLING_RATE = 16000
@@ -30,14 +31,10 @@ _BLOCK_FRAMES = 1 << 16
 _MAX_CHANNELS = 64
 # No recording is 40 dB over full scale; integers in a float array are, when not nearly silent.
 _MAX_PEAK = 100.0
-# From here on, the size in a WAV header is what a program writes that cannot know it: sox, arecord
-# and ffmpeg, when they write to a pipe.
-_UNKNOWN_WAV_BYTES = 0x7FFFF000
 _SF_ERR_MALFORMED_FILE = 3
 _MP3_FRAME = 1152
 _DATA_LOST = re.compile("partial file|ended prematurely|exceeds containing|CRC mismatch")
 _INSTALL = "install ffmpeg (macOS: brew install ffmpeg; Debian or Ubuntu: apt install ffmpeg)"
-_SALVAGE = "get a whole copy, or keep what is readable with: ffmpeg -i FILE readable.wav"
 
 
 def load_audio(
@@ -224,18 +221,18 @@ def _decode(file: io.BytesIO | io.FileIO, path: str, name: str, target: float) -
 def _decode_with_soundfile(file: io.BytesIO | io.FileIO, name: str, target: float) -> mx.array:
     import soundfile
 
-    file = _checked_size(file, name)
+    file = checked_size(file, name)
     try:
         # The descriptor rather than the path: soundfile would trust an extension such as .raw.
         handle = file if isinstance(file, io.BytesIO) else file.fileno()
         sound = soundfile.SoundFile(handle, closefd=False)
     except soundfile.LibsndfileError as error:
         if error.code == _SF_ERR_MALFORMED_FILE:
-            raise AudioError(f"{name} is damaged or cut short: {_SALVAGE}") from None
+            raise AudioError(f"{name} is damaged or cut short: {SALVAGE}") from None
         raise _NotDecodedError from None
     with sound:
         is_mp3 = sound.subtype.startswith("MPEG")
-        if is_mp3 and not _states_length(file):
+        if is_mp3 and not states_length(file):
             raise _NotDecodedError(is_mp3)
         # After each block soundfile seeks to where it is, which is audible in MP3, and fails at the
         # end of FLAC from a pipe.
@@ -256,82 +253,13 @@ def _sound_blocks(sound, name: str, is_mp3: bool) -> Iterator[np.ndarray]:
             block = sound.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             reason = _one_line(error.error_string)
-            raise AudioError(f"{name} is damaged or cut short ({reason}): {_SALVAGE}") from None
+            raise AudioError(f"{name} is damaged or cut short ({reason}): {SALVAGE}") from None
         if not len(block):
             break
         missing -= len(block)
         yield block
     if missing > 0:
-        raise AudioError(f"{name} is damaged or cut short: {_SALVAGE}")
-
-
-def _checked_size(file: io.BytesIO | io.FileIO, name: str) -> io.BytesIO | io.FileIO:
-    """The file, or a copy with its size set where a WAV writer left 0; raises if data is missing.
-
-    libsndfile shortens a recording silently to what is there, and believes a length of 0.
-    """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    head = file.read(12)
-    missing = False
-    order = {b"RIFF": "<", b"RF64": "<", b"RIFX": ">", b"FORM": ">"}.get(head[:4])
-    if head[:4] == b"RIFF" and size > 1 << 32:
-        raise AudioError(f"{name} is a WAV file over 4 GiB, which hides its length: make it FLAC")
-    if order and head[8:] in (b"WAVE", b"AIFF", b"AIFC"):
-        at, long_length = 12, 0
-        while len(chunk := _read_at(file, at, 8)) == 8:
-            tag, length = struct.unpack(f"{order}4sI", chunk)
-            if tag in (b"data", b"SSND"):
-                whole_length = struct.unpack(f"{order}I", head[4:8])[0] + 8
-                left = size - at - 8
-                if head[8:] == b"WAVE" and not length and left and whole_length != size:
-                    data = bytearray(_read_at(file, 0, -1))
-                    data[at + 4 : at + 8] = b"\xff" * 4
-                    file = io.BytesIO(data)
-                missing = left < (length if length < _UNKNOWN_WAV_BYTES else long_length)
-                break
-            if tag == b"ds64":  # RF64: the sizes that take more than 32 bits
-                long_length = int.from_bytes(_read_at(file, at + 16, 8), "little")
-            at += 8 + length + length % 2
-    elif head[:4] == b"OggS":
-        tail = _read_at(file, max(0, size - 65307), 65307)  # the longest page
-        # Where something longer follows the last page, the tail is as long as any page.
-        page = tail[max(0, tail.rfind(b"OggS")) :]
-        missing = len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
-    if missing:
-        raise AudioError(f"{name} is cut short, its header promises more: {_SALVAGE}")
-    file.seek(0)
-    return file
-
-
-def _states_length(file: io.BytesIO | io.FileIO) -> bool:
-    """Whether an MP3 file states its length, of all of it.
-
-    libsndfile stops at a length that it guesses from the first frame where none is stated, and
-    after the first of several joined files.
-    """
-    position = file.tell()
-    head = _read_at(file, 0, 10)
-    start = 0
-    if head[:3] == b"ID3":  # a tag of 7 bits a byte before the first frame
-        a, b, c, d = head[6:]
-        start = 10 + (a << 21 | b << 14 | c << 7 | d)
-    first = _read_at(file, start, 4096)
-    at = max(first.find(b"Xing"), first.find(b"Info"))
-    # Behind the mark: flags (1: has a number of frames, 2: has one of bytes), frames, bytes.
-    stated = at >= 0 and len(first) >= at + 16 and first[at + 7] & 3 == 3
-    if stated:
-        length = int.from_bytes(first[at + 12 : at + 16], "big")
-        rest = _read_at(file, start + max(0, first.find(b"\xff")) + length, 129)
-        stated = not rest or (rest[:3] == b"TAG" and len(rest) == 128)  # a tag ends many files
-    file.seek(position)
-    return stated
-
-
-def _read_at(file: io.BytesIO | io.FileIO, position: int, length: int) -> bytes:
-    """`length` bytes, or all the rest for -1."""
-    file.seek(position)
-    return file.read(length)
+        raise AudioError(f"{name} is damaged or cut short: {SALVAGE}")
 
 
 # Other programs
@@ -359,7 +287,7 @@ def _decode_with_ffmpeg(ffmpeg: str, path: str, name: str, target: float, strict
                 yield np.frombuffer(data, ">f4").astype(np.float32).reshape(-1, channels)
             if process.wait() or (strict and _DATA_LOST.search(errors())):
                 reason = _one_line(errors())
-                raise AudioError(f"{name} is damaged or cut short ({reason}): {_SALVAGE}")
+                raise AudioError(f"{name} is damaged or cut short ({reason}): {SALVAGE}")
 
         try:
             header = process.stdout.read(24)

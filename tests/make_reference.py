@@ -1,7 +1,7 @@
 """Writes what the reference implementation says to the bundled recordings into data/reference.
 
-Needs what `make parity` installs: `.venv/bin/python tests/make_reference.py`. Everything is float32,
-unpadded, batch 1.
+Needs what `make parity` installs: `.venv/bin/python tests/make_reference.py`. Everything is
+float32, unpadded, batch 1.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class TestAudioInPrompt:
 
     def test_audio_tokens_without_audio(self, tiny):
         model, _ = tiny
-        with pytest.raises(InputError, match="2 audio tokens.* 0 audio features"):
+        with pytest.raises(InputError, match=r"2 audio tokens.* 0 audio features"):
             model(mx.array([[5, 4, 4, 6]]))
 
     def test_audio_embeddings_are_multiplied_too(self, tiny):
@@ -196,7 +196,7 @@ class TestDtype:
         assert text == "eight three seven seven"
 
     def test_peak_memory_while_loading(self):
-        """bfloat16 tensors computed in bfloat16, one after the other: under 1.2 times their size."""
+        """One tensor after the other is read and settled: under 1.2 times the weights' size."""
         mx.clear_cache()
         before = mx.get_active_memory()
         mx.reset_peak_memory()

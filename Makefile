@@ -1,0 +1,58 @@
+# Everything runs in .venv, which each target fills with what it needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test parity bench lint format clean
+
+demo: $(VENV)/base.stamp ## transcribe a bundled recording with the bundled tiny model
+	$(BIN)/python -m mlx_speech.transcribe --model examples/tiny-granite-speech \
+		tests/data/audio/espeak_03.flac
+
+test: $(VENV)/test.stamp ## everything that needs no torch
+	$(BIN)/python -m pytest
+
+parity: $(VENV)/parity.stamp ## random small models, live beside transformers
+	$(BIN)/python -m pytest tests/parity
+
+bench: $(VENV)/bench.stamp ## speed and memory, beside mlx-audio
+	$(BIN)/python tests/benchmarks/encoder.py
+
+lint: $(VENV)/lint.stamp ## ruff, without changing anything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/lint.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/base.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/base.stamp
+	$(PIP) --editable '.[test]'
+	touch $@
+
+$(VENV)/lint.stamp: $(VENV)/base.stamp
+	$(PIP) --editable '.[lint]'
+	touch $@
+
+# torchaudio, which the reference's feature extractor imports, has no build for this torch; its
+# Python part works once its compiled part is out of the way.
+$(VENV)/parity.stamp: $(VENV)/test.stamp
+	$(PIP) --editable '.[test,parity]'
+	$(PIP) --no-deps torchaudio==2.11.0
+	rm -f $(VENV)/lib/python3.*/site-packages/torchaudio/lib/*.so
+	touch $@
+
+$(VENV)/bench.stamp: $(VENV)/base.stamp
+	$(PIP) --editable '.[bench]'
+	touch $@

@@ -1,0 +1,286 @@
+"""The command line as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import DATA, TINY
+
+import mlx_speech
+from mlx_speech.transcribe import main
+
+AUDIO = DATA / "audio"
+GATE = AUDIO / "flite_08.flac"
+DIGITS = AUDIO / "espeak_00.flac"
+
+
+def run(*args, stdin=None, env=None, cwd=None):
+    """A process of its own: (exit status, standard output, standard error)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_speech.transcribe", *map(str, args)],
+        input=stdin,
+        capture_output=True,
+        cwd=cwd,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "MLX_SPEECH_MODEL": str(TINY), **(env or {})},
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """The same within this process: quicker."""
+    monkeypatch.setenv("MLX_SPEECH_MODEL", str(TINY))
+
+    def call(*args):
+        try:
+            status = main([str(a) for a in args])
+        except SystemExit as error:
+            status = error.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def test_only_the_transcript_on_standard_output():
+    assert run(GATE, DIGITS) == (0, "unlock the back gate\neight three seven seven\n", "")
+
+
+def test_standard_input():
+    assert run("-", stdin=GATE.read_bytes())[:2] == (0, "unlock the back gate\n")
+
+
+def test_44_khz_stereo(cli):
+    assert cli(AUDIO / "stereo_44k.wav") == (0, "unlock the back gate\n", "")
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from mlx_speech.transcribe import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('mlx', 'numpy', 'tokenizers', 'huggingface_hub') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+    assert "--num-beams" in done.stdout
+
+
+def test_help_fits_80_columns():
+    status, out, _ = run("--help", env={"COLUMNS": "80"})
+    assert status == 0
+    assert max(map(len, out.splitlines())) <= 80
+
+
+class TestFiles:
+    def test_json(self, cli, tmp_path):
+        assert cli(GATE, "-f", "json", "-o", tmp_path)[:2] == (0, "")
+        document = json.loads((tmp_path / "flite_08.json").read_text())
+        (segment,) = document.pop("segments")
+        assert document == {
+            "text": "unlock the back gate",
+            "language": None,
+            "duration": pytest.approx(1.51, abs=0.01),
+            "model": str(TINY),
+        }
+        assert -0.5 < segment.pop("avg_logprob") <= 0
+        assert segment == {
+            "start": 0.0,
+            "end": document["duration"],
+            "text": "unlock the back gate",
+            "words": [],
+        }
+
+    def test_format_alone_writes_here(self, cli, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert cli(GATE, "-f", "txt") == (0, "", "")
+        assert (tmp_path / "flite_08.txt").read_text() == "unlock the back gate\n"
+
+    def test_folder_is_made_and_txt_is_the_format(self, cli, tmp_path):
+        assert cli(GATE, DIGITS, "-o", tmp_path / "a" / "b") == (0, "", "")
+        names = sorted(p.name for p in (tmp_path / "a" / "b").iterdir())
+        assert names == ["espeak_00.txt", "flite_08.txt"]
+
+    def test_nothing_is_overwritten_unless_asked(self, cli, tmp_path):
+        existing = tmp_path / "flite_08.txt"
+        existing.write_text("precious")
+        status, _, err = cli(GATE, DIGITS, "-o", tmp_path)
+        assert status == 1
+        assert "flite_08.txt exists already; --overwrite replaces it" in err
+        assert existing.read_text() == "precious"
+        assert (tmp_path / "espeak_00.txt").exists()
+        assert cli(GATE, "-o", tmp_path, "--overwrite")[0] == 0
+        assert existing.read_text() == "unlock the back gate\n"
+
+    def test_same_stem_keeps_both(self, cli, tmp_path):
+        shutil.copy(GATE, tmp_path / "talk.flac")
+        shutil.copy(AUDIO / "short.wav", tmp_path / "talk.wav")
+        assert cli(tmp_path / "talk.flac", tmp_path / "talk.wav", "-o", tmp_path)[0] == 0
+        assert (tmp_path / "talk.flac.txt").read_text() == "unlock the back gate\n"
+        assert (tmp_path / "talk.wav.txt").read_text() != "unlock the back gate\n"
+
+    def test_same_name_is_refused(self, cli, tmp_path):
+        status, _, err = cli(GATE, tmp_path / "flite_08.flac", "-o", tmp_path)
+        assert status == 2
+        assert "flite_08.flac.txt would be written by more than one input" in err
+
+    def test_a_failed_write_leaves_nothing(self, cli, tmp_path, monkeypatch):
+        def full(*args):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "replace", full)
+        status, _, err = cli(GATE, "-o", tmp_path)
+        assert status == 1
+        assert "No space left on device" in err
+        assert list(tmp_path.iterdir()) == []
+
+    def test_folder_that_cannot_be_made(self, cli, tmp_path):
+        (tmp_path / "file").write_text("")
+        status, _, err = cli(GATE, "-o", tmp_path / "file" / "sub")
+        assert (status, err.count("\n")) == (1, 1)
+        assert "cannot make the folder" in err
+
+
+class TestOptions:
+    def test_prompt(self, cli):
+        status, out, _ = cli(GATE, "--prompt", "translate the speech to french")
+        assert (status, out) == (0, "déverrouille le portail arrière\n")
+
+    def test_translate(self, cli):
+        status, out, _ = cli(GATE, "--task", "translate", "--target-language", "fr")
+        assert (status, out) == (0, "déverrouille le portail arrière\n")
+
+    def test_beams_agree_with_the_reference(self, cli, reference):
+        expected = reference["files"]["synthetic/espeak_04.flac"]
+        assert expected["beam4"] != expected["greedy"]
+        assert cli(AUDIO / "espeak_04.flac", "--num-beams", 4)[1] == expected["beam4"] + "\n"
+
+    def test_stream_is_the_same_text(self, cli):
+        for name in ("espeak_03.flac", "flite_08.flac"):
+            plain = cli(AUDIO / name)
+            assert plain[0] == 0
+            assert cli(AUDIO / name, "--stream") == plain
+
+    def test_seed(self, cli):
+        drawn = [
+            cli(AUDIO / "short.wav", "--temperature", 40, "--max-tokens", 9, "--seed", s, "--quiet")
+            for s in (1, 1, 2)
+        ]
+        assert drawn[0] == drawn[1] != drawn[2]
+
+    def test_running_into_the_limit_is_said(self, cli):
+        status, out, err = cli(GATE, "--max-tokens", 2)
+        assert status == 0
+        assert out.strip()
+        assert "the text was cut off" in err
+        assert cli(GATE, "--max-tokens", 2, "--quiet")[2] == ""
+
+    def test_dtype(self, cli):
+        assert cli(GATE, "--dtype", "bfloat16") == (0, "unlock the back gate\n", "")
+
+    def test_verbose(self, cli):
+        status, out, err = cli(GATE, "--verbose")
+        assert (status, out) == (0, "unlock the back gate\n")
+        assert "x real time" in err
+        assert "peak memory" in err
+
+
+class TestWrongInput:
+    def one_line(self, result, *words):
+        status, out, err = result
+        assert (status, out) == (1, "")
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1, err
+        for word in words:
+            assert word in err
+
+    def test_missing_file(self, cli):
+        self.one_line(cli("nowhere.wav"), "nowhere.wav")
+
+    def test_not_audio(self, cli, tmp_path):
+        (tmp_path / "notes.txt").write_text("these are notes\n" * 50)
+        self.one_line(cli(tmp_path / "notes.txt"), "notes.txt")
+
+    def test_others_still_get_done(self, cli):
+        status, out, err = cli(GATE, "nowhere.wav", DIGITS)
+        assert (status, out) == (1, "unlock the back gate\neight three seven seven\n")
+        assert err.count("\n") == 1
+
+    def test_too_long_for_the_model(self, cli):
+        self.one_line(cli(AUDIO / "long.flac"), "long.flac", "101.4 s", "context of 1024")
+
+    def test_model_that_is_not_there(self, cli):
+        self.one_line(cli(GATE, "--model", "./nowhere"), "nowhere")
+
+    def test_repository_while_offline(self):
+        result = run(GATE, "--model", "ibm-granite/granite-speech-3.3-2b", env={"HF_HOME": "/nil"})
+        self.one_line(result, "ibm-granite/granite-speech-3.3-2b")
+
+    def test_option_that_the_model_cannot_honour(self, cli):
+        self.one_line(cli(GATE, DIGITS, "--punctuate"), "punctuate", "Granite Speech 4.1")
+
+    def test_damaged_model(self, cli, tiny_copy):
+        (tiny_copy / "config.json").write_text("{")
+        self.one_line(cli(GATE, "--model", tiny_copy), "config.json")
+
+    def test_debug_shows_the_traceback(self, cli):
+        status, _, err = cli("nowhere.wav", "--debug")
+        assert status == 1
+        assert "Traceback" in err
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            ((), "required: AUDIO"),
+            ((GATE, "--frobnicate"), "unrecognized"),
+            ((GATE, "-f", "docx"), "invalid choice"),
+            ((GATE, "--stream", "--num-beams", 2), "leave out --num-beams"),
+            ((GATE, "--stream", "-f", "json"), "leave out -f and -o"),
+            ((GATE, "--prompt", "x", "--punctuate"), "leave them out"),
+            (("-", "-"), "only once"),
+            ((GATE, "--quiet", "--verbose"), "not allowed with"),
+        ],
+    )
+    def test_usage_errors(self, cli, args, message):
+        status, out, err = cli(*args)
+        assert (status, out) == (2, "")
+        assert message in err
+
+    def test_reader_that_goes_away(self):
+        """`... | head -1` is no reason for a traceback."""
+        command = f"{sys.executable} -m mlx_speech.transcribe {GATE} {DIGITS} {GATE} | head -c 1"
+        env = {**os.environ, "MLX_SPEECH_MODEL": str(TINY)}
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=env)
+        assert (done.stdout, done.stderr) == ("u", "")
+
+
+class TestLibrary:
+    def test_transcribe(self, tiny):
+        transcript = mlx_speech.transcribe(GATE, tiny)
+        assert transcript.text == "unlock the back gate"
+        (segment,) = transcript.segments
+        assert tiny[1].decode(segment.tokens) == transcript.text
+        assert not segment.truncated
+
+    def test_arrays_need_their_rate(self, tiny):
+        samples = mlx_speech.load_audio(GATE)
+        transcript = mlx_speech.transcribe(samples, tiny, sampling_rate=16000)
+        assert transcript.text == "unlock the back gate"
+        with pytest.raises(mlx_speech.AudioError, match="sampling_rate"):
+            mlx_speech.transcribe(samples, tiny)
+
+    def test_stream(self, tiny):
+        pieces = list(mlx_speech.stream_transcribe(GATE, tiny))
+        assert len(pieces) > 3
+        assert "".join(pieces) == "unlock the back gate"
+
+    def test_text_models_have_no_ears(self, tiny):
+        model, processor = tiny
+        with pytest.raises(mlx_speech.UnsupportedOptionError, match="has no ears"):
+            mlx_speech.transcribe(GATE, (model.language_model, processor.tokenizer))

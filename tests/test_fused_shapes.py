@@ -1,0 +1,141 @@
+"""Every attention that the released checkpoints send meets the rules of MLX's fused kernels.
+
+The models are built at their real sizes and traced, not computed: MLX is lazy, so this costs
+nothing, and no GPU is needed.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+from mlx_speech.models import attention
+from mlx_speech.models.granite_speech import (
+    GraniteSpeechConfig,
+    GraniteSpeechForConditionalGeneration,
+)
+
+ENCODER = {"num_layers": 16, "hidden_dim": 1024, "num_heads": 8, "dim_head": 128}
+PROJECTOR = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "cross_attention_frequency": 1,
+    "encoder_hidden_size": 1024,
+}
+GRANITE_2B = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "vocab_size": 49160,
+}
+GRANITE_8B = {**GRANITE_2B, "hidden_size": 4096, "intermediate_size": 12800}
+GRANITE_1B = {
+    **GRANITE_2B,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 4096,
+    "vocab_size": 100353,
+}
+PLUS = {
+    "encoder_config": {**ENCODER, "output_dim": 348, "cat_hidden_layers": [3]},
+    "projector_config": {**PROJECTOR, "encoder_hidden_size": 2048},
+}
+#: sizes of facts that are public: the repositories' config.json files
+CHECKPOINTS = {
+    "granite-speech-3.2-8b": {"text_config": GRANITE_8B, "encoder_config": {"num_layers": 10}},
+    "granite-speech-3.3-2b": {"text_config": GRANITE_2B},
+    "granite-speech-3.3-8b": {"text_config": GRANITE_8B},
+    "granite-4.0-1b-speech": {"text_config": GRANITE_1B},
+    "granite-speech-4.1-2b-plus": {"text_config": GRANITE_1B, **PLUS},
+}
+
+
+def is_fused(queries, keys, mask) -> bool:
+    """The rules that are stated in mlx_speech/models/attention.py."""
+    _, heads, num_queries, head_dim = queries
+    _, kv_heads, num_keys, _ = keys
+    if num_queries > 8:
+        fits = head_dim in (64, 72, 80, 96, 128)
+        return fits and (mask != "causal" or num_queries <= num_keys)
+    group = heads // kv_heads
+    return head_dim in (64, 96, 128) and num_queries <= num_keys and num_queries * group <= 32
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """Records the attention calls instead of making them."""
+    calls = []
+
+    def record(queries, keys, values, *, scale, mask=None):
+        assert keys.shape[:3] == values.shape[:3]
+        if isinstance(mask, mx.array):
+            mx.broadcast_shapes(mask.shape, (*queries.shape[:3], keys.shape[2]))
+            assert mask.dtype in (mx.bool_, queries.dtype)
+            mask = "array"
+        calls.append((queries.shape, keys.shape, mask))
+        return queries
+
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", record)
+    return calls
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("recordings", [1, 3])
+def test_released_checkpoints(sent, name, recordings):
+    config = GraniteSpeechConfig.from_dict(
+        {
+            "encoder_config": ENCODER,
+            "projector_config": PROJECTOR,
+            "audio_token_index": 49155,
+            **CHECKPOINTS[name],
+        }
+    )
+    model = GraniteSpeechForConditionalGeneration(config)
+    model.set_dtype(mx.bfloat16)
+    # 27 s: the last block of 200 frames is not full, the last window of 15 neither
+    features = mx.zeros((recordings, 1357, 160))
+    lengths = mx.array([1357, 900, 10][:recordings]) if recordings > 1 else None
+    model.get_audio_features(features, lengths)
+    encoder_calls = list(sent)
+    sent.clear()
+    padding = [0, 40, 80][:recordings]
+    cache = model.make_cache(padding)
+    _, step = model.language_model.prefill(mx.zeros((recordings, 300), mx.int32), cache)
+    step(mx.zeros((recordings, 1), mx.int32))
+    for layer in cache:
+        layer.reorder(mx.repeat(mx.arange(recordings), 4))
+    step(mx.zeros((recordings * 4, 1), mx.int32))
+
+    layers = config.encoder_config.num_layers
+    assert len(encoder_calls) == layers + 4
+    assert encoder_calls[0][0] == (7 * recordings, 8, 200, 128)
+    decoder = config.text_config
+    assert len(sent) == 3 * decoder.num_hidden_layers
+    assert {k[1] for _, k, _ in sent} == {decoder.num_key_value_heads}  # never tiled
+    assert {m for _, _, m in sent} == ({"array"} if recordings > 1 else {"causal", None})
+    for call in [*encoder_calls, *sent]:
+        assert is_fused(*call), call
+
+
+def test_the_rules_reject_what_they_should():
+    assert not is_fused((1, 8, 200, 32), (1, 8, 200, 32), None)
+    assert not is_fused((1, 32, 8, 128), (1, 4, 90, 128), None)
+    assert not is_fused((1, 8, 4, 64), (1, 8, 3, 64), None)
+    assert is_fused((1, 8, 4, 64), (1, 8, 4, 64), None)
+
+
+def test_attention_has_one_door():
+    """Nothing else in the package calls MLX's attention."""
+    from pathlib import Path
+
+    package = Path(attention.__file__).parent.parent
+    sources = {p.name: p.read_text() for p in package.rglob("*.py")}
+    assert [n for n, s in sources.items() if "fast.scaled_dot_product_attention(" in s] == [
+        "attention.py"
+    ]

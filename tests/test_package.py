@@ -1,0 +1,53 @@
+"""The package's face: its names, and what importing it costs."""
+
+import subprocess
+import sys
+from types import FunctionType, ModuleType
+
+import pytest
+
+import mlx_speech
+from mlx_speech import errors
+
+
+def test_every_public_name_is_there():
+    for name in mlx_speech.__all__:
+        assert not isinstance(getattr(mlx_speech, name), ModuleType)
+        assert name in dir(mlx_speech)
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        mlx_speech.nonsense  # noqa: B018
+
+
+def test_command_line_does_not_hide_the_function():
+    from mlx_speech.transcribe import main
+
+    assert isinstance(mlx_speech.transcribe, FunctionType)
+    assert mlx_speech.transcribe.__module__ == "mlx_speech.transcription"
+    assert main
+
+
+def test_import_is_lazy():
+    code = "import sys, mlx_speech; print('mlx' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
+
+
+def test_no_training_stack():
+    """Transcribing needs neither torch nor transformers."""
+    code = (
+        "import sys\n"
+        "import mlx_speech\n"
+        "for name in mlx_speech.__all__: getattr(mlx_speech, name)\n"
+        "print(sorted({'torch', 'transformers', 'mlx_lm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_errors_have_one_base():
+    found = [e for e in vars(errors).values() if isinstance(e, type)]
+    assert len(found) == 7
+    assert all(issubclass(e, errors.MlxSpeechError) for e in found)

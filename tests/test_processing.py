@@ -1,0 +1,260 @@
+"""Prompts: templates, instructions per model family, audio tokens."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import TINY, edit_json, find_recording
+
+from mlx_speech import (
+    AudioError,
+    CheckpointError,
+    GraniteSpeechFeatureExtractor,
+    GraniteSpeechProcessor,
+    InputError,
+    Tokenizer,
+    UnsupportedOptionError,
+    load_audio,
+)
+from mlx_speech.processing.prompts import (
+    GRANITE_3,
+    GRANITE_4_0,
+    GRANITE_4_1,
+    GRANITE_4_1_PLUS,
+    GRANITE_5_0,
+    prompt_style,
+)
+
+ROLES = (
+    "{% for m in messages %}<|start_of_role|>{{ m['role'] }}<|end_of_role|>{{ m['content'] }}"
+    "<|end_of_text|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}"
+)
+USER_ASSISTANT = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}USER: {{ m['content'] }}\n ASSISTANT:"
+    "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture
+def processor(tiny):
+    return tiny[1]
+
+
+class TestAudioTokens:
+    @pytest.mark.parametrize(
+        ("seconds", "frames", "tokens"), [(1, 50, 12), (10, 500, 102), (60, 3000, 600)]
+    )
+    def test_counts_of_the_released_models(self, seconds, frames, tokens):
+        features = GraniteSpeechFeatureExtractor()(mx.zeros(16000 * seconds))
+        assert features["input_features"].shape == (1, frames, 160)
+        assert features["audio_embed_sizes"] == [tokens]
+        assert features["input_features_mask"].shape == (1, tokens)
+
+    def test_one_token_in_the_text_becomes_as_many_as_needed(self, processor):
+        audio = [mx.zeros(16000), mx.zeros(1600)]
+        inputs = processor(["a<|audio|>b<|audio|>", "c"], audio)
+        assert (inputs["input_ids"] == 4).sum(axis=1).tolist() == [12 + 3, 0]
+        assert inputs["input_features_mask"].sum(axis=1).tolist() == [12, 3]
+        assert inputs["feature_lengths"].tolist() == [50, 5]
+        assert inputs["attention_mask"][1].tolist()[-2:] == [0, 1]
+
+    @pytest.mark.parametrize(
+        ("text", "audio", "numbers"),
+        [("<|audio|><|audio|>", [mx.zeros(999)], (2, 1)), ("none", [mx.zeros(999)], (0, 1))],
+    )
+    def test_mismatch_names_both_numbers(self, processor, text, audio, numbers):
+        with pytest.raises(InputError, match=f"mentions {numbers[0]} .* but {numbers[1]} "):
+            processor(text, audio)
+
+    def test_text_that_mentions_audio_without_any(self, processor):
+        with pytest.raises(InputError, match=r"mentions 1 .* but 0 are given"):
+            processor("<|audio|>what is this")
+
+    def test_audio_token_of_the_tokenizer_counts(self):
+        tokenizer = Tokenizer.from_pretrained(TINY)
+        tokenizer.config = {**tokenizer.config, "audio_token": "<|sound|>"}
+        processor = GraniteSpeechProcessor(GraniteSpeechFeatureExtractor(), tokenizer)
+        assert processor.audio_token == "<|sound|>"
+
+
+class TestFeatures:
+    def test_too_short(self):
+        extractor = GraniteSpeechFeatureExtractor()
+        with pytest.raises(AudioError, match="256 samples is too short: at least 257"):
+            extractor(mx.zeros(256))
+        assert extractor(mx.zeros(257))["input_features"].shape == (1, 1, 160)
+
+    def test_integers_are_refused(self):
+        with pytest.raises(AudioError, match="int16"):
+            GraniteSpeechFeatureExtractor()(np.zeros(1000, np.int16))
+
+    def test_stereo_is_refused(self):
+        with pytest.raises(AudioError, match="not mono"):
+            GraniteSpeechFeatureExtractor()([mx.zeros((2, 1000))])
+
+    def test_each_recording_has_its_own_floor(self):
+        """The reference takes lengths from a padded batch, and so lets one change another."""
+        quiet = load_audio(find_recording("synthetic/short.wav")) * 1e-3
+        loud = load_audio(find_recording("synthetic/espeak_00.flac"))
+        extractor = GraniteSpeechFeatureExtractor()
+        together = extractor([quiet, loud])["input_features"]
+        alone = extractor(quiet)["input_features"][0]
+        assert mx.array_equal(together[0, : len(alone)], alone).item()
+        assert not together[0, len(alone) :].any().item()
+
+    def test_other_parameters(self):
+        extractor = GraniteSpeechFeatureExtractor.from_dict({"n_mels": 40, "hop_length": 320})
+        assert extractor(mx.zeros(16000))["input_features"].shape == (1, 25, 80)
+
+    def test_unknown_parameters(self):
+        with pytest.raises(CheckpointError, match="unsupported power"):
+            GraniteSpeechFeatureExtractor(melspec_kwargs={"power": 1.0})
+
+
+class TestChatTemplates:
+    def test_parts_become_one_string(self, processor):
+        content = [{"type": "audio"}, {"type": "text", "text": "hear"}, {"type": "audio"}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}])
+        assert prompt == (
+            "<|start_of_role|>user<|end_of_role|><|audio|>hear<|audio|><|end_of_text|>\n"
+            "<|start_of_role|>assistant<|end_of_role|>"
+        )
+
+    def test_without_generation_prompt(self, processor):
+        messages = [{"role": "user", "content": "x"}]
+        prompt = processor.apply_chat_template(messages, add_generation_prompt=False)
+        assert prompt.endswith("x<|end_of_text|>\n")
+
+    def test_user_assistant_form_of_4(self, processor, monkeypatch):
+        monkeypatch.setattr(processor.tokenizer, "chat_template", USER_ASSISTANT)
+        monkeypatch.setattr(processor, "prompts", GRANITE_4_1)
+        assert processor.speech_prompt("do it") == "USER: <|audio|>do it\n ASSISTANT:"
+
+    def test_plus_has_a_space_and_its_system_message(self, processor, monkeypatch):
+        monkeypatch.setattr(processor.tokenizer, "chat_template", ROLES)
+        monkeypatch.setattr(processor, "prompts", GRANITE_4_1_PLUS)
+        prompt = processor.speech_prompt("do it")
+        assert prompt.startswith("<|start_of_role|>system<|end_of_role|>Knowledge Cutoff")
+        assert "user<|end_of_role|><|audio|> do it<|end_of_text|>" in prompt
+        assert prompt.endswith("<|start_of_role|>assistant<|end_of_role|>")
+
+    def test_unknown_part(self, processor):
+        message = {"role": "user", "content": [{"type": "image"}]}
+        with pytest.raises(InputError, match="'image'"):
+            processor.apply_chat_template([message])
+
+    def test_the_sandbox_holds(self, processor, monkeypatch):
+        evil = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+        monkeypatch.setattr(processor.tokenizer, "chat_template", evil)
+        with pytest.raises(CheckpointError, match="unsafe"):
+            processor.apply_chat_template([{"role": "user", "content": "x"}])
+
+    def test_a_template_that_refuses(self, processor, monkeypatch):
+        template = "{{ raise_exception('roles must alternate') }}"
+        monkeypatch.setattr(processor.tokenizer, "chat_template", template)
+        with pytest.raises(InputError, match="roles must alternate"):
+            processor.apply_chat_template([{"role": "user", "content": "x"}])
+
+    @pytest.mark.parametrize("place", ["tokenizer_config", "list", "chat_template.json"])
+    def test_places_where_it_may_stand(self, tiny_copy, place):
+        (tiny_copy / "chat_template.jinja").unlink()
+        if place == "tokenizer_config":
+            edit_json(tiny_copy / "tokenizer_config.json", chat_template=USER_ASSISTANT)
+        elif place == "list":
+            named = [
+                {"name": "tool_use", "template": "no"},
+                {"name": "default", "template": USER_ASSISTANT},
+            ]
+            edit_json(tiny_copy / "tokenizer_config.json", chat_template=named)
+        else:
+            edit_json(tiny_copy / "chat_template.json", chat_template=USER_ASSISTANT)
+        processor = GraniteSpeechProcessor.from_pretrained(tiny_copy)
+        assert processor.speech_prompt("go") == "USER: <|audio|>go\n ASSISTANT:"
+
+    def test_no_template(self, tiny_copy):
+        (tiny_copy / "chat_template.jinja").unlink()
+        processor = GraniteSpeechProcessor.from_pretrained(tiny_copy)
+        with pytest.raises(InputError, match="no chat template"):
+            processor.speech_prompt("x")
+
+
+class TestPrompts:
+    @pytest.mark.parametrize(
+        ("model_type", "adapter", "name", "style"),
+        [
+            ("granite_speech", True, "ibm-granite/granite-speech-3.3-2b", GRANITE_3),
+            ("granite_speech", True, "anything", GRANITE_3),
+            ("granite_speech", False, "ibm-granite/granite-4.0-1b-speech", GRANITE_4_0),
+            ("granite_speech", False, "ibm-granite/granite-speech-4.1-2b", GRANITE_4_1),
+            ("granite_speech", False, "/models/Granite-Speech-5.0-2b", GRANITE_5_0),
+            ("granite_speech", False, "my-model", GRANITE_4_1),
+            ("granite_speech_plus", False, "granite-speech-4.1-2b-plus", GRANITE_4_1_PLUS),
+        ],
+    )
+    def test_family(self, model_type, adapter, name, style):
+        assert prompt_style(model_type, adapter, name) is style
+
+    @pytest.mark.parametrize(
+        ("style", "options", "instruction"),
+        [
+            (GRANITE_3, {}, "can you transcribe the speech into a written format?"),
+            (
+                GRANITE_4_1,
+                {"punctuate": True},
+                "transcribe the speech with proper punctuation and capitalization.",
+            ),
+            (
+                GRANITE_4_1,
+                {"punctuate": True, "language": "de"},
+                "transcribe the German speech with proper punctuation and capitalization.",
+            ),
+            (
+                GRANITE_3,
+                {"task": "translate", "target_language": "fr"},
+                "translate the speech to French.",
+            ),
+            (
+                GRANITE_4_1,
+                {"task": "translate", "target_language": "Mandarin", "punctuate": True},
+                "translate the speech to Mandarin with proper punctuation and capitalization.",
+            ),
+            (
+                GRANITE_5_0,
+                {"language": "es"},
+                "The speech is in Spanish. Transcribe it exactly; do not translate. "
+                "can you transcribe the speech into a written format?",
+            ),
+        ],
+    )
+    def test_instructions(self, style, options, instruction):
+        assert style.instruction(**options) == instruction
+
+    @pytest.mark.parametrize(
+        ("style", "options", "message"),
+        [
+            (GRANITE_3, {"punctuate": True}, "punctuate.*3.x.*these were: Granite Speech 4.1"),
+            (GRANITE_4_0, {"language": "en"}, "language.*4.0.*Granite Speech 5.0"),
+            (
+                GRANITE_4_1_PLUS,
+                {"task": "translate", "target_language": "fr"},
+                "not trained for translation; these were: Granite Speech 3.x",
+            ),
+            (GRANITE_4_1, {"task": "translate"}, "needs target_language: one of en, fr"),
+            (GRANITE_4_1, {"target_language": "fr"}, "goes with task 'translate'"),
+            (GRANITE_4_1, {"task": "dance"}, "'dance'"),
+            (GRANITE_4_1, {"task": "translate", "target_language": "tlh"}, "'tlh' is not known"),
+            (GRANITE_4_1, {"language": "de"}, "only together with punctuation"),
+        ],
+    )
+    def test_what_a_family_cannot_do(self, style, options, message):
+        with pytest.raises(UnsupportedOptionError, match=message):
+            style.instruction(**options)
+
+
+def test_left_padding_of_a_text_batch(processor):
+    inputs = processor(["good night", "seven"])
+    first, second = inputs["input_ids"].tolist()
+    assert second[: len(first) - 1].count(1) == inputs["attention_mask"][1].tolist().count(0)
+    assert processor.decode(second) == "seven"
