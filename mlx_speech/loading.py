@@ -80,6 +80,8 @@ def load_model(
         dtype = mx.float32
     dtype = dtype or checkpoint_dtype(data, weights)
     assign_weights(model, weights, dtype, folder)
+    # or they would stay in memory beside what they are converted to
+    del weights
     if (folder / ADAPTER_CONFIG).is_file():
         load_adapter(model, folder, dtype)
     elif getattr(config, "has_lora_adapter", False):
@@ -87,6 +89,7 @@ def load_model(
             f"{folder}: config.json says that the model needs its LoRA adapter, but there is no "
             f"{ADAPTER_CONFIG}"
         )
+    model.folder = folder
     model.generation_config = GenerationConfig.from_pretrained(folder, data)
     model.eval()
     # reads the files, one tensor after the other: what is not needed in its stored type any more

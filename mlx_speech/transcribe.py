@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The options; nothing heavy is imported for them, so that --help answers at once."""
     parser = argparse.ArgumentParser(
         prog="python -m mlx_speech.transcribe",
+        usage="%(prog)s [options] AUDIO...",
         description="Transcribe or translate recordings with Granite Speech.",
         epilog="The transcript goes to standard output unless -f or -o is given; everything else "
         "goes to standard error. Exit status: 0 if all is done, 1 if a recording failed, 2 for "
@@ -36,7 +37,12 @@ def build_parser() -> argparse.ArgumentParser:
     speech = parser.add_argument_group("what to do")
     add = speech.add_argument
     add("--language", metavar="LANG", help="language spoken, e.g. en (default: the model hears it)")
-    add("--task", choices=("transcribe", "translate"), default="transcribe")
+    add(
+        "--task",
+        choices=("transcribe", "translate"),
+        default="transcribe",
+        help="what to make of the speech (default: transcribe)",
+    )
     add("--target-language", metavar="LANG", help="language to translate to, e.g. fr")
     add("--punctuate", action="store_true", help="with punctuation and capitals")
     add("--prompt", metavar="TEXT", help="an instruction of your own, instead of all these")
@@ -120,7 +126,8 @@ def run(args: argparse.Namespace, outputs: list[Path] | None) -> int:
     name = args.model or DEFAULT_MODEL
     dtype = args.dtype and getattr(mx, args.dtype)
     loaded = load(name, revision=args.revision, dtype=dtype, progress=not args.quiet)
-    say(args, f"{name}: loaded in {time.perf_counter() - start:.1f} s")
+    seconds = time.perf_counter() - start
+    say(args, f"{name}: loaded in {seconds:.1f} s from {loaded[0].folder}")
     failures = 0
     for index, source in enumerate(args.audio):
         try:

@@ -195,12 +195,13 @@ class TestDtype:
         text = processor.decode(output[0, inputs["input_ids"].shape[1] :].tolist())
         assert text == "eight three seven seven"
 
-    def test_peak_memory_while_loading(self):
-        """One tensor after the other is read and settled: under 1.2 times the weights' size."""
+    @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32])
+    def test_peak_memory_while_loading(self, dtype):
+        """One tensor after the other is read and converted: under 1.2 times the weights' size."""
         mx.clear_cache()
         before = mx.get_active_memory()
         mx.reset_peak_memory()
-        model, _ = load(TINY, dtype=mx.bfloat16)
+        model, _ = load(TINY, dtype=dtype)
         size = sum(v.nbytes for _, v in tree_flatten(model.parameters()))
         assert mx.get_peak_memory() - before < 1.2 * size
 

@@ -288,6 +288,7 @@ class TestConfig:
             ("encoder_config", {"cat_hidden_layers": [9]}, "cat_hidden_layers 9"),
             ("encoder_config", {"cat_hidden_layers": [1]}, "encoder's output size 256"),
             ("projector_config", {"hidden_act": "relu"}, "hidden_act 'relu'"),
+            ("projector_config", {"model_type": "mlp"}, "model_type 'mlp' where 'blip_2_qformer'"),
             ("text_config", {"num_key_value_heads": 3}, "num_key_value_heads 3"),
             ("text_config", {"rope_parameters": {"rope_type": "spiral"}}, "rope_type 'spiral'"),
         ],

@@ -146,10 +146,10 @@ def beam_search(
             tokens += [h.tokens[-1] for h in row.running]
         if all(row.done for row in rows):
             return [row.finished[0] for row in rows]
-        source = mx.array(source)
         next_tokens = mx.array(tokens)[:, None]
-        for layer in cache:
-            layer.reorder(source)
+        if source != list(range(len(source))):
+            for layer in cache:
+                layer.reorder(mx.array(source))
         if processors:
-            history = mx.concatenate([history[source], next_tokens], axis=1)
+            history = mx.concatenate([history[mx.array(source)], next_tokens], axis=1)
         logits = step(next_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -18,6 +19,8 @@ class PretrainedModel(nn.Module):
 
     config_class: ClassVar[type]
 
+    #: where the checkpoint lies; in the Hub's cache the folder is named after the commit
+    folder: Path | None = None
     #: defaults of `generate`, from the checkpoint's generation_config.json
     generation_config: Any = None
 

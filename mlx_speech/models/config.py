@@ -20,6 +20,8 @@ class PretrainedConfig:
     """
 
     model_type: ClassVar[str]
+    # further types that are the same thing
+    other_types: ClassVar[tuple[str, ...]] = ()
     # other names under which the same value is documented, e.g. `audio_token_id`
     aliases: ClassVar[dict[str, str]] = {}
 
@@ -37,8 +39,10 @@ class PretrainedConfig:
         for key, value in data.items():
             key = cls.aliases.get(key, key)
             (known if key in names else extra)[key] = value
-        extra.pop("model_type", None)
+        model_type = extra.pop("model_type", cls.model_type)
         try:
+            if model_type not in (cls.model_type, *cls.other_types):
+                raise ValueError(f"model_type {model_type!r} where {cls.model_type!r} is supported")
             return cls(**known, extra=extra)
         except (TypeError, ValueError, KeyError) as error:
             raise CheckpointError(f"config.json: bad {cls.__name__}: {error}") from error

@@ -22,6 +22,7 @@ class GraniteSpeechEncoderConfig(PretrainedConfig):
     """Configuration of the encoder, including the Plus variant's `cat_hidden_layers`."""
 
     model_type: ClassVar[str] = "granite_speech_encoder"
+    other_types: ClassVar[tuple[str, ...]] = ("granite_speech_plus_encoder",)
     aliases: ClassVar[dict[str, str]] = {
         "hidden_size": "hidden_dim",
         "num_hidden_layers": "num_layers",

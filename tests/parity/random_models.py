@@ -25,6 +25,7 @@ from transformers import (
     GraniteSpeechForConditionalGeneration,
     GraniteSpeechPlusConfig,
     GraniteSpeechPlusForConditionalGeneration,
+    PreTrainedModel,
 )
 
 from mlx_speech.loading import load_model
@@ -240,8 +241,8 @@ def save_speech(case: SpeechCase, folder: Path) -> GraniteSpeechForConditionalGe
 def add_adapter(model, options: dict[str, Any], folder: Path, seed: int) -> None:
     """Put a random adapter over a model and write it into the model's folder.
 
-    The model saves its base under the adapted layers' names, which not even transformers reads
-    back; so the base is written before, and of this only the adapter is kept.
+    Granite Speech's own `save_pretrained` would write the base again, under the adapted layers'
+    names, which not even transformers reads back; so this saves the adapter alone.
     """
     model.add_adapter(LoraConfig(**options))
     generator = torch.Generator().manual_seed(seed + 1000)
@@ -250,7 +251,7 @@ def add_adapter(model, options: dict[str, Any], folder: Path, seed: int) -> None
             if "lora_" in name:
                 drawn = torch.randn(value.shape, generator=generator)
                 value.copy_(0.8 * drawn / value.shape[1] ** 0.5)
-    super(GraniteSpeechForConditionalGeneration, model).save_pretrained(folder)
+    PreTrainedModel.save_pretrained(model, folder)
     model.eval()
 
 
