@@ -191,9 +191,9 @@ def load_adapter(model: PretrainedModel, folder: Path, dtype: mx.Dtype) -> None:
         CheckpointError: the adapter is incomplete, of another kind, or made for another model.
     """
     config = LoraConfig.from_dict(read_json(folder, ADAPTER_CONFIG))
-    weights = {}
-    for name, value in read_safetensors(folder / ADAPTER_WEIGHTS).items():
-        # peft saves with this prefix, transformers without it
-        name = name.removeprefix("base_model.model.")
-        weights.update(model.sanitize({name: value}, model.config))
+    # peft saves with this prefix, transformers without it
+    weights = {
+        name.removeprefix("base_model.model."): value
+        for name, value in read_safetensors(folder / ADAPTER_WEIGHTS).items()
+    }
     apply_adapter(model, config, weights, dtype)

@@ -12,6 +12,7 @@ from mlx_speech import CheckpointError, GraniteForCausalLM, GraniteSpeechConfig,
 from mlx_speech.loading import load_model, read_weights
 from mlx_speech.models import ARCHITECTURES, architecture
 from mlx_speech.models.granite_speech import GraniteSpeechForConditionalGeneration
+from mlx_speech.models.lora import use_adapter
 
 RECORDING = "synthetic/flite_08.flac"
 
@@ -244,6 +245,28 @@ class TestStrictness:
         edit_json(tiny_copy / "adapter_config.json", **change)
         with pytest.raises(CheckpointError, match="adapter_"):
             load(tiny_copy)
+
+    def test_adapter_of_a_text_model(self, tiny_copy):
+        text = json.loads((TINY / "config.json").read_text())["text_config"]
+        (tiny_copy / "config.json").write_text(json.dumps(text))
+        prefix = "language_model."
+        resave(
+            tiny_copy,
+            lambda w: {k.removeprefix(prefix): v for k, v in w.items() if k.startswith(prefix)},
+        )
+        adapter = tiny_copy / "adapter_model.safetensors"
+        pairs = {k.removeprefix(prefix): v + 0 for k, v in mx.load(str(adapter)).items()}
+        mx.eval(pairs)
+        mx.save_safetensors(str(adapter), pairs)
+        ids = mx.array([[2, 89, 460]])
+        adapted = load_model(tiny_copy)
+        assert isinstance(adapted, GraniteForCausalLM)
+        on = adapted(ids).logits
+        with use_adapter(False):
+            off = adapted(ids).logits
+        (tiny_copy / "adapter_config.json").unlink()
+        assert mx.allclose(off, load_model(tiny_copy)(ids).logits).item()
+        assert not mx.allclose(on, off).item()
 
     def test_peft_prefix(self, tiny_copy):
         file = tiny_copy / "adapter_model.safetensors"

@@ -60,7 +60,8 @@ def generate_rows(
     config = resolve_config(model, kwargs)
     if config.num_beams > 1:
         logits, step, cache = start(model, input_ids, config, kwargs)
-        return config, beam_search(logits, step, cache, config, input_ids)
+        prompt = without_padding(input_ids, kwargs.get("attention_mask"))
+        return config, beam_search(logits, step, cache, config, prompt)
     rows = [Hypothesis(0.0, [], []) for _ in range(input_ids.shape[0])]
     for token_step in _search(model, input_ids, config, kwargs):
         for row, token, logprob, ended in zip(
@@ -87,7 +88,7 @@ def stream_tokens(model, input_ids: mx.array, **kwargs: Any) -> Iterator[TokenSt
 
 def _search(model, input_ids, config, inputs) -> Iterator[TokenStep]:
     logits, step, _ = start(model, input_ids, config, inputs)
-    return search(logits, step, config, input_ids)
+    return search(logits, step, config, without_padding(input_ids, inputs.get("attention_mask")))
 
 
 def resolve_config(model, kwargs: dict[str, Any]) -> GenerationConfig:
@@ -115,6 +116,13 @@ def start(model, input_ids: mx.array, config: GenerationConfig, inputs: dict[str
     cache = model.make_cache(padding)
     logits, step = model.prefill(input_ids, cache, **inputs)
     return logits, step, cache
+
+
+def without_padding(input_ids: mx.array, attention_mask: mx.array | None) -> mx.array:
+    """Prompts whose padding repeats their last token, so that penalties see no other ids."""
+    if attention_mask is None:
+        return input_ids
+    return mx.where(attention_mask != 0, input_ids, input_ids[:, -1:])
 
 
 def left_padding(attention_mask: mx.array | None, input_ids: mx.array) -> list[int] | None:

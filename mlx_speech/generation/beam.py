@@ -143,7 +143,8 @@ def beam_search(
                 beams = row.advance(candidates) or beams
                 beam_scores[number] = [h.score for h in row.running]
             source += [number * num_beams + beam for beam in beams]
-            tokens += [h.tokens[-1] for h in row.running]
+            # what a row is fed after it is done does not matter
+            tokens += [0] * num_beams if row.done else [h.tokens[-1] for h in row.running]
         if all(row.done for row in rows):
             return [row.finished[0] for row in rows]
         next_tokens = mx.array(tokens)[:, None]

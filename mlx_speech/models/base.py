@@ -18,6 +18,8 @@ class PretrainedModel(nn.Module):
     """
 
     config_class: ClassVar[type]
+    #: whether a LoRA adapter is on where nothing is said; a model that switches says it each time
+    adapter_by_default: ClassVar[bool] = True
 
     #: where the checkpoint lies; in the Hub's cache the folder is named after the commit
     folder: Path | None = None
@@ -32,6 +34,11 @@ class PretrainedModel(nn.Module):
         from ..loading import load_model
 
         return load_model(path_or_repo, revision=revision, dtype=dtype, model_class=cls)
+
+    @staticmethod
+    def rename(name: str) -> str:
+        """A checkpoint's name of a tensor or module, as this model has it."""
+        return name
 
     @staticmethod
     def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:

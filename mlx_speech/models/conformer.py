@@ -13,6 +13,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from .activations import glu, silu
 from .attention import merge_heads, scaled_dot_product_attention, split_heads
 from .config import PretrainedConfig
 
@@ -111,7 +112,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(inner, dim)
 
     def __call__(self, x):
-        return self.down_proj(nn.silu(self.up_proj(self.pre_norm(x))))
+        return self.down_proj(silu(self.up_proj(self.pre_norm(x))))
 
 
 class BlockAttention(nn.Module):
@@ -210,8 +211,8 @@ class ConvModule(nn.Module):
 
     def __call__(self, x: mx.array, mask: FrameMask) -> mx.array:
         # zeros beyond a recording's end are what the convolution sees when it is alone
-        x = mask.zero_padding(nn.glu(self.up_conv(self.norm(x))))
-        return self.down_conv(nn.silu(self.depth_conv(x)))
+        x = mask.zero_padding(glu(self.up_conv(self.norm(x))))
+        return self.down_conv(silu(self.depth_conv(x)))
 
 
 class ConformerBlock(nn.Module):

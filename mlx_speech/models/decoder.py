@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from .activations import silu
 from .attention import causal_mask, merge_heads, scaled_dot_product_attention, split_heads
 from .base import PretrainedModel
 from .cache import KVCache
@@ -16,7 +17,7 @@ from .config import PretrainedConfig
 from .rope import RotaryEmbedding, normalize_rope_parameters
 
 ACTIVATIONS: dict[str, Callable] = {
-    "silu": nn.silu,
+    "silu": silu,
     "gelu": nn.gelu,
     "gelu_pytorch_tanh": nn.gelu_approx,
     "relu": nn.relu,

@@ -97,8 +97,17 @@ class GraniteSpeechOutput(CausalLMOutput):
     audio_hidden_states: mx.array | None = None
 
 
+_RENAMES = (
+    (r"^model\.(encoder|projector)\.", r"\1."),
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^language_model\.model\.(model|lm_head)\.", r"language_model.\1."),
+    (r"^lm_head\.", "language_model.lm_head."),
+)
+
+
 class GraniteSpeechForConditionalGeneration(PretrainedModel):
     config_class = GraniteSpeechConfig
+    adapter_by_default = False
 
     def __init__(self, config: GraniteSpeechConfig):
         super().__init__()
@@ -119,6 +128,11 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         """(recordings, frames, 160) -> (recordings, audio tokens, hidden_size of the decoder)."""
         return self.projector(self.encoder(input_features, feature_lengths).last_hidden_state)
 
+    def embed_text(self, input_ids: mx.array) -> mx.array:
+        """Embeddings of token ids; an audio token, which may be beyond the table, has that of 0."""
+        is_audio = input_ids == self.config.audio_token_index
+        return self.language_model.model.embed_tokens(mx.where(is_audio, 0, input_ids))
+
     def merge_audio(
         self,
         input_ids: mx.array,
@@ -137,7 +151,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
             InputError: there are more or fewer audio tokens than audio features.
         """
         is_audio = input_ids == self.config.audio_token_index
-        embeds = self.language_model.model.embed_tokens(mx.where(is_audio, 0, input_ids))
+        embeds = self.embed_text(input_ids)
         num_tokens = is_audio.sum().item()
         num_features = 0
         if audio_features is not None:
@@ -186,14 +200,15 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
             adapter: whether the LoRA adapter is on. By default it is on exactly when this call
                 brings audio; say True when continuing a cached prompt that did.
         """
-        audio = None
-        if inputs_embeds is None and input_ids is not None:
-            if input_features is not None:
-                audio = self.get_audio_features(input_features, feature_lengths)
-            inputs_embeds = self.merge_audio(input_ids, audio, input_features_mask)
-        elif input_features is not None:
+        if input_features is not None and (inputs_embeds is not None or input_ids is None):
             raise InputError("input_features need input_ids to say where they belong")
-        with use_adapter(audio is not None if adapter is None else adapter):
+        audio = None
+        # around the encoder as well: its layers may be adapted too
+        with use_adapter(input_features is not None if adapter is None else adapter):
+            if inputs_embeds is None and input_ids is not None:
+                if input_features is not None:
+                    audio = self.get_audio_features(input_features, feature_lengths)
+                inputs_embeds = self.merge_audio(input_ids, audio, input_features_mask)
             output = self.language_model(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
@@ -219,11 +234,15 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         """As `CausalLM.prefill`; the adapter stays on for the answer to a prompt with audio."""
         adapter = audio.get("input_features") is not None
 
-        def step(tokens: mx.array, **audio) -> mx.array:
-            output = self(tokens, past_key_values=cache, logits_to_keep=1, adapter=adapter, **audio)
-            return output.logits[:, -1]
+        def logits(*args, **inputs) -> mx.array:
+            inputs |= {"past_key_values": cache, "logits_to_keep": 1, "adapter": adapter}
+            return self(*args, **inputs).logits[:, -1]
 
-        return step(input_ids, **audio), step
+        def step(tokens: mx.array) -> mx.array:
+            # an audio token that the model itself came up with stands for no recording
+            return logits(inputs_embeds=self.embed_text(tokens))
+
+        return logits(input_ids, **audio), step
 
     @staticmethod
     def complete_config(config: GraniteSpeechConfig, weights: dict[str, mx.array]) -> None:
@@ -233,30 +252,23 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
             config.text_config.tie_word_embeddings = config.tie_word_embeddings
 
     @staticmethod
-    def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
-        """Checkpoints come with three sets of names: `language_model.model.*` (what the released
+    def rename(name: str) -> str:
+        """A name of any of the three layouts: `language_model.model.*` (what the released
         repositories hold and this model uses), `model.language_model.*` (transformers >= 5 in
-        memory) and `language_model.model.model.*` (the Plus update of October 2026)."""
-        renamed = {rename_tensor(name): value for name, value in weights.items()}
+        memory) or `language_model.model.model.*` (the Plus update of October 2026)."""
+        for pattern, replacement in _RENAMES:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    @staticmethod
+    def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
+        """See `rename` and `sanitize_encoder`; drops what is computed or tied."""
+        rename = GraniteSpeechForConditionalGeneration.rename
+        renamed = {rename(name): value for name, value in weights.items()}
         renamed = {k: v for k, v in renamed.items() if not k.endswith("rotary_emb.inv_freq")}
         if config.tie_word_embeddings:
             renamed.pop("language_model.lm_head.weight", None)
         return sanitize_encoder(renamed, "encoder.")
-
-
-_RENAMES = (
-    (r"^model\.(encoder|projector)\.", r"\1."),
-    (r"^model\.language_model\.", "language_model.model."),
-    (r"^language_model\.model\.(model|lm_head)\.", r"language_model.\1."),
-    (r"^lm_head\.", "language_model.lm_head."),
-)
-
-
-def rename_tensor(name: str) -> str:
-    """A tensor's name in any of the three layouts, as this model has it."""
-    for pattern, replacement in _RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 class GraniteSpeechPlusForConditionalGeneration(GraniteSpeechForConditionalGeneration):

@@ -1,7 +1,8 @@
 """Low-rank adapters (https://arxiv.org/abs/2106.09685) that can be switched per call.
 
 The format is peft's: adapter_config.json beside adapter_model.safetensors. The base weights are
-left alone; an adapted layer adds its low-rank term only inside `use_adapter(True)`.
+left alone; an adapted layer adds its low-rank term, or does not, as `use_adapter` says around it
+and else as its model does by default.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError
+from .base import PretrainedModel
 
 # per context, hence per thread: two callers of one model do not see each other's choice
-_adapter_in_use: ContextVar[bool] = ContextVar("adapter_in_use", default=False)
+_adapter_in_use: ContextVar[bool | None] = ContextVar("adapter_in_use", default=None)
 
 
 @contextmanager
@@ -34,8 +36,16 @@ def use_adapter(enabled: bool):
 class LoRALinear(nn.Module):
     """A linear layer with a switchable low-rank term: `scale * x A^T B^T`."""
 
-    def __init__(self, base: nn.Module, lora_a: mx.array, lora_b: mx.array, scale: float):
+    def __init__(
+        self,
+        base: nn.Module,
+        lora_a: mx.array,
+        lora_b: mx.array,
+        scale: float,
+        on_by_default: bool,
+    ):
         super().__init__()
+        self.on_by_default = on_by_default
         self.base = base
         self.lora_a = lora_a
         self.lora_b = lora_b
@@ -43,7 +53,8 @@ class LoRALinear(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         out = self.base(x)
-        if _adapter_in_use.get():
+        chosen = _adapter_in_use.get()
+        if self.on_by_default if chosen is None else chosen:
             out = out + self.scale * ((x @ self.lora_a.T) @ self.lora_b.T)
         return out
 
@@ -97,13 +108,13 @@ def _match(patterns: dict[str, Any], module: str, default):
 
 
 def apply_adapter(
-    model: nn.Module, config: LoraConfig, weights: dict[str, mx.array], dtype: mx.Dtype
+    model: PretrainedModel, config: LoraConfig, weights: dict[str, mx.array], dtype: mx.Dtype
 ) -> None:
     """Wrap the layers that an adapter names.
 
     Args:
-        model: holds the base layers under the names in `weights`.
-        weights: `<module>.lora_A.weight` (rank, in) and `<module>.lora_B.weight` (out, rank).
+        weights: `<module>.lora_A.weight` (rank, in) and `<module>.lora_B.weight` (out, rank), under
+            the names of the adapter's file, which are also what the patterns in `config` are about.
         dtype: what the model computes in.
 
     Raises:
@@ -116,22 +127,25 @@ def apply_adapter(
         if match is None:
             raise CheckpointError(f"adapter_model.safetensors: unexpected tensor {name}")
         pairs.setdefault(match[1], {})[match[2]] = value.astype(dtype)
-    for path, pair in pairs.items():
+    for name, pair in pairs.items():
+        path = model.rename(name)
         base = modules.get(path)
         if not isinstance(base, nn.Linear | nn.QuantizedLinear):
-            raise CheckpointError(f"adapter_model.safetensors: {path} is no layer of this model")
+            raise CheckpointError(f"adapter_model.safetensors: {name} is no layer of this model")
         if pair.keys() != {"A", "B"}:
-            raise CheckpointError(f"adapter_model.safetensors: {path} lacks lora_A or lora_B")
-        rank = config.rank(path)
+            raise CheckpointError(f"adapter_model.safetensors: {name} lacks lora_A or lora_B")
+        rank = config.rank(name)
         outputs, inputs = _linear_shape(base)
         expected = ((rank, inputs), (outputs, rank))
         if (pair["A"].shape, pair["B"].shape) != expected:
             raise CheckpointError(
-                f"adapter_model.safetensors: {path} has shapes {pair['A'].shape} and "
+                f"adapter_model.safetensors: {name} has shapes {pair['A'].shape} and "
                 f"{pair['B'].shape}, expected {expected[0]} and {expected[1]}"
             )
         parent, _, leaf = path.rpartition(".")
-        adapted = LoRALinear(base, pair["A"], pair["B"], config.scale(path))
+        adapted = LoRALinear(
+            base, pair["A"], pair["B"], config.scale(name), model.adapter_by_default
+        )
         setattr(modules[parent], leaf, adapted)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 # what the reference's packages warn about among themselves; everything else stays an error
 THIRD_PARTY_WARNINGS = (
     "ignore:Could not find a config file in:UserWarning:peft",
     "ignore:At least one mel filterbank has all zero values:UserWarning:torchaudio",
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers",
 )
 
 
@@ -30,3 +33,9 @@ def speech_pair(tmp_path_factory):
         return pairs[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def tiny_folder() -> Path:
+    """The bundled checkpoint."""
+    return Path(__file__).parents[2] / "examples" / "tiny-granite-speech"

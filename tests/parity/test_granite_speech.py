@@ -158,13 +158,17 @@ def test_loss_and_hidden_states(pair, name, padding):
         assert_close(mx.array(np.array(state)[real]), expected[tensor(real)], 1e-4)
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 3}, {"num_beams": 2, "repetition_penalty": 1.3}],
+    ids=["greedy", "beams", "beams-penalty"],
+)
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_generate_from_audio(pair, name, num_beams):
+def test_generate_from_audio(pair, name, options):
     """The same ids, batch of 2; the cache and the adapter carry over to the later tokens."""
     ids, x = inputs(pair, 2, 37)
-    options = {"max_new_tokens": 12, "num_beams": num_beams}
+    options = {"max_new_tokens": 12} | options
     reference = pair.reference.generate(
         input_ids=tensor(ids),
         input_features=tensor(x),
@@ -174,6 +178,7 @@ def test_generate_from_audio(pair, name, num_beams):
     )
     ours = pair.ours.generate(mx.array(ids), input_features=mx.array(x), **options)
     assert ours.tolist() == reference.tolist()
+    assert len(np.unique(reference[:, ids.shape[1] :])) > 3
 
 
 @pytest.mark.parametrize("name", ["two-layers-untied-lora", "one-layer"])
