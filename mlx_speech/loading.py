@@ -59,13 +59,16 @@ def load_model(
     """Load a model alone; arguments and errors as in `load`.
 
     Args:
-        model_class: the class that is expected; another one in the checkpoint is an error.
+        model_class: the class that is expected, if it is one of those for the checkpoint's
+            model_type; by default what its config.json names.
     """
     from .generation import GenerationConfig
 
     folder = resolve_checkpoint(path_or_repo, revision=revision)
     data = read_json(folder)
-    found = architecture(data.get("model_type")).model_class
+    classes = architecture(data.get("model_type"))
+    names = [model_class.__name__] if model_class else data.get("architectures") or [None]
+    found = classes.model_class(names[0])
     if model_class is not None and not issubclass(found, model_class):
         raise CheckpointError(f"{folder}: holds a {found.__name__}, not a {model_class.__name__}")
     config = found.config_class.from_dict(data)

@@ -360,5 +360,5 @@ def test_sanitize_is_pure_and_idempotent(layout):
 def test_registry_classes_exist():
     for name in ARCHITECTURES:
         found = architecture(name)
-        assert found.model_class.config_class.model_type == name
+        assert found.model_class().config_class.model_type == name
         assert found.processor_class.from_pretrained

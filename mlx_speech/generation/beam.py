@@ -153,4 +153,4 @@ def beam_search(
                 layer.reorder(mx.array(source))
         if processors:
             history = mx.concatenate([history[mx.array(source)], next_tokens], axis=1)
-        logits = step(next_tokens)
+        logits = step(next_tokens)[:, -1]

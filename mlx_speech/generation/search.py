@@ -10,7 +10,7 @@ import mlx.core as mx
 from .config import GenerationConfig
 from .sampling import logits_processors, sampler
 
-#: tokens (rows, 1) -> logits of the next token (rows, vocab); advances the cache
+#: tokens (rows, n) -> logits after each of them (rows, n, vocab); advances the cache
 Step = Callable[[mx.array], mx.array]
 
 
@@ -58,7 +58,7 @@ def search(
         if remaining:
             if processors:
                 history = mx.concatenate([history, token], axis=1)
-            token, logprob = choose(step(token))
+            token, logprob = choose(step(token)[:, -1])
         ids = [
             config.fill_token_id if done else i
             for i, done in zip(current.flatten().tolist(), ended, strict=True)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mlx.core as mx
 
 from ..errors import InputError
 from .base import PretrainedModel
 from .cache import KVCache
+from .causal_lm import CausalLMOutput, causal_lm_loss
 from .config import PretrainedConfig, as_config
 from .conformer import GraniteSpeechCTCEncoder, GraniteSpeechEncoderConfig, sanitize_encoder
-from .decoder import CausalLMOutput, causal_lm_loss
 from .granite import GraniteConfig, GraniteForCausalLM
 from .lora import use_adapter
 from .qformer import Blip2QFormerConfig, WindowedProjector
@@ -183,6 +183,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         feature_lengths: mx.array | None = None,
         inputs_embeds: mx.array | None = None,
         attention_mask: mx.array | None = None,
+        position_ids: mx.array | None = None,
         past_key_values: Sequence[KVCache] | None = None,
         labels: mx.array | None = None,
         logits_to_keep: int = 0,
@@ -212,6 +213,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
             output = self.language_model(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
+                position_ids=position_ids,
                 past_key_values=past_key_values,
                 logits_to_keep=logits_to_keep,
                 output_hidden_states=output_hidden_states,
@@ -226,23 +228,35 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         """Positions that the text decoder was made for."""
         return self.language_model.context_length
 
-    def make_cache(self, left_padding: Sequence[int] | None = None) -> list[KVCache]:
+    def make_cache(
+        self, left_padding: Sequence[int] | None = None, **options: Any
+    ) -> list[KVCache]:
         """An empty cache of the text decoder."""
-        return self.language_model.make_cache(left_padding)
+        return self.language_model.make_cache(left_padding, **options)
 
-    def prefill(self, input_ids: mx.array, cache: list[KVCache], **audio):
+    def prefill(
+        self,
+        input_ids: mx.array,
+        cache: list[KVCache],
+        *,
+        input_features: mx.array | None = None,
+        input_features_mask: mx.array | None = None,
+        feature_lengths: mx.array | None = None,
+        **options: Any,
+    ):
         """As `CausalLM.prefill`; the adapter stays on for the answer to a prompt with audio."""
-        adapter = audio.get("input_features") is not None
-
-        def logits(*args, **inputs) -> mx.array:
-            inputs |= {"past_key_values": cache, "logits_to_keep": 1, "adapter": adapter}
-            return self(*args, **inputs).logits[:, -1]
+        adapter = input_features is not None
+        with use_adapter(adapter):
+            audio = self.get_audio_features(input_features, feature_lengths) if adapter else None
+            embeds = self.merge_audio(input_ids, audio, input_features_mask)
+            logits, _ = self.language_model.prefill(None, cache, inputs_embeds=embeds, **options)
 
         def step(tokens: mx.array) -> mx.array:
             # an audio token that the model itself came up with stands for no recording
-            return logits(inputs_embeds=self.embed_text(tokens))
+            embeds = self.embed_text(tokens)
+            return self(inputs_embeds=embeds, past_key_values=cache, adapter=adapter).logits
 
-        return logits(input_ids, **audio), step
+        return logits, step
 
     @staticmethod
     def complete_config(config: GraniteSpeechConfig, weights: dict[str, mx.array]) -> None:
