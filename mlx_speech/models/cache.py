@@ -15,6 +15,9 @@ import mlx.core as mx
 from ..errors import InputError
 from .attention import Quantized, causal_mask
 
+#: keyword arguments of `make_cache`
+CACHE_OPTIONS = ("max_kv_size", "kv_bits", "kv_group_size", "quantized_kv_start")
+
 
 def make_cache(
     num_layers: int,
@@ -35,6 +38,8 @@ def make_cache(
     Raises:
         InputError: options that do not go together.
     """
+    if kv_bits not in (None, 4, 8):
+        raise InputError(f"kv_bits is {kv_bits!r}, but must be 4 or 8")
     if max_kv_size is not None and kv_bits is not None:
         raise InputError("max_kv_size and kv_bits do not go together; choose one")
     if max_kv_size is not None:

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .base import PretrainedModel
-from .cache import KVCache, make_cache
+from .cache import CACHE_OPTIONS, KVCache, make_cache
 from .decoder import DecoderConfig, DecoderModel, without_computed
 
 #: positions of a prompt that are fed at once
@@ -37,6 +37,7 @@ class CausalLM(PretrainedModel):
     """Base of the causal language models; a family names its `model_class` and `config_class`."""
 
     model_class: ClassVar[type[DecoderModel]]
+    cache_options = CACHE_OPTIONS
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -101,41 +102,47 @@ class CausalLM(PretrainedModel):
 
     def prefill(
         self,
-        input_ids: mx.array | None,
+        input_ids: mx.array,
         cache: Sequence[Any],
         *,
-        inputs_embeds: mx.array | None = None,
-        step_size: int = PREFILL_STEP_SIZE,
-        progress: Callable[[int, int], None] | None = None,
+        prefill_step_size: int = PREFILL_STEP_SIZE,
+        prompt_progress_callback: Callable[[int, int], None] | None = None,
     ) -> tuple[mx.array, Callable[[mx.array], mx.array]]:
         """Feed a prompt.
 
         Args:
-            input_ids: (batch, length); or `inputs_embeds`, (batch, length, hidden_size).
+            input_ids: (batch, length).
             cache: extended in place.
-            step_size: positions that are fed at once, which bounds the memory of a long prompt.
-            progress: called with (positions done, all of them) after each part.
+            prefill_step_size: positions that are fed at once, to bound a long prompt's memory.
+            prompt_progress_callback: called with (positions done, all of them) after each part.
 
         Returns:
             The next token's logits (batch, vocab_size), and the function that feeds tokens
             (batch, n) and gives the logits after each, (batch, n, vocab_size).
         """
-        name = "input_ids" if inputs_embeds is None else "inputs_embeds"
-        prompt = input_ids if inputs_embeds is None else inputs_embeds
-        length = prompt.shape[1]
-        for start in range(0, length, step_size):
-            part = prompt[:, start : start + step_size]
-            output = self(**{name: part}, past_key_values=cache, logits_to_keep=1)
-            if start + step_size < length:
-                mx.eval([layer.state for layer in cache])
-                mx.clear_cache()
-            if progress is not None:
-                progress(min(start + step_size, length), length)
+        logits = self.feed(
+            cache, prefill_step_size, prompt_progress_callback, input_ids=input_ids
+        )
 
         def step(tokens: mx.array) -> mx.array:
             return self(tokens, past_key_values=cache).logits
 
-        return output.logits[:, -1], step
+        return logits, step
+
+    def feed(self, cache, step_size: int, progress: Callable | None, **prompt) -> mx.array:
+        """Feed `input_ids` or `inputs_embeds` part by part; the logits after the last position."""
+        ((name, whole),) = prompt.items()
+        length = whole.shape[1]
+        for start in range(0, length, step_size):
+            part = {name: whole[:, start : start + step_size]}
+            logits = self(**part, past_key_values=cache, logits_to_keep=1).logits
+            done = min(start + step_size, length)
+            if done < length or progress is not None:
+                mx.eval([layer.state for layer in cache])
+                mx.clear_cache()
+            if progress is not None:
+                progress(done, length)
+        return logits[:, -1]
 
     @staticmethod
     def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,8 +11,8 @@ import mlx.core as mx
 
 from ..errors import InputError
 from .base import PretrainedModel
-from .cache import KVCache
-from .causal_lm import CausalLMOutput, causal_lm_loss
+from .cache import CACHE_OPTIONS, KVCache
+from .causal_lm import PREFILL_STEP_SIZE, CausalLMOutput, causal_lm_loss
 from .config import PretrainedConfig, as_config
 from .conformer import GraniteSpeechCTCEncoder, GraniteSpeechEncoderConfig, sanitize_encoder
 from .granite import GraniteConfig, GraniteForCausalLM
@@ -108,6 +108,7 @@ _RENAMES = (
 class GraniteSpeechForConditionalGeneration(PretrainedModel):
     config_class = GraniteSpeechConfig
     adapter_by_default = False
+    cache_options = CACHE_OPTIONS
 
     def __init__(self, config: GraniteSpeechConfig):
         super().__init__()
@@ -242,14 +243,17 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         input_features: mx.array | None = None,
         input_features_mask: mx.array | None = None,
         feature_lengths: mx.array | None = None,
-        **options: Any,
+        prefill_step_size: int = PREFILL_STEP_SIZE,
+        prompt_progress_callback: Callable[[int, int], None] | None = None,
     ):
         """As `CausalLM.prefill`; the adapter stays on for the answer to a prompt with audio."""
         adapter = input_features is not None
         with use_adapter(adapter):
             audio = self.get_audio_features(input_features, feature_lengths) if adapter else None
             embeds = self.merge_audio(input_ids, audio, input_features_mask)
-            logits, _ = self.language_model.prefill(None, cache, inputs_embeds=embeds, **options)
+            logits = self.language_model.feed(
+                cache, prefill_step_size, prompt_progress_callback, inputs_embeds=embeds
+            )
 
         def step(tokens: mx.array) -> mx.array:
             # an audio token that the model itself came up with stands for no recording
