@@ -8,9 +8,14 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import InputError, MlxSpeechError, UnsupportedOptionError
+
+if TYPE_CHECKING:
+    from .transcription import Transcript
 
 FORMAT_NAMES = ("txt", "json")
 
@@ -173,18 +178,15 @@ def transcribe_one(args, source: str, loaded: tuple, model_name: str, output: Pa
     start = time.perf_counter()
     mx.reset_peak_memory()
     if args.stream:
-        for piece in stream_transcribe(source, loaded, **options):
-            print(piece, end="", flush=True)
-        print(flush=True)
-        return
-    transcript = transcribe(source, loaded, **options)
-    seconds = time.perf_counter() - start
-    text = FORMATS[output.suffix[1:] if output else FORMAT_NAMES[0]](transcript, model_name)
-    if output is None:
-        print(text, end="", flush=True)
+        transcript = print_pieces(stream_transcribe(source, loaded, **options))
     else:
-        write_file(output, text)
+        transcript = transcribe(source, loaded, **options)
+    seconds = time.perf_counter() - start
+    if output is not None:
+        write_file(output, FORMATS[output.suffix[1:]](transcript, model_name))
         say(args, f"{source}: written to {output}")
+    elif not args.stream:
+        print(FORMATS[FORMAT_NAMES[0]](transcript, model_name), end="", flush=True)
     if any(s.truncated for s in transcript.segments) and not args.quiet:
         print(f"{source}: warning: the text was cut off; raise --max-tokens", file=sys.stderr)
     say(
@@ -193,6 +195,16 @@ def transcribe_one(args, source: str, loaded: tuple, model_name: str, output: Pa
         f"({transcript.duration / seconds:.1f} x real time), "
         f"peak memory {mx.get_peak_memory() / 1e9:.2f} GB",
     )
+
+
+def print_pieces(pieces: Generator[str, None, Transcript]) -> Transcript:
+    """Print a line piece by piece; what the generator returns."""
+    while True:
+        try:
+            print(next(pieces), end="", flush=True)
+        except StopIteration as end:
+            print(flush=True)
+            return end.value
 
 
 def say(args: argparse.Namespace, message: str) -> None:

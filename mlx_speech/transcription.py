@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import mlx.core as mx
 from .audio import SAMPLING_RATE, load_audio
 from .errors import ContextLengthError, UnsupportedOptionError
 from .generation import TextStream, stream_tokens
-from .generation.api import generate_rows
+from .generation.api import generate_rows, resolve_config
 from .loading import load
 
 DEFAULT_MODEL = "ibm-granite/granite-speech-4.1-2b"
@@ -122,28 +122,18 @@ def transcribe(
         max_new_tokens=max_new_tokens,
         options=options,
     )
-    config, (row,) = generate_rows(request.model, **request.inputs, **request.options)
-    ended = row.tokens[-1] in config.eos_token_ids
-    tokens = row.tokens[:-1] if ended else row.tokens
-    text = request.processor.decode(tokens).strip()
-    segment = Segment(
-        start=0.0,
-        end=request.duration,
-        text=text,
-        tokens=tokens,
-        avg_logprob=sum(row.logprobs) / len(row.logprobs),
-        truncated=not ended,
-    )
-    mx.clear_cache()
-    return Transcript(text, request.language, request.duration, [segment])
+    _, (row,) = generate_rows(request.model, **request.inputs, **request.options)
+    return _transcript(request, row.tokens, row.logprobs)
 
 
 def stream_transcribe(
     audio, model: str | os.PathLike | tuple = DEFAULT_MODEL, **options: Any
-) -> Iterator[str]:
+) -> Generator[str, None, Transcript]:
     """As `transcribe`, but yields the text piece by piece, as soon as each is certain.
 
-    The pieces together are exactly the transcript's text. Beam search cannot stream.
+    The pieces together are exactly the transcript's text. Beam search cannot stream. The transcript
+    is what the generator returns: `transcript = yield from stream_transcribe(...)` in a generator
+    of your own, or the `value` of the `StopIteration` that ends it.
     """
     explicit = ("sampling_rate", "language", "target_language", "prompt", "max_new_tokens")
     arguments = {name: options.pop(name, None) for name in explicit}
@@ -151,12 +141,33 @@ def stream_transcribe(
     arguments["punctuate"] = options.pop("punctuate", False)
     request = _prepare(audio, model, options=options, **arguments)
     text = TextStream(request.processor.tokenizer)
+    tokens, logprobs = [], []
     for step in stream_tokens(request.model, **request.inputs, **request.options):
+        tokens += step.tokens
+        logprobs += step.logprobs
         if piece := text.add(step.tokens[0]):
             yield piece
     if rest := text.finish():
         yield rest
+    return _transcript(request, tokens, logprobs)
+
+
+def _transcript(request: _Request, tokens: list[int], logprobs: list[float]) -> Transcript:
+    """What the model's answer says, the token that ended it included."""
+    config = resolve_config(request.model, dict(request.options))
+    ended = tokens[-1] in config.eos_token_ids
+    kept = tokens[:-1] if ended else tokens
+    text = request.processor.decode(kept).strip()
+    segment = Segment(
+        start=0.0,
+        end=request.duration,
+        text=text,
+        tokens=kept,
+        avg_logprob=sum(logprobs) / len(logprobs),
+        truncated=not ended,
+    )
     mx.clear_cache()
+    return Transcript(text, request.language, request.duration, [segment])
 
 
 def _prepare(

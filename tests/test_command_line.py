@@ -181,6 +181,13 @@ class TestOptions:
         assert "the text was cut off" in err
         assert cli(GATE, "--max-tokens", 2, "--quiet")[2] == ""
 
+    def test_stream_says_the_same_beside_the_text(self, cli):
+        status, out, err = cli(GATE, "--stream", "--verbose", "--max-tokens", 2)
+        assert (status, out) == (0, cli(GATE, "--max-tokens", 2)[1])
+        assert "the text was cut off" in err
+        assert "x real time" in err
+        assert "peak memory" in err
+
     def test_dtype(self, cli):
         assert cli(GATE, "--dtype", "bfloat16") == (0, "unlock the back gate\n", "")
 
@@ -279,6 +286,17 @@ class TestLibrary:
         pieces = list(mlx_speech.stream_transcribe(GATE, tiny))
         assert len(pieces) > 3
         assert "".join(pieces) == "unlock the back gate"
+
+    @pytest.mark.parametrize("limit", [{}, {"max_new_tokens": 2}])
+    def test_stream_returns_the_transcript(self, tiny, limit):
+        def listen():
+            transcript = yield from mlx_speech.stream_transcribe(GATE, tiny, **limit)
+            yield transcript
+
+        *_, streamed = listen()
+        whole = mlx_speech.transcribe(GATE, tiny, **limit)
+        assert streamed.segments[0].truncated is bool(limit)
+        assert streamed == whole
 
     def test_text_models_have_no_ears(self, tiny):
         model, processor = tiny
