@@ -11,10 +11,11 @@ from typing import Any
 import mlx.core as mx
 
 from .audio import SAMPLING_RATE, load_audio
-from .errors import ContextLengthError, UnsupportedOptionError
+from .errors import ContextLengthError, InputError, UnsupportedOptionError
 from .generation import TextStream, stream_tokens
 from .generation.api import generate_rows, resolve_config
 from .loading import load
+from .processing.prompts import check_request, language_code
 
 DEFAULT_MODEL = "ibm-granite/granite-speech-4.1-2b"
 
@@ -56,7 +57,7 @@ class Segment:
 class Transcript:
     """What was said in a recording of `duration` seconds.
 
-    language: of the text, if it was asked for; the models do not say which they heard.
+    language: code of the text's, if it was asked for; the models do not say which they heard.
     """
 
     text: str
@@ -108,6 +109,7 @@ def transcribe(
         AudioError: the recording cannot be read.
         CheckpointError: the model cannot be loaded.
         ContextLengthError: the recording is too long for the model.
+        InputError: the arguments contradict each other.
         UnsupportedOptionError: the model was not trained for what is asked.
     """
     request = _prepare(
@@ -120,7 +122,7 @@ def transcribe(
         punctuate=punctuate,
         prompt=prompt,
         max_new_tokens=max_new_tokens,
-        options=options,
+        **options,
     )
     _, (row,) = generate_rows(request.model, **request.inputs, **request.options)
     return _transcript(request, row.tokens, row.logprobs)
@@ -135,11 +137,7 @@ def stream_transcribe(
     is what the generator returns: `transcript = yield from stream_transcribe(...)` in a generator
     of your own, or the `value` of the `StopIteration` that ends it.
     """
-    explicit = ("sampling_rate", "language", "target_language", "prompt", "max_new_tokens")
-    arguments = {name: options.pop(name, None) for name in explicit}
-    arguments["task"] = options.pop("task", "transcribe")
-    arguments["punctuate"] = options.pop("punctuate", False)
-    request = _prepare(audio, model, options=options, **arguments)
+    request = _prepare(audio, model, **options)
     text = TextStream(request.processor.tokenizer)
     tokens, logprobs = [], []
     for step in stream_tokens(request.model, **request.inputs, **request.options):
@@ -174,16 +172,30 @@ def _prepare(
     audio,
     model,
     *,
-    sampling_rate: int | None,
-    language: str | None,
-    task: str,
-    target_language: str | None,
-    punctuate: bool,
-    prompt: str | None,
-    max_new_tokens: int | None,
-    options: dict[str, Any],
+    sampling_rate: int | None = None,
+    language: str | None = None,
+    task: str = "transcribe",
+    target_language: str | None = None,
+    punctuate: bool = False,
+    prompt: str | None = None,
+    max_new_tokens: int | None = None,
+    **options: Any,
 ) -> _Request:
-    model, processor = model if isinstance(model, tuple) else load(model)
+    check_request(
+        task,
+        language=language,
+        target_language=target_language,
+        punctuate=punctuate,
+        prompt=prompt,
+    )
+    if isinstance(model, str | os.PathLike):
+        model = load(model)
+    if not isinstance(model, tuple) or len(model) != 2:
+        raise InputError(
+            f"model is a {type(model).__name__}, but must be a folder, a repository id, or the "
+            "(model, processor) that load returns"
+        )
+    model, processor = model
     if not hasattr(processor, "speech_prompt"):
         raise UnsupportedOptionError(
             f"a {model.config.model_type} model has no ears; transcription needs a speech model"
@@ -205,11 +217,12 @@ def _prepare(
             f"a recording of {duration:.1f} s and a text of {max_new_tokens} tokens are more than "
             f"the model's context of {model.context_length} tokens holds; cut the recording"
         )
+    wanted = target_language if task == "translate" else language
     return _Request(
         model=model,
         processor=processor,
         inputs=inputs,
         options={**options, "max_new_tokens": max_new_tokens},
         duration=duration,
-        language=target_language if task == "translate" else language,
+        language=wanted and language_code(wanted),
     )

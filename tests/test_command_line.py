@@ -298,6 +298,30 @@ class TestLibrary:
         assert streamed.segments[0].truncated is bool(limit)
         assert streamed == whole
 
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"task": "translate", "target_language": "fr"},
+            {"language": "en"},
+            {"target_language": "fr"},
+            {"punctuate": True},
+        ],
+    )
+    @pytest.mark.parametrize("hear", [mlx_speech.transcribe, mlx_speech.stream_transcribe])
+    def test_a_prompt_stands_alone(self, tiny, hear, other):
+        with pytest.raises(mlx_speech.InputError, match="prompt takes the place of"):
+            list(hear(GATE, tiny, prompt="translate the speech to french", **other))
+
+    @pytest.mark.parametrize("pick", [lambda t: t[0], lambda t: (*t, None), lambda t: 5])
+    def test_a_model_alone_is_not_enough(self, tiny, pick):
+        with pytest.raises(mlx_speech.InputError, match=r"must be .* \(model, processor\)"):
+            mlx_speech.transcribe(GATE, pick(tiny))
+
+    @pytest.mark.parametrize("language", ["fr", "French", "FRENCH"])
+    def test_language_is_a_code(self, tiny, language):
+        transcript = mlx_speech.transcribe(GATE, tiny, task="translate", target_language=language)
+        assert transcript.language == "fr"
+
     def test_text_models_have_no_ears(self, tiny):
         model, processor = tiny
         with pytest.raises(mlx_speech.UnsupportedOptionError, match="has no ears"):

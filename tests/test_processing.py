@@ -241,9 +241,6 @@ class TestPrompts:
                 {"task": "translate", "target_language": "fr"},
                 "not trained for translation; these were: Granite Speech 3.x",
             ),
-            (GRANITE_4_1, {"task": "translate"}, "needs target_language: one of en, fr"),
-            (GRANITE_4_1, {"target_language": "fr"}, "goes with task 'translate'"),
-            (GRANITE_4_1, {"task": "dance"}, "'dance'"),
             (GRANITE_4_1, {"task": "translate", "target_language": "tlh"}, "'tlh' is not known"),
             (GRANITE_4_1, {"language": "de"}, "only together with punctuation"),
         ],
@@ -251,6 +248,20 @@ class TestPrompts:
     def test_what_a_family_cannot_do(self, style, options, message):
         with pytest.raises(UnsupportedOptionError, match=message):
             style.instruction(**options)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"task": "translate"}, "task 'translate' needs target_language"),
+            ({"target_language": "fr"}, "goes with task 'translate'"),
+            ({"task": "dance"}, "task is 'dance'"),
+            ({"task": "translate", "target_language": 5}, "target_language is 5"),
+            ({"language": b"en"}, "language is b'en'"),
+        ],
+    )
+    def test_what_no_family_can_do(self, options, message):
+        with pytest.raises(InputError, match=message):
+            GRANITE_4_1.instruction(**options)
 
 
 def test_left_padding_of_a_text_batch(processor):
