@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, MlxSpeechError, UnsupportedOptionError
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from .transcription import Transcript
 
 FORMAT_NAMES = ("txt", "json")
+
+#: options by the library's names for them
+INSTRUCTIONS = ("language", "task", "target_language", "punctuate", "prompt")
+GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams", "seed")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,7 +64,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--stream", action="store_true", help="print the text as it is heard")
     generation = parser.add_argument_group("generation")
     add = generation.add_argument
-    add("--max-tokens", type=int, metavar="N", help="limit (default: from the audio's length)")
+    add(
+        "--max-tokens",
+        dest="max_new_tokens",
+        type=int,
+        metavar="N",
+        help="limit (default: from the audio's length)",
+    )
     add("--temperature", type=float, metavar="T", help="draw tokens at random (default: 0, off)")
     add("--top-p", type=float, metavar="P", help="draw from the likeliest tokens only")
     add("--num-beams", type=int, metavar="N", help="beam search with so many hypotheses")
@@ -76,16 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.stream and (args.num_beams or 1) > 1:
-        parser.error("--stream: beam search knows its text only at the end; leave out --num-beams")
-    if args.stream and (args.output_format or args.output_dir):
-        parser.error("--stream prints to standard output; leave out -f and -o")
-    if args.prompt is not None and (
-        args.task != "transcribe" or args.language or args.target_language or args.punctuate
-    ):
-        parser.error("--prompt takes the place of the other instructions; leave them out")
-    if args.audio.count("-") > 1:
-        parser.error("standard input (-) can be read only once")
+    check_usage(parser, args)
     outputs = None
     if args.output_format or args.output_dir:
         outputs = output_paths(
@@ -105,6 +107,47 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except MlxSpeechError as error:
         return report(error, args.debug)
+
+
+def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what no model could do, before one is loaded for it.
+
+    What the library has rules for is checked by those, and told in terms of the options.
+    """
+    beams = args.num_beams is not None and args.num_beams > 1
+    if args.stream and beams:
+        parser.error("--stream: beam search knows its text only at the end; leave out --num-beams")
+    if args.stream and (args.output_format or args.output_dir):
+        parser.error("--stream prints to standard output; leave out -f and -o")
+    if args.audio.count("-") > 1:
+        parser.error("standard input (-) can be read only once")
+    if args.temperature and beams:
+        parser.error("--temperature draws tokens, --num-beams searches for the best; choose one")
+    for name in ("top_p", "seed"):
+        if getattr(args, name) is not None and not args.temperature:
+            parser.error(f"{as_option(name)} is for drawing tokens; it needs --temperature above 0")
+    if args.seed is not None and args.seed < 0:
+        parser.error(f"--seed is {args.seed}, but must be at least 0")
+
+    from .generation import GenerationConfig
+    from .processing.prompts import check_request
+
+    try:
+        check_request(**given(args, INSTRUCTIONS))
+        GenerationConfig(**given(args, GENERATION))
+    except InputError as error:
+        names = rf"\b({'|'.join(INSTRUCTIONS + GENERATION)})\b"
+        parser.error(re.sub(names, lambda match: as_option(match[0]), str(error)))
+
+
+def as_option(name: str) -> str:
+    """A name of the library's as it is spelled on the command line."""
+    return "--max-tokens" if name == "max_new_tokens" else f"--{name.replace('_', '-')}"
+
+
+def given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    """Those of the options that were given, or are never unset."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def output_paths(inputs: list[str], folder: Path, extension: str) -> list[Path]:
@@ -164,17 +207,7 @@ def transcribe_one(args, source: str, loaded: tuple, model_name: str, output: Pa
 
     if output is not None and output.exists() and not args.overwrite:
         raise InputError(f"{output} exists already; --overwrite replaces it")
-    options = {
-        "language": args.language,
-        "task": args.task,
-        "target_language": args.target_language,
-        "punctuate": args.punctuate,
-        "prompt": args.prompt,
-        "max_new_tokens": args.max_tokens,
-    }
-    for option in ("temperature", "top_p", "num_beams", "seed"):
-        if getattr(args, option) is not None:
-            options[option] = getattr(args, option)
+    options = given(args, INSTRUCTIONS + GENERATION)
     start = time.perf_counter()
     mx.reset_peak_memory()
     if args.stream:

@@ -252,10 +252,23 @@ class TestWrongInput:
             ((GATE, "--prompt", "x", "--punctuate"), "leave them out"),
             (("-", "-"), "only once"),
             ((GATE, "--quiet", "--verbose"), "not allowed with"),
+            ((GATE, "--max-tokens", 0), "--max-tokens is 0, but must be at least 1"),
+            ((GATE, "--num-beams", 0), "--num-beams is 0"),
+            ((GATE, "--temperature", -1), "--temperature is -1.0"),
+            ((GATE, "--temperature", "nan"), "--temperature is nan"),
+            ((GATE, "--temperature", 1, "--top-p", 0), "--top-p is 0.0, but must be in (0, 1]"),
+            ((GATE, "--temperature", 1, "--top-p", 1.5), "--top-p is 1.5"),
+            ((GATE, "--temperature", 1, "--seed", -1), "--seed is -1"),
+            ((GATE, "--temperature", 1, "--num-beams", 2), "choose one"),
+            ((GATE, "--top-p", 0.5), "--top-p is for drawing tokens; it needs --temperature"),
+            ((GATE, "--seed", 1, "--temperature", 0), "--seed is for drawing tokens"),
+            ((GATE, "--task", "translate"), "--task 'translate' needs --target-language"),
+            ((GATE, "--target-language", "fr"), "--target-language goes with --task 'translate'"),
         ],
     )
     def test_usage_errors(self, cli, args, message):
-        status, out, err = cli(*args)
+        """Also where the model would take minutes to load, or cannot be loaded."""
+        status, out, err = cli(*args, "--model", "./nowhere")
         assert (status, out) == (2, "")
         assert message in err
 
