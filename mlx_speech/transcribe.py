@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -85,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    open_standard_streams()
     parser = build_parser()
     args = parser.parse_args(argv)
     check_usage(parser, args)
@@ -93,9 +95,14 @@ def main(argv: list[str] | None = None) -> int:
         outputs = output_paths(
             args.audio, args.output_dir or Path(), args.output_format or FORMAT_NAMES[0]
         )
-        shared = [p for p, n in Counter(outputs).items() if n > 1]
+        # as macOS has it, where names that differ in case alone are one
+        shared = [
+            n for n, count in Counter(str(p).casefold() for p in outputs).items() if count > 1
+        ]
         if shared:
-            parser.error(f"{shared[0]} would be written by more than one input")
+            parser.error(f"{shown(shared[0])} would be written by more than one input")
+    elif sys.stdout is None:
+        return report(InputError("standard output is closed; open it, or give -o DIR"), args.debug)
     try:
         return run(args, outputs)
     except KeyboardInterrupt:
@@ -107,6 +114,24 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except MlxSpeechError as error:
         return report(error, args.debug)
+
+
+def open_standard_streams() -> None:
+    """Make the standard streams usable, however the program was started.
+
+    Where one is closed (`>&-`), the next file that is opened would get its number, which MLX
+    refuses for 0, and messages for a missing standard error would go to standard output. And a
+    standard output that cannot write é shows it escaped, as standard error does.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - open as long as the program
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -154,10 +179,11 @@ def output_paths(inputs: list[str], folder: Path, extension: str) -> list[Path]:
     """Where each input's transcript goes: its name with another ending, or with a further one
     where two inputs differ in nothing but their ending."""
     names = ["stdin" if i == "-" else Path(i).name for i in inputs]
-    stems = Counter(Path(name).stem for name in names)
+    stems = [Path(name).stem for name in names]
+    same = Counter(stem.casefold() for stem in stems)
     return [
-        folder / f"{name if stems[Path(name).stem] > 1 else Path(name).stem}.{extension}"
-        for name in names
+        folder / f"{name if same[stem.casefold()] > 1 else stem}.{extension}"
+        for name, stem in zip(names, stems, strict=True)
     ]
 
 
@@ -206,7 +232,7 @@ def transcribe_one(args, source: str, loaded: tuple, model_name: str, output: Pa
     from .writers import FORMATS, write_file
 
     if output is not None and output.exists() and not args.overwrite:
-        raise InputError(f"{output} exists already; --overwrite replaces it")
+        raise InputError(f"{shown(str(output))} exists already; --overwrite replaces it")
     options = given(args, INSTRUCTIONS + GENERATION)
     start = time.perf_counter()
     mx.reset_peak_memory()
@@ -217,14 +243,15 @@ def transcribe_one(args, source: str, loaded: tuple, model_name: str, output: Pa
     seconds = time.perf_counter() - start
     if output is not None:
         write_file(output, FORMATS[output.suffix[1:]](transcript, model_name))
-        say(args, f"{source}: written to {output}")
+        say(args, f"{shown(source)}: written to {shown(str(output))}")
     elif not args.stream:
         print(FORMATS[FORMAT_NAMES[0]](transcript, model_name), end="", flush=True)
     if any(s.truncated for s in transcript.segments) and not args.quiet:
-        print(f"{source}: warning: the text was cut off; raise --max-tokens", file=sys.stderr)
+        warning = "warning: the text was cut off; raise --max-tokens"
+        print(f"{shown(source)}: {warning}", file=sys.stderr)
     say(
         args,
-        f"{source}: {transcript.duration:.1f} s of audio in {seconds:.1f} s "
+        f"{shown(source)}: {transcript.duration:.1f} s of audio in {seconds:.1f} s "
         f"({transcript.duration / seconds:.1f} x real time), "
         f"peak memory {mx.get_peak_memory() / 1e9:.2f} GB",
     )
@@ -246,6 +273,12 @@ def say(args: argparse.Namespace, message: str) -> None:
         print(message, file=sys.stderr)
 
 
+def shown(source: str) -> str:
+    """A file name, or `-`, in a message; what would break the line is escaped."""
+    name = "standard input" if source == "-" else source
+    return name if name.isprintable() else repr(name)
+
+
 def report(error: Exception, debug: bool, source: str | None = None) -> int:
     """One line about an error; with --debug also where it came from."""
     if debug:
@@ -253,8 +286,8 @@ def report(error: Exception, debug: bool, source: str | None = None) -> int:
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if source is not None and source not in message:
-        message = f"{source}: {message}"
+    if source is not None and shown(source) not in message:
+        message = f"{shown(source)}: {message}"
     print(f"error: {message}", file=sys.stderr)
     return 1
 

@@ -130,6 +130,17 @@ class TestFiles:
         assert status == 2
         assert "flite_08.flac.txt would be written by more than one input" in err
 
+    def test_names_that_differ_in_case_are_one_on_macos(self, cli, tmp_path):
+        """`a.txt` and `A.txt` are the same file on most Macs."""
+        for name in ("a.flac", "A.wav"):
+            shutil.copy(GATE, tmp_path / name)
+        assert cli(tmp_path / "a.flac", tmp_path / "A.wav", "-o", tmp_path / "out")[0] == 0
+        names = sorted(p.name for p in (tmp_path / "out").iterdir())
+        assert names == ["A.wav.txt", "a.flac.txt"]
+        status, _, err = cli(tmp_path / "a.flac", tmp_path / "A.flac", "-o", tmp_path)
+        assert status == 2
+        assert "a.flac.txt would be written by more than one input" in err
+
     def test_a_failed_write_leaves_nothing(self, cli, tmp_path, monkeypatch):
         def full(*args):
             raise OSError(28, "No space left on device")
@@ -236,6 +247,15 @@ class TestWrongInput:
         (tiny_copy / "config.json").write_text("{")
         self.one_line(cli(GATE, "--model", tiny_copy), "config.json")
 
+    def test_a_name_of_two_lines(self, cli, tmp_path):
+        name = tmp_path / "first\nsecond.flac"
+        self.one_line(cli(name), "first\\nsecond.flac")
+        shutil.copy(GATE, name)
+        for words in ("the text was cut off", "exists already"):
+            _, _, err = cli(name, "--max-tokens", 2, "-o", tmp_path)
+            assert err.count("\n") == 1
+            assert words in err
+
     def test_debug_shows_the_traceback(self, cli):
         status, _, err = cli("nowhere.wav", "--debug")
         assert status == 1
@@ -278,6 +298,56 @@ class TestWrongInput:
         env = {**os.environ, "MLX_SPEECH_MODEL": str(TINY)}
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=env)
         assert (done.stdout, done.stderr) == ("u", "")
+
+
+class TestStandardStreams:
+    @staticmethod
+    def shell(command, *args, **env):
+        """Run `command`, in which CLI stands for the command line with one recording."""
+        done = subprocess.run(
+            [
+                "sh",
+                "-c",
+                command.replace("CLI", f"{sys.executable} -m mlx_speech.transcribe {GATE}"),
+            ],
+            capture_output=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "MLX_SPEECH_MODEL": str(TINY), **env},
+        )
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    def test_an_encoding_without_the_characters(self):
+        status, out, err = self.shell(
+            f"CLI {GATE} --task translate --target-language fr", PYTHONIOENCODING="ascii"
+        )
+        assert (status, err) == (0, "")
+        assert out == "d\\xe9verrouille le portail arri\\xe8re\n" * 2
+
+    def test_closed_output_is_a_failure(self):
+        status, _, err = self.shell("CLI >&-")
+        assert status == 1
+        assert err == "error: standard output is closed; open it, or give -o DIR\n"
+
+    def test_closed_output_does_not_matter_to_files(self, tmp_path):
+        assert self.shell(f"CLI -o {tmp_path} >&-") == (0, "", "")
+        assert (tmp_path / "flite_08.txt").read_text() == "unlock the back gate\n"
+
+    def test_closed_input(self):
+        assert self.shell("CLI <&-") == (0, "unlock the back gate\n", "")
+        status, out, err = self.shell("CLI - <&-")
+        assert (status, out) == (1, "unlock the back gate\n")
+        assert err.startswith("error: standard input is empty")
+
+    def test_closed_error(self):
+        """Messages do not end up on standard output instead."""
+        assert self.shell("CLI nowhere.wav 2>&-") == (1, "unlock the back gate\n", "")
+        assert self.shell("CLI <&- 2>&-") == (0, "unlock the back gate\n", "")
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a Linux device")
+    def test_full_disk(self):
+        status, _, err = self.shell("CLI >/dev/full")
+        assert status == 1
+        assert err.count("\n") == 1
+        assert "No space left on device" in err
 
 
 class TestLibrary:
