@@ -239,6 +239,64 @@ class TestStrictness:
             load(tiny_copy)
 
     @pytest.mark.parametrize(
+        ("targets", "message"),
+        [
+            ({"target_modules": ["q_proj", "v_proj"]}, r"6 modules .* missing: \S+layers\.1\."),
+            ({"target_modules": r".*\.[qv]_proj"}, "6 modules .* missing"),
+            ({"target_modules": r"model\.language_model\..*v_proj"}, "3 modules .* missing"),
+            ({"target_modules": "all-linear"}, r"\d\d+ modules .* missing: encoder\."),
+            ({"layers_to_transform": [0, 2]}, r"2 modules .* missing: \S+\.2\.\S+q_proj, \S+v"),
+            ({"layers_to_transform": 3}, "2 modules .* missing"),
+            ({"layers_to_transform": [0, 2], "layers_pattern": ["h", "layers"]}, "2 modules .* m"),
+            ({"exclude_modules": ["0.self_attn.q_proj"]}, "6 modules .* missing"),
+            ({"target_modules": ["q_proj"], "layers_to_transform": [0]}, "1 modules are not among"),
+            ({"exclude_modules": r".*layers\.[0-3]\.\w+\.q_proj", "layers_to_transform": 0},
+             r"1 modules are not among target_modules: \S+layers\.0\.self_attn\.q_proj"),
+            ({"layers_to_transform": 0, "layers_pattern": "h"}, "2 modules are not among"),
+        ],
+    )  # fmt: skip
+    def test_adapter_of_some_of_its_modules(self, tiny_copy, targets, message):
+        """A file that holds layer 0 alone, whatever else adapter_config.json says there is."""
+        file = tiny_copy / "adapter_model.safetensors"
+        weights = {k: v + 0 for k, v in mx.load(str(file)).items() if ".layers.0." in k}
+        mx.eval(weights)
+        mx.save_safetensors(str(file), weights)
+        edit_json(tiny_copy / "adapter_config.json", layers_to_transform=[0])
+        load(tiny_copy)
+        edit_json(tiny_copy / "adapter_config.json", layers_to_transform=None)
+        edit_json(tiny_copy / "adapter_config.json", **targets)
+        with pytest.raises(CheckpointError, match=f"^adapter_model.safetensors: {message}"):
+            load(tiny_copy)
+
+    def test_adapter_of_no_modules(self, tiny_copy):
+        file = tiny_copy / "adapter_model.safetensors"
+        mx.save_safetensors(str(file), {}, {"format": "pt"})
+        edit_json(tiny_copy / "adapter_config.json", target_modules=None)
+        with pytest.raises(CheckpointError, match="no tensors in it"):
+            load(tiny_copy)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"lora_alpha": "x"},
+            {"r": 0},
+            {"r": "8"},
+            {"rank_pattern": {"q_proj[": 4}},
+            {"rank_pattern": {"q_proj": 0}},
+            {"rank_pattern": ["q_proj"]},
+            {"alpha_pattern": {"q_proj": "x"}},
+            {"target_modules": "q_proj["},
+            {"target_modules": 5},
+            {"layers_to_transform": "0"},
+            {"layer_replication": [[0, 4], [0, 4]]},
+        ],
+    )
+    def test_damaged_adapter_config(self, tiny_copy, change):
+        edit_json(tiny_copy / "adapter_config.json", **change)
+        with pytest.raises(CheckpointError, match=r"^adapter_config\.json: [^\n]+$"):
+            load(tiny_copy)
+
+    @pytest.mark.parametrize(
         "change", [{"use_dora": True}, {"bias": "all"}, {"peft_type": "IA3"}, {"r": 16}]
     )
     def test_other_kinds_of_adapter(self, tiny_copy, change):

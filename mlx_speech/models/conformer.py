@@ -252,7 +252,7 @@ class GraniteSpeechCTCEncoder(nn.Module):
                 gets what it gets alone; the reference implementation lets padding leak.
         """
         mask = FrameMask(input_features.shape[1], self.config.context_size, feature_lengths)
-        x = self.input_linear(input_features.astype(self.input_linear.bias.dtype))
+        x = self.input_linear(input_features.astype(self.layers[0].post_norm.weight.dtype))
         kept = set(self.config.cat_hidden_layers or [])
         exported = [x] if 0 in kept else []
         for number, layer in enumerate(self.layers, start=1):

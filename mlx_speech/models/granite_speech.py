@@ -279,6 +279,18 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         return name
 
     @staticmethod
+    def checkpoint_names(name: str) -> tuple[str, ...]:
+        """The name in each of the three layouts; see `rename`."""
+        inner = name.removeprefix("language_model.")
+        if inner == name:  # encoder and projector
+            return name, f"model.{name}", name
+        return (
+            name,
+            re.sub(r"^model\.", "model.language_model.", inner),
+            f"language_model.model.{inner}",
+        )
+
+    @staticmethod
     def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
         """See `rename` and `sanitize_encoder`; drops what is computed or tied."""
         rename = GraniteSpeechForConditionalGeneration.rename
