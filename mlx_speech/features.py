@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from .errors import AudioError, CheckpointError, InputError
+from .models.config import read_json
 
 #: `melspec_kwargs` of a checkpoint that says nothing
 MEL_DEFAULTS = {
@@ -84,6 +85,26 @@ class GraniteSpeechFeatureExtractor:
             projector_window_size=data.get("projector_window_size", 15),
             projector_downsample_rate=data.get("projector_downsample_rate", 5),
         )
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_repo, *, revision: str | None = None
+    ) -> GraniteSpeechFeatureExtractor:
+        """Read the feature extractor of a local folder or a Hugging Face repository: from
+        processor_config.json, else preprocessor_config.json, else the released models' values."""
+        from .hub import resolve_checkpoint
+
+        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
+        processor = read_json(folder, "processor_config.json", required=False)
+        features = processor.get("audio_processor") or read_json(
+            folder, "preprocessor_config.json", required=False
+        )
+        config = read_json(folder)
+        projector = {
+            "projector_window_size": config.get("window_size", 15),
+            "projector_downsample_rate": config.get("downsample_rate", 5),
+        }
+        return cls.from_dict({**projector, **features})
 
     def __call__(self, audios: mx.array | np.ndarray | Sequence) -> dict[str, Any]:
         """Features of one or more recordings, each computed alone.

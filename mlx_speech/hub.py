@@ -23,6 +23,7 @@ def resolve_checkpoint(
     path_or_repo: str | os.PathLike,
     *,
     revision: str | None = None,
+    weights: bool = True,
     local_files_only: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -32,6 +33,7 @@ def resolve_checkpoint(
         path_or_repo: a folder, or a repository as `owner/name`. An existing folder wins; a
             `Path` is never read as a repository.
         revision: branch, tag or commit of the repository; the default branch if not given.
+        weights: fetch the weights too; without, only what configurations and tokenizers read.
         local_files_only: take the repository from the local cache, without asking the Hub.
         progress: show huggingface_hub's progress bars on standard error.
 
@@ -64,7 +66,10 @@ def resolve_checkpoint(
             f"no such folder: {name} (a Hub repository is given as text, in the form owner/name)"
         )
     _check_repo_id(name)
-    return _fetch_checkpoint(name, revision, local_files_only, progress)
+    folder = _download(name, revision, _SMALL_FILES, local_files_only, progress)
+    if weights:
+        _fetch_weights(name, folder, local_files_only, progress)
+    return folder
 
 
 def _check_repo_id(name: str) -> None:
@@ -85,18 +90,14 @@ def _check_repo_id(name: str) -> None:
         )
 
 
-def _fetch_checkpoint(
-    repo_id: str, revision: str | None, local_files_only: bool, progress: bool
-) -> Path:
-    """Fetch the small files, then the weights they name, both of the same commit."""
-    folder = _download(repo_id, revision, _SMALL_FILES, local_files_only, progress)
+def _fetch_weights(repo_id: str, folder: Path, local_files_only: bool, progress: bool) -> None:
+    """Fetch the weights that the small files name, of the same commit."""
     commit = folder.name
     weights = _weight_files(repo_id, folder, _listing(repo_id, commit))
     if _missing(folder, weights):
         _download(repo_id, commit, weights, local_files_only, progress)
     if missing := _missing(folder, weights):
         raise HubError(f"{repo_id}: {_lacks(missing)}: run again with downloads allowed")
-    return folder
 
 
 def _missing(folder: Path, names: list[str]) -> list[str]:

@@ -52,7 +52,8 @@ class PretrainedConfig:
         """Read the configuration of a local folder or a Hugging Face repository."""
         from ..hub import resolve_checkpoint
 
-        return cls.from_dict(read_json(resolve_checkpoint(path_or_repo, revision=revision)))
+        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
+        return cls.from_dict(read_json(folder))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, as it stands in a checkpoint's `config.json`."""

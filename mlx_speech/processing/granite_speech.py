@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -40,28 +39,22 @@ class GraniteSpeechProcessor:
         self.prompts = prompts
 
     @classmethod
-    def from_pretrained(cls, path_or_repo, *, name: str | None = None) -> GraniteSpeechProcessor:
+    def from_pretrained(
+        cls, path_or_repo, *, revision: str | None = None, name: str | None = None
+    ) -> GraniteSpeechProcessor:
         """Read the processor of a local folder or a Hugging Face repository.
 
         Args:
+            revision: branch, tag or commit of the repository.
             name: what the checkpoint is called, if not by `path_or_repo`.
         """
         from ..hub import resolve_checkpoint
 
-        folder = Path(resolve_checkpoint(path_or_repo))
+        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         processor = read_json(folder, "processor_config.json", required=False)
-        features = processor.get("audio_processor") or read_json(
-            folder, "preprocessor_config.json", required=False
-        )
         config = read_json(folder)
         return cls(
-            GraniteSpeechFeatureExtractor.from_dict(
-                {
-                    "projector_window_size": config.get("window_size", 15),
-                    "projector_downsample_rate": config.get("downsample_rate", 5),
-                    **features,
-                }
-            ),
+            GraniteSpeechFeatureExtractor.from_pretrained(folder),
             Tokenizer.from_pretrained(folder),
             processor.get("audio_token", "<|audio|>"),
             prompts=prompt_style(

@@ -29,7 +29,9 @@ class Tokenizer:
         self.chat_template = chat_template
 
     @classmethod
-    def from_pretrained(cls, path_or_repo, *, name: str | None = None) -> Tokenizer:
+    def from_pretrained(
+        cls, path_or_repo, *, revision: str | None = None, name: str | None = None
+    ) -> Tokenizer:
         """Read the tokenizer of a local folder or a Hugging Face repository.
 
         Raises:
@@ -37,7 +39,7 @@ class Tokenizer:
         """
         from ..hub import resolve_checkpoint
 
-        folder = resolve_checkpoint(path_or_repo)
+        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise CheckpointError(f"{folder}: no tokenizer.json here")
