@@ -264,6 +264,24 @@ class TestPrompts:
             GRANITE_4_1.instruction(**options)
 
 
+def test_stored_padding_and_truncation_are_left_alone(tiny_copy, processor):
+    """A prompt with its audio tokens is longer than what tokenizers were trained on."""
+    stored = {
+        "truncation": {
+            "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0
+        },
+        "padding": {
+            "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": 1, "pad_type_id": 0, "pad_token": "<|pad|>",
+        },
+    }  # fmt: skip
+    edit_json(tiny_copy / "tokenizer.json", **stored)
+    text = "unlock the back gate and the front gate"
+    ids = Tokenizer.from_pretrained(tiny_copy).encode(text)
+    assert ids == processor.tokenizer.encode(text)
+    assert len(ids) > 4
+
+
 def test_left_padding_of_a_text_batch(processor):
     inputs = processor(["good night", "seven"])
     first, second = inputs["input_ids"].tolist()

@@ -47,6 +47,9 @@ class Tokenizer:
             backend = Backend.from_file(str(file))
         except Exception as error:  # the library raises nothing more specific
             raise CheckpointError(f"{file}: not a readable tokenizer: {error}") from error
+        # what the file holds of these is left over from its training
+        backend.no_padding()
+        backend.no_truncation()
         config = read_json(folder, "tokenizer_config.json", required=False)
         return cls(backend, config, find_chat_template(folder, config))
 
