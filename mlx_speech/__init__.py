@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "audio": ("load_audio",),
+    "conversation": ("ChatSession",),
     "errors": (
         "AudioError",
         "CheckpointError",
@@ -28,7 +29,8 @@ _HOMES = {
         "UnsupportedOptionError",
     ),
     "features": ("GraniteSpeechFeatureExtractor",),
-    "generation": ("GenerationConfig", "generate"),
+    "generation": ("GenerationConfig",),
+    "generation.prompt_cache": ("load_prompt_cache", "save_prompt_cache"),
     "loading": ("load",),
     "models.conformer": ("GraniteSpeechCTCEncoder", "GraniteSpeechEncoderConfig"),
     "models.granite": ("GraniteConfig", "GraniteForCausalLM", "GraniteModel"),
@@ -46,6 +48,7 @@ _HOMES = {
         "LlamaModel",
     ),
     "processing": ("GraniteSpeechProcessor", "Tokenizer"),
+    "text_generation": ("GenerationResponse", "generate", "stream_generate"),
     "transcription": ("Segment", "Transcript", "Word", "stream_transcribe", "transcribe"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

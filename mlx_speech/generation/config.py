@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,11 +30,13 @@ class GenerationConfig:
     early_stopping: `True` stops when `num_beams` hypotheses are complete, `False` when a better
         one is unlikely, `"never"` when none is possible.
     eos_token_id: ids that end an answer.
+    stop_strings: texts that end an answer once they are complete; they stay part of it.
     pad_token_id: fills rows of a batch that ended before others.
     decoder_start_token_id: what an encoder-decoder's answer starts from; by default what the
         model's configuration says.
     forced_bos_token_id: the token of an encoder-decoder after that one, e.g. a language.
     seed: makes drawing repeatable.
+    num_draft_tokens: how many tokens a draft model proposes at a time.
     """
 
     max_new_tokens: int | None = None
@@ -47,31 +51,42 @@ class GenerationConfig:
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     eos_token_id: int | list[int] | None = None
+    stop_strings: str | Sequence[str] | None = None
     pad_token_id: int | None = None
+    num_draft_tokens: int = 3
     decoder_start_token_id: int | None = None
     forced_bos_token_id: int | None = None
     seed: int | None = None
 
     def __post_init__(self):
+        whole = ("max_new_tokens", "max_length", "num_beams", "num_draft_tokens", "top_k", "seed")
+        numbers = ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty")
+        for names, kind, what in ((whole, Integral, "an integer"), (numbers, Real, "a number")):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not isinstance(value, kind):
+                    raise InputError(f"{name} is {value!r}, but must be {what}")
+        for name in ("max_new_tokens", "max_length", "num_beams", "num_draft_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value!r}, but must be at least 1")
         checks = (
-            (
-                "max_new_tokens",
-                self.max_new_tokens is None or self.max_new_tokens >= 1,
-                "at least 1",
-            ),
             ("temperature", (self.temperature or 0) >= 0, "at least 0"),
             ("top_k", (self.top_k or 0) >= 0, "at least 0"),
             ("top_p", 0 < (1 if self.top_p is None else self.top_p) <= 1, "in (0, 1]"),
             ("min_p", 0 <= (self.min_p or 0) <= 1, "within 0 and 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("num_beams", self.num_beams >= 1, "at least 1"),
             ("early_stopping", self.early_stopping in (True, False, "never"), "a bool or 'never'"),
+            ("seed", 0 <= (self.seed or 0) < 2**64, "within 0 and 2**64 - 1"),
         )
         for name, holds, rule in checks:
             if not holds:
                 raise InputError(f"{name} is {getattr(self, name)!r}, but must be {rule}")
         if self.sampling and self.num_beams > 1:
             raise InputError("sampling and num_beams > 1 do not go together; choose one")
+        for name in ("top_k", "top_p", "min_p"):
+            if getattr(self, name) is not None and not self.sampling:
+                raise InputError(f"{name} shapes what is drawn; give a temperature with it")
 
     @property
     def sampling(self) -> bool:
@@ -121,6 +136,12 @@ class GenerationConfig:
         if unknown:
             raise InputError(f"unsupported generation option {', '.join(sorted(unknown))}")
         return dataclasses.replace(self, **changes)
+
+    def filled_from(self, other: GenerationConfig) -> GenerationConfig:
+        """A copy with the token ids that it lacks taken from `other`."""
+        names = ("eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
+        lacking = [name for name in names if getattr(self, name) is None]
+        return dataclasses.replace(self, **{name: getattr(other, name) for name in lacking})
 
     @classmethod
     def from_pretrained(cls, folder: Path, model_config: dict[str, Any]) -> GenerationConfig:

@@ -65,6 +65,8 @@ class KVCache:
     """
 
     step = 256
+    #: positions that are kept, where that is bounded
+    max_size: int | None = None
 
     def __init__(self, left_padding: Sequence[int] | None = None):
         #: what is stored: here keys and values, with room to grow along the third axis
@@ -72,6 +74,11 @@ class KVCache:
         #: positions that went in
         self.length = 0
         self._left_padding = mx.array(left_padding) if left_padding and any(left_padding) else None
+
+    @property
+    def padded(self) -> bool:
+        """Whether rows have padding at their start."""
+        return self._left_padding is not None
 
     @property
     def offset(self) -> int | mx.array:
@@ -82,7 +89,7 @@ class KVCache:
         """Append the keys and values of new positions; returns those of all positions, in a form
         that `scaled_dot_product_attention` takes."""
         self._append([keys, values])
-        keys, values = self._stored()
+        keys, values = self.stored()
         return keys, values
 
     def _append(self, new: list[mx.array]) -> None:
@@ -99,7 +106,8 @@ class KVCache:
         room = mx.zeros((batch, heads, capacity - used, width), new.dtype)
         return room if old is None else mx.concatenate([old[:, :, :used], room], axis=2)
 
-    def _stored(self) -> list[mx.array]:
+    def stored(self) -> list[mx.array]:
+        """`state` without the room to grow."""
         return [part[:, :, : self.length] for part in self.state]
 
     def make_mask(self, num_queries: int) -> mx.array | str | None:
@@ -154,7 +162,8 @@ class RotatingKVCache(KVCache):
             self.length += 1
             for stored, part in zip(self.state, (keys, values), strict=True):
                 stored[:, :, slot : slot + 1] = part
-            return self.state[0][:, :, : self.max_size], self.state[1][:, :, : self.max_size]
+            keys, values = self.stored()
+            return keys, values
         whole = [
             mx.concatenate([*old, new], axis=2)
             for old, new in zip(self._in_order() or [[], []], (keys, values), strict=True)
@@ -162,6 +171,10 @@ class RotatingKVCache(KVCache):
         self.length += count
         self.state = [self._wrapped(part) for part in whole]
         return whole[0], whole[1]
+
+    def stored(self) -> list[mx.array]:
+        """As in `KVCache`; past `max_size`, in the order of their slots."""
+        return [part[:, :, : min(self.length, self.max_size)] for part in self.state]
 
     def _in_order(self) -> list[list[mx.array]]:
         """What is stored, in pieces by rising position."""
@@ -232,11 +245,11 @@ class QuantizedKVCache(KVCache):
             return super().update_and_fetch(keys, values)
         if not self.quantized:
             self._check(keys.shape[-1])
-            stored, self.state, length, self.length = self._stored(), [], self.length, 0
+            stored, self.state, length, self.length = self.stored(), [], self.length, 0
             if length:
                 self._append(self._quantize(stored))
         self._append(self._quantize([keys, values]))
-        parts = self._stored()
+        parts = self.stored()
         return (
             Quantized(*parts[:3], self.group_size, self.bits),
             Quantized(*parts[3:], self.group_size, self.bits),

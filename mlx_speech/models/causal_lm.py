@@ -120,9 +120,7 @@ class CausalLM(PretrainedModel):
             The next token's logits (batch, vocab_size), and the function that feeds tokens
             (batch, n) and gives the logits after each, (batch, n, vocab_size).
         """
-        logits = self.feed(
-            cache, prefill_step_size, prompt_progress_callback, input_ids=input_ids
-        )
+        logits = self.feed(cache, prefill_step_size, prompt_progress_callback, input_ids=input_ids)
 
         def step(tokens: mx.array) -> mx.array:
             return self(tokens, past_key_values=cache).logits
