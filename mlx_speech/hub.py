@@ -14,7 +14,7 @@ from pathlib import Path
 from .errors import CheckpointError, HubError
 
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*vocab*.txt", "*merges*.txt")
-_INDEX = "model.safetensors.index.json"
+INDEX_FILE = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _ADAPTER = "adapter_model.safetensors"
 
@@ -124,8 +124,8 @@ def _weight_files(repo_id: str, folder: Path, listing: set[str] | None) -> list[
         raise CheckpointError(
             f"{repo_id} is not a model that can be loaded: it holds no config.json"
         )
-    if (folder / _INDEX).is_file():
-        names = _indexed_files(repo_id, folder / _INDEX)
+    if (folder / INDEX_FILE).is_file():
+        names = indexed_files(folder / INDEX_FILE, repo_id)
     elif _SINGLE in held:
         names = [_SINGLE]
     else:
@@ -143,18 +143,26 @@ def _weight_files(repo_id: str, folder: Path, listing: set[str] | None) -> list[
         )
     if listing is not None and (absent := set(names) - listing):
         raise CheckpointError(
-            f"{repo_id}: {_INDEX} names {min(absent)}, which the repository does not hold: "
+            f"{repo_id}: {INDEX_FILE} names {min(absent)}, which the repository does not hold: "
             "choose another revision, or tell its owner"
         )
     return names
 
 
-def _indexed_files(repo_id: str, index: Path) -> list[str]:
+def indexed_files(index: Path, where: object) -> list[str]:
+    """Names of the files over which a safetensors index spreads the weights.
+
+    Raises:
+        CheckpointError: it is none; the message begins with `where`.
+    """
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a file that is not named by text")
+        return sorted(names)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{repo_id}: {_INDEX} is not a safetensors index (no weight_map from weight to file)"
+            f"{where}: {INDEX_FILE} is not a safetensors index (no weight_map from weight to file)"
         ) from error
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .audio import SAMPLING_RATE, load_audio
+from .audio import load_audio
 from .errors import ContextLengthError, InputError, UnsupportedOptionError
 from .generation import TextStream, stream_tokens
 from .generation.api import generate_rows, resolve_config
@@ -204,8 +204,9 @@ def _prepare(
         prompt = processor.prompts.instruction(
             task, language=language, target_language=target_language, punctuate=punctuate
         )
-    samples = load_audio(audio, sampling_rate=sampling_rate)
-    duration = samples.size / SAMPLING_RATE
+    rate = processor.audio_processor.sampling_rate
+    samples = load_audio(audio, sampling_rate, rate)
+    duration = samples.size / rate
     inputs = processor(processor.speech_prompt(prompt), samples)
     room = model.context_length - inputs["input_ids"].shape[1]
     if max_new_tokens is None:

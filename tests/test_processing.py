@@ -112,6 +112,10 @@ class TestFeatures:
         with pytest.raises(CheckpointError, match="unsupported power"):
             GraniteSpeechFeatureExtractor(melspec_kwargs={"power": 1.0})
 
+    def test_null_is_nothing(self):
+        extractor = GraniteSpeechFeatureExtractor.from_dict({"melspec_kwargs": None})
+        assert extractor.melspec_kwargs == GraniteSpeechFeatureExtractor().melspec_kwargs
+
 
 class TestChatTemplates:
     def test_parts_become_one_string(self, processor):
@@ -149,6 +153,12 @@ class TestChatTemplates:
         evil = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
         monkeypatch.setattr(processor.tokenizer, "chat_template", evil)
         with pytest.raises(CheckpointError, match="unsafe"):
+            processor.apply_chat_template([{"role": "user", "content": "x"}])
+
+    def test_a_template_that_fails(self, processor, monkeypatch):
+        """Not only with an error of jinja's."""
+        monkeypatch.setattr(processor.tokenizer, "chat_template", "{{ 1 + 'x' }}")
+        with pytest.raises(CheckpointError, match="the chat template fails: unsupported operand"):
             processor.apply_chat_template([{"role": "user", "content": "x"}])
 
     def test_a_template_that_refuses(self, processor, monkeypatch):

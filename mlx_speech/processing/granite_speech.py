@@ -8,8 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 from ..features import GraniteSpeechFeatureExtractor
+from ..models import architecture
 from ..models.config import read_json
 from .prompts import GRANITE_4_1, PromptStyle, prompt_style
 from .tokenizer import Tokenizer
@@ -52,15 +53,25 @@ class GraniteSpeechProcessor:
 
         folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         processor = read_json(folder, "processor_config.json", required=False)
-        config = read_json(folder)
+        data = read_json(folder)
+        config = architecture(data.get("model_type")).model_class().config_class.from_dict(data)
+        features = GraniteSpeechFeatureExtractor.from_pretrained(folder)
+        for what, expected, found in (
+            ("n_mels", config.encoder_config.input_dim / 2, features.melspec_kwargs["n_mels"]),
+            ("window_size", config.window_size, features.projector_window_size),
+            ("downsample_rate", config.downsample_rate, features.projector_downsample_rate),
+        ):
+            if found != expected:
+                raise CheckpointError(
+                    f"{folder}: {what} is {found} for the feature extractor, but {expected:g} for "
+                    "the model"
+                )
         return cls(
-            GraniteSpeechFeatureExtractor.from_pretrained(folder),
+            features,
             Tokenizer.from_pretrained(folder),
             processor.get("audio_token", "<|audio|>"),
             prompts=prompt_style(
-                config.get("model_type", ""),
-                config.get("has_lora_adapter", True),
-                name or str(path_or_repo),
+                config.model_type, config.has_lora_adapter, name or str(path_or_repo)
             ),
         )
 
