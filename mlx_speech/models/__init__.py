@@ -54,7 +54,7 @@ def architecture(model_type: str | None) -> Architecture:
     """
     try:
         return ARCHITECTURES[model_type]
-    except KeyError:
+    except (KeyError, TypeError):  # TypeError: a list or an object
         raise CheckpointError(
             f"model_type {model_type!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
         ) from None

@@ -46,6 +46,11 @@ class PretrainedModel(nn.Module):
         return name
 
     @staticmethod
+    def checkpoint_names(name: str) -> tuple[str, ...]:
+        """What checkpoints call a tensor or module, in each layout: the inverse of `rename`."""
+        return (name,)
+
+    @staticmethod
     def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
         """A checkpoint's tensors under this model's names and layouts; pure and idempotent."""
         return weights

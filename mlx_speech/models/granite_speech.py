@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 from .base import PretrainedModel
 from .cache import CACHE_OPTIONS, KVCache
 from .causal_lm import PREFILL_STEP_SIZE, CausalLMOutput, causal_lm_loss
@@ -43,15 +43,10 @@ class GraniteSpeechConfig(PretrainedConfig):
         self.text_config = as_config(self.text_config, GraniteConfig)
         self.encoder_config = as_config(self.encoder_config, GraniteSpeechEncoderConfig)
         self.projector_config = as_config(self.projector_config, Blip2QFormerConfig)
-        if self.window_size % self.downsample_rate:
+        if self.downsample_rate < 1 or self.window_size % self.downsample_rate:
             raise ValueError(
                 f"window_size {self.window_size} is not a multiple of downsample_rate "
                 f"{self.downsample_rate}"
-            )
-        if self.projector_config.encoder_hidden_size != self.encoder_config.output_size:
-            raise ValueError(
-                f"the projector's encoder_hidden_size {self.projector_config.encoder_hidden_size} "
-                f"is not the encoder's output size {self.encoder_config.output_size}"
             )
         if self.tie_word_embeddings is not None:
             self.text_config.tie_word_embeddings = self.tie_word_embeddings
@@ -64,7 +59,7 @@ class GraniteSpeechConfig(PretrainedConfig):
         depending on the version of transformers that saved the file. Only what is said without
         contradiction counts.
         """
-        places = (data, data.get("text_config") or {})
+        places = [p for p in (data, data.get("text_config")) if isinstance(p, dict)]
         said = {p["tie_word_embeddings"] for p in places if "tie_word_embeddings" in p}
         tied = said.pop() if len(said) == 1 else None
         return super().from_dict({**data, "tie_word_embeddings": tied})
@@ -112,6 +107,15 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
 
     def __init__(self, config: GraniteSpeechConfig):
         super().__init__()
+        expected, found = (
+            config.projector_config.encoder_hidden_size,
+            config.encoder_config.output_size,
+        )
+        if expected != found:
+            raise CheckpointError(
+                f"the projector's encoder_hidden_size {expected} is not the encoder's output size "
+                f"{found}"
+            )
         self.config = config
         self.encoder = GraniteSpeechCTCEncoder(config.encoder_config)
         self.projector = WindowedProjector(
@@ -277,6 +281,18 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         for pattern, replacement in _RENAMES:
             name = re.sub(pattern, replacement, name)
         return name
+
+    @staticmethod
+    def checkpoint_names(name: str) -> tuple[str, ...]:
+        """The name in each of the three layouts; see `rename`."""
+        inner = name.removeprefix("language_model.")
+        if inner == name:  # encoder and projector
+            return name, f"model.{name}", name
+        return (
+            name,
+            re.sub(r"^model\.", "model.language_model.", inner),
+            f"language_model.model.{inner}",
+        )
 
     @staticmethod
     def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:

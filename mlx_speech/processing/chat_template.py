@@ -15,12 +15,17 @@ from ..models.config import read_json
 def find_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
     """The template of a checkpoint folder, from the places where it may stand."""
     file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = read_json(folder, "chat_template.json", required=False).get("chat_template")
-    template = template or tokenizer_config.get("chat_template")
-    if isinstance(template, list):  # several named ones
-        template = {t["name"]: t["template"] for t in template}.get("default")
+    try:
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        template = read_json(folder, "chat_template.json", required=False).get("chat_template")
+        template = template or tokenizer_config.get("chat_template")
+        if isinstance(template, list):  # several named ones
+            template = {t["name"]: t["template"] for t in template}.get("default")
+    except (TypeError, KeyError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder}: no readable chat template: {error}") from error
+    if not isinstance(template, str | None):
+        raise CheckpointError(f"{folder}: chat_template is {template!r}, but must be text")
     return template
 
 
@@ -31,7 +36,6 @@ def render_chat(template: str, messages: Sequence[dict[str, Any]], **variables: 
         InputError: the template refuses the messages.
         CheckpointError: the template itself is broken.
     """
-    from jinja2 import TemplateError
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -46,5 +50,7 @@ def render_chat(template: str, messages: Sequence[dict[str, Any]], **variables: 
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
         return environment.from_string(template).render(messages=messages, **variables)
-    except TemplateError as error:
+    except InputError:
+        raise
+    except Exception as error:  # a template is a program, and may fail in any way
         raise CheckpointError(f"the chat template fails: {error}") from error

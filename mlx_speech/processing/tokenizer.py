@@ -29,7 +29,9 @@ class Tokenizer:
         self.chat_template = chat_template
 
     @classmethod
-    def from_pretrained(cls, path_or_repo, *, name: str | None = None) -> Tokenizer:
+    def from_pretrained(
+        cls, path_or_repo, *, revision: str | None = None, name: str | None = None
+    ) -> Tokenizer:
         """Read the tokenizer of a local folder or a Hugging Face repository.
 
         Raises:
@@ -37,7 +39,7 @@ class Tokenizer:
         """
         from ..hub import resolve_checkpoint
 
-        folder = resolve_checkpoint(path_or_repo)
+        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise CheckpointError(f"{folder}: no tokenizer.json here")
@@ -45,6 +47,9 @@ class Tokenizer:
             backend = Backend.from_file(str(file))
         except Exception as error:  # the library raises nothing more specific
             raise CheckpointError(f"{file}: not a readable tokenizer: {error}") from error
+        # what the file holds of these is left over from its training
+        backend.no_padding()
+        backend.no_truncation()
         config = read_json(folder, "tokenizer_config.json", required=False)
         return cls(backend, config, find_chat_template(folder, config))
 
