@@ -28,6 +28,7 @@ _HOMES = {
         "MlxSpeechError",
         "UnsupportedOptionError",
     ),
+    "fbank": ("Speech2TextFeatureExtractor",),
     "features": ("GraniteSpeechFeatureExtractor",),
     "generation": ("GenerationConfig",),
     "generation.prompt_cache": ("load_prompt_cache", "save_prompt_cache"),
