@@ -48,7 +48,12 @@ _HOMES = {
         "LlamaForSequenceClassification",
         "LlamaModel",
     ),
-    "processing": ("GraniteSpeechProcessor", "Tokenizer"),
+    "processing": (
+        "GraniteSpeechProcessor",
+        "Speech2TextProcessor",
+        "Speech2TextTokenizer",
+        "Tokenizer",
+    ),
     "text_generation": ("GenerationResponse", "generate", "stream_generate"),
     "transcription": ("Segment", "Transcript", "Word", "stream_transcribe", "transcribe"),
 }
