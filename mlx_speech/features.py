@@ -138,7 +138,7 @@ class GraniteSpeechFeatureExtractor:
         Raises:
             AudioError: a recording is shorter than half an FFT window, or not floating point.
         """
-        features = [self.log_mel(audio) for audio in _as_list(audios)]
+        features = [self.log_mel(audio) for audio in mono_recordings(audios)]
         lengths = [f.shape[0] for f in features]
         longest = max(lengths)
         sizes = [self.num_audio_tokens(length) for length in lengths]
@@ -182,7 +182,7 @@ class GraniteSpeechFeatureExtractor:
         return log_mel[: num_frames - num_frames % 2].reshape(num_frames // 2, -1)
 
 
-def _as_list(audios) -> list[mx.array]:
+def mono_recordings(audios) -> list[mx.array]:
     """Recordings one by one, as float32 (samples,)."""
     if isinstance(audios, mx.array | np.ndarray):
         audios = [audios] if audios.ndim == 1 else list(audios)
