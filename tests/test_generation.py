@@ -294,6 +294,24 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer(backend, {})
 
 
+def byte_fallback_tokenizer() -> Tokenizer:
+    """As Llama 2's: marked spaces, the first of them lost, and bytes for rare characters."""
+    pieces = ["▁", "a", "▁a", "▁▁", ".", "é", "�", "\n"]
+    vocab = [*(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    model = models.BPE({p: i for i, p in enumerate(vocab)}, [], byte_fallback=True)
+    backend = Backend(model)
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    backend.add_special_tokens(["<s>", "</s>"])
+    return Tokenizer(backend, {})
+
+
 class TestStreaming:
     @pytest.mark.parametrize(
         "text",
@@ -336,6 +354,44 @@ class TestStreaming:
             stream = TextStream(tokenizer)
             text = "".join([*(stream.add(i) for i in ids), stream.finish()])
             assert text == tokenizer.decode(ids).strip()
+
+    def test_any_pieces_and_bytes_at_all(self):
+        """One invalid byte makes the bytes before it invalid too, and some of them were text."""
+        tokenizer = byte_fallback_tokenizer()
+        rng = random.Random(1)
+        bytes_of_text = [*"ß日".encode(), *"👩".encode(), 0x20, 0x41, 0xFF]
+        for _ in range(2000):
+            pool = rng.choice([bytes_of_text, range(256, 266), [*bytes_of_text, *range(256, 266)]])
+            ids = rng.choices(pool, k=rng.randrange(1, 30))
+            stream = TextStream(tokenizer)
+            text = "".join([*(stream.add(i) for i in ids), stream.finish()])
+            assert text == tokenizer.decode(ids).strip()
+
+    def test_bytes_wait_for_the_end_of_their_run(self):
+        tokenizer = byte_fallback_tokenizer()
+        stream = TextStream(tokenizer)
+        ids = [257, *"é".encode(), 265, 260]
+        assert [stream.add(i) for i in ids] == ["a", "", "", "", "é."]
+
+    def test_a_step_decodes_few_tokens(self):
+        tokenizer = byte_fallback_tokenizer()
+        stream = TextStream(tokenizer)
+        lengths = []
+        decode = stream._decode
+        stream._decode = lambda ids: lengths.append(len(ids)) or decode(ids)
+        for _ in range(500):
+            stream.add(258)
+        assert max(lengths) == 2
+        assert stream.text == "a" + " a" * 499
+
+    def test_a_tokenizer_that_only_decodes(self):
+        class Words:
+            def decode(self, ids):
+                return " ".join(["one", "two", "three"][i] for i in ids)
+
+        stream = TextStream(Words())
+        assert [stream.add(i) for i in (2, 0, 0)] == ["three", " one", " one"]
+        assert stream.finish() == ""
 
     def test_with_the_tiny_tokenizer(self, tiny, reference):
         _, processor = tiny

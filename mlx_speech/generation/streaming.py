@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tokenizers.decoders import DecodeStream
-
 
 class TextStream:
     """Turns tokens, one by one, into pieces of text that are never taken back.
@@ -12,35 +10,43 @@ class TextStream:
     its last token, white space with what follows it. All pieces together are exactly
     `tokenizer.decode(ids).strip()`.
 
+    Tokens decoded alone lack what their neighbours do to them (a leading space that only the first
+    one loses, characters cut in two), and decoding everything anew at each token is quadratic. So
+    each step decodes a short window: the tokens of the last piece, as context, and the new ones.
+
     Args:
-        tokenizer: an `mlx_speech.processing.Tokenizer`.
+        tokenizer: anything with `decode(ids)`. Where a later token can change the text of earlier
+            ones, beyond a cut character's U+FFFD, it also has `is_open(id)`: true for the tokens
+            after which that can happen, so that their text waits for one that ends it.
     """
 
     def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._decode = tokenizer.decode
+        self._is_open = getattr(tokenizer, "is_open", lambda token: False)
         self._ids: list[int] = []
-        self._held_back = ""
+        # the window begins at `_context`; in it, what comes before `_new` is out and reads `_known`
+        self._context = self._new = 0
+        self._known = ""
         self.text = ""
 
     def add(self, token: int) -> str:
         """The text that `token` makes certain, often empty."""
         self._ids.append(token)
-        piece = self._stream.step(self._tokenizer.backend, token)
-        return self._release(self._held_back + piece) if piece else ""
+        if self._is_open(token):
+            return ""
+        piece = self._decode(self._ids[self._context :])[len(self._known) :]
+        if piece.endswith("\ufffd") or not piece.strip():
+            return ""
+        piece = piece.rstrip() if self.text else piece.strip()
+        self._context, self._new = self._new, len(self._ids)
+        self._known = self._decode(self._ids[self._context :]).rstrip()
+        self.text += piece
+        return piece
 
     def finish(self) -> str:
         """What was still held back, once there are no more tokens."""
-        whole = self._tokenizer.decode(self._ids).strip()
+        whole = self._decode(self._ids).strip()
         if not whole.startswith(self.text):
             raise AssertionError(f"streamed {self.text!r}, but the text is {whole!r}")
         rest, self.text = whole[len(self.text) :], whole
         return rest
-
-    def _release(self, piece: str) -> str:
-        if not self.text:
-            piece = piece.lstrip()
-        certain = piece.rstrip()
-        self._held_back = piece[len(certain) :]
-        self.text += certain
-        return certain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -68,6 +69,19 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def is_open(self, token: int) -> bool:
+        """Whether a token after this one may yet change the text: see `TextStream`.
+
+        So it is with bytes that stand for rare characters: where one of a run of them fits no
+        character, `decode` gives up the whole run. A special token, skipped, does not end one.
+        """
+        return token in self._open_tokens
+
+    @cached_property
+    def _open_tokens(self) -> set[int | None]:
+        special = {i for i, t in self.backend.get_added_tokens_decoder().items() if t.special}
+        return special | {self.backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
 
     def __call__(self, text: str | Sequence[str]) -> dict[str, mx.array]:
         """Encode a batch: `input_ids` and `attention_mask`, (batch, length), padded on the left."""
