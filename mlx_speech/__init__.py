@@ -38,7 +38,7 @@ _HOMES = {
         "GraniteSpeechPlusConfig",
         "GraniteSpeechPlusForConditionalGeneration",
     ),
-    "processing": ("GraniteSpeechProcessor", "Tokenizer"),
+    "processing": ("GraniteSpeechProcessor", "LlamaTokenizer", "Tokenizer"),
     "transcription": ("Segment", "Transcript", "Word", "stream_transcribe", "transcribe"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

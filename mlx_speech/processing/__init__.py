@@ -1,6 +1,6 @@
 """Text in and out: tokenizers, chat templates, and the processors that join them with audio."""
 
 from .granite_speech import GraniteSpeechProcessor
-from .tokenizer import Tokenizer
+from .tokenizer import LlamaTokenizer, Tokenizer
 
-__all__ = ["GraniteSpeechProcessor", "Tokenizer"]
+__all__ = ["GraniteSpeechProcessor", "LlamaTokenizer", "Tokenizer"]
