@@ -274,6 +274,11 @@ class TestAround:
         tokenizer = Tokenizer.from_pretrained(small.gpt2(tmp_path, bos_token=None))
         with pytest.raises(InputError, match="no bos_token that it could add"):
             tokenizer.add_bos_token = True
+        assert not tokenizer.add_bos_token
+        tokenizer.add_eos_token = True
+        assert tokenizer.encode("") == [tokenizer.eos_token_id]
+        tokenizer.eos_token = None
+        assert tokenizer.encode("") == []
 
     def test_lengths_of_the_training_are_forgotten(self, tmp_path):
         folder = small.gpt2(tmp_path, pad_token=None)
@@ -302,6 +307,9 @@ class TestPadding:
     def test_names(self, llama):
         with pytest.raises(InputError, match="is called padding, but bos_token"):
             llama.add_special_tokens({"padding": "<pad>"})
+        for token in (None, 3, "\ud800"):
+            with pytest.raises(InputError, match="has to be text"):
+                llama.add_special_tokens({"pad_token": token})
         with pytest.raises(InputError, match=r'add_special_tokens\({"pad_token": "<pad>"}\)'):
             llama.pad_token = "<pad>"
         llama.pad_token = llama.eos_token

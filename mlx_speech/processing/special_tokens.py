@@ -56,7 +56,7 @@ class SpecialTokens:
             How many were added.
 
         Raises:
-            InputError: there is no such name.
+            InputError: there is no such name, or a token is not text.
         """
         named = dict(special_tokens)
         further = named.pop("extra_special_tokens", [])
@@ -65,9 +65,12 @@ class SpecialTokens:
                 f"no special token is called {', '.join(sorted(unknown))}, but "
                 f"{', '.join(SPECIAL_TOKENS)} and extra_special_tokens"
             )
-        tokens = [
-            AddedToken(t, special=True, normalized=False) for t in (*named.values(), *further)
-        ]
+        try:
+            tokens = [
+                AddedToken(t, special=True, normalized=False) for t in (*named.values(), *further)
+            ]
+        except (TypeError, UnicodeEncodeError) as error:
+            raise InputError(f"a special token has to be text: {error}") from error
         added = self.backend.add_special_tokens(tokens)
         self.__dict__.pop("_open_tokens", None)  # one that streaming may have cached
         for name, token in named.items():
@@ -81,8 +84,7 @@ class SpecialTokens:
 
     @add_bos_token.setter
     def add_bos_token(self, value: bool) -> None:
-        self._added["bos_token"] = value
-        self.update_post_processor()
+        self._add_around(bos_token=value)
 
     @property
     def add_eos_token(self) -> bool:
@@ -91,24 +93,23 @@ class SpecialTokens:
 
     @add_eos_token.setter
     def add_eos_token(self, value: bool) -> None:
-        self._added["eos_token"] = value
-        self.update_post_processor()
+        self._add_around(eos_token=value)
 
     def update_post_processor(self) -> None:
-        """Let encoding put around a text what `add_bos_token` and `add_eos_token` say, no more.
-
-        Raises:
-            InputError: one of the two tokens is not set.
-        """
+        """Let encoding put around a text what `add_bos_token` and `add_eos_token` say, no more."""
         tokens = {name: self.special_token(name) for name, added in self._added.items() if added}
-        for name, token in tokens.items():
-            if token is None:
-                raise InputError(f"this tokenizer has no {name} that it could add to a text")
         parts = (tokens.get("bos_token"), "$A", tokens.get("eos_token"))
         self.backend.post_processor = processors.TemplateProcessing(
             single=[part for part in parts if part],
-            special_tokens=[(token, self._id_of(token)) for token in set(tokens.values())],
+            special_tokens=[(t, self._id_of(t)) for t in set(tokens.values()) if t],
         )
+
+    def _add_around(self, **added: bool) -> None:
+        for name, value in added.items():
+            if value and self.special_token(name) is None:
+                raise InputError(f"this tokenizer has no {name} that it could add to a text")
+        self._added |= added
+        self.update_post_processor()
 
     def _find_added(self) -> dict[str, bool]:
         """Which of the two the backend adds by itself."""

@@ -60,9 +60,8 @@ class Tokenizer(SpecialTokens):
         self.padding_side = config.get("padding_side", "left")
         self._added = self._find_added()
         told = {name: config.get(f"add_{name}") for name in self._added}
-        if any(value is not None for value in told.values()):
-            self._added |= {name: value for name, value in told.items() if value is not None}
-            self.update_post_processor()
+        if told := {name: value for name, value in told.items() if value is not None}:
+            self._add_around(**told)
 
     @classmethod
     def from_pretrained(

@@ -114,8 +114,8 @@ def content_of(token: str | dict[str, Any]) -> str:
 
 
 def _as_llama(data: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json with another one's vocabulary, that does what Llama 2's does: spaces are a
-    letter of words, a text begins with one, and what has no piece is spelt in bytes."""
+    """A tokenizer.json with the vocabulary of `data` that works as Llama 2's: a space is a letter
+    of the word behind it, a text begins with one, and what has no token is spelt in bytes."""
     prefix = config.get("add_prefix_space") in (None, True)
     decoders = [
         {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
@@ -128,7 +128,7 @@ def _as_llama(data: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     scheme = "always" if config.get("legacy") else "first"
     model = data["model"]
     return {
-        "added_tokens": data["added_tokens"],
+        "added_tokens": data.get("added_tokens", []),
         "pre_tokenizer": {
             "type": "Metaspace",
             "replacement": "▁",
