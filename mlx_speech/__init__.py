@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "audio": ("load_audio",),
+    "conversation": ("ChatSession",),
     "errors": (
         "AudioError",
         "CheckpointError",
@@ -28,17 +29,26 @@ _HOMES = {
         "UnsupportedOptionError",
     ),
     "features": ("GraniteSpeechFeatureExtractor",),
-    "generation": ("GenerationConfig", "generate"),
+    "generation": ("GenerationConfig",),
+    "generation.prompt_cache": ("load_prompt_cache", "save_prompt_cache"),
     "loading": ("load",),
     "models.conformer": ("GraniteSpeechCTCEncoder", "GraniteSpeechEncoderConfig"),
-    "models.granite": ("GraniteConfig", "GraniteForCausalLM"),
+    "models.granite": ("GraniteConfig", "GraniteForCausalLM", "GraniteModel"),
     "models.granite_speech": (
         "GraniteSpeechConfig",
         "GraniteSpeechForConditionalGeneration",
         "GraniteSpeechPlusConfig",
         "GraniteSpeechPlusForConditionalGeneration",
     ),
+    "models.jais2": ("Jais2Config", "Jais2ForCausalLM", "Jais2Model"),
+    "models.llama": (
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        "LlamaForSequenceClassification",
+        "LlamaModel",
+    ),
     "processing": ("GraniteSpeechProcessor", "LlamaTokenizer", "Tokenizer"),
+    "text_generation": ("GenerationResponse", "generate", "stream_generate"),
     "transcription": ("Segment", "Transcript", "Word", "stream_transcribe", "transcribe"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

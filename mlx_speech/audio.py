@@ -107,9 +107,9 @@ def _frames_of(array: np.ndarray | mx.array) -> np.ndarray:
         array = np.array(array.astype(mx.float32) if floating else array)
     if array.ndim == 2:
         channels, samples = array.shape
-        if channels > _MAX_CHANNELS or (channels > 1 and samples <= channels):
+        if not 1 <= channels <= _MAX_CHANNELS or (channels > 1 and samples <= channels):
             raise AudioError(
-                f"the array has shape {array.shape}, which is not (channels, samples) with at most"
+                f"the array has shape {array.shape}, which is not (channels, samples) with 1 to"
                 f" {_MAX_CHANNELS} channels and more samples than channels: transpose it?"
             )
     kind = array.dtype.name

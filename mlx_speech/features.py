@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from .errors import AudioError, CheckpointError, InputError
+from .models.config import read_json
 
 #: `melspec_kwargs` of a checkpoint that says nothing
 MEL_DEFAULTS = {
@@ -50,13 +51,13 @@ class GraniteSpeechFeatureExtractor:
 
     Args:
         sampling_rate: of the audio, in Hz.
-        melspec_kwargs: `n_fft`, `win_length`, `hop_length` in samples, `n_mels`, `sample_rate`;
-            what is left out has the released checkpoints' values.
+        melspec_kwargs: `n_fft`, `win_length`, `hop_length` in samples, `n_mels`, and the same
+            `sample_rate`; what is left out has the released checkpoints' values.
         projector_window_size, projector_downsample_rate: encoder frames of a projector window, and
             how many of them become one audio token.
 
     Raises:
-        CheckpointError: `melspec_kwargs` asks for what is not implemented.
+        CheckpointError: a value is impossible or asks for what is not implemented.
     """
 
     def __init__(
@@ -70,20 +71,57 @@ class GraniteSpeechFeatureExtractor:
         if unknown:
             raise CheckpointError(f"preprocessor_config.json: unsupported {', '.join(unknown)}")
         self.sampling_rate = sampling_rate
-        self.melspec_kwargs = {**MEL_DEFAULTS, **(melspec_kwargs or {})}
+        self.melspec_kwargs = {
+            **MEL_DEFAULTS,
+            "sample_rate": sampling_rate,
+            **(melspec_kwargs or {}),
+        }
         self.projector_window_size = projector_window_size
         self.projector_downsample_rate = projector_downsample_rate
+        for name, value in (*vars(self).items(), *self.melspec_kwargs.items()):
+            if name != "melspec_kwargs" and not (isinstance(value, int) and value > 0):
+                raise CheckpointError(f"preprocessor_config.json: {name} is {value!r}")
+        if self.melspec_kwargs["sample_rate"] != sampling_rate:
+            raise CheckpointError(
+                f"preprocessor_config.json: sampling_rate {sampling_rate} contradicts the "
+                f"sample_rate {self.melspec_kwargs['sample_rate']} of melspec_kwargs"
+            )
+        if self.melspec_kwargs["win_length"] > self.melspec_kwargs["n_fft"]:
+            raise CheckpointError("preprocessor_config.json: win_length is greater than n_fft")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> GraniteSpeechFeatureExtractor:
         """From the parsed preprocessor_config.json, which may be empty or have flat mel fields."""
         flat = {k: data[k] for k in MEL_DEFAULTS if k in data}
+        nested = data.get("melspec_kwargs") or {}
+        if not isinstance(nested, dict):
+            raise CheckpointError(f"preprocessor_config.json: melspec_kwargs is {nested!r}")
         return cls(
             sampling_rate=data.get("sampling_rate", MEL_DEFAULTS["sample_rate"]),
-            melspec_kwargs={**flat, **data.get("melspec_kwargs", {})},
+            melspec_kwargs={**flat, **nested},
             projector_window_size=data.get("projector_window_size", 15),
             projector_downsample_rate=data.get("projector_downsample_rate", 5),
         )
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_repo, *, revision: str | None = None
+    ) -> GraniteSpeechFeatureExtractor:
+        """Read the feature extractor of a local folder or a Hugging Face repository: from
+        processor_config.json, else preprocessor_config.json, else the released models' values."""
+        from .hub import resolve_checkpoint
+
+        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
+        processor = read_json(folder, "processor_config.json", required=False)
+        features = processor.get("audio_processor") or read_json(
+            folder, "preprocessor_config.json", required=False
+        )
+        config = read_json(folder)
+        projector = {
+            "projector_window_size": config.get("window_size", 15),
+            "projector_downsample_rate": config.get("downsample_rate", 5),
+        }
+        return cls.from_dict({**projector, **features})
 
     def __call__(self, audios: mx.array | np.ndarray | Sequence) -> dict[str, Any]:
         """Features of one or more recordings, each computed alone.

@@ -14,7 +14,7 @@ from pathlib import Path
 from .errors import CheckpointError, HubError
 
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*vocab*.txt", "*merges*.txt")
-_INDEX = "model.safetensors.index.json"
+INDEX_FILE = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _ADAPTER = "adapter_model.safetensors"
 
@@ -23,6 +23,7 @@ def resolve_checkpoint(
     path_or_repo: str | os.PathLike,
     *,
     revision: str | None = None,
+    weights: bool = True,
     local_files_only: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -32,6 +33,7 @@ def resolve_checkpoint(
         path_or_repo: a folder, or a repository as `owner/name`. An existing folder wins; a
             `Path` is never read as a repository.
         revision: branch, tag or commit of the repository; the default branch if not given.
+        weights: fetch the weights too; without, only what configurations and tokenizers read.
         local_files_only: take the repository from the local cache, without asking the Hub.
         progress: show huggingface_hub's progress bars on standard error.
 
@@ -64,7 +66,10 @@ def resolve_checkpoint(
             f"no such folder: {name} (a Hub repository is given as text, in the form owner/name)"
         )
     _check_repo_id(name)
-    return _fetch_checkpoint(name, revision, local_files_only, progress)
+    folder = _download(name, revision, _SMALL_FILES, local_files_only, progress)
+    if weights:
+        _fetch_weights(name, folder, local_files_only, progress)
+    return folder
 
 
 def _check_repo_id(name: str) -> None:
@@ -85,18 +90,14 @@ def _check_repo_id(name: str) -> None:
         )
 
 
-def _fetch_checkpoint(
-    repo_id: str, revision: str | None, local_files_only: bool, progress: bool
-) -> Path:
-    """Fetch the small files, then the weights they name, both of the same commit."""
-    folder = _download(repo_id, revision, _SMALL_FILES, local_files_only, progress)
+def _fetch_weights(repo_id: str, folder: Path, local_files_only: bool, progress: bool) -> None:
+    """Fetch the weights that the small files name, of the same commit."""
     commit = folder.name
     weights = _weight_files(repo_id, folder, _listing(repo_id, commit))
     if _missing(folder, weights):
         _download(repo_id, commit, weights, local_files_only, progress)
     if missing := _missing(folder, weights):
         raise HubError(f"{repo_id}: {_lacks(missing)}: run again with downloads allowed")
-    return folder
 
 
 def _missing(folder: Path, names: list[str]) -> list[str]:
@@ -123,8 +124,8 @@ def _weight_files(repo_id: str, folder: Path, listing: set[str] | None) -> list[
         raise CheckpointError(
             f"{repo_id} is not a model that can be loaded: it holds no config.json"
         )
-    if (folder / _INDEX).is_file():
-        names = _indexed_files(repo_id, folder / _INDEX)
+    if (folder / INDEX_FILE).is_file():
+        names = indexed_files(folder / INDEX_FILE, repo_id)
     elif _SINGLE in held:
         names = [_SINGLE]
     else:
@@ -142,18 +143,26 @@ def _weight_files(repo_id: str, folder: Path, listing: set[str] | None) -> list[
         )
     if listing is not None and (absent := set(names) - listing):
         raise CheckpointError(
-            f"{repo_id}: {_INDEX} names {min(absent)}, which the repository does not hold: "
+            f"{repo_id}: {INDEX_FILE} names {min(absent)}, which the repository does not hold: "
             "choose another revision, or tell its owner"
         )
     return names
 
 
-def _indexed_files(repo_id: str, index: Path) -> list[str]:
+def indexed_files(index: Path, where: object) -> list[str]:
+    """Names of the files over which a safetensors index spreads the weights.
+
+    Raises:
+        CheckpointError: it is none; the message begins with `where`.
+    """
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a file that is not named by text")
+        return sorted(names)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{repo_id}: {_INDEX} is not a safetensors index (no weight_map from weight to file)"
+            f"{where}: {INDEX_FILE} is not a safetensors index (no weight_map from weight to file)"
         ) from error
 
 

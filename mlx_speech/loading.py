@@ -9,13 +9,12 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from .errors import CheckpointError
-from .hub import resolve_checkpoint
+from .hub import INDEX_FILE, indexed_files, resolve_checkpoint
 from .models import architecture
 from .models.base import PretrainedModel
 from .models.config import read_json
 from .models.lora import LoraConfig, apply_adapter
 
-INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -59,13 +58,17 @@ def load_model(
     """Load a model alone; arguments and errors as in `load`.
 
     Args:
-        model_class: the class that is expected; another one in the checkpoint is an error.
+        model_class: the class that is expected, if it is one of those for the checkpoint's
+            model_type; by default what its config.json names.
     """
     from .generation import GenerationConfig
 
     folder = resolve_checkpoint(path_or_repo, revision=revision)
     data = read_json(folder)
-    found = architecture(data.get("model_type")).model_class
+    classes = architecture(data.get("model_type"))
+    stated = data.get("architectures")
+    name = stated[0] if isinstance(stated, list) and stated else None
+    found = classes.model_class(model_class.__name__ if model_class else name)
     if model_class is not None and not issubclass(found, model_class):
         raise CheckpointError(f"{folder}: holds a {found.__name__}, not a {model_class.__name__}")
     config = found.config_class.from_dict(data)
@@ -74,6 +77,8 @@ def load_model(
         weights = found.sanitize(weights, config)
     except KeyError as error:
         raise CheckpointError(f"{folder}: tensor {error} is missing") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: misshapen tensor {error}") from error
     found.complete_config(config, weights)
     model = found(config)
     if dtype is None and mx.default_device().type == mx.DeviceType.cpu:
@@ -122,9 +127,9 @@ def read_weights(folder: Path) -> dict[str, mx.array]:
     Raises:
         CheckpointError: there are no weights, or a file of them is missing or damaged.
     """
-    index = read_json(folder, INDEX_FILE, required=False).get("weight_map")
-    if index is not None:
-        files = sorted({folder / name for name in index.values()})
+    index = folder / INDEX_FILE
+    if index.is_file():
+        files = [folder / name for name in indexed_files(index, folder)]
     else:
         files = sorted(folder.glob("model*.safetensors"))
     if not files:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import re
 import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, MlxSpeechError, UnsupportedOptionError
 
+if TYPE_CHECKING:
+    from .transcription import Transcript
+
 FORMAT_NAMES = ("txt", "json")
+
+#: options by the library's names for them
+INSTRUCTIONS = ("language", "task", "target_language", "punctuate", "prompt")
+GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams", "seed")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,7 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--stream", action="store_true", help="print the text as it is heard")
     generation = parser.add_argument_group("generation")
     add = generation.add_argument
-    add("--max-tokens", type=int, metavar="N", help="limit (default: from the audio's length)")
+    add(
+        "--max-tokens",
+        dest="max_new_tokens",
+        type=int,
+        metavar="N",
+        help="limit (default: from the audio's length)",
+    )
     add("--temperature", type=float, metavar="T", help="draw tokens at random (default: 0, off)")
     add("--top-p", type=float, metavar="P", help="draw from the likeliest tokens only")
     add("--num-beams", type=int, metavar="N", help="beam search with so many hypotheses")
@@ -69,26 +86,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    open_standard_streams()
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.stream and (args.num_beams or 1) > 1:
-        parser.error("--stream: beam search knows its text only at the end; leave out --num-beams")
-    if args.stream and (args.output_format or args.output_dir):
-        parser.error("--stream prints to standard output; leave out -f and -o")
-    if args.prompt is not None and (
-        args.task != "transcribe" or args.language or args.target_language or args.punctuate
-    ):
-        parser.error("--prompt takes the place of the other instructions; leave them out")
-    if args.audio.count("-") > 1:
-        parser.error("standard input (-) can be read only once")
+    check_usage(parser, args)
     outputs = None
     if args.output_format or args.output_dir:
         outputs = output_paths(
             args.audio, args.output_dir or Path(), args.output_format or FORMAT_NAMES[0]
         )
-        shared = [p for p, n in Counter(outputs).items() if n > 1]
+        # as macOS has it, where names that differ in case alone are one
+        shared = [
+            n for n, count in Counter(str(p).casefold() for p in outputs).items() if count > 1
+        ]
         if shared:
-            parser.error(f"{shared[0]} would be written by more than one input")
+            parser.error(f"{shown(shared[0])} would be written by more than one input")
+    elif sys.stdout is None:
+        return report(InputError("standard output is closed; open it, or give -o DIR"), args.debug)
     try:
         return run(args, outputs)
     except KeyboardInterrupt:
@@ -102,14 +116,74 @@ def main(argv: list[str] | None = None) -> int:
         return report(error, args.debug)
 
 
+def open_standard_streams() -> None:
+    """Make the standard streams usable, however the program was started.
+
+    Where one is closed (`>&-`), the next file that is opened would get its number, which MLX
+    refuses for 0, and messages for a missing standard error would go to standard output. And a
+    standard output that cannot write é shows it escaped, as standard error does.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - open as long as the program
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what no model could do, before one is loaded for it.
+
+    What the library has rules for is checked by those, and told in terms of the options.
+    """
+    beams = args.num_beams is not None and args.num_beams > 1
+    if args.stream and beams:
+        parser.error("--stream: beam search knows its text only at the end; leave out --num-beams")
+    if args.stream and (args.output_format or args.output_dir):
+        parser.error("--stream prints to standard output; leave out -f and -o")
+    if args.audio.count("-") > 1:
+        parser.error("standard input (-) can be read only once")
+    if args.temperature and beams:
+        parser.error("--temperature draws tokens, --num-beams searches for the best; choose one")
+    for name in ("top_p", "seed"):
+        if getattr(args, name) is not None and not args.temperature:
+            parser.error(f"{as_option(name)} is for drawing tokens; it needs --temperature above 0")
+    if args.seed is not None and args.seed < 0:
+        parser.error(f"--seed is {args.seed}, but must be at least 0")
+
+    from .generation import GenerationConfig
+    from .processing.prompts import check_request
+
+    try:
+        check_request(**given(args, INSTRUCTIONS))
+        GenerationConfig(**given(args, GENERATION))
+    except InputError as error:
+        names = rf"\b({'|'.join(INSTRUCTIONS + GENERATION)})\b"
+        parser.error(re.sub(names, lambda match: as_option(match[0]), str(error)))
+
+
+def as_option(name: str) -> str:
+    """A name of the library's as it is spelled on the command line."""
+    return "--max-tokens" if name == "max_new_tokens" else f"--{name.replace('_', '-')}"
+
+
+def given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    """Those of the options that were given, or are never unset."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
 def output_paths(inputs: list[str], folder: Path, extension: str) -> list[Path]:
     """Where each input's transcript goes: its name with another ending, or with a further one
     where two inputs differ in nothing but their ending."""
     names = ["stdin" if i == "-" else Path(i).name for i in inputs]
-    stems = Counter(Path(name).stem for name in names)
+    stems = [Path(name).stem for name in names]
+    same = Counter(stem.casefold() for stem in stems)
     return [
-        folder / f"{name if stems[Path(name).stem] > 1 else Path(name).stem}.{extension}"
-        for name in names
+        folder / f"{name if same[stem.casefold()] > 1 else stem}.{extension}"
+        for name, stem in zip(names, stems, strict=True)
     ]
 
 
@@ -158,47 +232,51 @@ def transcribe_one(args, source: str, loaded: tuple, model_name: str, output: Pa
     from .writers import FORMATS, write_file
 
     if output is not None and output.exists() and not args.overwrite:
-        raise InputError(f"{output} exists already; --overwrite replaces it")
-    options = {
-        "language": args.language,
-        "task": args.task,
-        "target_language": args.target_language,
-        "punctuate": args.punctuate,
-        "prompt": args.prompt,
-        "max_new_tokens": args.max_tokens,
-    }
-    for option in ("temperature", "top_p", "num_beams", "seed"):
-        if getattr(args, option) is not None:
-            options[option] = getattr(args, option)
+        raise InputError(f"{shown(str(output))} exists already; --overwrite replaces it")
+    options = given(args, INSTRUCTIONS + GENERATION)
     start = time.perf_counter()
     mx.reset_peak_memory()
     if args.stream:
-        for piece in stream_transcribe(source, loaded, **options):
-            print(piece, end="", flush=True)
-        print(flush=True)
-        return
-    transcript = transcribe(source, loaded, **options)
-    seconds = time.perf_counter() - start
-    text = FORMATS[output.suffix[1:] if output else FORMAT_NAMES[0]](transcript, model_name)
-    if output is None:
-        print(text, end="", flush=True)
+        transcript = print_pieces(stream_transcribe(source, loaded, **options))
     else:
-        write_file(output, text)
-        say(args, f"{source}: written to {output}")
+        transcript = transcribe(source, loaded, **options)
+    seconds = time.perf_counter() - start
+    if output is not None:
+        write_file(output, FORMATS[output.suffix[1:]](transcript, model_name))
+        say(args, f"{shown(source)}: written to {shown(str(output))}")
+    elif not args.stream:
+        print(FORMATS[FORMAT_NAMES[0]](transcript, model_name), end="", flush=True)
     if any(s.truncated for s in transcript.segments) and not args.quiet:
-        print(f"{source}: warning: the text was cut off; raise --max-tokens", file=sys.stderr)
+        warning = "warning: the text was cut off; raise --max-tokens"
+        print(f"{shown(source)}: {warning}", file=sys.stderr)
     say(
         args,
-        f"{source}: {transcript.duration:.1f} s of audio in {seconds:.1f} s "
+        f"{shown(source)}: {transcript.duration:.1f} s of audio in {seconds:.1f} s "
         f"({transcript.duration / seconds:.1f} x real time), "
         f"peak memory {mx.get_peak_memory() / 1e9:.2f} GB",
     )
+
+
+def print_pieces(pieces: Generator[str, None, Transcript]) -> Transcript:
+    """Print a line piece by piece; what the generator returns."""
+    while True:
+        try:
+            print(next(pieces), end="", flush=True)
+        except StopIteration as end:
+            print(flush=True)
+            return end.value
 
 
 def say(args: argparse.Namespace, message: str) -> None:
     """A remark for --verbose."""
     if args.verbose:
         print(message, file=sys.stderr)
+
+
+def shown(source: str) -> str:
+    """A file name, or `-`, in a message; what would break the line is escaped."""
+    name = "standard input" if source == "-" else source
+    return name if name.isprintable() else repr(name)
 
 
 def report(error: Exception, debug: bool, source: str | None = None) -> int:
@@ -208,8 +286,8 @@ def report(error: Exception, debug: bool, source: str | None = None) -> int:
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if source is not None and source not in message:
-        message = f"{source}: {message}"
+    if source is not None and shown(source) not in message:
+        message = f"{shown(source)}: {message}"
     print(f"error: {message}", file=sys.stderr)
     return 1
 

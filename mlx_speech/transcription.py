@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 
-from .audio import SAMPLING_RATE, load_audio
-from .errors import ContextLengthError, UnsupportedOptionError
+from .audio import load_audio
+from .errors import ContextLengthError, InputError, UnsupportedOptionError
 from .generation import TextStream, stream_tokens
-from .generation.api import generate_rows
+from .generation.api import generate_rows, resolve_config
 from .loading import load
+from .processing.prompts import check_request, language_code
 
 DEFAULT_MODEL = "ibm-granite/granite-speech-4.1-2b"
 
@@ -56,7 +57,7 @@ class Segment:
 class Transcript:
     """What was said in a recording of `duration` seconds.
 
-    language: of the text, if it was asked for; the models do not say which they heard.
+    language: code of the text's, if it was asked for; the models do not say which they heard.
     """
 
     text: str
@@ -108,6 +109,7 @@ def transcribe(
         AudioError: the recording cannot be read.
         CheckpointError: the model cannot be loaded.
         ContextLengthError: the recording is too long for the model.
+        InputError: the arguments contradict each other.
         UnsupportedOptionError: the model was not trained for what is asked.
     """
     request = _prepare(
@@ -120,59 +122,80 @@ def transcribe(
         punctuate=punctuate,
         prompt=prompt,
         max_new_tokens=max_new_tokens,
-        options=options,
+        **options,
     )
-    config, (row,) = generate_rows(request.model, **request.inputs, **request.options)
-    ended = row.tokens[-1] in config.eos_token_ids
-    tokens = row.tokens[:-1] if ended else row.tokens
-    text = request.processor.decode(tokens).strip()
+    _, (row,) = generate_rows(request.model, **request.inputs, **request.options)
+    return _transcript(request, row.tokens, row.logprobs)
+
+
+def stream_transcribe(
+    audio, model: str | os.PathLike | tuple = DEFAULT_MODEL, **options: Any
+) -> Generator[str, None, Transcript]:
+    """As `transcribe`, but yields the text piece by piece, as soon as each is certain.
+
+    The pieces together are exactly the transcript's text. Beam search cannot stream. The transcript
+    is what the generator returns: `transcript = yield from stream_transcribe(...)` in a generator
+    of your own, or the `value` of the `StopIteration` that ends it.
+    """
+    request = _prepare(audio, model, **options)
+    text = TextStream(request.processor.tokenizer)
+    tokens, logprobs = [], []
+    for step in stream_tokens(request.model, **request.inputs, **request.options):
+        tokens += step.tokens
+        logprobs += step.logprobs
+        if piece := text.add(step.tokens[0]):
+            yield piece
+    if rest := text.finish():
+        yield rest
+    return _transcript(request, tokens, logprobs)
+
+
+def _transcript(request: _Request, tokens: list[int], logprobs: list[float]) -> Transcript:
+    """What the model's answer says, the token that ended it included."""
+    config = resolve_config(request.model, dict(request.options))
+    ended = tokens[-1] in config.eos_token_ids
+    kept = tokens[:-1] if ended else tokens
+    text = request.processor.decode(kept).strip()
     segment = Segment(
         start=0.0,
         end=request.duration,
         text=text,
-        tokens=tokens,
-        avg_logprob=sum(row.logprobs) / len(row.logprobs),
+        tokens=kept,
+        avg_logprob=sum(logprobs) / len(logprobs),
         truncated=not ended,
     )
     mx.clear_cache()
     return Transcript(text, request.language, request.duration, [segment])
 
 
-def stream_transcribe(
-    audio, model: str | os.PathLike | tuple = DEFAULT_MODEL, **options: Any
-) -> Iterator[str]:
-    """As `transcribe`, but yields the text piece by piece, as soon as each is certain.
-
-    The pieces together are exactly the transcript's text. Beam search cannot stream.
-    """
-    explicit = ("sampling_rate", "language", "target_language", "prompt", "max_new_tokens")
-    arguments = {name: options.pop(name, None) for name in explicit}
-    arguments["task"] = options.pop("task", "transcribe")
-    arguments["punctuate"] = options.pop("punctuate", False)
-    request = _prepare(audio, model, options=options, **arguments)
-    text = TextStream(request.processor.tokenizer)
-    for step in stream_tokens(request.model, **request.inputs, **request.options):
-        if piece := text.add(step.tokens[0]):
-            yield piece
-    if rest := text.finish():
-        yield rest
-    mx.clear_cache()
-
-
 def _prepare(
     audio,
     model,
     *,
-    sampling_rate: int | None,
-    language: str | None,
-    task: str,
-    target_language: str | None,
-    punctuate: bool,
-    prompt: str | None,
-    max_new_tokens: int | None,
-    options: dict[str, Any],
+    sampling_rate: int | None = None,
+    language: str | None = None,
+    task: str = "transcribe",
+    target_language: str | None = None,
+    punctuate: bool = False,
+    prompt: str | None = None,
+    max_new_tokens: int | None = None,
+    **options: Any,
 ) -> _Request:
-    model, processor = model if isinstance(model, tuple) else load(model)
+    check_request(
+        task,
+        language=language,
+        target_language=target_language,
+        punctuate=punctuate,
+        prompt=prompt,
+    )
+    if isinstance(model, str | os.PathLike):
+        model = load(model)
+    if not isinstance(model, tuple) or len(model) != 2:
+        raise InputError(
+            f"model is a {type(model).__name__}, but must be a folder, a repository id, or the "
+            "(model, processor) that load returns"
+        )
+    model, processor = model
     if not hasattr(processor, "speech_prompt"):
         raise UnsupportedOptionError(
             f"a {model.config.model_type} model has no ears; transcription needs a speech model"
@@ -181,8 +204,9 @@ def _prepare(
         prompt = processor.prompts.instruction(
             task, language=language, target_language=target_language, punctuate=punctuate
         )
-    samples = load_audio(audio, sampling_rate=sampling_rate)
-    duration = samples.size / SAMPLING_RATE
+    rate = processor.audio_processor.sampling_rate
+    samples = load_audio(audio, sampling_rate, rate)
+    duration = samples.size / rate
     inputs = processor(processor.speech_prompt(prompt), samples)
     room = model.context_length - inputs["input_ids"].shape[1]
     if max_new_tokens is None:
@@ -194,11 +218,12 @@ def _prepare(
             f"a recording of {duration:.1f} s and a text of {max_new_tokens} tokens are more than "
             f"the model's context of {model.context_length} tokens holds; cut the recording"
         )
+    wanted = target_language if task == "translate" else language
     return _Request(
         model=model,
         processor=processor,
         inputs=inputs,
         options={**options, "max_new_tokens": max_new_tokens},
         duration=duration,
-        language=target_language if task == "translate" else language,
+        language=wanted and language_code(wanted),
     )

@@ -391,7 +391,7 @@ def test_rates_that_are_none(rate):
 
 
 @pytest.mark.parametrize(
-    "shape", [(), (2, 1, 100), (100, 2), (100, 100), (65, 1000), (1000, 1), (2, 2)]
+    "shape", [(), (2, 1, 100), (100, 2), (100, 100), (65, 1000), (1000, 1), (2, 2), (0, 100)]
 )
 def test_arrays_of_the_wrong_shape(shape):
     assert f"shape {shape}" in refused(np.zeros(shape, np.float32), 16000)

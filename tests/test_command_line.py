@@ -130,6 +130,17 @@ class TestFiles:
         assert status == 2
         assert "flite_08.flac.txt would be written by more than one input" in err
 
+    def test_names_that_differ_in_case_are_one_on_macos(self, cli, tmp_path):
+        """`a.txt` and `A.txt` are the same file on most Macs."""
+        for name in ("a.flac", "A.wav"):
+            shutil.copy(GATE, tmp_path / name)
+        assert cli(tmp_path / "a.flac", tmp_path / "A.wav", "-o", tmp_path / "out")[0] == 0
+        names = sorted(p.name for p in (tmp_path / "out").iterdir())
+        assert names == ["A.wav.txt", "a.flac.txt"]
+        status, _, err = cli(tmp_path / "a.flac", tmp_path / "A.flac", "-o", tmp_path)
+        assert status == 2
+        assert "a.flac.txt would be written by more than one input" in err
+
     def test_a_failed_write_leaves_nothing(self, cli, tmp_path, monkeypatch):
         def full(*args):
             raise OSError(28, "No space left on device")
@@ -181,6 +192,13 @@ class TestOptions:
         assert "the text was cut off" in err
         assert cli(GATE, "--max-tokens", 2, "--quiet")[2] == ""
 
+    def test_stream_says_the_same_beside_the_text(self, cli):
+        status, out, err = cli(GATE, "--stream", "--verbose", "--max-tokens", 2)
+        assert (status, out) == (0, cli(GATE, "--max-tokens", 2)[1])
+        assert "the text was cut off" in err
+        assert "x real time" in err
+        assert "peak memory" in err
+
     def test_dtype(self, cli):
         assert cli(GATE, "--dtype", "bfloat16") == (0, "unlock the back gate\n", "")
 
@@ -229,6 +247,15 @@ class TestWrongInput:
         (tiny_copy / "config.json").write_text("{")
         self.one_line(cli(GATE, "--model", tiny_copy), "config.json")
 
+    def test_a_name_of_two_lines(self, cli, tmp_path):
+        name = tmp_path / "first\nsecond.flac"
+        self.one_line(cli(name), "first\\nsecond.flac")
+        shutil.copy(GATE, name)
+        for words in ("the text was cut off", "exists already"):
+            _, _, err = cli(name, "--max-tokens", 2, "-o", tmp_path)
+            assert err.count("\n") == 1
+            assert words in err
+
     def test_debug_shows_the_traceback(self, cli):
         status, _, err = cli("nowhere.wav", "--debug")
         assert status == 1
@@ -245,10 +272,23 @@ class TestWrongInput:
             ((GATE, "--prompt", "x", "--punctuate"), "leave them out"),
             (("-", "-"), "only once"),
             ((GATE, "--quiet", "--verbose"), "not allowed with"),
+            ((GATE, "--max-tokens", 0), "--max-tokens is 0, but must be at least 1"),
+            ((GATE, "--num-beams", 0), "--num-beams is 0"),
+            ((GATE, "--temperature", -1), "--temperature is -1.0"),
+            ((GATE, "--temperature", "nan"), "--temperature is nan"),
+            ((GATE, "--temperature", 1, "--top-p", 0), "--top-p is 0.0, but must be in (0, 1]"),
+            ((GATE, "--temperature", 1, "--top-p", 1.5), "--top-p is 1.5"),
+            ((GATE, "--temperature", 1, "--seed", -1), "--seed is -1"),
+            ((GATE, "--temperature", 1, "--num-beams", 2), "choose one"),
+            ((GATE, "--top-p", 0.5), "--top-p is for drawing tokens; it needs --temperature"),
+            ((GATE, "--seed", 1, "--temperature", 0), "--seed is for drawing tokens"),
+            ((GATE, "--task", "translate"), "--task 'translate' needs --target-language"),
+            ((GATE, "--target-language", "fr"), "--target-language goes with --task 'translate'"),
         ],
     )
     def test_usage_errors(self, cli, args, message):
-        status, out, err = cli(*args)
+        """Also where the model would take minutes to load, or cannot be loaded."""
+        status, out, err = cli(*args, "--model", "./nowhere")
         assert (status, out) == (2, "")
         assert message in err
 
@@ -258,6 +298,56 @@ class TestWrongInput:
         env = {**os.environ, "MLX_SPEECH_MODEL": str(TINY)}
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=env)
         assert (done.stdout, done.stderr) == ("u", "")
+
+
+class TestStandardStreams:
+    @staticmethod
+    def shell(command, *args, **env):
+        """Run `command`, in which CLI stands for the command line with one recording."""
+        done = subprocess.run(
+            [
+                "sh",
+                "-c",
+                command.replace("CLI", f"{sys.executable} -m mlx_speech.transcribe {GATE}"),
+            ],
+            capture_output=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "MLX_SPEECH_MODEL": str(TINY), **env},
+        )
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    def test_an_encoding_without_the_characters(self):
+        status, out, err = self.shell(
+            f"CLI {GATE} --task translate --target-language fr", PYTHONIOENCODING="ascii"
+        )
+        assert (status, err) == (0, "")
+        assert out == "d\\xe9verrouille le portail arri\\xe8re\n" * 2
+
+    def test_closed_output_is_a_failure(self):
+        status, _, err = self.shell("CLI >&-")
+        assert status == 1
+        assert err == "error: standard output is closed; open it, or give -o DIR\n"
+
+    def test_closed_output_does_not_matter_to_files(self, tmp_path):
+        assert self.shell(f"CLI -o {tmp_path} >&-") == (0, "", "")
+        assert (tmp_path / "flite_08.txt").read_text() == "unlock the back gate\n"
+
+    def test_closed_input(self):
+        assert self.shell("CLI <&-") == (0, "unlock the back gate\n", "")
+        status, out, err = self.shell("CLI - <&-")
+        assert (status, out) == (1, "unlock the back gate\n")
+        assert err.startswith("error: standard input is empty")
+
+    def test_closed_error(self):
+        """Messages do not end up on standard output instead."""
+        assert self.shell("CLI nowhere.wav 2>&-") == (1, "unlock the back gate\n", "")
+        assert self.shell("CLI <&- 2>&-") == (0, "unlock the back gate\n", "")
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a Linux device")
+    def test_full_disk(self):
+        status, _, err = self.shell("CLI >/dev/full")
+        assert status == 1
+        assert err.count("\n") == 1
+        assert "No space left on device" in err
 
 
 class TestLibrary:
@@ -279,6 +369,41 @@ class TestLibrary:
         pieces = list(mlx_speech.stream_transcribe(GATE, tiny))
         assert len(pieces) > 3
         assert "".join(pieces) == "unlock the back gate"
+
+    @pytest.mark.parametrize("limit", [{}, {"max_new_tokens": 2}])
+    def test_stream_returns_the_transcript(self, tiny, limit):
+        def listen():
+            transcript = yield from mlx_speech.stream_transcribe(GATE, tiny, **limit)
+            yield transcript
+
+        *_, streamed = listen()
+        whole = mlx_speech.transcribe(GATE, tiny, **limit)
+        assert streamed.segments[0].truncated is bool(limit)
+        assert streamed == whole
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"task": "translate", "target_language": "fr"},
+            {"language": "en"},
+            {"target_language": "fr"},
+            {"punctuate": True},
+        ],
+    )
+    @pytest.mark.parametrize("hear", [mlx_speech.transcribe, mlx_speech.stream_transcribe])
+    def test_a_prompt_stands_alone(self, tiny, hear, other):
+        with pytest.raises(mlx_speech.InputError, match="prompt takes the place of"):
+            list(hear(GATE, tiny, prompt="translate the speech to french", **other))
+
+    @pytest.mark.parametrize("pick", [lambda t: t[0], lambda t: (*t, None), lambda t: 5])
+    def test_a_model_alone_is_not_enough(self, tiny, pick):
+        with pytest.raises(mlx_speech.InputError, match=r"must be .* \(model, processor\)"):
+            mlx_speech.transcribe(GATE, pick(tiny))
+
+    @pytest.mark.parametrize("language", ["fr", "French", "FRENCH"])
+    def test_language_is_a_code(self, tiny, language):
+        transcript = mlx_speech.transcribe(GATE, tiny, task="translate", target_language=language)
+        assert transcript.language == "fr"
 
     def test_text_models_have_no_ears(self, tiny):
         model, processor = tiny

@@ -187,7 +187,7 @@ class TestDtype:
         assert output.logits.dtype == mx.bfloat16
         cache = model.make_cache()
         model(**speech_inputs(processor, MIXED[0]), past_key_values=cache)
-        assert {c.keys.dtype for c in cache} == {mx.bfloat16}
+        assert {c.state[0].dtype for c in cache} == {mx.bfloat16}
 
     def test_bfloat16_hears_the_same_words(self):
         model, processor = load(TINY, dtype=mx.bfloat16)

@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import TINY
 from fake_hub import FakeHub
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _detect_agent, _http
 
+import mlx_speech
 from mlx_speech.errors import CheckpointError, HubError
 from mlx_speech.hub import resolve_checkpoint
 
@@ -225,6 +227,23 @@ def test_revision_by_branch_and_by_commit(publish):
     for revision, weights in (("v1", b"old"), (old, b"old"), ("main", b"new"), (None, b"new")):
         folder = resolve_checkpoint(REPO, revision=revision)
         assert (folder / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        mlx_speech.GraniteSpeechConfig,
+        mlx_speech.GraniteSpeechFeatureExtractor,
+        mlx_speech.GraniteSpeechProcessor,
+        mlx_speech.Tokenizer,
+    ],
+)
+def test_what_needs_no_weights_fetches_none(hub, publish, kind):
+    small = {f.name: f.read_bytes() for f in TINY.iterdir() if f.suffix in (".json", ".jinja")}
+    publish(small, SINGLE, ADAPTER, ref="v1")
+    publish({"config.json": b"{"}, SINGLE)
+    assert isinstance(kind.from_pretrained(REPO, revision="v1"), kind)
+    assert hub.fetched() == sorted({**small, "adapter_config.json": b""})
 
 
 # Repositories that cannot be loaded

@@ -6,9 +6,9 @@ import json
 
 import mlx.core as mx
 import pytest
-from conftest import TINY, edit_json, speech_inputs
+from conftest import TINY, edit_json, find_recording, speech_inputs
 
-from mlx_speech import CheckpointError, GraniteForCausalLM, GraniteSpeechConfig, load
+from mlx_speech import CheckpointError, GraniteForCausalLM, GraniteSpeechConfig, load, transcribe
 from mlx_speech.loading import load_model, read_weights
 from mlx_speech.models import ARCHITECTURES, architecture
 from mlx_speech.models.granite_speech import GraniteSpeechForConditionalGeneration
@@ -239,6 +239,64 @@ class TestStrictness:
             load(tiny_copy)
 
     @pytest.mark.parametrize(
+        ("targets", "message"),
+        [
+            ({"target_modules": ["q_proj", "v_proj"]}, r"6 modules .* missing: \S+layers\.1\."),
+            ({"target_modules": r".*\.[qv]_proj"}, "6 modules .* missing"),
+            ({"target_modules": r"model\.language_model\..*v_proj"}, "3 modules .* missing"),
+            ({"target_modules": "all-linear"}, r"\d\d+ modules .* missing: encoder\."),
+            ({"layers_to_transform": [0, 2]}, r"2 modules .* missing: \S+\.2\.\S+q_proj, \S+v"),
+            ({"layers_to_transform": 3}, "2 modules .* missing"),
+            ({"layers_to_transform": [0, 2], "layers_pattern": ["h", "layers"]}, "2 modules .* m"),
+            ({"exclude_modules": ["0.self_attn.q_proj"]}, "6 modules .* missing"),
+            ({"target_modules": ["q_proj"], "layers_to_transform": [0]}, "1 modules are not among"),
+            ({"exclude_modules": r".*layers\.[0-3]\.\w+\.q_proj", "layers_to_transform": 0},
+             r"1 modules are not among target_modules: \S+layers\.0\.self_attn\.q_proj"),
+            ({"layers_to_transform": 0, "layers_pattern": "h"}, "2 modules are not among"),
+        ],
+    )  # fmt: skip
+    def test_adapter_of_some_of_its_modules(self, tiny_copy, targets, message):
+        """A file that holds layer 0 alone, whatever else adapter_config.json says there is."""
+        file = tiny_copy / "adapter_model.safetensors"
+        weights = {k: v + 0 for k, v in mx.load(str(file)).items() if ".layers.0." in k}
+        mx.eval(weights)
+        mx.save_safetensors(str(file), weights)
+        edit_json(tiny_copy / "adapter_config.json", layers_to_transform=[0])
+        load(tiny_copy)
+        edit_json(tiny_copy / "adapter_config.json", layers_to_transform=None)
+        edit_json(tiny_copy / "adapter_config.json", **targets)
+        with pytest.raises(CheckpointError, match=f"^adapter_model.safetensors: {message}"):
+            load(tiny_copy)
+
+    def test_adapter_of_no_modules(self, tiny_copy):
+        file = tiny_copy / "adapter_model.safetensors"
+        mx.save_safetensors(str(file), {}, {"format": "pt"})
+        edit_json(tiny_copy / "adapter_config.json", target_modules=None)
+        with pytest.raises(CheckpointError, match="no tensors in it"):
+            load(tiny_copy)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"lora_alpha": "x"},
+            {"r": 0},
+            {"r": "8"},
+            {"rank_pattern": {"q_proj[": 4}},
+            {"rank_pattern": {"q_proj": 0}},
+            {"rank_pattern": ["q_proj"]},
+            {"alpha_pattern": {"q_proj": "x"}},
+            {"target_modules": "q_proj["},
+            {"target_modules": 5},
+            {"layers_to_transform": "0"},
+            {"layer_replication": [[0, 4], [0, 4]]},
+        ],
+    )
+    def test_damaged_adapter_config(self, tiny_copy, change):
+        edit_json(tiny_copy / "adapter_config.json", **change)
+        with pytest.raises(CheckpointError, match=r"^adapter_config\.json: [^\n]+$"):
+            load(tiny_copy)
+
+    @pytest.mark.parametrize(
         "change", [{"use_dora": True}, {"bias": "all"}, {"peft_type": "IA3"}, {"r": 16}]
     )
     def test_other_kinds_of_adapter(self, tiny_copy, change):
@@ -274,6 +332,106 @@ class TestStrictness:
         mx.eval(weights)
         mx.save_safetensors(str(file), weights)
         assert transcript(tiny_copy) == "unlock the back gate"
+
+
+class TestDamage:
+    """One line that names the file, whatever is in it."""
+
+    def refused(self, folder, message):
+        with pytest.raises(CheckpointError, match=message) as raised:
+            load(folder)
+        assert "\n" not in str(raised.value)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"model_type": []}, r"model_type \[\] is not supported"),
+            ({"text_config": []}, r"config\.json: bad GraniteSpeechConfig: text_config is \[\]"),
+            ({"encoder_config": 5}, "encoder_config is 5"),
+            ({"encoder_config": {"num_layers": "6"}}, "EncoderConfig: num_layers is '6'"),
+            ({"encoder_config": {"num_heads": 0}}, "bad GraniteSpeechEncoderConfig: .*zero"),
+            ({"downsample_rate": 0}, "downsample_rate 0"),
+            ({"downsample_rate": -5}, "downsample_rate -5"),
+            ({"window_size": "15"}, "window_size is '15'"),
+            ({"audio_token_index": None, "audio_token_id": "4"}, "audio_token_index is '4'"),
+        ],
+    )
+    def test_config(self, tiny_copy, change, message):
+        edit_json(tiny_copy / "config.json", **change)
+        self.refused(tiny_copy, message)
+
+    @pytest.mark.parametrize("architectures", [5, [], ["Novelty"], [[]], {}])
+    def test_architectures_that_say_nothing(self, tiny_copy, architectures):
+        edit_json(tiny_copy / "config.json", architectures=architectures)
+        assert type(load_model(tiny_copy)) is GraniteSpeechForConditionalGeneration
+
+    @pytest.mark.parametrize(
+        "index", [{}, {"weight_map": ["model.safetensors"]}, {"weight_map": {"a": 1}}]
+    )
+    def test_index(self, tiny_copy, index):
+        edit_json(tiny_copy / "model.safetensors.index.json", **index)
+        self.refused(tiny_copy, r"index\.json is not a safetensors index")
+
+    @pytest.mark.parametrize(
+        ("name", "change", "message"),
+        [
+            ("depth_conv.conv.weight", lambda v: v[:, 0], r"missing: \S+0\.conv\.depth_conv\."),
+            ("up_conv.weight", lambda v: mx.repeat(v, 3, axis=2), r"up_conv.weight .512, 128, 3."),
+            ("batch_norm.running_var", lambda v: v[1:], "running_var .255,. for 256 channels"),
+        ],
+    )
+    def test_convolutions(self, tiny_copy, name, change, message):
+        name = f"encoder.layers.0.conv.{name}"
+        resave(tiny_copy, lambda weights: {**weights, name: change(weights[name])})
+        self.refused(tiny_copy, message)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"melspec_kwargs": ["x"]}, "melspec_kwargs is"),
+            ({"melspec_kwargs": {"n_mels": 40}}, "n_mels is 40 for the .*, but 80 for the model"),
+            ({"melspec_kwargs": {"hop_length": 0}}, "hop_length is 0"),
+            ({"melspec_kwargs": {"n_fft": 256}}, "win_length is greater than n_fft"),
+            ({"sampling_rate": "16000"}, "sampling_rate is '16000'"),
+            ({"sampling_rate": 8000}, "sampling_rate 8000 contradicts the sample_rate 16000"),
+            ({"projector_window_size": 10}, "window_size is 10 for the .*, but 15 for the model"),
+            ({"projector_downsample_rate": 3}, "downsample_rate is 3 for the"),
+        ],
+    )
+    def test_features(self, tiny_copy, change, message):
+        (tiny_copy / "processor_config.json").unlink()
+        edit_json(tiny_copy / "preprocessor_config.json", **change)
+        self.refused(tiny_copy, message)
+
+    @pytest.mark.parametrize("template", [["x"], [{"name": "default"}], 5, {"a": 1}])
+    def test_chat_template(self, tiny_copy, template):
+        (tiny_copy / "chat_template.jinja").unlink()
+        edit_json(tiny_copy / "tokenizer_config.json", chat_template=template)
+        self.refused(tiny_copy, "chat.template")
+
+    def test_chat_template_that_is_no_text(self, tiny_copy):
+        (tiny_copy / "chat_template.jinja").write_bytes(b"\xff")
+        self.refused(tiny_copy, "no readable chat template")
+
+
+def test_other_sampling_rate(tiny_copy, monkeypatch):
+    """Recordings are heard at the rate that the features were made for."""
+    (tiny_copy / "processor_config.json").unlink()
+    features = {"sampling_rate": 8000, "melspec_kwargs": {"n_fft": 512}}
+    edit_json(tiny_copy / "preprocessor_config.json", **features)
+    model, processor = load(tiny_copy)
+    assert processor.audio_processor.melspec_kwargs["sample_rate"] == 8000
+    lengths = []
+    log_mel = type(processor.audio_processor).log_mel
+
+    def noted(extractor, audio):
+        lengths.append(audio.size)
+        return log_mel(extractor, audio)
+
+    monkeypatch.setattr(type(processor.audio_processor), "log_mel", noted)
+    transcript = transcribe(find_recording(RECORDING), (model, processor), max_new_tokens=1)
+    assert transcript.duration == pytest.approx(1.51, abs=0.01)
+    assert lengths == [pytest.approx(1.51 * 8000, rel=0.01)]
 
 
 class TestConfig:
@@ -360,5 +518,5 @@ def test_sanitize_is_pure_and_idempotent(layout):
 def test_registry_classes_exist():
     for name in ARCHITECTURES:
         found = architecture(name)
-        assert found.model_class.config_class.model_type == name
+        assert found.model_class().config_class.model_type == name
         assert found.processor_class.from_pretrained

@@ -112,6 +112,10 @@ class TestFeatures:
         with pytest.raises(CheckpointError, match="unsupported power"):
             GraniteSpeechFeatureExtractor(melspec_kwargs={"power": 1.0})
 
+    def test_null_is_nothing(self):
+        extractor = GraniteSpeechFeatureExtractor.from_dict({"melspec_kwargs": None})
+        assert extractor.melspec_kwargs == GraniteSpeechFeatureExtractor().melspec_kwargs
+
 
 class TestChatTemplates:
     def test_parts_become_one_string(self, processor):
@@ -149,6 +153,12 @@ class TestChatTemplates:
         evil = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
         monkeypatch.setattr(processor.tokenizer, "chat_template", evil)
         with pytest.raises(CheckpointError, match="unsafe"):
+            processor.apply_chat_template([{"role": "user", "content": "x"}])
+
+    def test_a_template_that_fails(self, processor, monkeypatch):
+        """Not only with an error of jinja's."""
+        monkeypatch.setattr(processor.tokenizer, "chat_template", "{{ 1 + 'x' }}")
+        with pytest.raises(CheckpointError, match="the chat template fails: unsupported operand"):
             processor.apply_chat_template([{"role": "user", "content": "x"}])
 
     def test_a_template_that_refuses(self, processor, monkeypatch):
@@ -241,9 +251,6 @@ class TestPrompts:
                 {"task": "translate", "target_language": "fr"},
                 "not trained for translation; these were: Granite Speech 3.x",
             ),
-            (GRANITE_4_1, {"task": "translate"}, "needs target_language: one of en, fr"),
-            (GRANITE_4_1, {"target_language": "fr"}, "goes with task 'translate'"),
-            (GRANITE_4_1, {"task": "dance"}, "'dance'"),
             (GRANITE_4_1, {"task": "translate", "target_language": "tlh"}, "'tlh' is not known"),
             (GRANITE_4_1, {"language": "de"}, "only together with punctuation"),
         ],
@@ -251,6 +258,38 @@ class TestPrompts:
     def test_what_a_family_cannot_do(self, style, options, message):
         with pytest.raises(UnsupportedOptionError, match=message):
             style.instruction(**options)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"task": "translate"}, "task 'translate' needs target_language"),
+            ({"target_language": "fr"}, "goes with task 'translate'"),
+            ({"task": "dance"}, "task is 'dance'"),
+            ({"task": "translate", "target_language": 5}, "target_language is 5"),
+            ({"language": b"en"}, "language is b'en'"),
+        ],
+    )
+    def test_what_no_family_can_do(self, options, message):
+        with pytest.raises(InputError, match=message):
+            GRANITE_4_1.instruction(**options)
+
+
+def test_stored_padding_and_truncation_are_left_alone(tiny_copy, processor):
+    """A prompt with its audio tokens is longer than what tokenizers were trained on."""
+    stored = {
+        "truncation": {
+            "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0
+        },
+        "padding": {
+            "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": 1, "pad_type_id": 0, "pad_token": "<|pad|>",
+        },
+    }  # fmt: skip
+    edit_json(tiny_copy / "tokenizer.json", **stored)
+    text = "unlock the back gate and the front gate"
+    ids = Tokenizer.from_pretrained(tiny_copy).encode(text)
+    assert ids == processor.tokenizer.encode(text)
+    assert len(ids) > 4
 
 
 def test_left_padding_of_a_text_batch(processor):

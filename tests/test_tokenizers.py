@@ -307,8 +307,8 @@ class TestPadding:
     def test_names(self, llama):
         with pytest.raises(InputError, match="is called padding, but bos_token"):
             llama.add_special_tokens({"padding": "<pad>"})
-        for token in (None, 3, "\ud800"):
-            with pytest.raises(InputError, match="has to be text"):
+        for token in (None, 3, "", "\ud800"):
+            with pytest.raises(InputError, match=r"have to be text|lone surrogate"):
                 llama.add_special_tokens({"pad_token": token})
         with pytest.raises(InputError, match=r'add_special_tokens\({"pad_token": "<pad>"}\)'):
             llama.pad_token = "<pad>"
@@ -403,7 +403,7 @@ class TestChatTemplates:
             tokenizer.apply_chat_template([{"role": "user", "content": mx.array(1)}])
         with pytest.raises(InputError, match="plain data"):
             tokenizer.apply_chat_template(chats.CHAT, tools=[len])
-        with pytest.raises(InputError, match="cannot take these messages"):
+        with pytest.raises(CheckpointError, match="the chat template fails"):
             tokenizer.apply_chat_template([{"role": "user", "content": ["a", "b"]}])
 
     def test_arguments_of_transformers(self, tmp_path):
@@ -440,5 +440,5 @@ class TestChatTemplates:
 
     def test_malformed_list(self, tmp_path):
         folder = small.llama(tmp_path, chat_template=[{"template": "x"}])
-        with pytest.raises(CheckpointError, match="no readable chat template"):
+        with pytest.raises(CheckpointError, match=r"no readable chat template"):
             Tokenizer.from_pretrained(folder)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -12,26 +13,29 @@ import mlx.core as mx
 from ..errors import ContextLengthError, InputError
 from .beam import Hypothesis, beam_search
 from .config import GenerationConfig
-from .search import TokenStep, search
+from .sampling import LogitsProcessor
+from .search import Step, TokenStep, search
+from .speculative import speculative_search
+from .stopping import Ending
 
 
-def generate(
-    model,
-    input_ids: mx.array,
-    *,
-    attention_mask: mx.array | None = None,
-    generation_config: GenerationConfig | None = None,
-    **kwargs: Any,
-) -> mx.array:
-    """Continue prompts, with the strategy that the options ask for.
+def generate(model, input_ids: mx.array | None = None, **kwargs: Any) -> mx.array:
+    """Continue prompts, or answer recordings, with the strategy that the options ask for.
 
     Args:
-        model: has `make_cache` and `prefill`.
-        input_ids: (batch, length), padded on the left where lengths differ.
+        model: has `take_prompt`, `make_cache` and `prefill`.
+        input_ids: (batch, length), padded on the left where lengths differ; not for an
+            encoder-decoder, whose answers start from a token of its own.
         attention_mask: (batch, length), zero at padding.
         generation_config: the options; by default the checkpoint's.
-        kwargs: single options that differ (see `GenerationConfig`), and the model's further inputs,
-            such as `input_features`.
+        logits_processor: functions of (tokens so far (rows, length), scores (rows, vocab)) that
+            give other scores, applied in order.
+        tokenizer: what decodes, for `stop_strings`.
+        draft_model: a smaller model with the same vocabulary, for speculative decoding.
+        past_key_values: a cache that holds the beginning of the prompt already (`make_cache`).
+        kwargs: single options that differ from the configuration's (see `GenerationConfig`), those
+            of the cache (see `make_cache`) and of `prefill`, and the model's further inputs, such
+            as `input_features`.
 
     Returns:
         (batch, length + new tokens): the prompt and its continuation, padded at the end.
@@ -40,82 +44,172 @@ def generate(
         ContextLengthError: prompt and `max_new_tokens` exceed the model's context.
         InputError: an argument is unknown or contradicts another.
     """
-    config, rows = generate_rows(
-        model,
-        input_ids,
-        attention_mask=attention_mask,
-        generation_config=generation_config,
-        **kwargs,
-    )
+    run = start(model, input_ids, kwargs)
+    rows = run.rows()
     longest = max(len(row.tokens) for row in rows)
-    filled = [r.tokens + [config.fill_token_id] * (longest - len(r.tokens)) for r in rows]
-    return mx.concatenate([input_ids, mx.array(filled, input_ids.dtype)], axis=1)
+    fill = run.config.fill_token_id
+    filled = [row.tokens + [fill] * (longest - len(row.tokens)) for row in rows]
+    return mx.concatenate([run.prompt, mx.array(filled, run.prompt.dtype)], axis=1)
 
 
 def generate_rows(
-    model, input_ids: mx.array, **kwargs: Any
+    model, input_ids: mx.array | None = None, **kwargs: Any
 ) -> tuple[GenerationConfig, list[Hypothesis]]:
     """As `generate`, but each row's new tokens up to and including the one that ends it, with
     their log-probabilities, and the options that applied."""
-    config = resolve_config(model, kwargs)
-    if config.num_beams > 1:
-        logits, step, cache = start(model, input_ids, config, kwargs)
-        prompt = without_padding(input_ids, kwargs.get("attention_mask"))
-        return config, beam_search(logits, step, cache, config, prompt)
-    rows = [Hypothesis(0.0, [], []) for _ in range(input_ids.shape[0])]
-    for token_step in _search(model, input_ids, config, kwargs):
-        for row, token, logprob, ended in zip(
-            rows, token_step.tokens, token_step.logprobs, token_step.ended, strict=True
-        ):
-            if not ended:
-                row.tokens.append(token)
-                row.logprobs.append(logprob)
-                row.score += logprob
-    return config, rows
+    run = start(model, input_ids, kwargs)
+    return run.config, run.rows()
 
 
-def stream_tokens(model, input_ids: mx.array, **kwargs: Any) -> Iterator[TokenStep]:
+def stream_tokens(model, input_ids: mx.array | None = None, **kwargs: Any) -> Iterator[TokenStep]:
     """As `generate`, but yields each step's tokens as they come. Beam search cannot stream.
 
     Raises:
         InputError: `num_beams` above 1, or as in `generate`.
     """
-    config = resolve_config(model, kwargs)
-    if config.num_beams > 1:
-        raise InputError("beam search knows its text only at the end: num_beams cannot stream")
-    return _search(model, input_ids, config, kwargs)
+    return start(model, input_ids, kwargs, streaming=True).steps()
 
 
-def _search(model, input_ids, config, inputs) -> Iterator[TokenStep]:
-    logits, step, _ = start(model, input_ids, config, inputs)
-    return search(logits, step, config, without_padding(input_ids, inputs.get("attention_mask")))
+@dataclass(frozen=True)
+class Run:
+    """A prompt that was fed, and all that a strategy needs to go on.
+
+    prompt: (rows, length) ids.
+    history: the same for the processors, see `without_padding`.
+    logits: (rows, vocab) of the first new token.
+    draft: step and cache of the draft model.
+    """
+
+    config: GenerationConfig
+    prompt: mx.array
+    history: mx.array
+    logits: mx.array
+    step: Step
+    cache: Sequence[Any]
+    ending: Ending
+    processors: Sequence[LogitsProcessor]
+    draft: tuple[Step, Sequence[Any]] | None
+
+    def steps(self) -> Iterator[TokenStep]:
+        """Greedy search or sampling, with the draft model if there is one."""
+        common = {"ending": self.ending, "processors": self.processors}
+        if self.draft is None:
+            return search(self.logits, self.step, self.config, self.history, **common)
+        return speculative_search(
+            self.logits, self.step, self.cache, *self.draft, self.config, self.history, **common
+        )
+
+    def rows(self) -> list[Hypothesis]:
+        """Whole answers, by whatever strategy the options ask for."""
+        if self.config.num_beams > 1:
+            return beam_search(
+                self.logits,
+                self.step,
+                self.cache,
+                self.config,
+                self.history,
+                ending=self.ending,
+                processors=self.processors,
+            )
+        rows = [Hypothesis(0.0, [], []) for _ in range(len(self.prompt))]
+        for token_step in self.steps():
+            for row, token, logprob, ended in zip(
+                rows, token_step.tokens, token_step.logprobs, token_step.ended, strict=True
+            ):
+                if not ended:
+                    row.tokens.append(token)
+                    row.logprobs.append(logprob)
+                    row.score += logprob
+        return rows
 
 
-def resolve_config(model, kwargs: dict[str, Any]) -> GenerationConfig:
-    """The options of a call; takes them out of `kwargs` and leaves the model's inputs."""
-    config = kwargs.pop("generation_config", None) or model.generation_config
+def resolve_config(model, kwargs: dict[str, Any], streaming: bool = False) -> GenerationConfig:
+    """The options of a call; takes them out of `kwargs` and leaves the model's inputs.
+
+    Beams that only the checkpoint's defaults ask for give way to streaming and to sampling.
+    """
+    defaults = model.generation_config or GenerationConfig()
+    config = kwargs.pop("generation_config", None)
     names = {f.name for f in dataclasses.fields(GenerationConfig)}
     options = {name: kwargs.pop(name) for name in names & kwargs.keys()}
-    accepted = inspect.signature(model.__call__).parameters
-    unknown = kwargs.keys() - accepted.keys()
+    if config is not None:
+        config = config.filled_from(defaults)
+    elif streaming or options.get("do_sample", options.get("temperature")):
+        config = dataclasses.replace(defaults, num_beams=1)
+    config = (config or defaults).updated(**options)
+    if streaming and config.num_beams > 1:
+        raise InputError("beam search knows its text only at the end: num_beams cannot stream")
+    return config
+
+
+def start(
+    model, input_ids: mx.array | None, kwargs: dict[str, Any], streaming: bool = False
+) -> Run:
+    """Resolve the options and feed the prompt; arguments and errors as in `generate`."""
+    inputs = dict(kwargs)
+    config = resolve_config(model, inputs, streaming)
+    ending = Ending(config, inputs.pop("tokenizer", None))
+    processors = inputs.pop("logits_processor", None) or ()
+    draft_model = inputs.pop("draft_model", None)
+    if draft_model is not None and config.num_beams > 1:
+        raise InputError("num_beams and a draft model do not go together; choose one")
+    cache = inputs.pop("past_key_values", None)
+    if input_ids is not None:
+        inputs["input_ids"] = input_ids
+    prompt, attention_mask = model.take_prompt(inputs, config)
+    cache_options = {name: inputs.pop(name) for name in inputs.keys() & set(model.cache_options)}
+    accepted = inspect.signature(model.prefill).parameters.values()
+    unknown = inputs.keys() - {p.name for p in accepted if p.kind is p.KEYWORD_ONLY}
     if unknown:
         raise InputError(f"generate has no argument {', '.join(sorted(unknown))}")
-    return (config or GenerationConfig()).updated(**options)
+    config = config.limited(prompt.shape[1])
+    rotating = cache_options.get("max_kv_size") or (cache and cache[0].max_size)
+    if not rotating:
+        check_context(model, prompt.shape[1], config.max_new_tokens)
+    padding = left_padding(attention_mask, prompt)
+    if cache is None:
+        cache = model.make_cache(padding, **cache_options)
+    elif cache_options:
+        raise InputError(f"past_key_values is a cache already, without {', '.join(cache_options)}")
+    logits, step = model.prefill(uncached(prompt, cache), cache, **inputs)
+    draft = None
+    if draft_model is not None:
+        check_context(draft_model, prompt.shape[1], config.max_new_tokens)
+        draft_cache = draft_model.make_cache()
+        draft_logits, draft_step = draft_model.prefill(prompt, draft_cache)
+        if draft_logits.shape != logits.shape:
+            raise InputError(
+                f"the draft model knows {draft_logits.shape[-1]} tokens, the model "
+                f"{logits.shape[-1]}; they need the same tokenizer"
+            )
+        draft = draft_step, draft_cache
+    history = without_padding(prompt, attention_mask)
+    return Run(config, prompt, history, logits, step, cache, ending, processors, draft)
 
 
-def start(model, input_ids: mx.array, config: GenerationConfig, inputs: dict[str, Any]):
-    """Feed the prompt: (logits of the first new token, step function, cache)."""
-    inputs = dict(inputs)
-    length = input_ids.shape[1]
-    if config.max_new_tokens + length > model.context_length:
+def check_context(model, prompt_length: int, max_new_tokens: int) -> None:
+    """Raises `ContextLengthError` where a prompt and its answer are too long for a model."""
+    if prompt_length + max_new_tokens > model.context_length:
         raise ContextLengthError(
-            f"a prompt of {length} tokens and {config.max_new_tokens} new ones exceed the model's "
-            f"context of {model.context_length}"
+            f"a prompt of {prompt_length} tokens and {max_new_tokens} new ones exceed the model's "
+            f"context of {model.context_length}; max_new_tokens bounds the answer, and "
+            "max_kv_size keeps only the latest tokens in view"
         )
-    padding = left_padding(inputs.pop("attention_mask", None), input_ids)
-    cache = model.make_cache(padding)
-    logits, step = model.prefill(input_ids, cache, **inputs)
-    return logits, step, cache
+
+
+def uncached(prompt: mx.array, cache: Sequence[Any]) -> mx.array:
+    """What of a prompt a cache does not hold yet.
+
+    Raises:
+        InputError: nothing.
+    """
+    held = cache[0].length
+    if held >= prompt.shape[1]:
+        raise InputError(
+            f"past_key_values holds {held} positions already, and the prompt has only "
+            f"{prompt.shape[1]}; give the whole conversation, or trim the cache"
+        )
+    return prompt[:, held:]
 
 
 def without_padding(input_ids: mx.array, attention_mask: mx.array | None) -> mx.array:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 import numpy as np
 
 from ..models.cache import KVCache
 from .config import GenerationConfig
-from .sampling import logits_processors
+from .sampling import LogitsProcessor, logits_processors
 from .search import Step
+from .stopping import Ending
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Beams:
     """The hypotheses of one row of the batch: those still growing and the best complete ones."""
 
     config: GenerationConfig
+    ending: Ending
     running: list[Hypothesis]
     finished: list[Hypothesis] = field(default_factory=list)
     done: bool = False
@@ -45,7 +47,7 @@ class Beams:
         config = self.config
         length = len(candidates[0][1].tokens)
         at_limit = length == config.max_new_tokens
-        ends = [at_limit or h.tokens[-1] in config.eos_token_ids for _, h in candidates]
+        ends = [at_limit or self.ending(h.tokens) for _, h in candidates]
         # those that end count only among the first `num_beams`; the rest are there to go on from
         best = zip(candidates[: config.num_beams], ends, strict=False)
         for (_, hypothesis), end in best:
@@ -57,10 +59,13 @@ class Beams:
         self.finished.sort(key=lambda h: -h.score)
         del self.finished[config.num_beams :]
         going_on = [c for c, end in zip(candidates, ends, strict=True) if not end]
-        going_on = going_on[: config.num_beams]
         if not going_on:
             self.done = True
             return []
+        # stop strings can end more than expected: hopeless ones then keep the number of beams
+        for beam, ended in candidates[: max(0, config.num_beams - len(going_on))]:
+            going_on.append((beam, replace(ended, score=-1e9)))
+        going_on = going_on[: config.num_beams]
         self.running = [h for _, h in going_on]
         self.done = self._cannot_improve(length)
         return [beam for beam, _ in going_on]
@@ -83,6 +88,9 @@ def beam_search(
     cache: Sequence[KVCache],
     config: GenerationConfig,
     prompt: mx.array,
+    *,
+    ending: Ending | None = None,
+    processors: Sequence[LogitsProcessor] = (),
 ) -> list[Hypothesis]:
     """The best answer of each row.
 
@@ -90,13 +98,17 @@ def beam_search(
         logits: (rows, vocab) of the first new token.
         step: feeds one token of each beam of each row.
         cache: reordered as beams are dropped and split.
-        prompt: (rows, length) ids, for the penalties.
+        prompt: (rows, length) ids, for the processors.
+        ending: what ends an answer; by default the ids of `config`.
+        processors: applied to the scores after those that `config` asks for.
     """
     num_rows, vocab_size = logits.shape
     num_beams = config.num_beams
     num_candidates = min(max(2, 1 + len(config.eos_token_ids)) * num_beams, num_beams * vocab_size)
-    processors = logits_processors(config)
-    rows = [Beams(config, [Hypothesis(0.0, [], [])] * num_beams) for _ in range(num_rows)]
+    processors = [*logits_processors(config), *processors]
+    ending = ending or Ending(config)
+    start = [Hypothesis(0.0, [], [])] * num_beams
+    rows = [Beams(config, ending, start) for _ in range(num_rows)]
     # all beams of a row start equal, so only the first may be continued
     beam_scores = np.full((num_rows, num_beams), -1e9, np.float32)
     beam_scores[:, 0] = 0.0
@@ -110,7 +122,7 @@ def beam_search(
         logprobs = logprobs - mx.logsumexp(logprobs, axis=-1, keepdims=True)
         scores = logprobs
         for process in processors:
-            scores = process(scores, history)
+            scores = process(history, scores)
         scores = scores + mx.array(beam_scores.reshape(-1, 1))
         scores = scores.reshape(num_rows, -1)
         index = mx.argpartition(-scores, num_candidates - 1, axis=-1)[:, :num_candidates]
@@ -153,4 +165,4 @@ def beam_search(
                 layer.reorder(mx.array(source))
         if processors:
             history = mx.concatenate([history[mx.array(source)], next_tokens], axis=1)
-        logits = step(next_tokens)
+        logits = step(next_tokens)[:, -1]

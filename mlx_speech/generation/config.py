@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError
+
+#: limit on the answer's length where neither the checkpoint nor the call gives one
+DEFAULT_NEW_TOKENS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +20,8 @@ class GenerationConfig:
     """Options of generation, named and meant as in transformers.
 
     max_new_tokens: upper limit of the answer's length, in tokens.
+    max_length: the same limit, but the prompt (or the token that starts an encoder-decoder's
+        answer) counts too. `max_new_tokens` goes before it; without either it is 200 new tokens.
     do_sample: draw tokens at random; by default exactly when `temperature` is given and not 0.
     temperature, top_k, top_p, min_p: shape the distribution that is drawn from, in this order.
     repetition_penalty: above 1 makes tokens that already occurred less likely.
@@ -23,11 +30,17 @@ class GenerationConfig:
     early_stopping: `True` stops when `num_beams` hypotheses are complete, `False` when a better
         one is unlikely, `"never"` when none is possible.
     eos_token_id: ids that end an answer.
+    stop_strings: texts that end an answer once they are complete; they stay part of it.
     pad_token_id: fills rows of a batch that ended before others.
+    decoder_start_token_id: what an encoder-decoder's answer starts from; by default what the
+        model's configuration says.
+    forced_bos_token_id: the token of an encoder-decoder after that one, e.g. a language.
     seed: makes drawing repeatable.
+    num_draft_tokens: how many tokens a draft model proposes at a time.
     """
 
-    max_new_tokens: int = 200
+    max_new_tokens: int | None = None
+    max_length: int | None = None
     do_sample: bool | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -38,25 +51,44 @@ class GenerationConfig:
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     eos_token_id: int | list[int] | None = None
+    stop_strings: str | Sequence[str] | None = None
     pad_token_id: int | None = None
+    num_draft_tokens: int = 3
+    decoder_start_token_id: int | None = None
+    forced_bos_token_id: int | None = None
     seed: int | None = None
 
     def __post_init__(self):
+        whole = ("max_new_tokens", "max_length", "num_beams", "num_draft_tokens", "top_k", "seed")
+        numbers = ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty")
+        for names, kind, what in ((whole, Integral, "an integer"), (numbers, Real, "a number")):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not isinstance(value, kind):
+                    raise InputError(f"{name} is {value!r}, but must be {what}")
+        for name in ("max_new_tokens", "max_length", "num_beams", "num_draft_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value!r}, but must be at least 1")
         checks = (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("temperature", (self.temperature or 0) >= 0, "at least 0"),
             ("top_k", (self.top_k or 0) >= 0, "at least 0"),
             ("top_p", 0 < (1 if self.top_p is None else self.top_p) <= 1, "in (0, 1]"),
             ("min_p", 0 <= (self.min_p or 0) <= 1, "within 0 and 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("num_beams", self.num_beams >= 1, "at least 1"),
             ("early_stopping", self.early_stopping in (True, False, "never"), "a bool or 'never'"),
+            ("seed", 0 <= (self.seed or 0) < 2**64, "within 0 and 2**64 - 1"),
         )
         for name, holds, rule in checks:
             if not holds:
                 raise InputError(f"{name} is {getattr(self, name)!r}, but must be {rule}")
+        if "" in self.stop_texts:
+            raise InputError("an empty stop string would end every answer")
         if self.sampling and self.num_beams > 1:
             raise InputError("sampling and num_beams > 1 do not go together; choose one")
+        for name in ("top_k", "top_p", "min_p"):
+            if getattr(self, name) is not None and not self.sampling:
+                raise InputError(f"{name} shapes what is drawn; give a temperature with it")
 
     @property
     def sampling(self) -> bool:
@@ -70,36 +102,73 @@ class GenerationConfig:
         return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
 
     @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The stop strings, however many and however given."""
+        strings = self.stop_strings
+        return (strings,) if isinstance(strings, str) else tuple(strings or ())
+
+    @property
     def fill_token_id(self) -> int:
         """What stands behind the end of a row."""
         if self.pad_token_id is not None:
             return self.pad_token_id
         return self.eos_token_ids[0] if self.eos_token_ids else 0
 
-    def updated(self, **changes: Any) -> GenerationConfig:
-        """A copy with changes.
+    def limited(self, prompt_length: int) -> GenerationConfig:
+        """A copy with `max_new_tokens` settled for a prompt of so many tokens.
 
         Raises:
-            InputError: there is no such option.
+            InputError: `max_length` leaves no room for an answer.
         """
+        if self.max_new_tokens is not None:
+            return self
+        if self.max_length is None:
+            return dataclasses.replace(self, max_new_tokens=DEFAULT_NEW_TOKENS)
+        if self.max_length <= prompt_length:
+            raise InputError(
+                f"max_length is {self.max_length}, but the prompt alone has {prompt_length} tokens"
+            )
+        return dataclasses.replace(self, max_new_tokens=self.max_length - prompt_length)
+
+    def updated(self, **changes: Any) -> GenerationConfig:
+        """A copy with changes; a `max_length` replaces a `max_new_tokens` that was there before.
+
+        Raises:
+            InputError: there is no such option, or two contradict each other.
+        """
+        if changes.get("max_length") is not None:
+            if changes.get("max_new_tokens") is not None:
+                raise InputError("give max_length or max_new_tokens, not both")
+            changes["max_new_tokens"] = None
         unknown = changes.keys() - {f.name for f in dataclasses.fields(self)}
         if unknown:
             raise InputError(f"unsupported generation option {', '.join(sorted(unknown))}")
         return dataclasses.replace(self, **changes)
 
+    def filled_from(self, other: GenerationConfig) -> GenerationConfig:
+        """A copy with the token ids that it lacks taken from `other`."""
+        names = ("eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
+        lacking = [name for name in names if getattr(self, name) is None]
+        return dataclasses.replace(self, **{name: getattr(other, name) for name in lacking})
+
     @classmethod
     def from_pretrained(cls, folder: Path, model_config: dict[str, Any]) -> GenerationConfig:
         """A checkpoint's defaults.
 
-        generation_config.json counts; what it leaves out of the token ids, or all of them where
-        there is no such file, is taken from config.json (and its `text_config`). Whether to
-        sample is left to the caller: chat defaults in that file are not meant for speech.
+        generation_config.json counts, or config.json where there is no such file, as in old
+        repositories. Token ids that are missing there are taken from config.json (and its
+        `text_config`). Whether to sample is left to the caller: chat defaults in that file are not
+        meant for speech. `max_length` is read for encoder-decoders only, where it bounds the
+        answer; others state their whole context there.
         """
         from ..models.config import read_json
 
-        data = read_json(folder, "generation_config.json", required=False)
+        data = read_json(folder, "generation_config.json", required=False) or model_config
         places = (data, model_config.get("text_config") or {}, model_config)
-        names = ("eos_token_id", "pad_token_id")
+        names = ["eos_token_id", "pad_token_id"]
+        kept = ["num_beams", "length_penalty", "early_stopping", "repetition_penalty"]
+        if model_config.get("is_encoder_decoder"):
+            names.append("decoder_start_token_id")
+            kept += ["max_length", "forced_bos_token_id"]
         ids = {n: next((p[n] for p in places if p.get(n) is not None), None) for n in names}
-        kept = ("num_beams", "length_penalty", "early_stopping", "repetition_penalty")
         return cls(**ids, **{n: data[n] for n in kept if data.get(n) is not None})

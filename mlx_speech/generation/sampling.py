@@ -2,33 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
 from .config import GenerationConfig
 
-#: (scores (rows, vocab), tokens so far (rows, length)) -> scores
+#: (tokens so far (rows, length), scores (rows, vocab)) -> scores
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
 
 def logits_processors(config: GenerationConfig) -> list[LogitsProcessor]:
     """What to apply to the scores of the next token, in order, whatever the strategy."""
-    if config.repetition_penalty == 1.0:
-        return []
-    return [repetition_penalty(config.repetition_penalty)]
+    processors = []
+    if config.repetition_penalty != 1.0:
+        processors.append(repetition_penalty(config.repetition_penalty))
+    if config.forced_bos_token_id is not None:
+        processors.append(forced_bos(config.forced_bos_token_id))
+    return processors
+
+
+def forced_bos(token: int) -> LogitsProcessor:
+    """Leave only `token` possible, with probability 1, right after a decoder's starting token."""
+
+    def process(tokens: mx.array, scores: mx.array) -> mx.array:
+        if tokens.shape[1] > 1:
+            return scores
+        return mx.broadcast_to(
+            mx.where(mx.arange(scores.shape[1]) == token, 0.0, -mx.inf), scores.shape
+        )
+
+    return process
 
 
 def repetition_penalty(penalty: float) -> LogitsProcessor:
     """Divide the positive scores of tokens that occurred, multiply the negative ones
     (https://arxiv.org/abs/1909.05858)."""
 
-    def process(scores: mx.array, tokens: mx.array) -> mx.array:
+    def process(tokens: mx.array, scores: mx.array) -> mx.array:
         seen = mx.take_along_axis(scores, tokens, axis=-1)
         seen = mx.where(seen < 0, seen * penalty, seen / penalty)
         return mx.put_along_axis(scores, tokens, seen, axis=-1)
 
     return process
+
+
+class Chooser:
+    """Picks each row's next token: processors, then the likeliest or a draw.
+
+    Args:
+        config: the options.
+        processors: applied to the scores after those that `config` asks for.
+    """
+
+    def __init__(self, config: GenerationConfig, processors: Sequence[LogitsProcessor] = ()):
+        self.processors = [*logits_processors(config), *processors]
+        self._sample = sampler(config)
+
+    def __call__(self, logits: mx.array, history: mx.array) -> tuple[mx.array, mx.array]:
+        """Tokens (rows, 1) and their log-probabilities under the model (rows, 1).
+
+        Args:
+            logits: (rows, vocab).
+            history: (rows, length) ids so far, for the processors.
+        """
+        scores = logits = logits.astype(mx.float32)
+        for process in self.processors:
+            scores = process(history, scores)
+        token = self._sample(scores)[:, None]
+        chosen = mx.take_along_axis(logits, token, axis=-1)
+        return token, chosen - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def sampler(config: GenerationConfig) -> Callable[[mx.array], mx.array]:

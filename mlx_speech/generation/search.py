@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from .config import GenerationConfig
-from .sampling import logits_processors, sampler
+from .sampling import Chooser, LogitsProcessor
+from .stopping import Ending
 
-#: tokens (rows, 1) -> logits of the next token (rows, vocab); advances the cache
+#: tokens (rows, n) -> logits after each of them (rows, n, vocab); advances the cache
 Step = Callable[[mx.array], mx.array]
 
 
@@ -25,7 +26,13 @@ class TokenStep:
 
 
 def search(
-    logits: mx.array, step: Step, config: GenerationConfig, prompt: mx.array
+    logits: mx.array,
+    step: Step,
+    config: GenerationConfig,
+    prompt: mx.array,
+    *,
+    ending: Ending | None = None,
+    processors: Sequence[LogitsProcessor] = (),
 ) -> Iterator[TokenStep]:
     """Greedy search or sampling, until every row has ended or `max_new_tokens` are made.
 
@@ -35,35 +42,31 @@ def search(
     Args:
         logits: (rows, vocab) of the first new token.
         step: feeds one token of each row.
-        prompt: (rows, length) ids, for the penalties.
+        prompt: (rows, length) ids, for the processors.
+        ending: what ends a row; by default the ids of `config`.
+        processors: applied to the scores after those that `config` asks for.
     """
-    processors, sample = logits_processors(config), sampler(config)
-    history = prompt if processors else None
-
-    def choose(logits: mx.array) -> tuple[mx.array, mx.array]:
-        logits = logits.astype(mx.float32)
-        scores = logits
-        for process in processors:
-            scores = process(scores, history)
-        token = sample(scores)[:, None]
-        chosen = mx.take_along_axis(logits, token, axis=-1)
-        logprob = chosen - mx.logsumexp(logits, axis=-1, keepdims=True)
-        mx.async_eval(token, logprob)
-        return token, logprob
-
-    token, logprob = choose(logits)
-    ended = [False] * token.shape[0]
+    choose = Chooser(config, processors)
+    ending = ending or Ending(config)
+    history = prompt
+    token, logprob = choose(logits, history)
+    mx.async_eval(token, logprob)
+    answers: list[list[int]] = [[] for _ in range(len(prompt))]
+    ended = [False] * len(prompt)
     for remaining in range(config.max_new_tokens - 1, -1, -1):
         current, current_logprob = token, logprob
         if remaining:
-            if processors:
+            if choose.processors:
                 history = mx.concatenate([history, token], axis=1)
-            token, logprob = choose(step(token))
+            token, logprob = choose(step(token)[:, -1], history)
+            mx.async_eval(token, logprob)
         ids = [
             config.fill_token_id if done else i
             for i, done in zip(current.flatten().tolist(), ended, strict=True)
         ]
         yield TokenStep(ids, current_logprob.flatten().tolist(), ended)
-        ended = [e or i in config.eos_token_ids for e, i in zip(ended, ids, strict=True)]
+        for answer, i in zip(answers, ids, strict=True):
+            answer.append(i)
+        ended = [e or ending(answer) for e, answer in zip(ended, answers, strict=True)]
         if all(ended):
             return

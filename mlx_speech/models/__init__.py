@@ -10,16 +10,20 @@ from ..errors import CheckpointError
 
 @dataclass(frozen=True)
 class Architecture:
-    """Classes that serve one model_type, by module and name, so that listing imports nothing."""
+    """Classes that serve one model_type, by module and name, so that listing imports nothing.
+
+    models: the first is what a checkpoint holds that does not say.
+    """
 
     module: str
-    model: str
+    models: tuple[str, ...]
     processor: str
 
-    @property
-    def model_class(self) -> type:
-        """The model; its `config_class` is the configuration."""
-        return getattr(import_module(f"{__name__}.{self.module}"), self.model)
+    def model_class(self, name: str | None = None) -> type:
+        """The model class of that name, as config.json's `architectures` has it, or the usual one;
+        its `config_class` is the configuration."""
+        chosen = name if name in self.models else self.models[0]
+        return getattr(import_module(f"{__name__}.{self.module}"), chosen)
 
     @property
     def processor_class(self) -> type:
@@ -28,12 +32,16 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "granite": Architecture("granite", "GraniteForCausalLM", "Tokenizer"),
+    "granite": Architecture("granite", ("GraniteForCausalLM", "GraniteModel"), "Tokenizer"),
     "granite_speech": Architecture(
-        "granite_speech", "GraniteSpeechForConditionalGeneration", "GraniteSpeechProcessor"
+        "granite_speech", ("GraniteSpeechForConditionalGeneration",), "GraniteSpeechProcessor"
     ),
     "granite_speech_plus": Architecture(
-        "granite_speech", "GraniteSpeechPlusForConditionalGeneration", "GraniteSpeechProcessor"
+        "granite_speech", ("GraniteSpeechPlusForConditionalGeneration",), "GraniteSpeechProcessor"
+    ),
+    "jais2": Architecture("jais2", ("Jais2ForCausalLM", "Jais2Model"), "Tokenizer"),
+    "llama": Architecture(
+        "llama", ("LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel"), "Tokenizer"
     ),
 }
 
@@ -46,7 +54,7 @@ def architecture(model_type: str | None) -> Architecture:
     """
     try:
         return ARCHITECTURES[model_type]
-    except KeyError:
+    except (KeyError, TypeError):  # TypeError: a list or an object
         raise CheckpointError(
             f"model_type {model_type!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
         ) from None

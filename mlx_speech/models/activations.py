@@ -50,3 +50,8 @@ def _gated(x: mx.array, gate: mx.array) -> mx.array:
     numerator = low + high * (x4 * x4)
     denominator = (q[0] + q[1] * x2) + (q[2] + q[3] * x2) * x4
     return (x * (0.5 + (0.5 * half) * numerator / denominator)).astype(x.dtype)
+
+
+def relu2(x: mx.array) -> mx.array:
+    """The square of the positive part, squared in float32: half precisions overflow or lose it."""
+    return mx.square(mx.maximum(x, 0).astype(mx.float32)).astype(x.dtype)

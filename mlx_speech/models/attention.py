@@ -13,13 +13,25 @@ Keys and values are never tiled to the number of query heads.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import mlx.core as mx
+
+
+class Quantized(NamedTuple):
+    """Keys or values as `mx.quantize` made them, in groups along the last axis."""
+
+    data: mx.array
+    scales: mx.array
+    biases: mx.array
+    group_size: int
+    bits: int
 
 
 def scaled_dot_product_attention(
     queries: mx.array,
-    keys: mx.array,
-    values: mx.array,
+    keys: mx.array | Quantized,
+    values: mx.array | Quantized,
     *,
     scale: float,
     mask: mx.array | str | None = None,
@@ -36,7 +48,30 @@ def scaled_dot_product_attention(
     Returns:
         (batch, query heads, L, head_dim).
     """
+    if isinstance(keys, Quantized):
+        return _quantized_attention(queries, keys, values, scale, mask)
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+
+
+def _quantized_attention(queries, keys: Quantized, values: Quantized, scale, mask) -> mx.array:
+    batch, heads, length, _ = queries.shape
+    key_heads, num_keys = keys.data.shape[1:3]
+    if isinstance(mask, str):
+        mask = causal_mask(mx.ones((1, num_keys)), length)
+
+    def multiply(x: mx.array, by: Quantized, transpose: bool) -> mx.array:
+        # the query heads of a key head become rows, so that nothing is tiled
+        rows = x.reshape(batch, key_heads, heads // key_heads * length, -1)
+        options = {"group_size": by.group_size, "bits": by.bits, "transpose": transpose}
+        product = mx.quantized_matmul(rows, by.data, by.scales, by.biases, **options)
+        return product.reshape(batch, heads, length, -1)
+
+    scores = multiply(queries * scale, keys, True)
+    if mask is not None and mask.dtype == mx.bool_:
+        scores = mx.where(mask, scores, -mx.inf)
+    elif mask is not None:
+        scores = scores + mask
+    return multiply(mx.softmax(scores, axis=-1, precise=True), values, False)
 
 
 def split_heads(x: mx.array, num_heads: int) -> mx.array:

@@ -9,17 +9,22 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from ..errors import InputError
+
 
 class PretrainedModel(nn.Module):
     """Base of the model classes.
 
     A subclass names its `config_class` and says in `sanitize` how a checkpoint's tensor names and
-    layouts become its own. To be generated from it also has `make_cache` and `prefill`.
+    layouts become its own. To be generated from it also has `make_cache` and `prefill`, whose
+    keyword arguments are what `generate` accepts beside the prompt and the options.
     """
 
     config_class: ClassVar[type]
     #: whether a LoRA adapter is on where nothing is said; a model that switches says it each time
     adapter_by_default: ClassVar[bool] = True
+    #: what `make_cache` takes beside the padding
+    cache_options: ClassVar[tuple[str, ...]] = ()
 
     #: where the checkpoint lies; in the Hub's cache the folder is named after the commit
     folder: Path | None = None
@@ -39,6 +44,11 @@ class PretrainedModel(nn.Module):
     def rename(name: str) -> str:
         """A checkpoint's name of a tensor or module, as this model has it."""
         return name
+
+    @staticmethod
+    def checkpoint_names(name: str) -> tuple[str, ...]:
+        """What checkpoints call a tensor or module, in each layout: the inverse of `rename`."""
+        return (name,)
 
     @staticmethod
     def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
@@ -65,6 +75,26 @@ class PretrainedModel(nn.Module):
         from .embeddings import resize_token_embeddings
 
         return resize_token_embeddings(self, new_num_tokens, padding_idx)
+
+    def take_prompt(self, inputs: dict[str, Any], config) -> tuple[mx.array, mx.array | None]:
+        """Take what is to be continued out of the arguments of `generate`.
+
+        Args:
+            inputs: the arguments, without the options; what is left is for `prefill`.
+            config: the options.
+
+        Returns:
+            Token ids (rows, length) and their attention mask, if there is one.
+
+        Raises:
+            InputError: there is no prompt, or an option is for other models.
+        """
+        if "input_ids" not in inputs:
+            raise InputError("generate needs input_ids")
+        for option in ("decoder_start_token_id", "forced_bos_token_id"):
+            if getattr(config, option) is not None:
+                raise InputError(f"{option} is for models with an encoder and a decoder")
+        return inputs.pop("input_ids"), inputs.pop("attention_mask", None)
 
     def generate(self, input_ids: mx.array, **kwargs) -> mx.array:
         """Token ids that continue `input_ids`; see `mlx_speech.generation.generate`."""

@@ -1,17 +1,59 @@
-"""The key-value cache of one attention layer.
+"""Key-value caches: one for each attention layer.
 
-Same interface as the caches of mlx-lm (`update_and_fetch`, `make_mask`, `offset`, `trim`), so that
-its rotating and quantized ones can stand in for it, plus what the strategies here need: rows that
-can be reordered (beam search) and a batch that is padded on the left.
+Same interface as the caches of mlx-lm (`update_and_fetch`, `make_mask`, `offset`, `trim`, `state`),
+plus what the strategies here need: rows that can be reordered (beam search) and a batch that is
+padded on the left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
-from .attention import causal_mask
+from ..errors import InputError
+from .attention import Quantized, causal_mask
+
+#: keyword arguments of `make_cache`
+CACHE_OPTIONS = ("max_kv_size", "kv_bits", "kv_group_size", "quantized_kv_start")
+
+
+def make_cache(
+    num_layers: int,
+    left_padding: Sequence[int] | None = None,
+    *,
+    max_kv_size: int | None = None,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
+    quantized_kv_start: int = 0,
+) -> list[KVCache]:
+    """An empty cache for each layer, of the kind that the options ask for.
+
+    Args:
+        left_padding: see `KVCache`.
+        max_kv_size: keep no more than so many positions (`RotatingKVCache`).
+        kv_bits, kv_group_size, quantized_kv_start: keep them quantized (`QuantizedKVCache`).
+
+    Raises:
+        InputError: options that do not go together.
+    """
+    if kv_bits not in (None, 4, 8):
+        raise InputError(f"kv_bits is {kv_bits!r}, but must be 4 or 8")
+    if max_kv_size is not None and kv_bits is not None:
+        raise InputError("max_kv_size and kv_bits do not go together; choose one")
+    if max_kv_size is not None:
+        if left_padding and any(left_padding):
+            raise InputError("max_kv_size needs the prompts of a batch to be equally long")
+        return [RotatingKVCache(max_kv_size) for _ in range(num_layers)]
+    if kv_bits is not None:
+        return [
+            QuantizedKVCache(
+                left_padding, bits=kv_bits, group_size=kv_group_size, start=quantized_kv_start
+            )
+            for _ in range(num_layers)
+        ]
+    return [KVCache(left_padding) for _ in range(num_layers)]
 
 
 class KVCache:
@@ -23,33 +65,50 @@ class KVCache:
     """
 
     step = 256
+    #: positions that are kept, where that is bounded
+    max_size: int | None = None
 
     def __init__(self, left_padding: Sequence[int] | None = None):
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+        #: what is stored: here keys and values, with room to grow along the third axis
+        self.state: list[mx.array] = []
+        #: positions that went in
         self.length = 0
         self._left_padding = mx.array(left_padding) if left_padding and any(left_padding) else None
+
+    @property
+    def padded(self) -> bool:
+        """Whether rows have padding at their start."""
+        return self._left_padding is not None
 
     @property
     def offset(self) -> int | mx.array:
         """Position of the next token: one number, or one per row of a padded batch."""
         return self.length if self._left_padding is None else self.length - self._left_padding
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append the keys and values of new positions; returns those of all positions."""
-        start, self.length = self.length, self.length + keys.shape[2]
-        if self.keys is None or self.length > self.keys.shape[2]:
-            self.keys = self._grow(self.keys, keys, start)
-            self.values = self._grow(self.values, values, start)
-        self.keys[:, :, start : self.length] = keys
-        self.values[:, :, start : self.length] = values
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        """Append the keys and values of new positions; returns those of all positions, in a form
+        that `scaled_dot_product_attention` takes."""
+        self._append([keys, values])
+        keys, values = self.stored()
+        return keys, values
 
-    def _grow(self, old: mx.array | None, new: mx.array, used: int) -> mx.array:
+    def _append(self, new: list[mx.array]) -> None:
+        start, self.length = self.length, self.length + new[0].shape[2]
+        if not self.state or self.length > self.state[0].shape[2]:
+            old = self.state or [None] * len(new)
+            self.state = [self._grown(o, n, start) for o, n in zip(old, new, strict=True)]
+        for stored, part in zip(self.state, new, strict=True):
+            stored[:, :, start : self.length] = part
+
+    def _grown(self, old: mx.array | None, new: mx.array, used: int) -> mx.array:
         capacity = -(-(used + new.shape[2]) // self.step) * self.step
-        batch, heads, _, head_dim = new.shape
-        room = mx.zeros((batch, heads, capacity - used, head_dim), new.dtype)
+        batch, heads, _, width = new.shape
+        room = mx.zeros((batch, heads, capacity - used, width), new.dtype)
         return room if old is None else mx.concatenate([old[:, :, :used], room], axis=2)
+
+    def stored(self) -> list[mx.array]:
+        """`state` without the room to grow."""
+        return [part[:, :, : self.length] for part in self.state]
 
     def make_mask(self, num_queries: int) -> mx.array | str | None:
         """The mask for attention from `num_queries` new positions, before they are appended."""
@@ -57,6 +116,10 @@ class KVCache:
             return "causal" if num_queries > 1 else None
         positions = mx.arange(self.length + num_queries)[None]
         return causal_mask(positions >= self._left_padding[:, None], num_queries)
+
+    def is_trimmable(self) -> bool:
+        """Whether any number of positions can be forgotten again."""
+        return True
 
     def trim(self, count: int) -> int:
         """Forget the last `count` positions; returns how many there were to forget."""
@@ -66,6 +129,139 @@ class KVCache:
 
     def reorder(self, rows: mx.array) -> None:
         """Make row i what row `rows[i]` was; the number of rows may change."""
-        self.keys, self.values = self.keys[rows], self.values[rows]
+        self.state = [part[rows] for part in self.state]
         if self._left_padding is not None:
             self._left_padding = self._left_padding[rows]
+
+
+class RotatingKVCache(KVCache):
+    """Keeps the first few positions and the latest ones, `max_size` in all, so that a text may
+    grow without end (https://arxiv.org/abs/2309.17453). Each token attends to those `keep` first
+    positions and to the latest `max_size - keep` up to its own, at the positions that they had.
+
+    Args:
+        max_size: positions that a token can attend to.
+        keep: how many of them are the first ones, which models lean on.
+    """
+
+    def __init__(self, max_size: int, keep: int = 4):
+        super().__init__()
+        if max_size <= keep:
+            raise InputError(f"max_kv_size is {max_size}, but must be above {keep}")
+        self.max_size = max_size
+        self.keep = keep
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """As in `KVCache`, of the positions that the new ones may attend to."""
+        count = keys.shape[2]
+        if self.length + count <= self.max_size:
+            return super().update_and_fetch(keys, values)
+        if count == 1:
+            # overwrite the oldest; their order does not matter to attention
+            slot = self.keep + (self.length - self.keep) % (self.max_size - self.keep)
+            self.length += 1
+            for stored, part in zip(self.state, (keys, values), strict=True):
+                stored[:, :, slot : slot + 1] = part
+            keys, values = self.stored()
+            return keys, values
+        whole = [
+            mx.concatenate([*old, new], axis=2)
+            for old, new in zip(self._in_order() or [[], []], (keys, values), strict=True)
+        ]
+        self.length += count
+        self.state = [self._wrapped(part) for part in whole]
+        return whole[0], whole[1]
+
+    def stored(self) -> list[mx.array]:
+        """As in `KVCache`; past `max_size`, in the order of their slots."""
+        return [part[:, :, : min(self.length, self.max_size)] for part in self.state]
+
+    def _in_order(self) -> list[list[mx.array]]:
+        """What is stored, in pieces by rising position."""
+        used = min(self.length, self.max_size)
+        start = self.keep
+        if self.length > self.max_size:
+            start += (self.length - self.keep) % (self.max_size - self.keep)
+        cuts = (slice(0, min(self.keep, used)), slice(start, used), slice(self.keep, start))
+        return [[part[:, :, cut] for cut in cuts] for part in self.state]
+
+    def _wrapped(self, whole: mx.array) -> mx.array:
+        """The positions that stay, each in the slot that single steps will look for it."""
+        latest = whole[:, :, self.keep - self.max_size :]
+        shift = (self.length - self.keep) % (self.max_size - self.keep)
+        return mx.concatenate([whole[:, :, : self.keep], mx.roll(latest, shift, axis=2)], axis=2)
+
+    def make_mask(self, num_queries: int) -> mx.array | str | None:
+        """As in `KVCache`."""
+        if num_queries == 1:
+            return None
+        if self.length + num_queries <= self.max_size:
+            return "causal"
+        window = self.max_size - self.keep
+        end = self.length + num_queries
+        key = mx.arange(end)
+        if self.length > self.max_size:
+            key = mx.concatenate([key[: self.keep], key[self.length - window :]])
+        query = mx.arange(self.length, end)[:, None]
+        return (key <= query) & ((key > query - window) | (key < self.keep))
+
+    def is_trimmable(self) -> bool:
+        """Until positions were overwritten."""
+        return self.length <= self.max_size
+
+    def trim(self, count: int) -> int:
+        """As in `KVCache`; nothing once positions were overwritten."""
+        return super().trim(count) if self.is_trimmable() else 0
+
+
+class QuantizedKVCache(KVCache):
+    """Keys and values in `bits` bits, with a scale and a bias for each `group_size` of them.
+
+    Args:
+        start: positions up to which they stay as they are; short texts need no saving.
+    """
+
+    def __init__(
+        self,
+        left_padding: Sequence[int] | None = None,
+        *,
+        bits: int = 8,
+        group_size: int = 64,
+        start: int = 0,
+    ):
+        super().__init__(left_padding)
+        self.bits = bits
+        self.group_size = group_size
+        self.start = start
+
+    @property
+    def quantized(self) -> bool:
+        """Whether what is stored is quantized by now."""
+        return len(self.state) > 2
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        """As in `KVCache`; once quantized, keys and values are `Quantized`."""
+        if not self.quantized and self.length + keys.shape[2] <= self.start:
+            return super().update_and_fetch(keys, values)
+        if not self.quantized:
+            self._check(keys.shape[-1])
+            stored, self.state, length, self.length = self.stored(), [], self.length, 0
+            if length:
+                self._append(self._quantize(stored))
+        self._append(self._quantize([keys, values]))
+        parts = self.stored()
+        return (
+            Quantized(*parts[:3], self.group_size, self.bits),
+            Quantized(*parts[3:], self.group_size, self.bits),
+        )
+
+    def _check(self, head_dim: int) -> None:
+        if head_dim % self.group_size:
+            raise InputError(
+                f"kv_group_size {self.group_size} does not divide the model's head size {head_dim}"
+            )
+
+    def _quantize(self, parts: list[mx.array]) -> list[mx.array]:
+        return [
+            a for p in parts for a in mx.quantize(p, group_size=self.group_size, bits=self.bits)
+        ]

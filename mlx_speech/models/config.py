@@ -6,7 +6,8 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from types import UnionType
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from ..errors import CheckpointError
 
@@ -43,8 +44,12 @@ class PretrainedConfig:
         try:
             if model_type not in (cls.model_type, *cls.other_types):
                 raise ValueError(f"model_type {model_type!r} where {cls.model_type!r} is supported")
+            hints = get_type_hints(cls)
+            for name, value in known.items():
+                if not _fits(value, hints[name]):
+                    raise TypeError(f"{name} is {value!r}")
             return cls(**known, extra=extra)
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, ArithmeticError) as error:
             raise CheckpointError(f"config.json: bad {cls.__name__}: {error}") from error
 
     @classmethod
@@ -52,7 +57,8 @@ class PretrainedConfig:
         """Read the configuration of a local folder or a Hugging Face repository."""
         from ..hub import resolve_checkpoint
 
-        return cls.from_dict(read_json(resolve_checkpoint(path_or_repo, revision=revision)))
+        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
+        return cls.from_dict(read_json(folder))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, as it stands in a checkpoint's `config.json`."""
@@ -67,6 +73,13 @@ class PretrainedConfig:
         if target is None:
             raise AttributeError(f"{type(self).__name__} has no field {name!r}")
         return getattr(self, target)
+
+
+def _fits(value, hint) -> bool:
+    """Whether a value from JSON is of an annotated type; what lists and objects hold aside."""
+    if isinstance(hint, UnionType):
+        return any(_fits(value, member) for member in get_args(hint))
+    return isinstance(value, int | float if hint is float else get_origin(hint) or hint)
 
 
 def read_json(folder: Path, name: str = "config.json", *, required: bool = True) -> dict[str, Any]:

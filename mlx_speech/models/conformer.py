@@ -252,7 +252,7 @@ class GraniteSpeechCTCEncoder(nn.Module):
                 gets what it gets alone; the reference implementation lets padding leak.
         """
         mask = FrameMask(input_features.shape[1], self.config.context_size, feature_lengths)
-        x = self.input_linear(input_features.astype(self.input_linear.bias.dtype))
+        x = self.input_linear(input_features.astype(self.layers[0].post_norm.weight.dtype))
         kept = set(self.config.cat_hidden_layers or [])
         exported = [x] if 0 in kept else []
         for number, layer in enumerate(self.layers, start=1):
@@ -276,9 +276,9 @@ def sanitize_encoder(weights: dict[str, mx.array], prefix: str) -> dict[str, mx.
     for name, value in weights.items():
         if not name.startswith(prefix) or ".conv." not in name:
             result[name] = value
-        elif name.endswith((".up_conv.weight", ".down_conv.weight")) and value.ndim == 3:
+        elif name.endswith((".up_conv.weight", ".down_conv.weight")) and value.shape[2:] == (1,):
             result[name] = value.squeeze(-1)
-        elif name.endswith(".depth_conv.conv.weight"):
+        elif name.endswith(".depth_conv.conv.weight") and value.ndim == 3:
             conv = name.removesuffix(".conv.weight")
             kernel = value.swapaxes(1, 2)
             folded = _fold_batch_norm(kernel, weights, conv.removesuffix("depth_conv"))
@@ -297,9 +297,11 @@ def _fold_batch_norm(kernel: mx.array, weights: dict[str, mx.array], prefix: str
     missing = [p for p in parts if f"{prefix}batch_norm.{p}" not in weights]
     if missing:
         raise KeyError(f"{prefix}batch_norm.{missing[0]}")
-    gain, shift, mean, variance = (
-        weights[f"{prefix}batch_norm.{p}"].astype(mx.float32) for p in parts
-    )
+    statistics = [weights[f"{prefix}batch_norm.{p}"].astype(mx.float32) for p in parts]
+    for part, value in zip(parts, statistics, strict=True):
+        if value.shape != kernel.shape[:1]:
+            raise ValueError(f"{prefix}batch_norm.{part} {value.shape} for {len(kernel)} channels")
+    gain, shift, mean, variance = statistics
     factor = gain * mx.rsqrt(variance + 1e-5)
     folded = kernel.astype(mx.float32) * factor[:, None, None]
     return folded, shift - mean * factor

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .decoder import CausalLM, DecoderConfig
+from .causal_lm import CausalLM
+from .decoder import DecoderConfig, DecoderModel
 
 
 @dataclass(kw_only=True)
@@ -14,10 +15,15 @@ class GraniteConfig(DecoderConfig):
 
     model_type: ClassVar[str] = "granite"
 
+    rms_norm_eps: float = 1e-6
     embedding_multiplier: float = 1.0
     attention_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     logits_scaling: float = 1.0
+
+    @property
+    def norm_eps(self) -> float:
+        return self.rms_norm_eps
 
     @property
     def embedding_scale(self) -> float:
@@ -36,5 +42,10 @@ class GraniteConfig(DecoderConfig):
         return self.logits_scaling
 
 
+class GraniteModel(DecoderModel):
+    config_class = GraniteConfig
+
+
 class GraniteForCausalLM(CausalLM):
     config_class = GraniteConfig
+    model_class = GraniteModel

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mlx.core as mx
 
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 from .base import PretrainedModel
-from .cache import KVCache
+from .cache import CACHE_OPTIONS, KVCache
+from .causal_lm import PREFILL_STEP_SIZE, CausalLMOutput, causal_lm_loss
 from .config import PretrainedConfig, as_config
 from .conformer import GraniteSpeechCTCEncoder, GraniteSpeechEncoderConfig, sanitize_encoder
-from .decoder import CausalLMOutput, causal_lm_loss
 from .granite import GraniteConfig, GraniteForCausalLM
 from .lora import use_adapter
 from .qformer import Blip2QFormerConfig, WindowedProjector
@@ -43,15 +43,10 @@ class GraniteSpeechConfig(PretrainedConfig):
         self.text_config = as_config(self.text_config, GraniteConfig)
         self.encoder_config = as_config(self.encoder_config, GraniteSpeechEncoderConfig)
         self.projector_config = as_config(self.projector_config, Blip2QFormerConfig)
-        if self.window_size % self.downsample_rate:
+        if self.downsample_rate < 1 or self.window_size % self.downsample_rate:
             raise ValueError(
                 f"window_size {self.window_size} is not a multiple of downsample_rate "
                 f"{self.downsample_rate}"
-            )
-        if self.projector_config.encoder_hidden_size != self.encoder_config.output_size:
-            raise ValueError(
-                f"the projector's encoder_hidden_size {self.projector_config.encoder_hidden_size} "
-                f"is not the encoder's output size {self.encoder_config.output_size}"
             )
         if self.tie_word_embeddings is not None:
             self.text_config.tie_word_embeddings = self.tie_word_embeddings
@@ -64,7 +59,7 @@ class GraniteSpeechConfig(PretrainedConfig):
         depending on the version of transformers that saved the file. Only what is said without
         contradiction counts.
         """
-        places = (data, data.get("text_config") or {})
+        places = [p for p in (data, data.get("text_config")) if isinstance(p, dict)]
         said = {p["tie_word_embeddings"] for p in places if "tie_word_embeddings" in p}
         tied = said.pop() if len(said) == 1 else None
         return super().from_dict({**data, "tie_word_embeddings": tied})
@@ -108,9 +103,19 @@ _RENAMES = (
 class GraniteSpeechForConditionalGeneration(PretrainedModel):
     config_class = GraniteSpeechConfig
     adapter_by_default = False
+    cache_options = CACHE_OPTIONS
 
     def __init__(self, config: GraniteSpeechConfig):
         super().__init__()
+        expected, found = (
+            config.projector_config.encoder_hidden_size,
+            config.encoder_config.output_size,
+        )
+        if expected != found:
+            raise CheckpointError(
+                f"the projector's encoder_hidden_size {expected} is not the encoder's output size "
+                f"{found}"
+            )
         self.config = config
         self.encoder = GraniteSpeechCTCEncoder(config.encoder_config)
         self.projector = WindowedProjector(
@@ -183,6 +188,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         feature_lengths: mx.array | None = None,
         inputs_embeds: mx.array | None = None,
         attention_mask: mx.array | None = None,
+        position_ids: mx.array | None = None,
         past_key_values: Sequence[KVCache] | None = None,
         labels: mx.array | None = None,
         logits_to_keep: int = 0,
@@ -212,6 +218,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
             output = self.language_model(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
+                position_ids=position_ids,
                 past_key_values=past_key_values,
                 logits_to_keep=logits_to_keep,
                 output_hidden_states=output_hidden_states,
@@ -226,23 +233,38 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         """Positions that the text decoder was made for."""
         return self.language_model.context_length
 
-    def make_cache(self, left_padding: Sequence[int] | None = None) -> list[KVCache]:
+    def make_cache(
+        self, left_padding: Sequence[int] | None = None, **options: Any
+    ) -> list[KVCache]:
         """An empty cache of the text decoder."""
-        return self.language_model.make_cache(left_padding)
+        return self.language_model.make_cache(left_padding, **options)
 
-    def prefill(self, input_ids: mx.array, cache: list[KVCache], **audio):
+    def prefill(
+        self,
+        input_ids: mx.array,
+        cache: list[KVCache],
+        *,
+        input_features: mx.array | None = None,
+        input_features_mask: mx.array | None = None,
+        feature_lengths: mx.array | None = None,
+        prefill_step_size: int = PREFILL_STEP_SIZE,
+        prompt_progress_callback: Callable[[int, int], None] | None = None,
+    ):
         """As `CausalLM.prefill`; the adapter stays on for the answer to a prompt with audio."""
-        adapter = audio.get("input_features") is not None
-
-        def logits(*args, **inputs) -> mx.array:
-            inputs |= {"past_key_values": cache, "logits_to_keep": 1, "adapter": adapter}
-            return self(*args, **inputs).logits[:, -1]
+        adapter = input_features is not None
+        with use_adapter(adapter):
+            audio = self.get_audio_features(input_features, feature_lengths) if adapter else None
+            embeds = self.merge_audio(input_ids, audio, input_features_mask)
+            logits = self.language_model.feed(
+                cache, prefill_step_size, prompt_progress_callback, inputs_embeds=embeds
+            )
 
         def step(tokens: mx.array) -> mx.array:
             # an audio token that the model itself came up with stands for no recording
-            return logits(inputs_embeds=self.embed_text(tokens))
+            embeds = self.embed_text(tokens)
+            return self(inputs_embeds=embeds, past_key_values=cache, adapter=adapter).logits
 
-        return logits(input_ids, **audio), step
+        return logits, step
 
     @staticmethod
     def complete_config(config: GraniteSpeechConfig, weights: dict[str, mx.array]) -> None:
@@ -259,6 +281,18 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         for pattern, replacement in _RENAMES:
             name = re.sub(pattern, replacement, name)
         return name
+
+    @staticmethod
+    def checkpoint_names(name: str) -> tuple[str, ...]:
+        """The name in each of the three layouts; see `rename`."""
+        inner = name.removeprefix("language_model.")
+        if inner == name:  # encoder and projector
+            return name, f"model.{name}", name
+        return (
+            name,
+            re.sub(r"^model\.", "model.language_model.", inner),
+            f"language_model.model.{inner}",
+        )
 
     @staticmethod
     def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:

@@ -11,7 +11,7 @@ import re
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -59,33 +59,78 @@ class LoRALinear(nn.Module):
         return out
 
 
+#: what a low-rank sum on layers of the model does not express
+_UNSUPPORTED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "modules_to_save",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+)
+#: layers that "all-linear" leaves out: heads, and what is a convolution in the checkpoint
+_NOT_LINEAR = ("lm_head", "score", "up_conv", "down_conv")
+
+
 @dataclass
 class LoraConfig:
-    """What counts of peft's adapter_config.json."""
+    """What counts of peft's adapter_config.json.
+
+    Modules are named by a regular expression for the whole name or by a list of the names' ends,
+    and in the latter case may be limited to `layers_to_transform`. Keys of the patterns are regular
+    expressions for the end of the name.
+    """
 
     r: int = 8
-    lora_alpha: float = 8
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    lora_alpha: int | float = 8
+    rank_pattern: dict = field(default_factory=dict)
+    alpha_pattern: dict = field(default_factory=dict)
     use_rslora: bool = False
+    target_modules: str | list | None = None
+    exclude_modules: str | list | None = None
+    layers_to_transform: int | list | None = None
+    layers_pattern: str | list | None = None
+
+    def __post_init__(self):
+        for name, kind in get_type_hints(type(self)).items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} is {getattr(self, name)!r}")
+        ranks, alphas = {"r": self.r, **self.rank_pattern}, self.alpha_pattern
+        for name, value in (*ranks.items(), *alphas.items()):
+            if not isinstance(value, int | float) or (name in ranks and value < 1):
+                raise ValueError(f"{name} is {value!r}")
+        for pattern in (*self.rank_pattern, *alphas, self.target_modules, self.exclude_modules):
+            if isinstance(pattern, str):
+                re.compile(pattern)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LoraConfig:
         """Read adapter_config.json.
 
         Raises:
-            CheckpointError: the adapter is of a kind that a low-rank sum does not express.
+            CheckpointError: the adapter is of a kind that a low-rank sum does not express, or a
+                value makes no sense.
         """
         kind = data.get("peft_type", "LORA")
         if kind != "LORA":
             raise CheckpointError(f"adapter_config.json: peft_type {kind!r} is not supported")
-        for option in ("use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias"):
+        for option in _UNSUPPORTED:
             if data.get(option):
                 raise CheckpointError(f"adapter_config.json: {option} is not supported")
-        if data.get("bias", "none") != "none" or data.get("modules_to_save"):
-            raise CheckpointError("adapter_config.json: trained biases or modules: not supported")
+        if data.get("bias", "none") != "none":
+            raise CheckpointError("adapter_config.json: trained biases are not supported")
         names = cls.__dataclass_fields__
-        return cls(**{k: v for k, v in data.items() if k in names and v is not None})
+        try:
+            return cls(**{k: v for k, v in data.items() if k in names and v is not None})
+        except (ValueError, re.error) as error:
+            raise CheckpointError(f"adapter_config.json: {error}") from error
 
     def rank(self, module: str) -> int:
         """Rank of the adapter on the module of that name."""
@@ -98,6 +143,20 @@ class LoraConfig:
             rank**0.5 if self.use_rslora else rank
         )
 
+    def adapts(self, module: str) -> bool:
+        """Whether the linear layer of that name has an adapter; None of `target_modules` says
+        nothing."""
+        if _names(self.exclude_modules, module) or not _names(self.target_modules, module):
+            return False
+        layers = self.layers_to_transform
+        if isinstance(self.target_modules, str) or layers is None or layers == []:
+            return True
+        patterns = self.layers_pattern or r"[^.]*"
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
+                return int(match[1]) in ([layers] if isinstance(layers, int) else layers)
+        return False
+
 
 def _match(patterns: dict[str, Any], module: str, default):
     """peft's rule: a pattern is a regular expression for the end of the module's name."""
@@ -105,6 +164,15 @@ def _match(patterns: dict[str, Any], module: str, default):
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
     return default
+
+
+def _names(modules: str | list | None, module: str) -> bool:
+    """Whether a module is among those that a regular expression or a list of ends names."""
+    if not isinstance(modules, str):
+        return any(f".{module}".endswith(f".{end}") for end in modules or ())
+    if modules.lower() == "all-linear":
+        return not module.endswith(_NOT_LINEAR)
+    return re.fullmatch(modules, module) is not None
 
 
 def apply_adapter(
@@ -118,7 +186,8 @@ def apply_adapter(
         dtype: what the model computes in.
 
     Raises:
-        CheckpointError: a tensor is missing, has another shape, or names no layer of the model.
+        CheckpointError: tensors are missing or superfluous (lists the first ones), have another
+            shape, or name no layer of the model.
     """
     modules = dict(model.named_modules())
     pairs: dict[str, dict[str, mx.array]] = {}
@@ -127,6 +196,8 @@ def apply_adapter(
         if match is None:
             raise CheckpointError(f"adapter_model.safetensors: unexpected tensor {name}")
         pairs.setdefault(match[1], {})[match[2]] = value.astype(dtype)
+    if not pairs:
+        raise CheckpointError("adapter_model.safetensors: no tensors in it")
     for name, pair in pairs.items():
         path = model.rename(name)
         base = modules.get(path)
@@ -147,6 +218,34 @@ def apply_adapter(
             base, pair["A"], pair["B"], config.scale(name), model.adapter_by_default
         )
         setattr(modules[parent], leaf, adapted)
+    if config.target_modules is not None:
+        check_targets(model, config, modules, {model.rename(name) for name in pairs})
+
+
+def check_targets(
+    model: PretrainedModel, config: LoraConfig, modules: dict[str, nn.Module], found: set[str]
+) -> None:
+    """Check that an adapter is on all modules that its configuration names, and on no others.
+
+    Raises:
+        CheckpointError: it is not; lists the first ones.
+    """
+    linear = [p for p, m in modules.items() if isinstance(m, nn.Linear | nn.QuantizedLinear)]
+    layouts = zip(*(model.checkpoint_names(path) for path in linear), strict=True)
+    # in which layout the configuration names them is not said, and its file may have another one
+    candidates = [
+        {path for path, name in zip(linear, names, strict=True) if config.adapts(name)}
+        for names in layouts
+    ]
+    expected = max(candidates, key=lambda paths: (len(paths & found), -len(paths)))
+    problems = {
+        "modules of target_modules are missing": sorted(expected - found),
+        "modules are not among target_modules": sorted(found - expected),
+    }
+    for what, names in problems.items():
+        if names:
+            first = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            raise CheckpointError(f"adapter_model.safetensors: {len(names)} {what}: {first}")
 
 
 def _linear_shape(layer: nn.Module) -> tuple[int, int]:

@@ -6,6 +6,8 @@ The frequency rules are those that Hugging Face configurations name in `rope_par
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -30,21 +32,61 @@ def normalize_rope_parameters(
     return merged
 
 
-def _linear(inv_freq, parameters, dim, max_positions):
-    return inv_freq / parameters["factor"], 1.0
+# Each rule: (the parameters, rotated dimensions, the model's maximum of positions, positions that
+# are in use) -> (inverse frequencies (dim / 2,), factor on queries and keys).
 
 
-def _llama3(inv_freq, parameters, dim, max_positions):
+def _inverse_frequencies(base: float, dim: int) -> np.ndarray:
+    return 1.0 / base ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
+
+
+def _default(parameters, dim, max_positions, length):
+    return _inverse_frequencies(parameters["rope_theta"], dim), 1.0
+
+
+def _linear(parameters, dim, max_positions, length):
+    return _inverse_frequencies(parameters["rope_theta"], dim) / parameters["factor"], 1.0
+
+
+def _dynamic(parameters, dim, max_positions, length):
+    """NTK-aware: beyond the maximum the base grows with the length."""
+    factor = parameters["factor"]
+    stretch = factor * max(length, max_positions) / max_positions - (factor - 1)
+    base = parameters["rope_theta"] * stretch ** (dim / (dim - 2))
+    return _inverse_frequencies(base, dim), 1.0
+
+
+def _longrope(parameters, dim, max_positions, length):
+    """LongRoPE (https://arxiv.org/abs/2402.13753): a factor for each frequency, from one of two
+    lists."""
+    original = parameters.get("original_max_position_embeddings") or max_positions
+    factors = parameters["long_factor" if length > original else "short_factor"]
+    if len(factors) != dim // 2:
+        raise CheckpointError(
+            f"config.json: longrope has {len(factors)} factors for {dim // 2} frequencies"
+        )
+    factor = parameters.get("factor") or max_positions / original
+    attention_factor = parameters.get("attention_factor")
+    if attention_factor is None:
+        attention_factor = 1.0
+        if factor > 1.0:
+            attention_factor = math.sqrt(1 + math.log(factor) / math.log(original))
+    inv_freq = _inverse_frequencies(parameters["rope_theta"], dim) / np.array(factors)
+    return inv_freq, attention_factor
+
+
+def _llama3(parameters, dim, max_positions, length):
     """Llama 3.1: keep short wavelengths, stretch long ones, blend in between."""
+    inv_freq = _inverse_frequencies(parameters["rope_theta"], dim)
     factor = parameters["factor"]
     low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
-    original = parameters["original_max_position_embeddings"]
+    original = parameters.get("original_max_position_embeddings") or max_positions
     wavelength = 2 * math.pi / inv_freq
     blend = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
     return (1 - blend) * inv_freq / factor + blend * inv_freq, 1.0
 
 
-def _yarn(inv_freq, parameters, dim, max_positions):
+def _yarn(parameters, dim, max_positions, length):
     """YaRN (https://arxiv.org/abs/2309.00071): interpolate the slow half of the spectrum."""
     base = parameters["rope_theta"]
     original = parameters.get("original_max_position_embeddings") or max_positions
@@ -70,48 +112,87 @@ def _yarn(inv_freq, parameters, dim, max_positions):
     low, high = max(low, 0), min(high, dim - 1)
     if low == high:
         high += 0.001
+    inv_freq = _inverse_frequencies(base, dim)
     interpolate = np.clip((np.arange(dim // 2) - low) / (high - low), 0.0, 1.0)
     return inv_freq / factor * interpolate + inv_freq * (1 - interpolate), attention_factor
 
 
-_SCALING_RULES = {
-    "default": lambda inv_freq, *_: (inv_freq, 1.0),
+_RULES = {
+    "default": _default,
     "linear": _linear,
-    "llama3": _llama3,
+    "dynamic": _dynamic,
     "yarn": _yarn,
+    "llama3": _llama3,
+    "longrope": _longrope,
 }
+_LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
 class RotaryEmbedding:
-    """Rotates queries and keys of shape (batch, heads, length, head_dim) by their positions.
+    """The rotations of one model.
+
+    Args:
+        dim: size of a head.
+        parameters: as `normalize_rope_parameters` makes them.
+        max_position_embeddings: how many positions the model was made for.
 
     Raises:
-        CheckpointError: the rule that `rope_parameters` names is not known.
+        CheckpointError: the rule that `rope_parameters` names is not known or lacks a parameter.
     """
 
     def __init__(self, dim: int, parameters: dict[str, Any], max_position_embeddings: int):
-        rule = _SCALING_RULES.get(parameters["rope_type"])
-        if rule is None:
+        self.rule = _RULES.get(parameters["rope_type"])
+        if self.rule is None:
             raise CheckpointError(
                 f"config.json: rope_type {parameters['rope_type']!r} is not supported; "
-                f"supported are {', '.join(_SCALING_RULES)}"
+                f"supported are {', '.join(_RULES)}"
             )
-        inv_freq = 1.0 / parameters["rope_theta"] ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
-        inv_freq, self.attention_factor = rule(inv_freq, parameters, dim, max_position_embeddings)
         self.dim = dim
-        # MLX wants wavelengths, the inverse of what the rules are written in
-        self.wavelengths = mx.array((1.0 / inv_freq).astype(np.float32))
+        self.parameters = parameters
+        self.max_position_embeddings = max_position_embeddings
+        self.depends_on_length = parameters["rope_type"] in _LENGTH_DEPENDENT
+        try:
+            self._frequencies = self._for_length(0)
+        except KeyError as error:
+            raise CheckpointError(f"config.json: rope_parameters lack {error}") from error
 
-    def __call__(self, x: mx.array, offset: int | mx.array = 0) -> mx.array:
-        """Rotate `x`, whose first position is `offset` (one number, or one per batch row)."""
-        if self.attention_factor != 1.0:
-            x = x * self.attention_factor
-        return mx.fast.rope(
-            x,
-            self.dim,
+    def _for_length(self, length: int) -> tuple[mx.array, float]:
+        inv_freq, factor = self.rule(
+            self.parameters, self.dim, self.max_position_embeddings, length
+        )
+        # MLX wants wavelengths, the inverse of what the rules are written in
+        return mx.array((1.0 / inv_freq).astype(np.float32)), factor
+
+    def rotation(self, start: int | mx.array, length: int) -> Callable[[mx.array], mx.array]:
+        """What rotates queries and keys of shape (batch, heads, length, head_dim).
+
+        Args:
+            start: position of the first token: one number, or one per row (batch,); or every
+                token's position (batch, length).
+            length: how many tokens there are.
+        """
+        each = isinstance(start, mx.array) and start.ndim == 2
+        wavelengths, factor = self._frequencies
+        if self.depends_on_length:
+            last = start if isinstance(start, int) else start.max().item()
+            wavelengths, factor = self._for_length(last + (1 if each else length))
+        rotate = partial(
+            mx.fast.rope,
+            dims=self.dim,
             traditional=False,
             base=None,
             scale=1.0,
-            offset=offset,
-            freqs=self.wavelengths,
+            offset=start.flatten() if each else start,
+            freqs=wavelengths,
         )
+
+        def scaled(x: mx.array) -> mx.array:
+            return rotate(x if factor == 1.0 else x * factor)
+
+        def each_alone(x: mx.array) -> mx.array:
+            # the kernel takes one position per row, so each token becomes a row
+            batch, heads, length, dim = x.shape
+            rotated = scaled(x.swapaxes(1, 2).reshape(batch * length, heads, 1, dim))
+            return rotated.reshape(batch, length, heads, dim).swapaxes(1, 2)
+
+        return each_alone if each else scaled

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 from ..features import GraniteSpeechFeatureExtractor
+from ..models import architecture
 from ..models.config import read_json
 from .prompts import GRANITE_4_1, PromptStyle, prompt_style
 from .tokenizer import Tokenizer
@@ -40,34 +40,38 @@ class GraniteSpeechProcessor:
         self.prompts = prompts
 
     @classmethod
-    def from_pretrained(cls, path_or_repo, *, name: str | None = None) -> GraniteSpeechProcessor:
+    def from_pretrained(
+        cls, path_or_repo, *, revision: str | None = None, name: str | None = None
+    ) -> GraniteSpeechProcessor:
         """Read the processor of a local folder or a Hugging Face repository.
 
         Args:
+            revision: branch, tag or commit of the repository.
             name: what the checkpoint is called, if not by `path_or_repo`.
         """
         from ..hub import resolve_checkpoint
 
-        folder = Path(resolve_checkpoint(path_or_repo))
+        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         processor = read_json(folder, "processor_config.json", required=False)
-        features = processor.get("audio_processor") or read_json(
-            folder, "preprocessor_config.json", required=False
-        )
-        config = read_json(folder)
+        data = read_json(folder)
+        config = architecture(data.get("model_type")).model_class().config_class.from_dict(data)
+        features = GraniteSpeechFeatureExtractor.from_pretrained(folder)
+        for what, expected, found in (
+            ("n_mels", config.encoder_config.input_dim / 2, features.melspec_kwargs["n_mels"]),
+            ("window_size", config.window_size, features.projector_window_size),
+            ("downsample_rate", config.downsample_rate, features.projector_downsample_rate),
+        ):
+            if found != expected:
+                raise CheckpointError(
+                    f"{folder}: {what} is {found} for the feature extractor, but {expected:g} for "
+                    "the model"
+                )
         return cls(
-            GraniteSpeechFeatureExtractor.from_dict(
-                {
-                    "projector_window_size": config.get("window_size", 15),
-                    "projector_downsample_rate": config.get("downsample_rate", 5),
-                    **features,
-                }
-            ),
+            features,
             Tokenizer.from_pretrained(folder),
             processor.get("audio_token", "<|audio|>"),
             prompts=prompt_style(
-                config.get("model_type", ""),
-                config.get("has_lora_adapter", True),
-                name or str(path_or_repo),
+                config.model_type, config.has_lora_adapter, name or str(path_or_repo)
             ),
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..errors import UnsupportedOptionError
+from ..errors import InputError, UnsupportedOptionError
 
 TRANSCRIBE = "can you transcribe the speech into a written format?"
 TRANSCRIBE_PUNCTUATED = "transcribe the speech with proper punctuation and capitalization."
@@ -72,21 +72,19 @@ class PromptStyle:
             punctuate: ask for punctuation and capitals.
 
         Raises:
+            InputError: the arguments contradict each other.
             UnsupportedOptionError: this family was not trained for it.
         """
+        check_request(task, language=language, target_language=target_language)
         if punctuate and not self.punctuates:
             raise self._unsupported("punctuate", "punctuation and capitals", "punctuates")
         if language is not None and not self.names_language:
             raise self._unsupported("language", "being told the language", "names_language")
         if task == "translate":
             return self._translate(language, target_language, punctuate)
-        if task != "transcribe":
-            raise UnsupportedOptionError(f"task {task!r} is neither 'transcribe' nor 'translate'")
-        if target_language is not None:
-            raise UnsupportedOptionError("target_language goes with task 'translate'")
         if language is None:
             return TRANSCRIBE_PUNCTUATED if punctuate else TRANSCRIBE
-        spoken = language_name(language)
+        spoken = LANGUAGES[language_code(language)]
         if self is GRANITE_5_0:
             rest = TRANSCRIBE_PUNCTUATED if punctuate else TRANSCRIBE
             return LANGUAGE_HINT.format(spoken) + rest
@@ -96,17 +94,14 @@ class PromptStyle:
             )
         return TRANSCRIBE_LANGUAGE.format(spoken)
 
-    def _translate(self, language: str | None, target: str | None, punctuate: bool) -> str:
+    def _translate(self, language: str | None, target: str, punctuate: bool) -> str:
         if not self.targets:
             raise self._unsupported("task", "translation", "targets")
-        if target is None:
-            raise UnsupportedOptionError(
-                f"translation needs target_language: one of {', '.join(self.targets)}"
-            )
         if language is not None:
             raise UnsupportedOptionError(f"{self.title} hears the language that it translates from")
-        name = language_name(target)
-        if not any(LANGUAGES[code] == name for code in self.targets):
+        code = language_code(target)
+        name = LANGUAGES[code]
+        if code not in self.targets:
             raise UnsupportedOptionError(
                 f"{self.title} does not translate to {name}, but to {', '.join(self.targets)}"
             )
@@ -146,14 +141,45 @@ def prompt_style(model_type: str, has_adapter: bool, name: str) -> PromptStyle:
     return {"4.0": GRANITE_4_0, "5.0": GRANITE_5_0}.get(version and version[1], GRANITE_4_1)
 
 
-def language_name(language: str) -> str:
-    """English name of a language given by its code or name in any case.
+def check_request(
+    task: str,
+    *,
+    language: str | None = None,
+    target_language: str | None = None,
+    punctuate: bool = False,
+    prompt: str | None = None,
+) -> None:
+    """What holds for every model; arguments as in `transcribe`.
+
+    Raises:
+        InputError: the arguments contradict each other.
+    """
+    texts = {"language": language, "target_language": target_language, "prompt": prompt}
+    for name, value in texts.items():
+        if not isinstance(value, str | None):
+            raise InputError(f"{name} is {value!r}, but must be text")
+    if task not in ("transcribe", "translate"):
+        raise InputError(f"task is {task!r}, but must be 'transcribe' or 'translate'")
+    told = language is not None or target_language is not None or punctuate
+    if prompt is not None and (told or task != "transcribe"):
+        raise InputError(
+            "prompt takes the place of task, language, target_language and punctuate; "
+            "leave them out"
+        )
+    if task == "translate" and target_language is None:
+        raise InputError("task 'translate' needs target_language")
+    if task != "translate" and target_language is not None:
+        raise InputError("target_language goes with task 'translate'")
+
+
+def language_code(language: str) -> str:
+    """Code of a language given by its code or English name in any case.
 
     Raises:
         UnsupportedOptionError: no Granite Speech model knows it.
     """
     for code, name in LANGUAGES.items():
         if language.lower() in (code, name.lower()):
-            return name
+            return code
     known = ", ".join(f"{code} ({name})" for code, name in LANGUAGES.items())
     raise UnsupportedOptionError(f"language {language!r} is not known; known are {known}")

@@ -65,13 +65,15 @@ class SpecialTokens:
                 f"no special token is called {', '.join(sorted(unknown))}, but "
                 f"{', '.join(SPECIAL_TOKENS)} and extra_special_tokens"
             )
+        tokens = [*named.values(), *further]
+        if not all(isinstance(token, str) and token for token in tokens):
+            raise InputError(f"special tokens have to be text: {tokens}")
         try:
-            tokens = [
-                AddedToken(t, special=True, normalized=False) for t in (*named.values(), *further)
-            ]
-        except (TypeError, UnicodeEncodeError) as error:
-            raise InputError(f"a special token has to be text: {error}") from error
-        added = self.backend.add_special_tokens(tokens)
+            added = self.backend.add_special_tokens(
+                [AddedToken(token, special=True, normalized=False) for token in tokens]
+            )
+        except UnicodeEncodeError as error:
+            raise InputError(f"a special token has a lone surrogate: {error}") from error
         self.__dict__.pop("_open_tokens", None)  # one that streaming may have cached
         for name, token in named.items():
             self._set_special_token(name, token)

@@ -49,7 +49,7 @@ class Tokenizer(SpecialTokens):
         config: dict[str, Any],
         chat_template: str | dict[str, str] | None = None,
     ):
-        # lengths that a file may have kept from training
+        # what the file holds of these is left over from its training
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = config.get("split_special_tokens", False)
@@ -87,7 +87,7 @@ class Tokenizer(SpecialTokens):
                 f"a tokenizer has no option {', '.join(sorted(unknown))}, but "
                 f"{', '.join(sorted(_OPTIONS))}"
             )
-        folder = resolve_checkpoint(path_or_repo, revision=revision)
+        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         backend, config = read_tokenizer(folder, options, llama=cls._llama)
         return cls(backend, config, find_chat_templates(folder, config))
 

@@ -8,6 +8,7 @@ which `assert_logits_match` checks: an absolute tolerance says nothing about val
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,6 @@ import torch
 import transformers
 from peft import LoraConfig
 from transformers import (
-    GraniteConfig,
     GraniteForCausalLM,
     GraniteSpeechConfig,
     GraniteSpeechForConditionalGeneration,
@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+import mlx_speech
 from mlx_speech.loading import load_model
 
 transformers.logging.set_verbosity_error()
@@ -259,9 +260,16 @@ def add_adapter(model, options: dict[str, Any], folder: Path, seed: int) -> None
 
 
 def save_granite(folder: Path, seed: int, **options: Any) -> GraniteForCausalLM:
-    """Write a random text decoder."""
-    text = {k: v for k, v in TEXT.items() if k != "model_type"}
-    model = GraniteForCausalLM(GraniteConfig(**(text | options))).eval()
+    """Write a random Granite text decoder."""
+    return save_decoder(folder, seed, GraniteForCausalLM, **options)
+
+
+def save_decoder(folder: Path, seed: int, model_class: type, **options: Any) -> PreTrainedModel:
+    """Write a random text decoder of any class."""
+    config_class = model_class.config_class
+    known = {f.name for f in dataclasses.fields(config_class)}
+    text = {k: v for k, v in TEXT.items() if k in known}
+    model = model_class(config_class(**(text | options))).eval()
     randomize(model, seed)
     model.save_pretrained(folder)
     return model
@@ -277,7 +285,9 @@ class Pair:
 
     @classmethod
     def load(cls, reference, folder: Path) -> Pair:
-        return cls(reference, load_model(folder, dtype=mx.float32), folder)
+        """Ours is of the class of the same name."""
+        model_class = getattr(mlx_speech, type(reference).__name__, None)
+        return cls(reference, load_model(folder, dtype=mx.float32, model_class=model_class), folder)
 
     @property
     def has_adapter(self) -> bool:

@@ -108,16 +108,40 @@ def test_adapter_patterns_with_whole_names(option, tmp_path):
     compare(Pair.load(save_speech(SpeechCase(23, lora=lora), tmp_path), tmp_path))
 
 
+TARGETS = {
+    "ends": {},
+    "all-linear": {"target_modules": "all-linear"},
+    "expression": {"target_modules": r"model\.language_model\..*\.(q|k)_proj"},
+    "layer": {"layers_to_transform": 1},
+    "layers-of-encoder": {
+        "target_modules": ["up_proj", "to_q"],
+        "layers_to_transform": [0, 2],
+        "layers_pattern": ["h", "layers"],
+    },
+    "excluded-end": {"exclude_modules": ["0.self_attn.q_proj"]},
+    "excluded-expression": {"exclude_modules": r"model\.language_model\.layers\.1\..*"},
+    "excluded-of-all": {"target_modules": "all-linear", "exclude_modules": ["to_q", "down_proj"]},
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
 @torch.no_grad()
-def test_adapter_saved_by_peft(tmp_path):
-    """A `PeftModel` around the whole, saved by peft itself."""
+def test_adapter_saved_by_peft(name, tmp_path):
+    """A `PeftModel` around the whole, saved by peft itself.
+
+    Ours refuses an adapter on other modules than adapter_config.json names, so it also has to read
+    as peft does which those are; peft saves a list of ends, here what it was told is put back.
+    """
     case = SpeechCase(24, tied=False)
-    adapted = get_peft_model(save_speech(case, tmp_path), LoraConfig(**LORA))
+    options = LORA | TARGETS[name]
+    adapted = get_peft_model(save_speech(case, tmp_path), LoraConfig(**options))
     generator = torch.Generator().manual_seed(3)
     for name, value in adapted.named_parameters():
         if "lora_" in name:
             value.copy_(0.3 * torch.randn(value.shape, generator=generator))
     adapted.save_pretrained(tmp_path)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | options))
     compare(Pair.load(adapted.eval(), tmp_path))
 
 

@@ -100,7 +100,7 @@ def test_repetition_penalty(penalty):
     expected = RepetitionPenaltyLogitsProcessor(penalty)(
         torch.from_numpy(seen), torch.from_numpy(scores.copy())
     )
-    ours = repetition_penalty(penalty)(mx.array(scores), mx.array(seen))
+    ours = repetition_penalty(penalty)(mx.array(seen), mx.array(scores))
     np.testing.assert_allclose(np.array(ours), expected.numpy(), rtol=1e-6)
 
 

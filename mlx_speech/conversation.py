@@ -1,0 +1,146 @@
+"""`ChatSession`: a conversation whose cache lives from turn to turn."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+
+from .generation.prompt_cache import load_prompt_cache, save_prompt_cache
+from .text_generation import GenerationResponse, prompt_ids, stream_generate, text_tokenizer
+from .transcription import Transcript, transcribe
+
+#: limit on a reply, where nothing is said and the context has room
+REPLY_TOKENS = 512
+
+
+class ChatSession:
+    """A conversation with a model.
+
+    Each turn feeds only what the cache does not hold yet: the new message, not the history.
+
+    Args:
+        model, processor: what `load` returned. With a speech model, `listen` hears recordings.
+        system: a first message that sets the tone.
+        options: of every reply, as for `mlx_speech.stream_generate`; those of the cache
+            (`max_kv_size`, `kv_bits`, …) hold for the conversation.
+    """
+
+    def __init__(self, model, processor, *, system: str | None = None, **options: Any):
+        self.model = model
+        self.processor = processor
+        self.system = system
+        self._cache_options = {
+            name: options.pop(name) for name in options.keys() & set(model.cache_options)
+        }
+        self.options = options
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        #: what was said, `{"role": ..., "content": ...}`
+        self.messages: list[dict[str, str]] = []
+        if self.system is not None:
+            self.messages.append({"role": "system", "content": self.system})
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self._cache = self.model.make_cache(**self._cache_options)
+        # of what the cache holds
+        self._ids: list[int] = []
+
+    def listen(self, audio, **options: Any) -> Transcript:
+        """What is said in a recording, as `mlx_speech.transcribe` hears it, adapter on. It becomes
+        part of the conversation only when it is sent.
+
+        Raises:
+            UnsupportedOptionError: the model is not a speech model.
+        """
+        return transcribe(audio, (self.model, self.processor), **options)
+
+    def send(self, text: str, **options: Any) -> str:
+        """The reply to a message; options as for the session."""
+        return "".join(response.text for response in self.stream(text, **options))
+
+    def stream(self, text: str, **options: Any) -> Iterator[GenerationResponse]:
+        """As `send`, but yields the reply as it comes.
+
+        A reply that is not taken to its end (the iterator is closed, or something is raised
+        meanwhile) stays in the conversation as far as it came.
+
+        Raises:
+            ContextLengthError: the conversation has become too long; it is then as it was before.
+            InputError: the checkpoint has no chat template, or an option is wrong.
+        """
+        options = {**self.options, **options}
+        tokenizer = text_tokenizer(self.processor)
+        messages = [*self.messages, {"role": "user", "content": text}]
+        ids = prompt_ids(tokenizer, messages)
+        self._keep_common(ids)
+        if options.get("max_new_tokens") is None and options.get("max_length") is None:
+            room = self.model.context_length - len(ids)
+            bounded = self._cache[0].max_size is not None
+            options["max_new_tokens"] = REPLY_TOKENS if bounded else max(1, min(REPLY_TOKENS, room))
+        try:
+            responses = stream_generate(
+                self.model, tokenizer, ids, past_key_values=self._cache, **options
+            )
+        except BaseException:
+            self._start_over()
+            raise
+        return self._reply(responses, messages, ids)
+
+    def _reply(self, responses, messages, ids) -> Iterator[GenerationResponse]:
+        reply, tokens = "", []
+        self.messages = messages
+        try:
+            for response in responses:
+                reply += response.text
+                tokens.append(response.token)
+                yield response
+        finally:
+            responses.close()
+            self.messages = [*messages, {"role": "assistant", "content": reply}]
+            # nobody saw the token of a step that was interrupted, but the cache may hold it
+            known = ids + tokens
+            self._ids = known[: min(layer.length for layer in self._cache)]
+            self._trim_to(len(self._ids))
+
+    def _keep_common(self, ids: list[int]) -> None:
+        """Make the cache hold a beginning of `ids`, the longest that it can."""
+        pairs = enumerate(zip(self._ids, ids[:-1], strict=False))
+        shorter = min(len(self._ids), len(ids) - 1)
+        self._trim_to(next((i for i, (held, wanted) in pairs if held != wanted), shorter))
+
+    def _trim_to(self, length: int) -> None:
+        surplus = [layer.length - length for layer in self._cache]
+        if any(surplus) and not all(layer.is_trimmable() for layer in self._cache):
+            self._start_over()
+            return
+        for layer, count in zip(self._cache, surplus, strict=True):
+            layer.trim(count)
+        self._ids = self._ids[:length]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the conversation and its cache to a file.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        metadata = {"messages": json.dumps(self.messages), "ids": json.dumps(self._ids)}
+        save_prompt_cache(path, self._cache, self.model, metadata=metadata)
+
+    def load(self, path: str | os.PathLike) -> None:
+        """Go on with a conversation that `save` wrote; nothing changes if it cannot be read.
+
+        Raises:
+            CheckpointError: the file is none of `save`'s, or of another model.
+            InputError: there is no such file.
+        """
+        cache, metadata = load_prompt_cache(path, self.model)
+        messages, ids = json.loads(metadata["messages"]), json.loads(metadata["ids"])
+        mx.eval([layer.state for layer in cache])
+        self._cache, self.messages, self._ids = cache, messages, ids

@@ -1,0 +1,106 @@
+"""Caches in files, so that a long prompt is fed only once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..errors import CheckpointError, InputError
+from ..files import replacing
+from ..models.cache import KVCache, QuantizedKVCache, RotatingKVCache
+
+_FORMAT = "mlx_speech prompt cache 1"
+#: what each kind of cache is made with, beside what is in it
+_SETTINGS: dict[type[KVCache], tuple[str, ...]] = {
+    KVCache: (),
+    RotatingKVCache: ("max_size", "keep"),
+    QuantizedKVCache: ("bits", "group_size", "start"),
+}
+
+
+def save_prompt_cache(
+    path: str | os.PathLike,
+    cache: Sequence[KVCache],
+    model,
+    *,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write a cache to a safetensors file; an existing one is replaced, once this one is whole.
+
+    Args:
+        cache: of one prompt, or of several of the same length.
+        model: to which it belongs.
+        metadata: strings to keep with it.
+
+    Raises:
+        InputError: the cache is of a padded batch, or the file cannot be written.
+    """
+    if any(layer.padded for layer in cache):
+        raise InputError("a cache of prompts of different lengths cannot be saved")
+    kind = type(cache[0])
+    header = {
+        "format": _FORMAT,
+        "model": fingerprint(model),
+        "kind": kind.__name__,
+        "settings": {name: getattr(cache[0], name) for name in _SETTINGS[kind]},
+        "length": cache[0].length,
+        "metadata": metadata or {},
+    }
+    arrays = {
+        f"{number}.{part}": array
+        for number, layer in enumerate(cache)
+        for part, array in enumerate(layer.stored())
+    }
+    try:
+        with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+            mx.save_safetensors(file, arrays, {"prompt_cache": json.dumps(header)})
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def load_prompt_cache(path: str | os.PathLike, model) -> tuple[list[KVCache], dict[str, str]]:
+    """Read a cache that `save_prompt_cache` wrote, and its metadata.
+
+    Raises:
+        CheckpointError: it is none, or belongs to another model.
+        InputError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        arrays, told = mx.load(str(path), format="safetensors", return_metadata=True)
+        header = json.loads(told["prompt_cache"])
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a prompt cache of this program") from error
+    if header.get("format") != _FORMAT:
+        raise CheckpointError(f"{path}: written by another version of this program")
+    if header["model"] != fingerprint(model):
+        raise CheckpointError(
+            f"{path}: belongs to another model than {model.folder or 'this one'} (other weights, "
+            "configuration or number type)"
+        )
+    kind = next(kind for kind in _SETTINGS if kind.__name__ == header["kind"])
+    cache = [kind(**header["settings"]) for _ in model.make_cache()]
+    parts = len(arrays) // len(cache)
+    for number, layer in enumerate(cache):
+        layer.state = [arrays[f"{number}.{part}"] for part in range(parts)]
+        layer.length = header["length"]
+    return cache, header["metadata"]
+
+
+def fingerprint(model) -> str:
+    """Tells models apart whose caches do not fit each other: a digest of the configuration and of
+    one row of every weight."""
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    rows = [(n, v[0] if v.ndim > 1 else v) for n, v in tree_flatten(model.parameters())]
+    for name, row in rows:
+        digest.update(f"{name} {row.dtype} {row.shape}".encode())
+        digest.update(memoryview(mx.contiguous(row).view(mx.uint8)))
+    return digest.hexdigest()

@@ -1,0 +1,85 @@
+"""Speculative decoding (https://arxiv.org/abs/2211.17192), the greedy form.
+
+A small draft model proposes a few tokens one by one; the model checks them all in one step and
+keeps those that it would have chosen itself, and its own choice after them. The answer is the one
+that greedy search gives without a draft, in fewer of the model's steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import mlx.core as mx
+
+from ..errors import InputError
+from ..models.cache import KVCache
+from .config import GenerationConfig
+from .sampling import Chooser, LogitsProcessor
+from .search import Step, TokenStep
+from .stopping import Ending
+
+
+def speculative_search(
+    logits: mx.array,
+    step: Step,
+    cache: Sequence[KVCache],
+    draft_step: Step,
+    draft_cache: Sequence[KVCache],
+    config: GenerationConfig,
+    prompt: mx.array,
+    *,
+    ending: Ending,
+    processors: Sequence[LogitsProcessor] = (),
+) -> Iterator[TokenStep]:
+    """As `search`, for one row.
+
+    Args:
+        logits: (1, vocab) of the first new token.
+        step, cache: feeds tokens to the model, and what is trimmed where they were wrong.
+        draft_step, draft_cache: the same of the draft model, which was fed the prompt as well.
+
+    Raises:
+        InputError: several rows, sampling, or a cache that cannot be trimmed.
+    """
+    if len(prompt) > 1 or config.sampling:
+        raise InputError("a draft model serves one prompt at a time, without sampling")
+    if not all(layer.is_trimmable() for layer in (*cache, *draft_cache)):
+        raise InputError("a draft model needs a cache that keeps everything: no max_kv_size")
+    choose = Chooser(config, processors)
+    token, logprob = choose(logits, prompt)
+    answer = token.tolist()[0]
+    yield TokenStep(answer[:], logprob.tolist()[0], [False])
+    history = prompt
+    unseen = token  # by the draft model
+    while len(answer) < config.max_new_tokens and not ending(answer):
+        history = mx.concatenate([history, token], axis=1)
+        count = min(config.num_draft_tokens, config.max_new_tokens - len(answer) - 1)
+        drafts = []
+        for _ in range(count):
+            context = mx.concatenate([history, *drafts], axis=1)
+            drafts.append(choose(draft_step(unseen)[:, -1], context)[0])
+            unseen = drafts[-1]
+        checked = step(mx.concatenate([token, *drafts], axis=1))
+        choices = [
+            choose(checked[:, i], mx.concatenate([history, *drafts[:i]], axis=1))
+            for i in range(count + 1)
+        ]
+        proposed = mx.concatenate([token, *drafts], axis=1)[0, 1:]
+        chosen, logprobs = (mx.concatenate(part, axis=1)[0] for part in zip(*choices, strict=True))
+        mx.eval(proposed, chosen, logprobs)
+        proposed, chosen, logprobs = proposed.tolist(), chosen.tolist(), logprobs.tolist()
+        agreed = next((i for i in range(count) if proposed[i] != chosen[i]), count)
+
+        for layer in cache:
+            layer.trim(count - agreed)
+        for layer in draft_cache:
+            layer.trim(max(count - 1 - agreed, 0))
+        # of proposals that were all right, the draft model has not been fed the last one
+        unseen = mx.array([chosen[max(agreed - 1, 0) if agreed == count else agreed : agreed + 1]])
+        history = mx.concatenate([history, mx.array([chosen[:agreed]], history.dtype)], axis=1)
+        token = mx.array([[chosen[agreed]]])
+        for i, logprob in zip(chosen[: agreed + 1], logprobs, strict=False):
+            answer.append(i)
+            yield TokenStep([i], [logprob], [False])
+            if ending(answer):
+                return

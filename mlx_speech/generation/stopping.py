@@ -1,0 +1,65 @@
+"""When an answer has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import InputError
+from .config import GenerationConfig
+
+
+class Ending:
+    """Tells of an answer's tokens whether the last one ended it: by its id, or because it
+    completed a stop string.
+
+    Raises:
+        InputError: there are stop strings, but no tokenizer to look for them with.
+    """
+
+    def __init__(self, config: GenerationConfig, tokenizer=None):
+        self._eos = frozenset(config.eos_token_ids)
+        self._strings = config.stop_texts
+        if self._strings and tokenizer is None:
+            raise InputError("stop_strings need the tokenizer as well: generate(tokenizer=…)")
+        self._tokenizer = tokenizer
+        # a token stands for a byte at least, unless it is a special one
+        self._window = max((len(s.encode()) for s in self._strings), default=0) + 8
+
+    def __call__(self, tokens: Sequence[int]) -> bool:
+        if tokens[-1] in self._eos:
+            return True
+        if not self._strings:
+            return False
+        text = self._tokenizer.decode(tokens[-self._window :])
+        return any(string in text for string in self._strings)
+
+
+class TextBefore:
+    """Lets pieces of text through up to the first of some strings, which may span pieces."""
+
+    def __init__(self, strings: Sequence[str]):
+        self._strings = strings
+        self._held = ""
+        #: whether one of the strings has come
+        self.reached = False
+
+    def add(self, piece: str) -> str:
+        """What of the text so far is certain to come before the string."""
+        if self.reached:
+            return ""
+        text = self._held + piece
+        found = [start for string in self._strings if (start := text.find(string)) >= 0]
+        if found:
+            self.reached, self._held = True, ""
+            return text[: min(found)]
+        # what may be the beginning of one waits
+        starts = (i for i in range(len(text)) if any(s.startswith(text[i:]) for s in self._strings))
+        certain = next(starts, len(text))
+        self._held = text[certain:]
+        return text[:certain]
+
+    def finish(self, rest: str = "") -> str:
+        """What was held back, and what of the last text comes before the string; white space at
+        the very end is left out, but may complete a string."""
+        text = self.add(rest)
+        return text if self.reached else (text + self._held).rstrip()

@@ -1,0 +1,157 @@
+"""Llama: the plain decoder, as a language model and as a classifier of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..errors import InputError
+from .base import PretrainedModel
+from .causal_lm import CausalLM
+from .decoder import DecoderConfig, DecoderModel, without_computed
+
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+
+@dataclass(kw_only=True)
+class LlamaConfig(DecoderConfig):
+    """Configuration of a Llama text decoder.
+
+    num_labels: outputs of the classifier; by default as many as `id2label` has, else 2.
+    problem_type: what the classifier's labels are; unset, they tell by themselves.
+    """
+
+    model_type: ClassVar[str] = "llama"
+
+    rms_norm_eps: float = 1e-6
+    pretraining_tp: int = 1
+    num_labels: int | None = None
+    id2label: dict | None = None
+    problem_type: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pretraining_tp != 1:
+            raise ValueError(f"pretraining_tp is {self.pretraining_tp}, but only 1 is supported")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(
+                f"problem_type {self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}"
+            )
+        if self.num_labels is None:
+            self.num_labels = len(self.id2label) if self.id2label else 2
+
+    @property
+    def norm_eps(self) -> float:
+        return self.rms_norm_eps
+
+
+class LlamaModel(DecoderModel):
+    config_class = LlamaConfig
+
+
+class LlamaForCausalLM(CausalLM):
+    config_class = LlamaConfig
+    model_class = LlamaModel
+
+
+@dataclass
+class SequenceClassifierOutput:
+    """What a classifier of texts returns.
+
+    logits: (batch, num_labels), of each row's last token that is not padding.
+    loss: when labels were given.
+    hidden_states, past_key_values: as in `DecoderOutput`.
+    """
+
+    logits: mx.array
+    loss: mx.array | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    past_key_values: Sequence[Any] | None = None
+
+
+class LlamaForSequenceClassification(PretrainedModel):
+    config_class = LlamaConfig
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.model = LlamaModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+
+    def __call__(
+        self,
+        input_ids: mx.array | None = None,
+        *,
+        attention_mask: mx.array | None = None,
+        position_ids: mx.array | None = None,
+        past_key_values: Sequence[Any] | None = None,
+        inputs_embeds: mx.array | None = None,
+        labels: mx.array | None = None,
+        output_hidden_states: bool = False,
+    ) -> SequenceClassifierOutput:
+        """Classify; what is not described here is as in `DecoderModel`.
+
+        Each row is judged by its rightmost token that is not `pad_token_id`, wherever the padding
+        is; by its last position where there are only embeddings, which do not tell.
+
+        Args:
+            labels: (batch,) of integers for one label of several, (batch,) or (batch, 1) of
+                floats for a regression with one output, else (batch, num_labels) of floats.
+
+        Raises:
+            InputError: several rows, but no `pad_token_id` to tell their ends by.
+        """
+        output = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+        )
+        states = output.last_hidden_state
+        batch, length, _ = states.shape
+        pad = self.config.pad_token_id
+        if pad is None and batch > 1:
+            raise InputError(
+                f"a batch of {batch} needs pad_token_id in the configuration, to tell where each "
+                "text ends"
+            )
+        last = mx.full((batch,), length - 1)
+        if pad is not None and input_ids is not None:
+            last = mx.argmax(mx.arange(length) * (input_ids != pad), axis=-1)
+        logits = self.score(states[mx.arange(batch), last])
+        return SequenceClassifierOutput(
+            logits=logits,
+            loss=None if labels is None else self.loss(logits, labels),
+            hidden_states=output.hidden_states,
+            past_key_values=past_key_values,
+        )
+
+    def loss(self, logits: mx.array, labels: mx.array) -> mx.array:
+        """Mean squared error, cross-entropy or binary cross-entropy, as `problem_type` or else
+        the labels say."""
+        problem = self.config.problem_type
+        if problem is None:
+            if self.config.num_labels == 1:
+                problem = "regression"
+            elif mx.issubdtype(labels.dtype, mx.integer):
+                problem = "single_label_classification"
+            else:
+                problem = "multi_label_classification"
+        logits = logits.astype(mx.float32)
+        if problem == "single_label_classification":
+            return nn.losses.cross_entropy(logits, labels.flatten(), reduction="mean")
+        targets = labels.reshape(logits.shape).astype(mx.float32)
+        if problem == "regression":
+            return nn.losses.mse_loss(logits, targets)
+        return nn.losses.binary_cross_entropy(logits, targets)
+
+    @staticmethod
+    def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
+        """Drops what is computed."""
+        return without_computed(weights)

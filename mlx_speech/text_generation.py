@@ -1,0 +1,136 @@
+"""`generate` and `stream_generate`: a prompt as text, an answer as text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import mlx.core as mx
+
+from .errors import InputError
+from .generation import TextStream
+from .generation.api import Run, start
+from .generation.stopping import TextBefore
+
+#: a text; messages of a conversation, `{"role": ..., "content": ...}`; or token ids
+Prompt = str | Sequence[dict[str, Any]] | Sequence[int]
+
+
+@dataclass(frozen=True)
+class GenerationResponse:
+    """One step of an answer.
+
+    text: what it made certain, often empty; all of them together are the answer.
+    token: its id.
+    logprob: the token's log-probability under the model.
+    prompt_tokens, generation_tokens: how many so far.
+    prompt_tps, generation_tps: tokens per second.
+    peak_memory: in GB.
+    finish_reason: in the last response `"stop"` (an end was chosen) or `"length"` (the limit).
+    """
+
+    text: str
+    token: int
+    logprob: float
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tokens: int
+    generation_tps: float
+    peak_memory: float
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+def generate(model, processor, prompt: Prompt, **options: Any) -> str:
+    """The answer to a prompt.
+
+    Args:
+        model, processor: what `load` returned; of a speech model, its processor.
+        prompt: a text, taken as it is; messages, put into the checkpoint's chat template; or ids.
+        options: those of `mlx_speech.generation.generate`: of `GenerationConfig` (e.g.
+            `max_new_tokens`, `temperature`, `num_beams`, `stop_strings`), of the cache (e.g.
+            `max_kv_size`, `kv_bits`), a `draft_model`, and so on.
+
+    Returns:
+        The text up to what ended it, without white space around it; it ends before a stop string.
+
+    Raises:
+        ContextLengthError: prompt and answer are longer than the model's context.
+        InputError: an option is unknown or contradicts another.
+    """
+    tokenizer = text_tokenizer(processor)
+    run = start(
+        model, mx.array([prompt_ids(tokenizer, prompt)]), {"tokenizer": tokenizer, **options}
+    )
+    (row,) = run.rows()
+    tokens = row.tokens[:-1] if row.tokens[-1] in run.config.eos_token_ids else row.tokens
+    before = TextBefore(run.config.stop_texts)
+    return before.finish(tokenizer.decode(tokens).lstrip())
+
+
+def stream_generate(
+    model, processor, prompt: Prompt, **options: Any
+) -> Iterator[GenerationResponse]:
+    """As `generate`, but yields the answer as it comes. Beam search cannot stream.
+
+    The texts of all responses together are exactly what `generate` returns.
+    """
+    tokenizer = text_tokenizer(processor)
+    ids = prompt_ids(tokenizer, prompt)
+    cache = options.get("past_key_values")
+    prompt_tokens = len(ids) - (cache[0].length if cache else 0)
+    mx.reset_peak_memory()
+    begin = time.perf_counter()
+    run = start(model, mx.array([ids]), {"tokenizer": tokenizer, **options}, streaming=True)
+    return _responses(run, tokenizer, prompt_tokens, begin)
+
+
+def _responses(run: Run, tokenizer, prompt_tokens: int, begin: float):
+    stream, before = TextStream(tokenizer), TextBefore(run.config.stop_texts)
+    tokens: list[int] = []
+    prompt_tps = 0.0
+    for step in run.steps():
+        now = time.perf_counter()
+        if not tokens:
+            prompt_tps, begin = prompt_tokens / (now - begin), now
+        (token,) = step.tokens
+        tokens.append(token)
+        ended = run.ending(tokens)
+        finished = ended or len(tokens) == run.config.max_new_tokens
+        text = before.add("" if token in run.config.eos_token_ids else stream.add(token))
+        if finished:
+            text += before.finish(stream.finish() + stream.white_space)
+        yield GenerationResponse(
+            text=text,
+            token=token,
+            logprob=step.logprobs[0],
+            prompt_tokens=prompt_tokens,
+            prompt_tps=prompt_tps,
+            generation_tokens=len(tokens),
+            generation_tps=(len(tokens) - 1) / (now - begin) if len(tokens) > 1 else 0.0,
+            peak_memory=mx.get_peak_memory() / 1e9,
+            finish_reason=("stop" if ended else "length") if finished else None,
+        )
+
+
+def text_tokenizer(processor):
+    """The tokenizer of a processor, or the tokenizer itself."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def prompt_ids(tokenizer, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt of any kind.
+
+    Raises:
+        InputError: there is nothing in it.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer.encode(prompt)
+    elif prompt and isinstance(prompt[0], dict):
+        ids = tokenizer.encode(tokenizer.apply_chat_template(prompt), add_special_tokens=False)
+    else:
+        ids = list(prompt)
+    if not ids:
+        raise InputError("the prompt is empty")
+    return ids
