@@ -11,6 +11,9 @@ from mlx_speech import (
     GraniteConfig,
     GraniteForCausalLM,
     InputError,
+    Jais2ForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaModel,
     LlamaTokenizer,
     UnsupportedOptionError,
 )
@@ -107,6 +110,20 @@ def test_notes_of_llama_2(tmp_path):
     batch = tokenizer(["the lazy dog", "what is the weather going to be"])
     logits = model(**batch).logits[0, -1]
     assert mx.allclose(logits[:-1], expected, atol=1e-4).item()
+
+
+@pytest.mark.parametrize("kind", [LlamaModel, LlamaForSequenceClassification, Jais2ForCausalLM])
+def test_other_models(kind):
+    sizes = {"hidden_size": 32, "intermediate_size": 16, "num_attention_heads": 2}
+    config = kind.config_class(vocab_size=40, num_hidden_layers=1, pad_token_id=None, **sizes)
+    model = kind(config)
+    with pytest.raises(InputError):
+        model.resize_token_embeddings(0)
+    rows = model.resize_token_embeddings(41, padding_idx=40).weight
+    assert rows.shape == (41, 32)
+    assert not rows[40].any().item()
+    assert (config.vocab_size, config.pad_token_id) == (41, 40)
+    mx.eval(model(mx.array([[40, 1, 40]])))
 
 
 def test_a_speech_model(tiny_copy):

@@ -9,7 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import small_tokenizers as small
-from conftest import TINY, edit_json
+from conftest import TINY, edit_json, random_decoder
+from mlx.utils import tree_flatten
 
 from mlx_speech import (
     CheckpointError,
@@ -17,6 +18,8 @@ from mlx_speech import (
     LlamaTokenizer,
     Tokenizer,
     UnsupportedOptionError,
+    generate,
+    load,
 )
 from mlx_speech.generation.streaming import TextStream
 
@@ -185,6 +188,21 @@ def field(number: int, content: bytes | int) -> bytes:
 def sentencepiece_file(pieces: list[tuple[str, int]], algorithm: int = 2) -> bytes:
     entries = (field(1, text.encode()) + field(3, kind) for text, kind in pieces)
     return b"".join(field(1, entry) for entry in entries) + field(2, field(3, algorithm))
+
+
+def test_a_model_with_a_sentencepiece_file(tmp_path):
+    """Loaded, prompted and streamed from as any other."""
+    folder = small.llama(tmp_path, chat_template=chats.LLAMA2)
+    model = random_decoder(vocab_size=640)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    small.write_json(folder / "config.json", model.config.to_dict())
+    model, tokenizer = load(folder)
+    prompt = tokenizer.apply_chat_template(chats.CHAT[:1])
+    assert prompt == "<s>[INST] مرحبا، كيف حالك؟ [/INST]"
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    output = model.generate(mx.array([ids]), max_new_tokens=8)
+    text = generate(model, tokenizer, chats.CHAT[:1], max_new_tokens=8)
+    assert text.strip() == tokenizer.decode(output[0, len(ids) :]).strip()
 
 
 class TestBadFiles:
