@@ -50,6 +50,7 @@ _HOMES = {
     ),
     "processing": (
         "GraniteSpeechProcessor",
+        "LlamaTokenizer",
         "Speech2TextProcessor",
         "Speech2TextTokenizer",
         "Tokenizer",

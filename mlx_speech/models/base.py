@@ -65,6 +65,17 @@ class PretrainedModel(nn.Module):
         leaves = (value for _, value in tree_flatten(self.parameters()))
         return next(leaf.dtype for leaf in leaves if mx.issubdtype(leaf.dtype, mx.floating))
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int, *, padding_idx: int | None = None
+    ) -> nn.Embedding:
+        """Make room for tokens that were added to the tokenizer: `len(tokenizer)` of them in all.
+
+        See `mlx_speech.models.embeddings.resize_token_embeddings`.
+        """
+        from .embeddings import resize_token_embeddings
+
+        return resize_token_embeddings(self, new_num_tokens, padding_idx)
+
     def take_prompt(self, inputs: dict[str, Any], config) -> tuple[mx.array, mx.array | None]:
         """Take what is to be continued out of the arguments of `generate`.
 

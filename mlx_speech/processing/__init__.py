@@ -3,6 +3,12 @@
 from .granite_speech import GraniteSpeechProcessor
 from .speech_to_text import Speech2TextProcessor
 from .speech_to_text_tokenizer import Speech2TextTokenizer
-from .tokenizer import Tokenizer
+from .tokenizer import LlamaTokenizer, Tokenizer
 
-__all__ = ["GraniteSpeechProcessor", "Speech2TextProcessor", "Speech2TextTokenizer", "Tokenizer"]
+__all__ = [
+    "GraniteSpeechProcessor",
+    "LlamaTokenizer",
+    "Speech2TextProcessor",
+    "Speech2TextTokenizer",
+    "Tokenizer",
+]

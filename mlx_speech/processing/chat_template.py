@@ -12,45 +12,118 @@ from ..errors import CheckpointError, InputError
 from ..models.config import read_json
 
 
-def find_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
-    """The template of a checkpoint folder, from the places where it may stand."""
-    file = folder / "chat_template.jinja"
+def find_chat_templates(
+    folder: Path, tokenizer_config: dict[str, Any]
+) -> str | dict[str, str] | None:
+    """The template of a checkpoint folder, from the places where it may stand; several by name.
+
+    Raises:
+        CheckpointError: a file is not text, or a list of templates is malformed.
+    """
+    files = {
+        file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    }
+    if (folder / "chat_template.jinja").is_file():
+        files["default"] = folder / "chat_template.jinja"
     try:
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-        template = read_json(folder, "chat_template.json", required=False).get("chat_template")
-        template = template or tokenizer_config.get("chat_template")
-        if isinstance(template, list):  # several named ones
-            template = {t["name"]: t["template"] for t in template}.get("default")
+        templates = {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+        if not templates:
+            found = read_json(folder, "chat_template.json", required=False).get("chat_template")
+            found = found or tokenizer_config.get("chat_template")
+            if not isinstance(found, list):
+                found = [] if found is None else [{"name": "default", "template": found}]
+            templates = {named["name"]: named["template"] for named in found}
     except (TypeError, KeyError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder}: no readable chat template: {error}") from error
-    if not isinstance(template, str | None):
-        raise CheckpointError(f"{folder}: chat_template is {template!r}, but must be text")
-    return template
+        raise CheckpointError(f"{folder}: no readable chat template: {error!r}") from error
+    for template in templates.values():
+        if not isinstance(template, str):
+            raise CheckpointError(f"{folder}: chat_template is {template!r}, but must be text")
+    return templates["default"] if templates.keys() == {"default"} else templates or None
+
+
+def choose_chat_template(
+    templates: str | dict[str, str] | None, wanted: str | None, tools: Any
+) -> str:
+    """The one to use: `wanted`, the source of a template or the name of one; or else the one for
+    tools where there are tools; or else the default.
+
+    Raises:
+        InputError: there is none.
+    """
+    if isinstance(templates, dict):
+        if wanted is None:
+            wanted = "tool_use" if tools is not None and "tool_use" in templates else "default"
+            if wanted not in templates:
+                raise InputError(
+                    "this checkpoint has several chat templates, and none is the default: choose "
+                    f"with chat_template one of {', '.join(sorted(templates))}"
+                )
+        return templates.get(wanted, wanted)
+    if wanted is None and templates is None:
+        raise InputError("this checkpoint has no chat template; give the prompt as plain text")
+    return templates if wanted is None else wanted
 
 
 def render_chat(template: str, messages: Sequence[dict[str, Any]], **variables: Any) -> str:
-    """Render messages whose contents are plain strings.
+    """Render messages.
+
+    Args:
+        template: Jinja source.
+        messages: as the template wants them, mostly `{"role": ..., "content": "text"}`; keys whose
+            value is None are left out.
+        variables: what else the template may use.
 
     Raises:
-        InputError: the template refuses the messages.
+        InputError: the messages or variables are not plain data, or the template refuses them.
         CheckpointError: the template itself is broken.
     """
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str):
-        raise InputError(f"the chat template refuses these messages: {message}")
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = lambda x, **kw: json.dumps(x, ensure_ascii=False, **kw)
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    if not messages or not all(isinstance(message, dict) for message in messages):
+        raise InputError("a chat is one or more messages, each a dictionary with role and content")
+    messages = [{k: v for k, v in message.items() if v is not None} for message in messages]
     try:
-        return environment.from_string(template).render(messages=messages, **variables)
+        # a copy of plain data: a template is not to be trusted with methods of the caller's objects
+        data = json.loads(json.dumps({**variables, "messages": messages}))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a chat template takes plain data only: {error}") from error
+    try:
+        return _environment().from_string(template).render(data)
     except InputError:
         raise
     except Exception as error:  # a template is a program, and may fail in any way
         raise CheckpointError(f"the chat template fails: {error}") from error
+
+
+def _environment():
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks what the assistant says, for training; it renders as it is."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    def raise_exception(message: str):
+        raise InputError(f"the chat template refuses these messages: {message}")
+
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment

@@ -1,0 +1,136 @@
+"""Room for added tokens in a model."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+import small_tokenizers as small
+
+from mlx_speech import (
+    GraniteConfig,
+    GraniteForCausalLM,
+    InputError,
+    Jais2ForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaModel,
+    LlamaTokenizer,
+    UnsupportedOptionError,
+)
+
+IDS = mx.array([[1, 7, 30, 2]])
+
+
+def granite(vocab_size: int = 40, **options) -> GraniteForCausalLM:
+    mx.random.seed(1)
+    return GraniteForCausalLM(
+        GraniteConfig(
+            vocab_size=vocab_size,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            **options,
+        )
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+class TestResizing:
+    def test_old_tokens_are_kept(self, tied):
+        model = granite(tie_word_embeddings=tied)
+        before = model(IDS).logits
+        assert model.resize_token_embeddings(43) is model.model.embed_tokens
+        after = model(IDS).logits
+        assert after.shape == (1, 4, 43)
+        assert mx.allclose(after[..., :40], before, atol=1e-6).item()
+        # the mean of rows gives the mean of logits
+        mean = before.mean(axis=-1, keepdims=True)
+        assert mx.allclose(after[..., 40:], mean, atol=1e-6).item()
+        assert model.config.vocab_size == 43
+        assert model.config.pad_token_id is None
+
+    def test_padding_is_zero(self, tied):
+        model = granite(tie_word_embeddings=tied)
+        head = model.model.embed_tokens if tied else model.lm_head
+        model.resize_token_embeddings(42, padding_idx=41)
+        rows = model.model.embed_tokens.weight
+        assert rows.any(axis=1).tolist() == [True] * 41 + [False]
+        assert model.config.pad_token_id == 41
+        assert head.weight[41].any().item() == (not tied)
+        model.resize_token_embeddings(42, padding_idx=0)
+        assert not rows[41].any().item()
+
+    def test_fewer(self, tied):
+        model = granite(tie_word_embeddings=tied)
+        before = model(IDS).logits
+        model.resize_token_embeddings(31)
+        assert mx.allclose(model(IDS).logits, before[..., :31], atol=1e-6).item()
+
+    def test_half_precision_stays(self, tied):
+        model = granite(tie_word_embeddings=tied)
+        model.set_dtype(mx.bfloat16)
+        assert model.resize_token_embeddings(50).weight.dtype == mx.bfloat16
+        assert model(IDS).logits.dtype == mx.bfloat16
+
+    def test_a_quantized_model(self, tied):
+        model = granite(tie_word_embeddings=tied)
+        nn.quantize(model, group_size=32)
+        with pytest.raises(UnsupportedOptionError, match="before quantizing"):
+            model.resize_token_embeddings(50)
+        assert model.config.vocab_size == 40
+
+    def test_impossible_sizes(self, tied):
+        model = granite(tie_word_embeddings=tied)
+        for size in (0, -1):
+            with pytest.raises(InputError, match=f"embeddings of {size} tokens"):
+                model.resize_token_embeddings(size)
+        for token in (41, -1):
+            with pytest.raises(InputError, match=f"padding_idx {token} is not one of 41 tokens"):
+                model.resize_token_embeddings(41, padding_idx=token)
+
+
+def test_a_quantized_head_alone():
+    model = granite()
+    nn.quantize(model, group_size=32, class_predicate=lambda name, _: name == "lm_head")
+    with pytest.raises(UnsupportedOptionError, match="QuantizedLinear"):
+        model.resize_token_embeddings(50)
+    assert model.model.embed_tokens.weight.shape == (40, 32)
+
+
+def test_notes_of_llama_2(tmp_path):
+    """A padding token, its row, and what it changes for the others: nothing."""
+    tokenizer = LlamaTokenizer.from_pretrained(small.llama(tmp_path))
+    model = granite(len(tokenizer))
+    inputs = tokenizer("the lazy dog")
+    expected = model(**inputs).logits[0, -1]
+    assert tokenizer.add_special_tokens({"pad_token": "<pad>"}) == 1
+    model.resize_token_embeddings(len(tokenizer), padding_idx=tokenizer.pad_token_id)
+    assert not model.model.embed_tokens(mx.array([tokenizer.pad_token_id])).any().item()
+    batch = tokenizer(["the lazy dog", "what is the weather going to be"])
+    logits = model(**batch).logits[0, -1]
+    assert mx.allclose(logits[:-1], expected, atol=1e-4).item()
+
+
+@pytest.mark.parametrize("kind", [LlamaModel, LlamaForSequenceClassification, Jais2ForCausalLM])
+def test_other_models(kind):
+    sizes = {"hidden_size": 32, "intermediate_size": 16, "num_attention_heads": 2}
+    config = kind.config_class(vocab_size=40, num_hidden_layers=1, pad_token_id=None, **sizes)
+    model = kind(config)
+    with pytest.raises(InputError):
+        model.resize_token_embeddings(0)
+    rows = model.resize_token_embeddings(41, padding_idx=40).weight
+    assert rows.shape == (41, 32)
+    assert not rows[40].any().item()
+    assert (config.vocab_size, config.pad_token_id) == (41, 40)
+    mx.eval(model(mx.array([[40, 1, 40]])))
+
+
+def test_a_speech_model(tiny_copy):
+    from mlx_speech import load
+
+    model, _ = load(tiny_copy)
+    size = model.config.text_config.vocab_size
+    model.resize_token_embeddings(size + 1, padding_idx=size)
+    assert model.config.text_config.vocab_size == size + 1
+    assert model.language_model(IDS).logits.shape == (1, 4, size + 1)
