@@ -452,15 +452,18 @@ class TestConfig:
         assert GraniteSpeechConfig.from_dict(again) == config
 
     def test_documented_defaults(self):
-        config = GraniteSpeechConfig(
-            projector_config={"encoder_hidden_size": 1024, "hidden_size": 1024}
-        )
+        config = GraniteSpeechConfig()
         encoder = config.encoder_config
         assert (encoder.num_layers, encoder.hidden_dim, encoder.output_dim) == (10, 1024, 42)
         assert (encoder.context_size, encoder.max_pos_emb, encoder.dim_head) == (200, 512, 128)
         assert (config.window_size, config.downsample_rate) == (15, 5)
         assert config.audio_token_id == config.audio_token_index == 49155
         assert encoder.hidden_size == encoder.hidden_dim
+
+    def test_defaults_do_not_make_a_model(self):
+        """The projector's encoder_hidden_size is 1408, as documented, and the encoder's is 1024."""
+        with pytest.raises(CheckpointError, match=r"encoder_hidden_size 1408 .* output size 1024"):
+            GraniteSpeechForConditionalGeneration(GraniteSpeechConfig())
 
     @pytest.mark.parametrize(
         ("part", "change", "message"),
