@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -52,6 +53,9 @@ class GraniteSpeechProcessor:
         from ..hub import resolve_checkpoint
 
         folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
+        name = name or str(path_or_repo)
+        if os.path.isdir(name):
+            name = os.path.realpath(name)
         processor = read_json(folder, "processor_config.json", required=False)
         data = read_json(folder)
         config = architecture(data.get("model_type")).model_class().config_class.from_dict(data)
@@ -70,9 +74,7 @@ class GraniteSpeechProcessor:
             features,
             Tokenizer.from_pretrained(folder),
             processor.get("audio_token", "<|audio|>"),
-            prompts=prompt_style(
-                config.model_type, config.has_lora_adapter, name or str(path_or_repo)
-            ),
+            prompts=prompt_style(config.model_type, config.audio_token_index, name),
         )
 
     def __call__(
