@@ -79,6 +79,28 @@ class TestAudioTokens:
         with pytest.raises(InputError, match=r"mentions 1 .* but 0 are given"):
             processor("<|audio|>what is this")
 
+    def test_audio_alone_is_features(self, processor):
+        audio = [mx.zeros(16000), mx.zeros(1600)]
+        expected = processor(["<|audio|>", "<|audio|>"], audio)
+        for features in (processor(audio=audio), processor(None, audio)):
+            names = {"input_features", "input_features_mask", "feature_lengths"}
+            assert features.keys() == names
+            assert all(mx.array_equal(features[name], expected[name]).item() for name in names)
+
+    @pytest.mark.parametrize("text", [None, [], ["a", None], 5, {"a": 1}, np.zeros(999)])
+    def test_what_is_no_text(self, processor, text):
+        with pytest.raises(InputError, match=r"^text is .*, but must be one or more strings$"):
+            processor(text)
+
+    @pytest.mark.parametrize("audio", ["talk.flac", ["talk.flac"], 5, [None], [[0.5, "x"]]])
+    def test_what_is_no_audio(self, processor, audio):
+        with pytest.raises(InputError, match=r"load_audio reads files"):
+            processor("<|audio|>", audio)
+
+    def test_no_audio(self, processor):
+        with pytest.raises(InputError, match="no audio given"):
+            processor("", [])
+
     def test_audio_token_of_the_tokenizer_counts(self):
         tokenizer = Tokenizer.from_pretrained(TINY)
         tokenizer.config = {**tokenizer.config, "audio_token": "<|sound|>"}
@@ -96,6 +118,20 @@ class TestFeatures:
     def test_integers_are_refused(self):
         with pytest.raises(AudioError, match="int16"):
             GraniteSpeechFeatureExtractor()(np.zeros(1000, np.int16))
+
+    @pytest.mark.parametrize(
+        ("sample", "message"),
+        [(np.nan, "NaN or infinite"), (-np.inf, "NaN or infinite"), (3.0, "look like integers")],
+    )
+    @pytest.mark.parametrize("kind", [np.array, mx.array])
+    def test_samples_are_checked_as_those_of_files(self, sample, message, kind):
+        samples = np.zeros(1000, np.float32)
+        samples[500] = sample
+        with pytest.raises(AudioError, match=message):
+            GraniteSpeechFeatureExtractor()([kind(np.zeros_like(samples)), kind(samples)])
+
+    def test_a_hot_mix_is_accepted(self):
+        GraniteSpeechFeatureExtractor()(np.linspace(-1.5, 1.4, 1000, dtype=np.float32))
 
     def test_stereo_is_refused(self):
         with pytest.raises(AudioError, match="not mono"):
@@ -166,6 +202,24 @@ class TestChatTemplates:
     def test_unknown_part(self, processor):
         message = {"role": "user", "content": [{"type": "image"}]}
         with pytest.raises(InputError, match="'image'"):
+            processor.apply_chat_template([message])
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            {"role": "user"},
+            {"role": "user", "content": None},
+            {"role": "user", "content": 5},
+            {"content": "x"},
+            "x",
+            {"role": "user", "content": ["x"]},
+            {"role": "user", "content": [{"type": "text"}]},
+            {"role": "user", "content": [{"type": "text", "text": None}]},
+            {"role": "user", "content": [{"text": np.zeros((99, 99))}]},
+        ],
+    )
+    def test_what_is_no_message(self, processor, message):
+        with pytest.raises(InputError, match=r"^a (part of a )?message is [^\n]+$"):
             processor.apply_chat_template([message])
 
     def test_the_sandbox_holds(self, processor, monkeypatch):
