@@ -28,6 +28,7 @@ _HOMES = {
         "MlxSpeechError",
         "UnsupportedOptionError",
     ),
+    "fbank": ("Speech2TextFeatureExtractor",),
     "features": ("GraniteSpeechFeatureExtractor",),
     "generation": ("GenerationConfig",),
     "generation.prompt_cache": ("load_prompt_cache", "save_prompt_cache"),
@@ -51,7 +52,12 @@ _HOMES = {
         "LlamaForSequenceClassification",
         "LlamaModel",
     ),
-    "processing": ("GraniteSpeechProcessor", "Tokenizer"),
+    "processing": (
+        "GraniteSpeechProcessor",
+        "Speech2TextProcessor",
+        "Speech2TextTokenizer",
+        "Tokenizer",
+    ),
     "text_generation": ("GenerationResponse", "generate", "stream_generate"),
     "transcription": ("Segment", "Transcript", "Word", "stream_transcribe", "transcribe"),
 }

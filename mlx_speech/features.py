@@ -141,7 +141,7 @@ class GraniteSpeechFeatureExtractor:
                 samples that are not finite or are integers.
             InputError: there are no recordings, or they are no arrays.
         """
-        features = [self.log_mel(audio) for audio in _as_list(audios)]
+        features = [self.log_mel(audio) for audio in mono_recordings(audios)]
         lengths = [f.shape[0] for f in features]
         longest = max(lengths)
         sizes = [self.num_audio_tokens(length) for length in lengths]
@@ -185,7 +185,7 @@ class GraniteSpeechFeatureExtractor:
         return log_mel[: num_frames - num_frames % 2].reshape(num_frames // 2, -1)
 
 
-def _as_list(audios) -> list[mx.array]:
+def mono_recordings(audios) -> list[mx.array]:
     """Recordings one by one, as float32 (samples,)."""
     try:
         if isinstance(audios, mx.array | np.ndarray) and audios.ndim == 1:

@@ -1,7 +1,8 @@
 """A checkpoint by folder or by Hugging Face name -> a local folder that holds all it needs.
 
 Downloads live in huggingface_hub's own cache, shared with every other tool that uses it. Only what
-loading reads is fetched: first the small files, then the safetensors weights that they name.
+loading reads is fetched: first the small files, then the weights that they name, safetensors
+wherever there are any.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from pathlib import Path
 from .errors import CheckpointError, HubError
 
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*vocab*.txt", "*merges*.txt")
-INDEX_FILE = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+# best first: index of shards, single file, other names for it
+_WEIGHTS = (
+    ("model.safetensors.index.json", "model.safetensors", "model*.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin"),
+)
 _ADAPTER = "adapter_model.safetensors"
+NO_WEIGHTS = "no model.safetensors and no pytorch_model.bin"
 
 
 def resolve_checkpoint(
@@ -43,7 +48,7 @@ def resolve_checkpoint(
 
     Raises:
         CheckpointError: there is no such folder, it is a file, a revision was asked of a folder,
-            or the repository is not a model with safetensors weights.
+            or the repository is not a model with weights of safetensors or PyTorch.
         HubError: the repository or revision does not exist, is private or gated, the Hub cannot
             be reached and the cache is incomplete, or the download cannot be finished or stored.
     """
@@ -93,7 +98,7 @@ def _check_repo_id(name: str) -> None:
 def _fetch_weights(repo_id: str, folder: Path, local_files_only: bool, progress: bool) -> None:
     """Fetch the weights that the small files name, of the same commit."""
     commit = folder.name
-    weights = _weight_files(repo_id, folder, _listing(repo_id, commit))
+    weights = _files_to_fetch(repo_id, folder, _listing(repo_id, commit))
     if _missing(folder, weights):
         _download(repo_id, commit, weights, local_files_only, progress)
     if missing := _missing(folder, weights):
@@ -115,8 +120,32 @@ def _listing(repo_id: str, revision: str | None) -> set[str] | None:
         return None
 
 
-def _weight_files(repo_id: str, folder: Path, listing: set[str] | None) -> list[str]:
-    """Name the weight files to load; without a listing, judge by what the cache holds."""
+def weight_files(name: str, folder: Path, held: set[str]) -> list[str]:
+    """Name the files of a model's own weights: safetensors wherever there are any, else PyTorch's.
+
+    Args:
+        name: what to call the checkpoint in a message.
+        folder: where its indices are.
+        held: names of all files that it has.
+
+    Returns:
+        The names; none if there are no weights.
+
+    Raises:
+        CheckpointError: an index is malformed.
+    """
+    for index, single, pattern in _WEIGHTS:
+        if (folder / index).is_file():
+            return _indexed_files(name, folder / index)
+        if single in held:
+            return [single]
+        if others := sorted(file for file in held if fnmatchcase(file, pattern)):
+            return others
+    return []
+
+
+def _files_to_fetch(repo_id: str, folder: Path, listing: set[str] | None) -> list[str]:
+    """Name the weight files to fetch; without a listing, judge by what the cache holds."""
     held = {file.name for file in folder.iterdir()} if listing is None else listing
     if not held & {"config.json", "adapter_config.json"}:
         if listing is None:
@@ -124,45 +153,32 @@ def _weight_files(repo_id: str, folder: Path, listing: set[str] | None) -> list[
         raise CheckpointError(
             f"{repo_id} is not a model that can be loaded: it holds no config.json"
         )
-    if (folder / INDEX_FILE).is_file():
-        names = indexed_files(folder / INDEX_FILE, repo_id)
-    elif _SINGLE in held:
-        names = [_SINGLE]
-    else:
-        names = sorted(name for name in held if fnmatchcase(name, "model*.safetensors"))
-        if not names and listing is None and "config.json" in held:
-            names = [_SINGLE]
+    names = weight_files(repo_id, folder, held)
+    if not names and listing is None and "config.json" in held:
+        names = [_WEIGHTS[0][1]]
     if _ADAPTER in held or (listing is None and "adapter_config.json" in held):
         names.append(_ADAPTER)
 
     if not names:
-        other = min((n for n in held if fnmatchcase(n, "pytorch_model*.bin")), default=None)
         raise CheckpointError(
-            f"{repo_id} ships no safetensors weights{f' (only {other})' if other else ''}: "
-            f"choose a repository or revision that holds {_SINGLE}"
+            f"{repo_id} ships {NO_WEIGHTS}: choose another repository or revision"
         )
     if listing is not None and (absent := set(names) - listing):
         raise CheckpointError(
-            f"{repo_id}: {INDEX_FILE} names {min(absent)}, which the repository does not hold: "
-            "choose another revision, or tell its owner"
+            f"{repo_id}: its index of weights names {min(absent)}, which the repository does not "
+            "hold: choose another revision, or tell its owner"
         )
     return names
 
 
-def indexed_files(index: Path, where: object) -> list[str]:
-    """Names of the files over which a safetensors index spreads the weights.
-
-    Raises:
-        CheckpointError: it is none; the message begins with `where`.
-    """
+def _indexed_files(name: str, index: Path) -> list[str]:
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if not all(isinstance(name, str) for name in names):
-            raise TypeError("a file that is not named by text")
-        return sorted(names)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted({os.fspath(file) for file in files})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{where}: {INDEX_FILE} is not a safetensors index (no weight_map from weight to file)"
+            f"{name}: {index.name} is not an index of weights, a weight_map from weight to file "
+            f"({type(error).__name__}: {error})"
         ) from error
 
 

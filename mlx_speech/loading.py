@@ -9,11 +9,12 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from .errors import CheckpointError
-from .hub import INDEX_FILE, indexed_files, resolve_checkpoint
+from .hub import NO_WEIGHTS, resolve_checkpoint, weight_files
 from .models import architecture
 from .models.base import PretrainedModel
 from .models.config import read_json
 from .models.lora import LoraConfig, apply_adapter
+from .pytorch_bin import read_pytorch_bin
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -119,24 +120,22 @@ def checkpoint_dtype(config: dict, weights: dict[str, mx.array]) -> mx.Dtype:
 
 
 def read_weights(folder: Path) -> dict[str, mx.array]:
-    """The tensors of a folder, memory-mapped: nothing is read before it is evaluated.
+    """The tensors of a folder: of its safetensors, or where there are none of its PyTorch files.
 
-    Only files that the index names, or else `model*.safetensors`; other safetensors beside them
-    (adapters, `out_llm.safetensors`) belong to something else.
+    Only files that the index names, or else the model's own by their name; other safetensors
+    beside them (adapters, `out_llm.safetensors`) belong to something else. Safetensors are
+    memory-mapped: nothing is read before it is evaluated.
 
     Raises:
-        CheckpointError: there are no weights, or a file of them is missing or damaged.
+        CheckpointError: there are no weights, or a file of them is missing, damaged or unsafe.
     """
-    index = folder / INDEX_FILE
-    if index.is_file():
-        files = [folder / name for name in indexed_files(index, folder)]
-    else:
-        files = sorted(folder.glob("model*.safetensors"))
+    files = weight_files(str(folder), folder, {file.name for file in folder.iterdir()})
     if not files:
-        raise CheckpointError(f"{folder}: no model.safetensors and no {INDEX_FILE} here")
+        raise CheckpointError(f"{folder}: {NO_WEIGHTS} here")
     weights: dict[str, mx.array] = {}
-    for file in files:
-        weights.update(read_safetensors(file))
+    for name in files:
+        read = read_pytorch_bin if name.endswith(".bin") else read_safetensors
+        weights.update(read(folder / name))
     return weights
 
 

@@ -65,8 +65,8 @@ def generate(model, processor, prompt: Prompt, **options: Any) -> str:
     )
     (row,) = run.rows()
     tokens = row.tokens[:-1] if row.tokens[-1] in run.config.eos_token_ids else row.tokens
-    before = TextBefore(run.config.stop_strings)
-    return before.add(tokenizer.decode(tokens).strip()) + before.finish()
+    before = TextBefore(run.config.stop_texts)
+    return before.finish(tokenizer.decode(tokens).lstrip())
 
 
 def stream_generate(
@@ -87,7 +87,7 @@ def stream_generate(
 
 
 def _responses(run: Run, tokenizer, prompt_tokens: int, begin: float):
-    stream, before = TextStream(tokenizer), TextBefore(run.config.stop_strings)
+    stream, before = TextStream(tokenizer), TextBefore(run.config.stop_texts)
     tokens: list[int] = []
     prompt_tps = 0.0
     for step in run.steps():
@@ -98,10 +98,9 @@ def _responses(run: Run, tokenizer, prompt_tokens: int, begin: float):
         tokens.append(token)
         ended = run.ending(tokens)
         finished = ended or len(tokens) == run.config.max_new_tokens
-        piece = "" if token in run.config.eos_token_ids else stream.add(token)
-        text = before.add(piece)
+        text = before.add("" if token in run.config.eos_token_ids else stream.add(token))
         if finished:
-            text += before.add(stream.finish()) + before.finish()
+            text += before.finish(stream.finish() + stream.white_space)
         yield GenerationResponse(
             text=text,
             token=token,

@@ -9,8 +9,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
-from mlx_speech import load, load_audio
+from mlx_speech import LlamaConfig, LlamaForCausalLM, load, load_audio
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "examples" / "tiny-granite-speech"
@@ -59,6 +60,21 @@ def speech_inputs(processor, *names: str, instruction: str = TRANSCRIBE) -> dict
     """Inputs for a batch of recordings, one prompt each."""
     audio = [load_audio(find_recording(name)) for name in names]
     return processor([processor.speech_prompt(instruction)] * len(names), audio)
+
+
+def random_decoder(seed: int = 1, **options):
+    """A small Llama whose answers wander: weights of a size at which layers outweigh embeddings."""
+    small = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 0}
+    model = LlamaForCausalLM(LlamaConfig(**(small | options)))
+    keys = mx.random.split(mx.random.key(seed), len(tree_flatten(model.parameters())))
+    weights = [
+        (name, mx.random.normal(value.shape, key=key) * (1.2 * value.shape[-1] ** -0.5))
+        for (name, value), key in zip(tree_flatten(model.parameters()), keys, strict=True)
+        if value.ndim > 1
+    ]
+    model.load_weights(weights, strict=False)
+    return model
 
 
 def edit_json(path: Path, **changes) -> None:

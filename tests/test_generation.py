@@ -204,47 +204,6 @@ class TestBeams:
         assert length(0.0) < length(2.0)
 
 
-class TestCache:
-    def test_grows_in_steps(self):
-        cache = KVCache()
-        capacities = []
-        for position in range(600):
-            new = mx.full((1, 1, 1, 2), position, mx.float32)
-            keys, _ = cache.update_and_fetch(new, new)
-            assert keys.shape[2] == position + 1
-            capacities.append(cache.state[0].shape[2])
-        assert sorted(set(capacities)) == [256, 512, 768]
-        assert keys[0, 0, :, 0].tolist() == list(range(600))
-
-    def test_prompt_longer_than_a_step(self):
-        cache = KVCache()
-        long = mx.random.normal((1, 2, 300, 4))
-        keys, values = cache.update_and_fetch(long, long)
-        assert mx.array_equal(keys, long).item()
-        assert mx.array_equal(values, long).item()
-        assert cache.state[0].shape[2] == 512
-
-    def test_reorder_changes_rows_and_their_number(self):
-        cache = KVCache(left_padding=[2, 0])
-        new = mx.arange(2).reshape(2, 1, 1, 1) * mx.ones((2, 1, 3, 1))
-        cache.update_and_fetch(new, new)
-        cache.reorder(mx.array([1, 0, 1]))
-        assert cache.state[0][:, 0, 0, 0].tolist() == [1, 0, 1]
-        assert cache.offset.tolist() == [3, 1, 3]
-
-    def test_padding_is_masked_and_attends_to_itself(self):
-        cache = KVCache(left_padding=[2, 0])
-        assert cache.make_mask(3)[:, 0].tolist() == [
-            [[True, False, False], [False, True, False], [False, False, True]],
-            [[True, False, False], [True, True, False], [True, True, True]],
-        ]
-
-    def test_no_mask_without_padding(self):
-        assert KVCache([0, 0]).make_mask(1) is None
-        assert KVCache().make_mask(4) == "causal"
-        assert KVCache([0, 0]).offset == 0
-
-
 class TestOptions:
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -255,6 +214,13 @@ class TestOptions:
             ({"num_beams": 0}, "num_beams is 0"),
             ({"early_stopping": "often"}, "early_stopping is 'often'"),
             ({"temperature": 0.5, "num_beams": 2}, "do not go together"),
+            ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5, but must be an integer"),
+            ({"temperature": "hot"}, "temperature is 'hot', but must be a number"),
+            ({"seed": -1}, "seed is -1"),
+            ({"seed": 2**64}, "seed is 18446744073709551616"),
+            ({"top_p": 0.9}, "top_p shapes what is drawn"),
+            ({"min_p": 0.1, "temperature": 0.0}, "min_p shapes what is drawn"),
+            ({"stop_strings": ["x", ""]}, "empty stop string"),
         ],
     )
     def test_impossible_ones(self, options, message):

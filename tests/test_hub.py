@@ -33,7 +33,7 @@ STRAY = {
     "LICENSE.txt": b"MIT",
     "sample.wav": b"RIFF",
     "out_llm.safetensors": b"stray",
-    "pytorch_model.bin": b"pickle",
+    "training_args.bin": b"pickle",
     "tf_model.h5": b"h5",
     "flax_model.msgpack": b"flax",
     "onnx/config.json": b"{}",
@@ -41,12 +41,20 @@ STRAY = {
 }
 SINGLE = {"model.safetensors": b"weights"}
 SHARDS = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
-SHARDED = {
-    "model.safetensors.index.json": json.dumps(
-        {"weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}}
-    ).encode(),
-    **{name: name.encode() for name in SHARDS},
-}
+BIN = {"pytorch_model.bin": b"pickle"}
+BIN_SHARDS = [f"pytorch_model-0000{n}-of-00002.bin" for n in (1, 2)]
+
+
+def sharded(index: str, shards: list[str]) -> dict[str, bytes]:
+    weight_map = {"a": shards[0], "b": shards[1], "c": shards[0]}
+    return {
+        index: json.dumps({"weight_map": weight_map}).encode(),
+        **{name: name.encode() for name in shards},
+    }
+
+
+SHARDED = sharded("model.safetensors.index.json", SHARDS)
+BIN_SHARDED = sharded("pytorch_model.bin.index.json", BIN_SHARDS)
 ADAPTER = {"adapter_config.json": b'{"a": 4}', "adapter_model.safetensors": b"lora"}
 
 
@@ -171,8 +179,26 @@ def test_bare_name_gets_both_readings(hub):
 
 @pytest.mark.parametrize(
     "weights",
-    [SINGLE, SHARDED, {**SINGLE, **ADAPTER}, {**SHARDED, **ADAPTER}, {"model_a.safetensors": b"a"}],
-    ids=["single", "sharded", "adapter", "sharded adapter", "other name"],
+    [
+        SINGLE,
+        SHARDED,
+        {**SINGLE, **ADAPTER},
+        {**SHARDED, **ADAPTER},
+        {"model_a.safetensors": b"a"},
+        BIN,
+        BIN_SHARDED,
+        {**BIN, **ADAPTER},
+    ],
+    ids=[
+        "single",
+        "sharded",
+        "adapter",
+        "sharded adapter",
+        "other name",
+        "PyTorch",
+        "sharded PyTorch",
+        "PyTorch adapter",
+    ],
 )
 def test_only_needed_files_are_fetched(hub, publish, weights):
     commit = publish(SMALL, STRAY, weights)
@@ -187,6 +213,17 @@ def test_index_and_single_file_win_over_other_names(hub, publish):
     assert {*contents(resolve_checkpoint(REPO))} == {*SMALL, *SHARDED}
     publish(SMALL, SINGLE, {"model.fp16.safetensors": b""})
     assert {*contents(resolve_checkpoint(REPO))} == {*SMALL, *SINGLE}
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [SINGLE, SHARDED, {"model_a.safetensors": b"a"}],
+    ids=["single", "sharded", "other name"],
+)
+def test_safetensors_win_over_pytorch(hub, publish, weights):
+    publish(SMALL, weights, BIN, BIN_SHARDED)
+    resolve_checkpoint(REPO)
+    assert hub.fetched() == sorted({**SMALL, **weights, "pytorch_model.bin.index.json": b""})
 
 
 def test_adapter_repository(publish):
@@ -249,11 +286,11 @@ def test_what_needs_no_weights_fetches_none(hub, publish, kind):
 # Repositories that cannot be loaded
 
 
-def test_no_safetensors(hub, publish):
-    publish(SMALL, {"pytorch_model.bin": b"pickle"})
+def test_no_weights(hub, publish):
+    publish(SMALL, STRAY)
     message = error_of(REPO, kind=CheckpointError)
-    assert "no safetensors weights (only pytorch_model.bin)" in message
-    assert "pytorch_model.bin" not in hub.fetched()
+    assert "no model.safetensors and no pytorch_model.bin" in message
+    assert hub.fetched() == sorted(SMALL)
 
 
 def test_no_config(hub, publish):
@@ -266,12 +303,17 @@ def test_index_names_a_file_that_is_not_there(hub, publish):
     publish(SMALL, {name: SHARDED[name] for name in SHARDED if name != SHARDS[1]})
     assert f"names {SHARDS[1]}" in error_of(REPO, kind=CheckpointError)
     assert SHARDS[0] not in hub.fetched()
+    publish(SMALL, {name: BIN_SHARDED[name] for name in BIN_SHARDED if name != BIN_SHARDS[1]})
+    assert f"names {BIN_SHARDS[1]}" in error_of(REPO, kind=CheckpointError)
 
 
-@pytest.mark.parametrize("index", [b"<html>", b"[]", b"{}", b'{"weight_map": [1]}', b"\xff"])
-def test_malformed_index(publish, index):
-    publish(SMALL, {"model.safetensors.index.json": index})
-    assert "not a safetensors index" in error_of(REPO, kind=CheckpointError)
+@pytest.mark.parametrize(
+    "index", [b"<html>", b"[]", b"{}", b'{"weight_map": [1]}', b'{"weight_map": {"a": 1}}', b"\xff"]
+)
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+def test_malformed_index(publish, name, index):
+    publish(SMALL, {name: index})
+    assert f"{name} is not an index of weights" in error_of(REPO, kind=CheckpointError)
 
 
 # Without the network
@@ -330,14 +372,24 @@ def test_half_cache_names_the_missing_file(hub, publish, monkeypatch, how, lost)
         assert f"the local cache lacks {lost}" in message
 
 
+def forget_listing(folder: Path) -> None:
+    (folder.parent.parent / "trees" / f"{folder.name}.json").unlink()
+    file_download.read_tree_cache.__globals__["_IN_MEMORY_TREE_CACHE"].clear()
+
+
+def test_pytorch_cache_of_another_tool(hub, publish):
+    publish(SMALL, BIN)
+    folder = resolve_checkpoint(REPO)
+    forget_listing(folder)
+    assert resolve_checkpoint(REPO, local_files_only=True) == folder
+
+
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "adapter_model.safetensors"])
 def test_half_cache_of_another_tool(hub, publish, lost):
     """Files fetched one by one leave no listing: what must be there is still missed."""
     publish(SMALL, SINGLE, ADAPTER)
     folder = resolve_checkpoint(REPO)
-    trees = folder.parent.parent / "trees"
-    (trees / f"{folder.name}.json").unlink()
-    file_download.read_tree_cache.__globals__["_IN_MEMORY_TREE_CACHE"].clear()
+    forget_listing(folder)
     assert resolve_checkpoint(REPO, local_files_only=True) == folder
     (folder / lost).unlink()
     if lost == "config.json":

@@ -7,6 +7,7 @@ import json
 import mlx.core as mx
 import pytest
 from conftest import TINY, edit_json, find_recording, speech_inputs
+from pytorch_files import save_pytorch_bin
 
 from mlx_speech import CheckpointError, GraniteForCausalLM, GraniteSpeechConfig, load, transcribe
 from mlx_speech.loading import load_model, read_weights
@@ -145,6 +146,39 @@ class TestFiles:
         with pytest.raises(CheckpointError, match=r"b\.safetensors is missing"):
             load(tiny_copy)
 
+    def test_pytorch(self, tiny_copy):
+        file = tiny_copy / "model.safetensors"
+        save_pytorch_bin(tiny_copy / "pytorch_model.bin", mx.load(str(file)))
+        file.unlink()
+        assert transcript(tiny_copy) == "unlock the back gate"
+
+    def test_sharded_pytorch(self, tiny_copy):
+        file = tiny_copy / "model.safetensors"
+        weights = mx.load(str(file))
+        names = sorted(weights)
+        shards = {f"pytorch_model-0000{n + 1}-of-00002.bin": names[n::2] for n in (0, 1)}
+        for shard, part in shards.items():
+            save_pytorch_bin(tiny_copy / shard, {n: weights[n] for n in part})
+        file.unlink()
+        index = {"weight_map": {n: shard for shard, part in shards.items() for n in part}}
+        (tiny_copy / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        (tiny_copy / "pytorch_model.bin").write_bytes(b"not to be read")
+        assert transcript(tiny_copy) == "unlock the back gate"
+        (tiny_copy / "pytorch_model-00002-of-00002.bin").unlink()
+        with pytest.raises(CheckpointError, match=r"pytorch_model-00002-of-00002\.bin is missing"):
+            load(tiny_copy)
+
+    def test_safetensors_win_over_pytorch(self, tiny_copy):
+        for name in ("pytorch_model.bin", "pytorch_model-00001-of-00001.bin"):
+            (tiny_copy / name).write_bytes(b"not to be read")
+        index = {"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}
+        (tiny_copy / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        assert transcript(tiny_copy) == "unlock the back gate"
+
+    def test_single_file_wins_over_its_variants(self, tiny_copy):
+        (tiny_copy / "model.fp16.safetensors").write_bytes(b"not to be read")
+        assert transcript(tiny_copy) == "unlock the back gate"
+
     @pytest.mark.parametrize("dtype", [mx.float16, mx.float32])
     def test_other_stored_types(self, tiny_copy, dtype):
         resave(tiny_copy, lambda w: {k: v.astype(dtype) for k, v in w.items()})
@@ -172,7 +206,9 @@ class TestFiles:
 
     def test_no_weights(self, tiny_copy):
         (tiny_copy / "model.safetensors").unlink()
-        with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
+        with pytest.raises(
+            CheckpointError, match=r"no model\.safetensors and no pytorch_model\.bin"
+        ):
             load(tiny_copy)
 
     def test_no_config(self, tmp_path):
@@ -370,7 +406,7 @@ class TestDamage:
     )
     def test_index(self, tiny_copy, index):
         edit_json(tiny_copy / "model.safetensors.index.json", **index)
-        self.refused(tiny_copy, r"index\.json is not a safetensors index")
+        self.refused(tiny_copy, r"index\.json is not an index of weights")
 
     @pytest.mark.parametrize(
         ("name", "change", "message"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 import numpy as np
@@ -59,10 +59,13 @@ class Beams:
         self.finished.sort(key=lambda h: -h.score)
         del self.finished[config.num_beams :]
         going_on = [c for c, end in zip(candidates, ends, strict=True) if not end]
-        going_on = going_on[: config.num_beams]
         if not going_on:
             self.done = True
             return []
+        # stop strings can end more than expected: hopeless ones then keep the number of beams
+        for beam, ended in candidates[: max(0, config.num_beams - len(going_on))]:
+            going_on.append((beam, replace(ended, score=-1e9)))
+        going_on = going_on[: config.num_beams]
         self.running = [h for _, h in going_on]
         self.done = self._cannot_improve(length)
         return [beam for beam, _ in going_on]

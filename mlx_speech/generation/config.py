@@ -82,6 +82,8 @@ class GenerationConfig:
         for name, holds, rule in checks:
             if not holds:
                 raise InputError(f"{name} is {getattr(self, name)!r}, but must be {rule}")
+        if "" in self.stop_texts:
+            raise InputError("an empty stop string would end every answer")
         if self.sampling and self.num_beams > 1:
             raise InputError("sampling and num_beams > 1 do not go together; choose one")
         for name in ("top_k", "top_p", "min_p"):
@@ -98,6 +100,12 @@ class GenerationConfig:
         """The ids that end an answer, however many."""
         ids = self.eos_token_id
         return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The stop strings, however many and however given."""
+        strings = self.stop_strings
+        return (strings,) if isinstance(strings, str) else tuple(strings or ())
 
     @property
     def fill_token_id(self) -> int:

@@ -18,7 +18,7 @@ class Ending:
 
     def __init__(self, config: GenerationConfig, tokenizer=None):
         self._eos = frozenset(config.eos_token_ids)
-        self._strings = as_tuple(config.stop_strings)
+        self._strings = config.stop_texts
         if self._strings and tokenizer is None:
             raise InputError("stop_strings need the tokenizer as well: generate(tokenizer=…)")
         self._tokenizer = tokenizer
@@ -37,8 +37,8 @@ class Ending:
 class TextBefore:
     """Lets pieces of text through up to the first of some strings, which may span pieces."""
 
-    def __init__(self, strings: str | Sequence[str] | None):
-        self._strings = as_tuple(strings)
+    def __init__(self, strings: Sequence[str]):
+        self._strings = strings
         self._held = ""
         #: whether one of the strings has come
         self.reached = False
@@ -58,19 +58,8 @@ class TextBefore:
         self._held = text[certain:]
         return text[:certain]
 
-    def finish(self) -> str:
-        """What was held back, once there is no more text."""
-        rest, self._held = self._held, ""
-        return rest
-
-
-def as_tuple(strings: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Stop strings, however many were given and how.
-
-    Raises:
-        InputError: one is empty.
-    """
-    strings = (strings,) if isinstance(strings, str) else tuple(strings or ())
-    if "" in strings:
-        raise InputError("an empty stop string would end every answer")
-    return strings
+    def finish(self, rest: str = "") -> str:
+        """What was held back, and what of the last text comes before the string; white space at
+        the very end is left out, but may complete a string."""
+        text = self.add(rest)
+        return text if self.reached else (text + self._held).rstrip()

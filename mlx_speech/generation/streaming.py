@@ -28,6 +28,8 @@ class TextStream:
         self._context = self._new = 0
         self._known = ""
         self.text = ""
+        #: after the end, what stood behind the text
+        self.white_space = ""
 
     def add(self, token: int) -> str:
         """The text that `token` makes certain, often empty."""
@@ -45,7 +47,9 @@ class TextStream:
 
     def finish(self) -> str:
         """What was still held back, once there are no more tokens."""
-        whole = self._decode(self._ids).strip()
+        decoded = self._decode(self._ids).lstrip()
+        whole = decoded.rstrip()
+        self.white_space = decoded[len(whole) :]
         if not whole.startswith(self.text):
             raise AssertionError(f"streamed {self.text!r}, but the text is {whole!r}")
         rest, self.text = whole[len(self.text) :], whole

@@ -182,7 +182,7 @@ class RotatingKVCache(KVCache):
         start = self.keep
         if self.length > self.max_size:
             start += (self.length - self.keep) % (self.max_size - self.keep)
-        cuts = (slice(0, self.keep), slice(start, used), slice(self.keep, start))
+        cuts = (slice(0, min(self.keep, used)), slice(start, used), slice(self.keep, start))
         return [[part[:, :, cut] for cut in cuts] for part in self.state]
 
     def _wrapped(self, whole: mx.array) -> mx.array:

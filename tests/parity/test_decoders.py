@@ -19,7 +19,10 @@ from transformers import (
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     LlamaModel,
+    PreTrainedTokenizerFast,
 )
+
+from mlx_speech.processing import Tokenizer
 
 from .random_models import (
     PAD,
@@ -304,3 +307,25 @@ def test_jais2_without_a_rotary_base_warns(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         Pair.load(None, tmp_path)
     assert "rope_theta" in caplog.text
+
+
+def test_stop_strings(tiny_folder, tmp_path):
+    """The same ids up to the token that completes a string."""
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tiny_folder / "tokenizer.json"))
+    ours = Tokenizer.from_pretrained(tiny_folder)
+    options = {"vocab_size": len(theirs), "eos_token_id": None, "tie_word_embeddings": False}
+    pair = make_pair(tmp_path, LlamaForCausalLM, seed=5, **options)
+    ids = text_ids(1, 6, vocab=len(theirs))
+    common = {"max_new_tokens": 24, "pad_token_id": PAD}
+    whole = pair.ours.generate(mx.array(ids), **common)[0, 6:].tolist()
+    text, lengths = ours.decode(whole), set()
+    for start in range(0, len(text) - 3, 3):
+        stop = text[start : start + 3]
+        if not stop.isascii():  # halves of characters, which are no text
+            continue
+        common["stop_strings"] = [stop, "zzz"]
+        expected = pair.reference.generate(tensor(ids), tokenizer=theirs, do_sample=False, **common)
+        answer = pair.ours.generate(mx.array(ids), tokenizer=ours, **common)
+        assert answer.tolist() == expected.tolist()
+        lengths.add(answer.shape[1])
+    assert len(lengths) > 4

@@ -1,0 +1,255 @@
+"""Kaldi filter banks in MLX, normalised over each utterance: what Speech2Text hears.
+
+The algorithm is that of Kaldi's compute-fbank-feats (feat/feature-window.cc, feature-fbank.cc and
+mel-computations.cc), with the options that fairseq's S2T models were trained with.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .errors import AudioError, InputError
+from .features import mono_recordings
+from .models.config import read_json
+
+FRAME_MS = 25.0
+SHIFT_MS = 10.0
+PREEMPHASIS = 0.97
+LOW_HZ = 20.0
+#: least energy whose logarithm is taken
+FLOOR = float(np.finfo(np.float32).eps)
+#: frames computed at a time: 13 MB of them
+CHUNK_FRAMES = 4096
+
+
+def frame_samples(sampling_rate: float) -> tuple[int, int]:
+    """Length of a frame and distance to the next one, in samples."""
+    # multiplied in this order: at some rates another one rounds to another integer
+    return int(sampling_rate * FRAME_MS * 0.001), int(sampling_rate * SHIFT_MS * 0.001)
+
+
+@lru_cache
+def frame_spectrum(frame: int) -> mx.array:
+    """What makes a frame's spectrum: (frame, 2 * bins) float64, real parts, then imaginary ones.
+
+    The frame loses its mean, gets pre-emphasis and the Povey window (a symmetric Hann window to the
+    power of 0.85), and is transformed at the next power of two, without the Nyquist bin. All that
+    is linear, so one matrix does it.
+    """
+    rows = np.eye(frame) - 1 / frame
+    # what precedes the first sample does not matter: the window is 0 there
+    rows = rows - PREEMPHASIS * np.roll(rows, 1, axis=1)
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(frame) / (frame - 1))
+    spectrum = np.fft.rfft(rows * hann**0.85, fft_size(frame))[:, :-1]
+    return mx.array(np.concatenate([spectrum.real, spectrum.imag], axis=1), dtype=mx.float64)
+
+
+def fft_size(frame: int) -> int:
+    """The power of two that holds a frame."""
+    return 1 << (frame - 1).bit_length()
+
+
+@lru_cache
+def kaldi_mel_filters(sampling_rate: float, n_fft: int, n_mels: int) -> mx.array:
+    """Triangles that are straight in mel, from 20 Hz to Nyquist: (n_fft // 2, n_mels) float64.
+
+    The scale is 1127 ln(1 + f / 700). Slopes are computed in float32, as in Kaldi: where a narrow
+    filter hardly touches the one bin that it meets, the rounding is part of the model.
+    """
+
+    def mel(hertz):
+        return 1127.0 * np.log(1.0 + hertz / 700.0)
+
+    low, high = float(mel(LOW_HZ)), float(mel(sampling_rate / 2))
+    step = (high - low) / (n_mels + 1)
+    bins = mel(sampling_rate / n_fft * np.arange(n_fft // 2, dtype=np.float32))
+    number = np.arange(n_mels, dtype=np.float32)
+    left, centre, right = (low + (number + i) * step for i in range(3))
+    rising = (bins[:, None] - left) / (centre - left)
+    falling = (right - bins[:, None]) / (right - centre)
+    return mx.array(np.maximum(0, np.minimum(rising, falling)), dtype=mx.float64)
+
+
+def fbank(
+    samples: mx.array,
+    sampling_rate: float = 16000,
+    n_mels: int = 80,
+    *,
+    dither: float = 0.0,
+    seed: int | None = None,
+) -> mx.array:
+    """Log energies of Kaldi's mel filters.
+
+    Computed in float64, and so on the CPU: beside a loud low tone, rounding in a float32 transform
+    is louder than the quiet end of the spectrum, and its logarithm off by up to 1. Memory beyond
+    the result does not grow with the recording.
+
+    Args:
+        samples: (samples,), full scale -1 to 1.
+        sampling_rate: in hertz.
+        n_mels: number of filters.
+        dither: standard deviation of the noise added to each frame, where full scale is 32768.
+        seed: of that noise; MLX's global generator if not given.
+
+    Returns:
+        (1 + (samples - frame) // shift, n_mels) float32; only whole frames count.
+
+    Raises:
+        AudioError: the recording is shorter than a frame.
+    """
+    frame, shift = frame_samples(sampling_rate)
+    if samples.size < frame:
+        raise AudioError(
+            f"a recording of {samples.size} samples is too short: at least {frame} samples "
+            f"({FRAME_MS:.0f} ms) are needed"
+        )
+    num_frames = 1 + (samples.size - frame) // shift
+    spectrum = frame_spectrum(frame)
+    bins = spectrum.shape[1] // 2
+    filters = kaldi_mel_filters(sampling_rate, fft_size(frame), n_mels)
+    key = None if seed is None else mx.random.key(seed)
+    chunks = []
+    with mx.stream(mx.cpu):
+        for start in range(0, num_frames, CHUNK_FRAMES):
+            count = min(CHUNK_FRAMES, num_frames - start)
+            chunk = samples[start * shift : (start + count - 1) * shift + frame]
+            frames = mx.as_strided(chunk, (count, frame), (shift, 1)).astype(mx.float64) * 2**15
+            if dither:
+                key, chunk_key = (None, None) if key is None else mx.random.split(key)
+                noise = mx.random.normal(frames.shape, key=chunk_key)
+                frames = frames + dither * noise.astype(mx.float64)
+            parts = mx.square(frames @ spectrum)
+            energies = (parts[:, :bins] + parts[:, bins:]) @ filters
+            chunks.append(mx.log(mx.maximum(energies, FLOOR)).astype(mx.float32))
+            mx.eval(chunks[-1])
+        return mx.concatenate(chunks)
+
+
+class Speech2TextFeatureExtractor:
+    """Filter banks, each made zero in mean and one in standard deviation over its utterance.
+
+    Args:
+        sampling_rate: of the audio, in Hz.
+        num_mel_bins: number of filters.
+        padding_value: fills the shorter recordings of a batch.
+        dither: as for `fbank`.
+        do_ceptral_normalize: whether to normalise at all; the name is the checkpoints' own.
+        normalize_means, normalize_vars: what to normalise.
+    """
+
+    def __init__(
+        self,
+        sampling_rate: int = 16000,
+        num_mel_bins: int = 80,
+        padding_value: float = 0.0,
+        dither: float = 0.0,
+        do_ceptral_normalize: bool = True,
+        normalize_means: bool = True,
+        normalize_vars: bool = True,
+    ):
+        self.sampling_rate = sampling_rate
+        self.num_mel_bins = num_mel_bins
+        self.padding_value = padding_value
+        self.dither = dither
+        self.do_ceptral_normalize = do_ceptral_normalize
+        self.normalize_means = normalize_means
+        self.normalize_vars = normalize_vars
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Speech2TextFeatureExtractor:
+        """From the parsed preprocessor_config.json, which may be empty."""
+        names = inspect.signature(cls).parameters
+        return cls(**{name: value for name, value in data.items() if name in names})
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo) -> Speech2TextFeatureExtractor:
+        """Read the feature extractor of a local folder or a Hugging Face repository."""
+        from .hub import resolve_checkpoint
+
+        folder = resolve_checkpoint(path_or_repo)
+        data = read_json(folder, "processor_config.json", required=False).get("feature_extractor")
+        data = data or read_json(folder, "preprocessor_config.json", required=False)
+        return cls.from_dict(data)
+
+    def __call__(
+        self,
+        raw_speech: mx.array | np.ndarray | Sequence,
+        sampling_rate: int | None = None,
+        *,
+        seed: int | None = None,
+    ) -> dict[str, mx.array]:
+        """Features of one or more recordings, each as it would be alone.
+
+        Args:
+            raw_speech: (samples,), (recordings, samples), or a sequence of (samples,) arrays,
+                float, full scale -1 to 1.
+            sampling_rate: of the recordings, in Hz, to have it checked.
+            seed: of the dither; see `fbank`.
+
+        Returns:
+            input_features: (recordings, frames, num_mel_bins), float32; padding at the end.
+            attention_mask: (recordings, frames), int32; 1 where a recording is, 0 at padding.
+
+        Raises:
+            AudioError: a recording is shorter than a frame, or not floating point.
+            InputError: `sampling_rate` is not the checkpoint's.
+        """
+        if sampling_rate not in (None, self.sampling_rate):
+            raise InputError(
+                f"the audio has {sampling_rate} samples a second, this checkpoint hears "
+                f"{self.sampling_rate}: resample it with mlx_speech.load_audio"
+            )
+        features = [
+            self.normalize(
+                fbank(samples, self.sampling_rate, self.num_mel_bins, dither=self.dither, seed=seed)
+            )
+            for samples in mono_recordings(raw_speech)
+        ]
+        lengths = [len(f) for f in features]
+        longest = max(lengths)
+        return {
+            "input_features": mx.stack(
+                [
+                    mx.pad(f, ((0, longest - len(f)), (0, 0)), constant_values=self.padding_value)
+                    for f in features
+                ]
+            ),
+            "attention_mask": (mx.arange(longest) < mx.array(lengths)[:, None]).astype(mx.int32),
+        }
+
+    def normalize(self, features: mx.array) -> mx.array:
+        """Cepstral mean and variance normalisation of one recording: (frames, bins), same shape.
+
+        A bin that never changes, as in digital silence or in a single frame, has no deviation to be
+        divided by. It is left as it is, and so is 0 once its mean is gone; the reference divides
+        by zero there.
+        """
+        if not self.do_ceptral_normalize:
+            return features
+        mean, deviation = _statistics(features)
+        if self.normalize_means:
+            features = features - mean
+        if self.normalize_vars:
+            features = features / mx.where(deviation > 0, deviation, 1)
+        return features
+
+
+def _statistics(features: mx.array) -> tuple[mx.array, mx.array]:
+    """Mean and population standard deviation of each bin: (frames, bins) -> 2 x (bins,) float32."""
+    # about the first frame and in float64: exact where nothing changes, and for hours of audio
+    origin = features[0]
+    total = squares = mx.zeros_like(origin)
+    with mx.stream(mx.cpu):
+        for start in range(0, len(features), CHUNK_FRAMES):
+            chunk = features[start : start + CHUNK_FRAMES].astype(mx.float64) - origin
+            total, squares = total + chunk.sum(axis=0), squares + mx.square(chunk).sum(axis=0)
+            mx.eval(total, squares)
+        mean = total / len(features)
+        variance = mx.maximum(squares / len(features) - mx.square(mean), 0)
+        return (origin + mean).astype(mx.float32), mx.sqrt(variance).astype(mx.float32)

@@ -1,0 +1,283 @@
+"""Speech2Text's tokenizer: text to ids and back."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import CheckpointError, InputError, UnsupportedOptionError
+from ..models.config import read_json
+
+VOCAB_FILE = "vocab.json"
+SPM_FILE = "sentencepiece.bpe.model"
+#: languages by the checkpoints' `lang_codes`
+LANGUAGES = {"mustc": ["pt", "fr", "ru", "nl", "ro", "it", "es", "de"]}
+
+
+class Speech2TextTokenizer:
+    """SentencePiece cuts text into pieces, vocab.json gives them their ids.
+
+    The arguments are the fields of tokenizer_config.json.
+
+    Args:
+        vocab_file, spm_file: paths of vocab.json and of the SentencePiece model.
+        bos_token, eos_token, pad_token, unk_token: special tokens.
+        do_upper_case: whether decoded text becomes upper case.
+        do_lower_case: whether text becomes lower case before it is encoded.
+        tgt_lang: language whose token begins encoded text; the first one if not given. Without
+            `lang_codes` it means nothing.
+        lang_codes: name of the languages that a multilingual checkpoint translates to.
+        additional_special_tokens: further ones.
+        sp_model_kwargs: options of the SentencePieceProcessor.
+
+    Attributes:
+        lang_code_to_id: ids of the target languages' tokens, to begin an answer with; empty in
+            checkpoints of one language. SentencePiece's own ids, as in the reference, with a
+            warning where vocab.json has others.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or lacks a special token; or `lang_codes` is
+            unknown.
+        UnsupportedOptionError: `tgt_lang` is not among the languages.
+    """
+
+    def __init__(
+        self,
+        vocab_file: str | os.PathLike,
+        spm_file: str | os.PathLike,
+        *,
+        bos_token: str = "<s>",
+        eos_token: str = "</s>",
+        pad_token: str = "<pad>",
+        unk_token: str = "<unk>",
+        do_upper_case: bool = False,
+        do_lower_case: bool = False,
+        tgt_lang: str | None = None,
+        lang_codes: str | None = None,
+        additional_special_tokens: Sequence[str] = (),
+        sp_model_kwargs: dict[str, Any] | None = None,
+    ):
+        self.encoder = read_json(Path(vocab_file).parent, Path(vocab_file).name)
+        self.decoder = {index: piece for piece, index in self.encoder.items()}
+        self.sp_model = _read_spm(Path(spm_file), sp_model_kwargs or {})
+        self.do_upper_case = do_upper_case
+        self.do_lower_case = do_lower_case
+        self.bos_token, self.eos_token = bos_token, eos_token
+        self.pad_token, self.unk_token = pad_token, unk_token
+        named = [bos_token, eos_token, unk_token, pad_token]
+        if lost := [token for token in named if token not in self.encoder]:
+            raise CheckpointError(f"{vocab_file}: lacks the special token {lost[0]}")
+        if lang_codes is not None and lang_codes not in LANGUAGES:
+            raise CheckpointError(
+                f"lang_codes {lang_codes!r} is not known; known are {', '.join(LANGUAGES)}"
+            )
+        self.lang_codes = lang_codes
+        self.langs = LANGUAGES.get(lang_codes, [])
+        self.lang_tokens = [f"<lang:{lang}>" for lang in self.langs]
+        ids = [self.sp_model.piece_to_id(token) for token in self.lang_tokens]
+        self.lang_code_to_id = dict(zip(self.langs, ids, strict=True))
+        self._compare_language_ids(vocab_file)
+        special = [*named, *self.lang_tokens, *additional_special_tokens]
+        self.all_special_tokens = list(dict.fromkeys(special))
+        self.all_special_ids = self.convert_tokens_to_ids(self.all_special_tokens)
+        longest_first = sorted(self.all_special_tokens, key=len, reverse=True)
+        self._special = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        self._tgt_lang = None
+        if self.langs:
+            self.tgt_lang = tgt_lang if tgt_lang is not None else self.langs[0]
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo, **options: Any) -> Speech2TextTokenizer:
+        """Read the tokenizer of a local folder or a Hugging Face repository.
+
+        Args:
+            options: arguments of the class that replace the checkpoint's, e.g. `tgt_lang`.
+        """
+        from ..hub import resolve_checkpoint
+
+        folder = resolve_checkpoint(path_or_repo)
+        config = read_json(folder, "tokenizer_config.json", required=False)
+        if "added_tokens_decoder" not in config:  # older checkpoints
+            config |= read_json(folder, "special_tokens_map.json", required=False)
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        names += ("do_upper_case", "do_lower_case", "tgt_lang", "lang_codes", "sp_model_kwargs")
+        arguments = {name: _content(config[name]) for name in names if name in config}
+        extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+        arguments["additional_special_tokens"] = [_content(token) for token in extra]
+        return cls(folder / VOCAB_FILE, folder / SPM_FILE, **{**arguments, **options})
+
+    def _compare_language_ids(self, vocab_file) -> None:
+        differing = [
+            f"{lang} is {index} and {self.encoder.get(token)}"
+            for (lang, index), token in zip(
+                self.lang_code_to_id.items(), self.lang_tokens, strict=True
+            )
+            if index != self.encoder.get(token)
+        ]
+        if differing:
+            warnings.warn(
+                f"{vocab_file}: SentencePiece and the vocabulary differ about target languages, "
+                f"{', '.join(differing)}; SentencePiece's ids are used, as in transformers",
+                stacklevel=3,
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of entries of vocab.json."""
+        return len(self.encoder)
+
+    @property
+    def bos_token_id(self) -> int:
+        """Id of `bos_token`."""
+        return self.encoder[self.bos_token]
+
+    @property
+    def eos_token_id(self) -> int:
+        """Id of `eos_token`, which ends encoded text, and begins what the model writes."""
+        return self.encoder[self.eos_token]
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id that fills shorter rows."""
+        return self.encoder[self.pad_token]
+
+    @property
+    def unk_token_id(self) -> int:
+        """Id of what the vocabulary lacks."""
+        return self.encoder[self.unk_token]
+
+    @property
+    def tgt_lang(self) -> str | None:
+        """Language whose token begins encoded text; None in checkpoints of one language."""
+        return self._tgt_lang
+
+    @tgt_lang.setter
+    def tgt_lang(self, language: str) -> None:
+        self.language_id(language)
+        self._tgt_lang = language
+
+    @property
+    def prefix_tokens(self) -> list[int]:
+        """What begins encoded text."""
+        return [] if self.tgt_lang is None else [self.lang_code_to_id[self.tgt_lang]]
+
+    def language_id(self, language: str) -> int:
+        """Id of a target language's token, to begin an answer with.
+
+        Raises:
+            UnsupportedOptionError: the checkpoint does not know the language.
+        """
+        if language in self.lang_code_to_id:
+            return self.lang_code_to_id[language]
+        if not self.langs:
+            raise UnsupportedOptionError(
+                f"this checkpoint writes one language and cannot be asked for {language!r}; "
+                "the multilingual ones can, such as facebook/s2t-medium-mustc-multilingual-st"
+            )
+        raise UnsupportedOptionError(
+            f"this checkpoint does not translate to {language!r}, but to {', '.join(self.langs)}"
+        )
+
+    def tokenize(self, text: str) -> list[str]:
+        """Pieces of a text; special tokens in it stay whole.
+
+        Raises:
+            InputError: the text is not valid Unicode.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text has half of a surrogate pair, {text[error.start]!r}, at character "
+                f"{error.start}: not valid Unicode"
+            ) from error
+        pieces = []
+        for part in self._special.split(text):
+            if part in self.all_special_tokens:
+                pieces.append(part)
+            else:
+                part = part.lower() if self.do_lower_case else part
+                pieces += self.sp_model.encode(part, out_type=str)
+        return pieces
+
+    def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int]:
+        """Ids of pieces and special tokens; that of `unk_token` for what is neither."""
+        return [self.encoder.get(token, self.unk_token_id) for token in tokens]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, from the target language's, if there is one, to that of `eos_token`.
+
+        Raises:
+            InputError: the text is not valid Unicode.
+        """
+        ids = self.convert_tokens_to_ids(self.tokenize(text))
+        return [*self.prefix_tokens, *ids, self.eos_token_id]
+
+    def __call__(self, text: str | Sequence[str]) -> dict[str, mx.array]:
+        """Encode a batch: `input_ids` and `attention_mask`, (batch, length), padded on the right.
+
+        Raises:
+            InputError: a text is not valid Unicode.
+        """
+        rows = [self.encode(t) for t in ([text] if isinstance(text, str) else text)]
+        longest = max(len(row) for row in rows)
+        ids = [row + [self.pad_token_id] * (longest - len(row)) for row in rows]
+        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+        return {"input_ids": mx.array(ids), "attention_mask": mx.array(mask)}
+
+    def convert_ids_to_tokens(
+        self, ids: Sequence[int] | mx.array, *, skip_special_tokens: bool = False
+    ) -> list[str]:
+        """Pieces and special tokens of ids; `unk_token` for those beyond the vocabulary."""
+        ids = [int(index) for index in (ids.tolist() if isinstance(ids, mx.array) else ids)]
+        skipped = self.all_special_ids if skip_special_tokens else ()
+        return [self.decoder.get(index, self.unk_token) for index in ids if index not in skipped]
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """Text of pieces and special tokens; a space follows each of the latter."""
+        text, pieces = "", []
+        for token in tokens:
+            if token in self.all_special_tokens:
+                text += f"{self._join(pieces)}{token} "
+                pieces = []
+            else:
+                pieces.append(token)
+        return (text + self._join(pieces)).strip()
+
+    def _join(self, pieces: list[str]) -> str:
+        text = self.sp_model.decode(pieces)
+        return text.upper() if self.do_upper_case else text
+
+    def decode(self, ids: Sequence[int] | mx.array, *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+        return self.convert_tokens_to_string(
+            self.convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens)
+        )
+
+    def batch_decode(
+        self, sequences: Sequence[Sequence[int]] | mx.array, *, skip_special_tokens: bool = True
+    ) -> list[str]:
+        """Texts of several rows of token ids."""
+        return [self.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]
+
+
+def _read_spm(file: Path, options: dict[str, Any]):
+    from sentencepiece import SentencePieceProcessor
+
+    if not file.is_file():
+        raise CheckpointError(f"{file.parent}: no {file.name} here, and the tokenizer needs it")
+    try:
+        return SentencePieceProcessor(model_file=str(file), **options)
+    except (RuntimeError, TypeError, OSError) as error:
+        raise CheckpointError(f"{file}: not a readable SentencePiece model: {error}") from error
+
+
+def _content(token: Any) -> Any:
+    """A special token's string, where a file describes the token at length."""
+    return token["content"] if isinstance(token, dict) and "content" in token else token

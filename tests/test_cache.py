@@ -1,0 +1,285 @@
+"""The key-value caches, against attention over everything that was ever put in."""
+
+from __future__ import annotations
+
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import random_decoder
+
+from mlx_speech import CheckpointError, InputError, load_prompt_cache, save_prompt_cache
+from mlx_speech.models.attention import scaled_dot_product_attention
+from mlx_speech.models.cache import KVCache, QuantizedKVCache, RotatingKVCache, make_cache
+
+PARTS = [[1] * 20, [3, 1, 1, 5, 2, 1, 1, 6], [14, 1, 1, 1, 1, 2], [2, 18], [20]]
+
+
+class TestGrowing:
+    def test_grows_in_steps(self):
+        cache = KVCache()
+        capacities = []
+        for position in range(600):
+            new = mx.full((1, 1, 1, 2), position, mx.float32)
+            keys, _ = cache.update_and_fetch(new, new)
+            assert keys.shape[2] == position + 1
+            capacities.append(cache.state[0].shape[2])
+        assert sorted(set(capacities)) == [256, 512, 768]
+        assert keys[0, 0, :, 0].tolist() == list(range(600))
+
+    def test_prompt_longer_than_a_step(self):
+        cache = KVCache()
+        long = mx.random.normal((1, 2, 300, 4))
+        keys, values = cache.update_and_fetch(long, long)
+        assert mx.array_equal(keys, long).item()
+        assert mx.array_equal(values, long).item()
+        assert cache.state[0].shape[2] == 512
+
+    def test_reorder_changes_rows_and_their_number(self):
+        cache = KVCache(left_padding=[2, 0])
+        new = mx.arange(2).reshape(2, 1, 1, 1) * mx.ones((2, 1, 3, 1))
+        cache.update_and_fetch(new, new)
+        cache.reorder(mx.array([1, 0, 1]))
+        assert cache.state[0][:, 0, 0, 0].tolist() == [1, 0, 1]
+        assert cache.offset.tolist() == [3, 1, 3]
+
+    def test_padding_is_masked_and_attends_to_itself(self):
+        cache = KVCache(left_padding=[2, 0])
+        assert cache.make_mask(3)[:, 0].tolist() == [
+            [[True, False, False], [False, True, False], [False, False, True]],
+            [[True, False, False], [True, True, False], [True, True, True]],
+        ]
+
+    def test_no_mask_without_padding(self):
+        assert KVCache([0, 0]).make_mask(1) is None
+        assert KVCache().make_mask(4) == "causal"
+        assert KVCache([0, 0]).offset == 0
+
+    def test_trim(self):
+        cache = KVCache()
+        new = mx.arange(5).reshape(1, 1, 5, 1).astype(mx.float32)
+        cache.update_and_fetch(new, new)
+        assert cache.trim(2) == 2
+        keys, _ = cache.update_and_fetch(new[:, :, :1] + 9, new[:, :, :1])
+        assert keys.flatten().tolist() == [0, 1, 2, 9]
+        assert cache.trim(9) == 4
+        assert cache.length == 0
+
+
+def attend(cache, parts: list[int], seed: int = 0, key_heads: int = 2) -> tuple[np.ndarray, ...]:
+    """Random queries, keys and values, and attention as a cache gives it, part by part."""
+    rng = np.random.default_rng(seed)
+    length = sum(parts)
+    q = rng.normal(size=(2, 4, length, 32)).astype(np.float32)
+    k, v = rng.normal(size=(2, 2, key_heads, length, 32)).astype(np.float32)
+    outputs, start = [], 0
+    for count in parts:
+        part = [mx.array(a[:, :, start : start + count]) for a in (q, k, v)]
+        mask = cache.make_mask(count)
+        keys, values = cache.update_and_fetch(*part[1:])
+        outputs.append(
+            scaled_dot_product_attention(part[0], keys, values, scale=32**-0.5, mask=mask)
+        )
+        start += count
+    return q, k, v, np.array(mx.concatenate(outputs, axis=2))
+
+
+def plain_attention(q, k, v, allowed: np.ndarray) -> np.ndarray:
+    """Attention in float64, from the formula."""
+    k, v = (np.repeat(a, q.shape[1] // a.shape[1], axis=1).astype(np.float64) for a in (k, v))
+    scores = q.astype(np.float64) @ k.swapaxes(2, 3) * 32**-0.5
+    weights = np.exp(np.where(allowed, scores, -np.inf))
+    return weights / weights.sum(axis=-1, keepdims=True) @ v
+
+
+def dequantized(array: np.ndarray, bits: int) -> np.ndarray:
+    parts = mx.quantize(mx.array(array), group_size=32, bits=bits)
+    return np.array(mx.dequantize(*parts, group_size=32, bits=bits))
+
+
+class TestRotating:
+    @pytest.mark.parametrize("parts", PARTS, ids=str)
+    @pytest.mark.parametrize("max_size", [5, 9, 13, 19, 20, 64])
+    def test_attends_to_the_first_and_the_latest(self, parts, max_size):
+        """Whatever the parts: the 4 first positions and the latest `max_size - 4`."""
+        q, k, v, output = attend(RotatingKVCache(max_size, keep=4), parts)
+        query, key = np.arange(20)[:, None], np.arange(20)[None]
+        allowed = (key <= query) & ((key > query - (max_size - 4)) | (key < 4))
+        np.testing.assert_allclose(output, plain_attention(q, k, v, allowed), atol=2e-6)
+
+    def test_keeps_no_more_than_its_size(self):
+        cache = RotatingKVCache(32)
+        for count in (50, 1, 1, 7, 1):
+            new = mx.zeros((1, 1, count, 4))
+            cache.update_and_fetch(new, new)
+            assert cache.state[0].shape[2] == 32
+        assert cache.offset == 60
+        assert not cache.is_trimmable()
+        assert cache.trim(3) == 0
+
+    def test_too_small(self):
+        with pytest.raises(InputError, match="max_kv_size is 4, but must be above 4"):
+            make_cache(1, max_kv_size=4)
+
+
+class TestQuantized:
+    @pytest.mark.parametrize("parts", PARTS, ids=str)
+    @pytest.mark.parametrize(("bits", "start"), [(4, 0), (8, 0), (8, 6), (4, 100)])
+    def test_attends_to_what_was_quantized(self, parts, bits, start):
+        """Each position as it is rounded; those before the start too, once it is passed."""
+        cache = QuantizedKVCache(bits=bits, group_size=32, start=start)
+        q, k, v, output = attend(cache, parts)
+        expected, position = [], 0
+        causal = np.tril(np.ones((20, 20), bool))
+        for count in parts:
+            end = position + count
+            rounded = (dequantized(a, bits) if end > start else a for a in (k, v))
+            allowed = causal[position:end, :end]
+            now = [a[:, :, :end] for a in rounded]
+            expected.append(plain_attention(q[:, :, position:end], *now, allowed))
+            position = end
+        np.testing.assert_allclose(output, np.concatenate(expected, axis=2), atol=1e-5)
+
+    def test_eight_bits_are_near(self):
+        q, k, v, output = attend(QuantizedKVCache(bits=8, group_size=32), [20])
+        near = plain_attention(q, k, v, np.tril(np.ones((20, 20), bool)))
+        assert 1e-4 < np.abs(output - near).max() < 0.05
+
+    def test_padding(self):
+        """A padded row gives what it gives alone."""
+        q, k, v, output = attend(QuantizedKVCache([5, 0], bits=8, group_size=32), [12, 1, 7])
+        allowed = np.tril(np.ones((20, 20), bool)) & (np.arange(20) >= 5)
+        rounded = [dequantized(a, 8) for a in (k, v)]
+        expected = plain_attention(
+            q[:1], *(a[:1] for a in rounded), allowed | np.eye(20, dtype=bool)
+        )
+        np.testing.assert_allclose(output[:1, :, 5:], expected[:, :, 5:], atol=1e-5)
+
+    def test_smaller(self):
+        plain, quantized = KVCache(), QuantizedKVCache(bits=4, group_size=64)
+        new = mx.random.normal((1, 2, 256, 128)).astype(mx.bfloat16)
+        for cache in (plain, quantized):
+            cache.update_and_fetch(new, new)
+        ratio = sum(a.nbytes for a in plain.state) / sum(a.nbytes for a in quantized.state)
+        assert ratio == pytest.approx(16 / 4.5)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"kv_bits": 3}, "kv_bits is 3, but must be 4 or 8"),
+            ({"kv_bits": 4, "max_kv_size": 9}, "do not go together"),
+            ({"left_padding": [1, 0], "max_kv_size": 9}, "equally long"),
+        ],
+    )
+    def test_impossible_options(self, options, message):
+        with pytest.raises(InputError, match=message):
+            make_cache(2, **options)
+
+    def test_group_size_that_does_not_fit(self):
+        with pytest.raises(InputError, match="kv_group_size 64 does not divide"):
+            random_decoder().generate(mx.array([[5, 6]]), kv_bits=4)
+
+
+CACHES = [{}, {"max_kv_size": 11}, {"max_kv_size": 40}, {"kv_bits": 8, "kv_group_size": 32}]
+
+
+@pytest.mark.parametrize("options", CACHES, ids=str)
+def test_cached_equals_uncached(options):
+    """Logits of a model token by token and at once, for the caches that are exact."""
+    model = random_decoder(head_dim=32)
+    ids = mx.array(np.random.default_rng(1).integers(5, 61, (2, 30)))
+    reference = model(ids).logits
+    cache = model.make_cache(**options)
+    parts = [
+        model(part, past_key_values=cache).logits for part in mx.split(ids, [9, 10, 11, 25], 1)
+    ]
+    difference = mx.abs(mx.concatenate(parts, axis=1) - reference).max().item()
+    exact = options in ({}, {"max_kv_size": 40})
+    assert difference < 1e-5 if exact else difference > 1e-4
+
+
+@pytest.mark.parametrize("step", [1, 3, 7, 8, 100])
+def test_prompt_in_steps(step):
+    """A prompt that is fed in parts gives the same answer, and tells how far it is."""
+    model = random_decoder()
+    ids = mx.array(np.random.default_rng(2).integers(5, 61, (1, 16)))
+    expected = model.generate(ids, max_new_tokens=8)
+    told = []
+    answer = model.generate(
+        ids,
+        max_new_tokens=8,
+        prefill_step_size=step,
+        prompt_progress_callback=lambda done, total: told.append((done, total)),
+    )
+    assert answer.tolist() == expected.tolist()
+    assert told == [(min(end, 16), 16) for end in range(step, 16 + step, step)]
+
+
+class TestFiles:
+    @pytest.mark.parametrize("options", CACHES, ids=str)
+    @pytest.mark.parametrize("length", [5, 30])
+    def test_goes_on_as_before(self, options, length, tmp_path):
+        model = random_decoder(head_dim=32)
+        ids = mx.array(np.random.default_rng(1).integers(5, 61, (1, length + 6)))
+        cache = model.make_cache(**options)
+        model(ids[:, :length], past_key_values=cache)
+        save_prompt_cache(tmp_path / "cache", cache, model, metadata={"who": "é"})
+        loaded, metadata = load_prompt_cache(tmp_path / "cache", model)
+        assert metadata == {"who": "é"}
+        for part in (ids[:, length:-1], ids[:, -1:]):
+            expected = model(part, past_key_values=cache).logits
+            assert mx.array_equal(model(part, past_key_values=loaded).logits, expected).item()
+        assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+
+    def test_generation_goes_on(self, tmp_path):
+        """The whole prompt is given; only what the cache lacks is fed."""
+        model = random_decoder()
+        ids = mx.array(np.random.default_rng(3).integers(5, 61, (1, 12)))
+        expected = model.generate(ids, max_new_tokens=5)
+        cache = model.make_cache()
+        model(ids[:, :9], past_key_values=cache)
+        save_prompt_cache(tmp_path / "cache", cache, model)
+        loaded, _ = load_prompt_cache(tmp_path / "cache", model)
+        fed = []
+        answer = model.generate(
+            ids,
+            max_new_tokens=5,
+            past_key_values=loaded,
+            prompt_progress_callback=lambda *done: fed.append(done),
+        )
+        assert answer.tolist() == expected.tolist()
+        assert fed == [(3, 3)]
+        with pytest.raises(InputError, match="holds 16 positions already"):
+            model.generate(ids, past_key_values=loaded)
+
+    def test_other_model(self, tmp_path):
+        """Same shape, other weights: refused."""
+        model = random_decoder()
+        cache = model.make_cache()
+        model(mx.array([[5, 6]]), past_key_values=cache)
+        save_prompt_cache(tmp_path / "cache", cache, model)
+        for other in (random_decoder(seed=2), random_decoder(num_hidden_layers=1)):
+            with pytest.raises(CheckpointError, match="belongs to another model"):
+                load_prompt_cache(tmp_path / "cache", other)
+
+    def test_bad_files(self, tmp_path):
+        model = random_decoder()
+        with pytest.raises(InputError, match="no such file"):
+            load_prompt_cache(tmp_path / "none", model)
+        (tmp_path / "text").write_text("hello" * 9)
+        mx.save_safetensors(str(tmp_path / "other.safetensors"), {"a": mx.zeros(2)})
+        for name in ("text", "other.safetensors"):
+            with pytest.raises(CheckpointError, match="not a prompt cache"):
+                load_prompt_cache(tmp_path / name, model)
+        header = {"prompt_cache": json.dumps({"format": "0"})}
+        mx.save_safetensors(str(tmp_path / "old.safetensors"), {"a": mx.zeros(2)}, header)
+        with pytest.raises(CheckpointError, match="another version"):
+            load_prompt_cache(tmp_path / "old.safetensors", model)
+        cache = model.make_cache()
+        model(mx.array([[5, 6]]), past_key_values=cache)
+        with pytest.raises(InputError, match="cannot be written"):
+            save_prompt_cache(tmp_path / "no" / "folder", cache, model)
+        padded = model.make_cache([1, 0])
+        with pytest.raises(InputError, match="different lengths"):
+            save_prompt_cache(tmp_path / "cache", padded, model)

@@ -1,0 +1,252 @@
+"""Text in, text out: `generate`, `stream_generate`, stop strings, `ChatSession`."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+from conftest import edit_json, find_recording, random_decoder
+
+import mlx_speech
+from mlx_speech import ChatSession, ContextLengthError, GenerationConfig, InputError
+from mlx_speech.generation.stopping import TextBefore
+from mlx_speech.text_generation import prompt_ids
+
+COMMAND = "translate to french: please turn on the hall light and play some music"
+
+
+def ask(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+class TestGenerate:
+    def test_reference_replies(self, tiny, reference):
+        """The text of all the reference's replies, at once and streamed, beams too."""
+        for entry in reference["text_only"]:
+            expected = entry["reply"]
+            assert mlx_speech.generate(*tiny, ask(entry["prompt"])) == expected
+            pieces = [r.text for r in mlx_speech.stream_generate(*tiny, ask(entry["prompt"]))]
+            assert "".join(pieces) == expected
+
+    @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"temperature": 1.0, "seed": 3}])
+    def test_streamed_equals_whole(self, tiny, options):
+        whole = mlx_speech.generate(*tiny, ask(COMMAND), **options)
+        if "num_beams" in options:
+            with pytest.raises(InputError, match="cannot stream"):
+                mlx_speech.stream_generate(*tiny, ask(COMMAND), **options)
+            return
+        responses = list(mlx_speech.stream_generate(*tiny, ask(COMMAND), **options))
+        assert "".join(r.text for r in responses) == whole
+
+    def test_responses(self, tiny):
+        model, processor = tiny
+        ids = prompt_ids(processor.tokenizer, ask(COMMAND))
+        responses = list(mlx_speech.stream_generate(*tiny, ids))
+        assert [r.generation_tokens for r in responses] == list(range(1, len(responses) + 1))
+        assert {r.prompt_tokens for r in responses} == {len(ids)}
+        assert [r.finish_reason for r in responses[:-1]] == [None] * (len(responses) - 1)
+        assert responses[-1].finish_reason == "stop"
+        assert responses[-1].token in model.generation_config.eos_token_ids
+        assert responses[-1].prompt_tps > 0
+        assert responses[-1].generation_tps > 0
+        expected = model.generate(mx.array([ids]))[0, len(ids) :].tolist()
+        assert [r.token for r in responses] == expected
+        short = list(mlx_speech.stream_generate(*tiny, ids, max_new_tokens=2))
+        assert [r.finish_reason for r in short] == [None, "length"]
+
+    def test_kinds_of_prompts(self, tiny):
+        """A text as it is, messages through the template, ids."""
+        _, processor = tiny
+        text = processor.tokenizer.apply_chat_template(ask(COMMAND))
+        expected = mlx_speech.generate(*tiny, ask(COMMAND))
+        assert mlx_speech.generate(*tiny, text) == expected
+        ids = processor.tokenizer.encode(text)
+        assert mlx_speech.generate(*tiny, ids) == expected
+        for empty in ("", []):
+            with pytest.raises(InputError, match="the prompt is empty"):
+                mlx_speech.generate(*tiny, empty)
+
+    @pytest.mark.parametrize("num_beams", [1, 2])
+    @pytest.mark.parametrize("length", [1, 4, 9])
+    def test_stop_strings(self, tiny, length, num_beams):
+        """The text ends before the string, wherever it begins and ends within tokens."""
+        whole = mlx_speech.generate(*tiny, ask(COMMAND), num_beams=num_beams)
+        for start in range(1, len(whole) - length):
+            stop = whole[start : start + length]
+            options = {"stop_strings": ["never said", stop], "num_beams": num_beams}
+            cut = mlx_speech.generate(*tiny, ask(COMMAND), **options)
+            if num_beams == 1:
+                assert cut == whole[: whole.index(stop)]
+                pieces = mlx_speech.stream_generate(*tiny, ask(COMMAND), **options)
+                assert "".join(r.text for r in pieces) == cut
+            else:  # another hypothesis may win
+                assert stop not in cut
+
+    def test_stop_string_ends_the_tokens(self, tiny):
+        """In ids the string stays, and nothing comes after the token that completes it."""
+        model, processor = tiny
+        tokenizer = processor.tokenizer
+        ids = mx.array([prompt_ids(tokenizer, ask(COMMAND))])
+        whole = model.generate(ids)[0, ids.shape[1] :].tolist()
+        stop = tokenizer.decode(whole)[3:7]
+        cut = model.generate(ids, stop_strings=stop, tokenizer=tokenizer)[0, ids.shape[1] :]
+        assert stop in tokenizer.decode(cut.tolist())
+        assert stop not in tokenizer.decode(cut[:-1].tolist())
+        assert cut.tolist() == whole[: cut.size]
+        with pytest.raises(InputError, match="stop_strings need the tokenizer"):
+            model.generate(ids, stop_strings=stop)
+
+    def test_text_before(self):
+        """What may become the string waits, and comes out when it does not."""
+        text = TextBefore(("END", "E!"))
+        assert [text.add(p) for p in ("aE", "N", "Nx", "yE", "!z", "w")] == [
+            "a", "", "ENNx", "y", "", ""
+        ]  # fmt: skip
+        assert text.reached
+        unfinished = TextBefore(("END",))
+        assert unfinished.add("xEN") + unfinished.finish(" ") == "xEN"
+        with_space = TextBefore((" et ",))
+        assert with_space.add("x et") + with_space.finish(" ") == "x"
+
+
+class TestOptions:
+    def test_logits_processors(self):
+        """They see all tokens so far and come after the options' own, whatever the strategy."""
+        model, prompt = random_decoder(), mx.array([[7, 8, 9]])
+        seen = []
+
+        def no_even(tokens, scores):
+            seen.append(tokens.tolist()[0])
+            return mx.where(mx.arange(61) % 2 == 0, -mx.inf, scores)
+
+        options = {"max_new_tokens": 12, "logits_processor": [no_even], "eos_token_id": []}
+        answer = model.generate(prompt, **options)[0].tolist()
+        assert all(token % 2 for token in answer[3:])
+        assert seen == [answer[:end] for end in range(3, 15)]
+        beams = model.generate(prompt, num_beams=3, **options)[0, 3:].tolist()
+        assert all(token % 2 for token in beams)
+        drafted = model.generate(prompt, draft_model=random_decoder(seed=2), **options)
+        assert drafted[0].tolist() == answer
+
+    def test_max_length_counts_the_prompt(self):
+        model, prompt = random_decoder(), mx.array([[7, 8, 9]])
+        assert model.generate(prompt, max_length=10, eos_token_id=[]).shape == (1, 10)
+        with pytest.raises(InputError, match="max_length is 3, but the prompt alone has 3"):
+            model.generate(prompt, max_length=3)
+
+    def test_context_is_never_exceeded_silently(self):
+        model = random_decoder(max_position_embeddings=20)
+        prompt = mx.array([[7, 8, 9]])
+        with pytest.raises(
+            ContextLengthError, match="and 18 new ones exceed the model's context of 20"
+        ):
+            model.generate(prompt, max_new_tokens=18)
+        assert model.generate(prompt, max_new_tokens=17, eos_token_id=[]).shape == (1, 20)
+        rotating = model.generate(prompt, max_new_tokens=40, max_kv_size=10, eos_token_id=[])
+        assert rotating.shape == (1, 43)
+
+    def test_configuration_of_ones_own_keeps_the_checkpoints_ids(self, tiny):
+        model, processor = tiny
+        ids = mx.array([prompt_ids(processor.tokenizer, ask(COMMAND))])
+        own = model.generate(ids, generation_config=GenerationConfig(max_new_tokens=60))
+        assert own.tolist() == model.generate(ids, max_new_tokens=60).tolist()
+        assert own.shape[1] < ids.shape[1] + 60
+
+    def test_beams_of_the_checkpoint_give_way(self, tiny_copy):
+        """To streaming and sampling, which nobody who asked for them wanted beams for."""
+        edit_json(tiny_copy / "generation_config.json", num_beams=2)
+        loaded = mlx_speech.load(tiny_copy)
+        assert "".join(r.text for r in mlx_speech.stream_generate(*loaded, ask(COMMAND)))
+        assert mlx_speech.generate(*loaded, ask(COMMAND), temperature=0.5, seed=1)
+        with pytest.raises(InputError, match="cannot stream"):
+            mlx_speech.stream_generate(*loaded, ask(COMMAND), num_beams=2)
+
+    @pytest.mark.parametrize("name", ["labels", "output_hidden_states", "cache_implementation"])
+    def test_unknown_arguments(self, name):
+        with pytest.raises(InputError, match=f"generate has no argument {name}"):
+            random_decoder().generate(mx.array([[7]]), **{name: 1})
+
+
+class TestChat:
+    @pytest.fixture
+    def session(self, tiny) -> ChatSession:
+        return ChatSession(*tiny, max_new_tokens=40)
+
+    def test_turns_feed_only_what_is_new(self, tiny, session):
+        """And give what the whole conversation gives when it is fed anew."""
+        _, processor = tiny
+        for number, text in enumerate([COMMAND, "repeat: hello", "turn on the light"]):
+            history = [*session.messages, *ask(text)]
+            ids = prompt_ids(processor.tokenizer, history)
+            responses = list(session.stream(text))
+            assert (responses[0].prompt_tokens == len(ids)) == (number == 0)
+            new = ids if number == 0 else prompt_ids(processor.tokenizer, ask(text))
+            # and the white space that the template puts behind the last reply
+            assert responses[0].prompt_tokens <= len(new) + 2
+            expected = mlx_speech.generate(*tiny, history, max_new_tokens=40)
+            assert "".join(r.text for r in responses) == expected
+            assert session.messages == [*history, {"role": "assistant", "content": expected}]
+
+    def test_interrupted_reply(self, tiny, session):
+        """The conversation goes on from what was said, as if fed anew."""
+        responses = session.stream(COMMAND)
+        said = "".join(next(responses).text for _ in range(4))
+        responses.close()
+        assert session.messages[-1] == {"role": "assistant", "content": said}
+        history = [*session.messages, *ask("repeat: hello")]
+        expected = mlx_speech.generate(*tiny, history, max_new_tokens=40)
+        assert session.send("repeat: hello") == expected
+
+    @pytest.mark.parametrize("options", [{}, {"max_kv_size": 24}, {"kv_bits": 8}], ids=str)
+    def test_save_and_load(self, tiny, options, tmp_path):
+        if "kv_bits" in options:
+            options = options | {"kv_group_size": 32}
+        session = ChatSession(*tiny, system="be brief", max_new_tokens=20, **options)
+        session.send(COMMAND)
+        session.save(tmp_path / "chat")
+        expected = session.send("repeat: hello")
+        other = ChatSession(*tiny, max_new_tokens=20)
+        other.load(tmp_path / "chat")
+        responses = list(other.stream("repeat: hello"))
+        assert "".join(r.text for r in responses) == expected
+        assert other.messages == session.messages
+        assert responses[0].prompt_tokens < 30
+
+    def test_failed_load_changes_nothing(self, session, tmp_path):
+        session.send(COMMAND)
+        before = list(session.messages)
+        with pytest.raises(InputError, match="no such file"):
+            session.load(tmp_path / "none")
+        assert session.messages == before
+
+    def test_reset(self, tiny):
+        session = ChatSession(*tiny, system="be brief", max_new_tokens=20)
+        first = session.send(COMMAND)
+        session.send("repeat: hello")
+        session.reset()
+        assert session.messages == [{"role": "system", "content": "be brief"}]
+        assert session.send(COMMAND) == first
+
+    def test_too_long(self, tiny):
+        """An error that leaves the conversation as it was, or a cache that forgets."""
+        model, _ = tiny
+        session = ChatSession(*tiny, max_new_tokens=10)
+        session.send(COMMAND)
+        before = list(session.messages)
+        with pytest.raises(ContextLengthError):
+            session.send("light " * model.context_length)
+        assert session.messages == before
+        assert isinstance(session.send("repeat: hello"), str)
+        rotating = ChatSession(*tiny, max_new_tokens=10, max_kv_size=32)
+        for _ in range(8):
+            rotating.send(COMMAND)
+        assert rotating._cache[0].state[0].shape[2] <= 256
+
+    def test_hears_and_replies(self, tiny, reference):
+        """The transcript with the adapter on, the reply to it with the adapter off, in one
+        conversation."""
+        session = ChatSession(*tiny)
+        name = "synthetic/espeak_03.flac"
+        heard = session.listen(find_recording(name)).text
+        assert heard == reference["files"][name]["greedy"]
+        reply = session.send(heard)
+        assert reply == mlx_speech.generate(*tiny, ask(heard), max_new_tokens=512)
