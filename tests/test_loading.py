@@ -10,7 +10,7 @@ from conftest import TINY, edit_json, find_recording, speech_inputs
 from pytorch_files import save_pytorch_bin
 
 from mlx_speech import CheckpointError, GraniteForCausalLM, GraniteSpeechConfig, load, transcribe
-from mlx_speech.loading import load_model, read_weights
+from mlx_speech.loading import checkpoint_dtype, load_model, read_weights
 from mlx_speech.models import ARCHITECTURES, architecture
 from mlx_speech.models.granite_speech import GraniteSpeechForConditionalGeneration
 from mlx_speech.models.lora import use_adapter
@@ -184,6 +184,26 @@ class TestFiles:
         resave(tiny_copy, lambda w: {k: v.astype(dtype) for k, v in w.items()})
         edit_json(tiny_copy / "config.json", dtype=None, torch_dtype=str(dtype)[9:])
         assert transcript(tiny_copy) == "unlock the back gate"
+
+    @pytest.mark.parametrize(
+        ("config", "expected"),
+        [
+            ({"dtype": "float16"}, mx.float16),
+            ({"torch_dtype": "float32"}, mx.float32),
+            ({}, mx.bfloat16),
+            ({"dtype": "auto"}, mx.bfloat16),
+            ({"dtype": "int8"}, mx.bfloat16),
+            ({"text_config": {"dtype": "float32"}}, mx.bfloat16),
+        ],
+    )
+    def test_type_that_is_stated_or_else_that_of_most_weights(self, config, expected):
+        weights = {
+            "counter": mx.zeros(99, mx.int64),
+            "a": mx.zeros(4, mx.float32),
+            "b": mx.zeros(4, mx.float32),
+            "c": mx.zeros(9, mx.bfloat16),
+        }
+        assert checkpoint_dtype(config, weights) == expected
 
     def test_half_precision_folds_in_float32(self):
         """bfloat16 has 8 bits: folding BatchNorm in it would cost the encoder three digits."""
