@@ -9,7 +9,14 @@ import pytest
 from conftest import TINY, edit_json, find_recording, speech_inputs
 from pytorch_files import save_pytorch_bin
 
-from mlx_speech import CheckpointError, GraniteForCausalLM, GraniteSpeechConfig, load, transcribe
+from mlx_speech import (
+    CheckpointError,
+    GraniteForCausalLM,
+    GraniteSpeechConfig,
+    load,
+    loading,
+    transcribe,
+)
 from mlx_speech.loading import checkpoint_dtype, load_model, read_weights
 from mlx_speech.models import ARCHITECTURES, architecture
 from mlx_speech.models.granite_speech import GraniteSpeechForConditionalGeneration
@@ -572,6 +579,19 @@ def test_sanitize_is_pure_and_idempotent(layout):
         twice = sanitize(once, config)
         assert twice.keys() == once.keys()
         assert all(twice[k] is once[k] for k in once)
+
+
+def test_what_resolving_is_told(monkeypatch):
+    told = []
+
+    def resolve(name, **options):
+        told.append((name, options))
+        return TINY
+
+    monkeypatch.setattr(loading, "resolve_checkpoint", resolve)
+    load("owner/name", revision="v1", progress=False)
+    assert told[0] == ("owner/name", {"revision": "v1", "progress": False})
+    assert told[1:] == [(TINY, {"revision": None})]  # the model, from what was found
 
 
 def test_registry_classes_exist():
