@@ -33,7 +33,11 @@ _HOMES = {
     "generation": ("GenerationConfig",),
     "generation.prompt_cache": ("load_prompt_cache", "save_prompt_cache"),
     "loading": ("load",),
-    "models.conformer": ("GraniteSpeechCTCEncoder", "GraniteSpeechEncoderConfig"),
+    "models.conformer": (
+        "GraniteSpeechCTCEncoder",
+        "GraniteSpeechEncoderConfig",
+        "GraniteSpeechPlusEncoderConfig",
+    ),
     "models.granite": ("GraniteConfig", "GraniteForCausalLM", "GraniteModel"),
     "models.granite_speech": (
         "GraniteSpeechConfig",

@@ -127,6 +127,25 @@ def _frames_of(array: np.ndarray | mx.array) -> np.ndarray:
     return array.reshape(-1, 1) if array.ndim == 1 else array.T
 
 
+def not_finite(name: str) -> AudioError:
+    """The error for a recording with NaN or infinite samples."""
+    return AudioError(f"{name} has NaN or infinite samples: repair or export it again")
+
+
+def refuse_integers(peak: float, whole_numbers: bool, name: str) -> None:
+    """Tell integers among float samples by the greatest magnitude, and by having no fractions.
+
+    Raises:
+        AudioError: they are integers.
+    """
+    # A hot mix exceeds 1 a little, but not in whole numbers alone: that is how quiet integers show.
+    if peak > _MAX_PEAK or (peak > 1 and whole_numbers):
+        raise AudioError(
+            f"{name} has float samples up to {peak:g}, but full scale is 1: these look like"
+            " integers; divide 16-bit ones by 32768, or pass them as int16"
+        )
+
+
 def _to_mono(blocks: Iterable[np.ndarray], rate: float, target: float, name: str) -> mx.array:
     """float32 blocks (frames, channels) at `rate` -> mean of the channels (n,) at `target`."""
     resampler = None
@@ -139,18 +158,13 @@ def _to_mono(blocks: Iterable[np.ndarray], rate: float, target: float, name: str
         if not len(block):
             continue
         if not np.isfinite(block).all():
-            raise AudioError(f"{name} has NaN or infinite samples: repair or export it again")
+            raise not_finite(name)
         frames += len(block)
         peak = max(peak, float(np.abs(block).max()))
         whole_numbers = whole_numbers and bool((block == np.rint(block)).all())
         mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
         parts.append(resampler.resample_chunk(mono) if resampler else mono)
-    # A hot mix exceeds 1 a little, but not in whole numbers alone: that is how quiet integers show.
-    if peak > _MAX_PEAK or (peak > 1 and whole_numbers):
-        raise AudioError(
-            f"{name} has float samples up to {peak:g}, but full scale is 1: these look like"
-            " integers; divide 16-bit ones by 32768, or pass them as int16"
-        )
+    refuse_integers(peak, whole_numbers, name)
     if resampler:
         parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
     samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)

@@ -168,11 +168,13 @@ class Speech2TextFeatureExtractor:
         return cls(**{name: value for name, value in data.items() if name in names})
 
     @classmethod
-    def from_pretrained(cls, path_or_repo) -> Speech2TextFeatureExtractor:
+    def from_pretrained(
+        cls, path_or_repo, *, revision: str | None = None
+    ) -> Speech2TextFeatureExtractor:
         """Read the feature extractor of a local folder or a Hugging Face repository."""
         from .hub import resolve_checkpoint
 
-        folder = resolve_checkpoint(path_or_repo)
+        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         data = read_json(folder, "processor_config.json", required=False).get("feature_extractor")
         data = data or read_json(folder, "preprocessor_config.json", required=False)
         return cls.from_dict(data)

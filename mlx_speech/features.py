@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from .audio import not_finite, refuse_integers
 from .errors import AudioError, CheckpointError, InputError
 from .models.config import read_json
 
@@ -136,7 +137,9 @@ class GraniteSpeechFeatureExtractor:
             feature_lengths: (recordings,) frames of each; only where they differ.
 
         Raises:
-            AudioError: a recording is shorter than half an FFT window, or not floating point.
+            AudioError: a recording is shorter than half an FFT window, not floating point, or has
+                samples that are not finite or are integers.
+            InputError: there are no recordings, or they are no arrays.
         """
         features = [self.log_mel(audio) for audio in mono_recordings(audios)]
         lengths = [f.shape[0] for f in features]
@@ -184,19 +187,32 @@ class GraniteSpeechFeatureExtractor:
 
 def mono_recordings(audios) -> list[mx.array]:
     """Recordings one by one, as float32 (samples,)."""
-    if isinstance(audios, mx.array | np.ndarray):
-        audios = [audios] if audios.ndim == 1 else list(audios)
-    if not audios:
+    try:
+        if isinstance(audios, mx.array | np.ndarray) and audios.ndim == 1:
+            audios = [audios]
+        arrays = [mx.array(audio) for audio in audios]
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"audio is no samples, but of type {type(audios).__name__}: expected one or more float "
+            "arrays (mlx_speech.load_audio reads files)"
+        ) from error
+    if not arrays:
         raise InputError("no audio given")
-    arrays = [mx.array(audio) for audio in audios]
-    for array in arrays:
-        if not mx.issubdtype(array.dtype, mx.floating):
-            raise AudioError(
-                f"audio samples are {array.dtype}; expected floats between -1 and 1 "
-                f"(mlx_speech.load_audio scales integers)"
-            )
-        if array.ndim != 1:
-            raise AudioError(
-                f"an audio array of shape {array.shape} is not mono: expected (samples,)"
-            )
-    return [array.astype(mx.float32) for array in arrays]
+    return [_checked(array) for array in arrays]
+
+
+def _checked(array: mx.array) -> mx.array:
+    if not mx.issubdtype(array.dtype, mx.floating):
+        raise AudioError(
+            f"audio samples are {array.dtype}; expected floats between -1 and 1 "
+            f"(mlx_speech.load_audio scales integers)"
+        )
+    if array.ndim != 1:
+        raise AudioError(f"an audio array of shape {array.shape} is not mono: expected (samples,)")
+    array = array.astype(mx.float32)
+    if array.size:
+        if not mx.isfinite(array).all().item():
+            raise not_finite("the array")
+        whole_numbers = (array == mx.round(array)).all().item()
+        refuse_integers(mx.abs(array).max().item(), whole_numbers, "the array")
+    return array

@@ -109,9 +109,9 @@ def checkpoint_dtype(config: dict, weights: dict[str, mx.array]) -> mx.Dtype:
 
     A `text_config` may say something else and is not asked: released ones are stale.
     """
-    named = getattr(mx, str(config.get("dtype") or config.get("torch_dtype")), None)
-    if named in (mx.bfloat16, mx.float16, mx.float32):
-        return named
+    stated = config.get("dtype") or config.get("torch_dtype")
+    if stated in ("bfloat16", "float16", "float32"):
+        return getattr(mx, stated)
     sizes: dict[mx.Dtype, int] = {}
     for value in weights.values():
         if mx.issubdtype(value.dtype, mx.floating):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 
+import mlx.core as mx
 import pytest
-from conftest import DATA, TINY
+from conftest import DATA, ROOT, TINY
 
 import mlx_speech
+from mlx_speech import loading
 from mlx_speech.transcribe import main
 
 AUDIO = DATA / "audio"
@@ -49,6 +53,16 @@ def cli(monkeypatch, capsys):
 
 def test_only_the_transcript_on_standard_output():
     assert run(GATE, DIGITS) == (0, "unlock the back gate\neight three seven seven\n", "")
+
+
+def test_demo(reference):
+    """What `make demo` runs, in the folder that it runs in."""
+    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    program, *arguments = shlex.split(recipe[1].replace("\\\n", ""))
+    assert program == "$(BIN)/python"
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, cwd=ROOT)
+    assert done.returncode == 0
+    assert done.stdout.decode() == reference["files"]["synthetic/espeak_03.flac"]["greedy"] + "\n"
 
 
 def test_standard_input():
@@ -184,6 +198,34 @@ class TestOptions:
             for s in (1, 1, 2)
         ]
         assert drawn[0] == drawn[1] != drawn[2]
+
+    def test_top_p(self, cli):
+        """However hot, the likeliest alone is left to draw."""
+        hot = (GATE, "--temperature", 40, "--seed", 1, "--max-tokens", 9, "--quiet")
+        greedy = cli(GATE, "--max-tokens", 9, "--quiet")
+        assert cli(*hot, "--top-p", 1e-6) == greedy != cli(*hot)
+
+    @pytest.mark.parametrize(
+        ("options", "passed"),
+        [
+            ((), {"revision": None, "dtype": None, "progress": True}),
+            (("--quiet",), {"revision": None, "dtype": None, "progress": False}),
+            (
+                ("--revision", "v1", "--dtype", "float16"),
+                {"revision": "v1", "dtype": mx.float16, "progress": True},
+            ),
+        ],
+    )
+    def test_what_loading_is_told(self, cli, tiny, monkeypatch, options, passed):
+        calls = []
+
+        def load(name, **arguments):
+            calls.append((name, arguments))
+            return tiny
+
+        monkeypatch.setattr(loading, "load", load)
+        assert cli(GATE, "--model", "owner/name", *options)[0] == 0
+        assert calls == [("owner/name", passed)]
 
     def test_running_into_the_limit_is_said(self, cli):
         status, out, err = cli(GATE, "--max-tokens", 2)

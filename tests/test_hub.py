@@ -273,10 +273,15 @@ def test_revision_by_branch_and_by_commit(publish):
         mlx_speech.GraniteSpeechFeatureExtractor,
         mlx_speech.GraniteSpeechProcessor,
         mlx_speech.Tokenizer,
+        mlx_speech.Speech2TextFeatureExtractor,
+        mlx_speech.Speech2TextProcessor,
+        mlx_speech.Speech2TextTokenizer,
     ],
 )
 def test_what_needs_no_weights_fetches_none(hub, publish, kind):
-    small = {f.name: f.read_bytes() for f in TINY.iterdir() if f.suffix in (".json", ".jinja")}
+    folder = TINY.with_name("tiny-s2t") if "Speech2Text" in kind.__name__ else TINY
+    suffixes = (".json", ".jinja", ".model")
+    small = {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix in suffixes}
     publish(small, SINGLE, ADAPTER, ref="v1")
     publish({"config.json": b"{"}, SINGLE)
     assert isinstance(kind.from_pretrained(REPO, revision="v1"), kind)

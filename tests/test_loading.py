@@ -9,8 +9,15 @@ import pytest
 from conftest import TINY, edit_json, find_recording, speech_inputs
 from pytorch_files import save_pytorch_bin
 
-from mlx_speech import CheckpointError, GraniteForCausalLM, GraniteSpeechConfig, load, transcribe
-from mlx_speech.loading import load_model, read_weights
+from mlx_speech import (
+    CheckpointError,
+    GraniteForCausalLM,
+    GraniteSpeechConfig,
+    load,
+    loading,
+    transcribe,
+)
+from mlx_speech.loading import checkpoint_dtype, load_model, read_weights
 from mlx_speech.models import ARCHITECTURES, architecture
 from mlx_speech.models.granite_speech import GraniteSpeechForConditionalGeneration
 from mlx_speech.models.lora import use_adapter
@@ -184,6 +191,26 @@ class TestFiles:
         resave(tiny_copy, lambda w: {k: v.astype(dtype) for k, v in w.items()})
         edit_json(tiny_copy / "config.json", dtype=None, torch_dtype=str(dtype)[9:])
         assert transcript(tiny_copy) == "unlock the back gate"
+
+    @pytest.mark.parametrize(
+        ("config", "expected"),
+        [
+            ({"dtype": "float16"}, mx.float16),
+            ({"torch_dtype": "float32"}, mx.float32),
+            ({}, mx.bfloat16),
+            ({"dtype": "auto"}, mx.bfloat16),
+            ({"dtype": "int8"}, mx.bfloat16),
+            ({"text_config": {"dtype": "float32"}}, mx.bfloat16),
+        ],
+    )
+    def test_type_that_is_stated_or_else_that_of_most_weights(self, config, expected):
+        weights = {
+            "counter": mx.zeros(99, mx.int64),
+            "a": mx.zeros(4, mx.float32),
+            "b": mx.zeros(4, mx.float32),
+            "c": mx.zeros(9, mx.bfloat16),
+        }
+        assert checkpoint_dtype(config, weights) == expected
 
     def test_half_precision_folds_in_float32(self):
         """bfloat16 has 8 bits: folding BatchNorm in it would cost the encoder three digits."""
@@ -488,15 +515,18 @@ class TestConfig:
         assert GraniteSpeechConfig.from_dict(again) == config
 
     def test_documented_defaults(self):
-        config = GraniteSpeechConfig(
-            projector_config={"encoder_hidden_size": 1024, "hidden_size": 1024}
-        )
+        config = GraniteSpeechConfig()
         encoder = config.encoder_config
         assert (encoder.num_layers, encoder.hidden_dim, encoder.output_dim) == (10, 1024, 42)
         assert (encoder.context_size, encoder.max_pos_emb, encoder.dim_head) == (200, 512, 128)
         assert (config.window_size, config.downsample_rate) == (15, 5)
         assert config.audio_token_id == config.audio_token_index == 49155
         assert encoder.hidden_size == encoder.hidden_dim
+
+    def test_defaults_do_not_make_a_model(self):
+        """The projector's encoder_hidden_size is 1408, as documented, and the encoder's is 1024."""
+        with pytest.raises(CheckpointError, match=r"encoder_hidden_size 1408 .* output size 1024"):
+            GraniteSpeechForConditionalGeneration(GraniteSpeechConfig())
 
     @pytest.mark.parametrize(
         ("part", "change", "message"),
@@ -549,6 +579,19 @@ def test_sanitize_is_pure_and_idempotent(layout):
         twice = sanitize(once, config)
         assert twice.keys() == once.keys()
         assert all(twice[k] is once[k] for k in once)
+
+
+def test_what_resolving_is_told(monkeypatch):
+    told = []
+
+    def resolve(name, **options):
+        told.append((name, options))
+        return TINY
+
+    monkeypatch.setattr(loading, "resolve_checkpoint", resolve)
+    load("owner/name", revision="v1", progress=False)
+    assert told[0] == ("owner/name", {"revision": "v1", "progress": False})
+    assert told[1:] == [(TINY, {"revision": None})]  # the model, from what was found
 
 
 def test_registry_classes_exist():

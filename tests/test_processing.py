@@ -15,6 +15,7 @@ from mlx_speech import (
     InputError,
     Tokenizer,
     UnsupportedOptionError,
+    load,
     load_audio,
 )
 from mlx_speech.processing.prompts import (
@@ -23,6 +24,7 @@ from mlx_speech.processing.prompts import (
     GRANITE_4_1,
     GRANITE_4_1_PLUS,
     GRANITE_5_0,
+    UNRELEASED,
     prompt_style,
 )
 
@@ -30,6 +32,11 @@ ROLES = (
     "{% for m in messages %}<|start_of_role|>{{ m['role'] }}<|end_of_role|>{{ m['content'] }}"
     "<|end_of_text|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}"
+)
+# as that of Granite 3.3, with a system message where none is given
+DATED = (
+    "{%- if messages[0]['role'] != 'system' %}<|start_of_role|>system<|end_of_role|>"
+    "Today's Date: {{ strftime_now('%B %d, %Y') }}.<|end_of_text|>\n{% endif -%}" + ROLES
 )
 USER_ASSISTANT = (
     "{% for m in messages %}{% if m['role'] == 'user' %}USER: {{ m['content'] }}\n ASSISTANT:"
@@ -72,6 +79,28 @@ class TestAudioTokens:
         with pytest.raises(InputError, match=r"mentions 1 .* but 0 are given"):
             processor("<|audio|>what is this")
 
+    def test_audio_alone_is_features(self, processor):
+        audio = [mx.zeros(16000), mx.zeros(1600)]
+        expected = processor(["<|audio|>", "<|audio|>"], audio)
+        for features in (processor(audio=audio), processor(None, audio)):
+            names = {"input_features", "input_features_mask", "feature_lengths"}
+            assert features.keys() == names
+            assert all(mx.array_equal(features[name], expected[name]).item() for name in names)
+
+    @pytest.mark.parametrize("text", [None, [], ["a", None], 5, {"a": 1}, np.zeros(999)])
+    def test_what_is_no_text(self, processor, text):
+        with pytest.raises(InputError, match=r"^text is .*, but must be one or more strings$"):
+            processor(text)
+
+    @pytest.mark.parametrize("audio", ["talk.flac", ["talk.flac"], 5, [None], [[0.5, "x"]]])
+    def test_what_is_no_audio(self, processor, audio):
+        with pytest.raises(InputError, match=r"load_audio reads files"):
+            processor("<|audio|>", audio)
+
+    def test_no_audio(self, processor):
+        with pytest.raises(InputError, match="no audio given"):
+            processor("", [])
+
     def test_audio_token_of_the_tokenizer_counts(self):
         tokenizer = Tokenizer.from_pretrained(TINY)
         tokenizer.config = {**tokenizer.config, "audio_token": "<|sound|>"}
@@ -89,6 +118,20 @@ class TestFeatures:
     def test_integers_are_refused(self):
         with pytest.raises(AudioError, match="int16"):
             GraniteSpeechFeatureExtractor()(np.zeros(1000, np.int16))
+
+    @pytest.mark.parametrize(
+        ("sample", "message"),
+        [(np.nan, "NaN or infinite"), (-np.inf, "NaN or infinite"), (3.0, "look like integers")],
+    )
+    @pytest.mark.parametrize("kind", [np.array, mx.array])
+    def test_samples_are_checked_as_those_of_files(self, sample, message, kind):
+        samples = np.zeros(1000, np.float32)
+        samples[500] = sample
+        with pytest.raises(AudioError, match=message):
+            GraniteSpeechFeatureExtractor()([kind(np.zeros_like(samples)), kind(samples)])
+
+    def test_a_hot_mix_is_accepted(self):
+        GraniteSpeechFeatureExtractor()(np.linspace(-1.5, 1.4, 1000, dtype=np.float32))
 
     def test_stereo_is_refused(self):
         with pytest.raises(AudioError, match="not mono"):
@@ -144,9 +187,39 @@ class TestChatTemplates:
         assert "user<|end_of_role|><|audio|> do it<|end_of_text|>" in prompt
         assert prompt.endswith("<|start_of_role|>assistant<|end_of_role|>")
 
+    def test_3_puts_the_system_message_of_its_card_first(self, processor, monkeypatch):
+        """Else its template would say what day it is, and the text depend on it."""
+        monkeypatch.setattr(processor.tokenizer, "chat_template", DATED)
+        monkeypatch.setattr(processor, "prompts", GRANITE_3)
+        assert processor.speech_prompt("do it") == (
+            "<|start_of_role|>system<|end_of_role|>Knowledge Cutoff Date: April 2024.\n"
+            "Today's Date: April 9, 2025.\n"
+            "You are Granite, developed by IBM. You are a helpful AI assistant<|end_of_text|>\n"
+            "<|start_of_role|>user<|end_of_role|><|audio|>do it<|end_of_text|>\n"
+            "<|start_of_role|>assistant<|end_of_role|>"
+        )
+
     def test_unknown_part(self, processor):
         message = {"role": "user", "content": [{"type": "image"}]}
         with pytest.raises(InputError, match="'image'"):
+            processor.apply_chat_template([message])
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            {"role": "user"},
+            {"role": "user", "content": None},
+            {"role": "user", "content": 5},
+            {"content": "x"},
+            "x",
+            {"role": "user", "content": ["x"]},
+            {"role": "user", "content": [{"type": "text"}]},
+            {"role": "user", "content": [{"type": "text", "text": None}]},
+            {"role": "user", "content": [{"text": np.zeros((99, 99))}]},
+        ],
+    )
+    def test_what_is_no_message(self, processor, message):
+        with pytest.raises(InputError, match=r"^a (part of a )?message is [^\n]+$"):
             processor.apply_chat_template([message])
 
     def test_the_sandbox_holds(self, processor, monkeypatch):
@@ -192,19 +265,47 @@ class TestChatTemplates:
 
 class TestPrompts:
     @pytest.mark.parametrize(
-        ("model_type", "adapter", "name", "style"),
+        ("audio_token", "name", "style"),
         [
-            ("granite_speech", True, "ibm-granite/granite-speech-3.3-2b", GRANITE_3),
-            ("granite_speech", True, "anything", GRANITE_3),
-            ("granite_speech", False, "ibm-granite/granite-4.0-1b-speech", GRANITE_4_0),
-            ("granite_speech", False, "ibm-granite/granite-speech-4.1-2b", GRANITE_4_1),
-            ("granite_speech", False, "/models/Granite-Speech-5.0-2b", GRANITE_5_0),
-            ("granite_speech", False, "my-model", GRANITE_4_1),
-            ("granite_speech_plus", False, "granite-speech-4.1-2b-plus", GRANITE_4_1_PLUS),
+            (49155, "ibm-granite/granite-speech-3.2-8b", GRANITE_3),
+            (49159, "ibm-granite/granite-speech-3.3-2b", GRANITE_3),
+            (49159, "anything", GRANITE_3),
+            (49159, "ibm-granite/granite-speech-4.1-2b", GRANITE_3),
+            (49200, "granite-speech-3.3-2b-with-more-tokens", GRANITE_3),
+            (100352, "ibm-granite/granite-4.0-1b-speech", GRANITE_4_0),
+            (100352, "ibm-granite/granite-speech-4.1-2b", GRANITE_4_1),
+            (100352, "/models/Granite-Speech-5.0-2b", GRANITE_5_0),
+            (100352, "/granite-speech-5.0-2b/granite_speech_4.0", GRANITE_4_0),
+            (100352, "models--ibm-granite--granite-speech-5.0-2b/snapshots/0f", GRANITE_5_0),
+            (100352, "granite-4.0-ft-of-granite-speech-4.1-2b", GRANITE_4_1),
+            (100352, "granite-speech-7.5-2b", GRANITE_4_1),
+            (100352, "my-model", GRANITE_4_1),
+            (100400, "my-model", UNRELEASED),
         ],
     )
-    def test_family(self, model_type, adapter, name, style):
-        assert prompt_style(model_type, adapter, name) is style
+    def test_family(self, audio_token, name, style):
+        assert prompt_style("granite_speech", audio_token, name) is style
+
+    def test_plus(self):
+        for name in ("granite-speech-4.1-2b-plus", "granite-speech-5.0-2b", "mine"):
+            assert prompt_style("granite_speech_plus", 100352, name) is GRANITE_4_1_PLUS
+
+    def test_the_name_of_the_folder_one_stands_in(self, tiny_copy, monkeypatch):
+        folder = tiny_copy.rename(tiny_copy.with_name("granite-speech-5.0-2b"))
+        monkeypatch.chdir(folder)
+        assert GraniteSpeechProcessor.from_pretrained(".").prompts is GRANITE_5_0
+        assert load(".")[1].prompts is GRANITE_5_0
+
+    def test_merged_adapter(self, tiny_copy):
+        """3.3 without its adapter files is still 3.3."""
+        edit_json(tiny_copy / "config.json", audio_token_index=49159, has_lora_adapter=False)
+        folder = tiny_copy.rename(tiny_copy.with_name("merged"))
+        assert GraniteSpeechProcessor.from_pretrained(folder).prompts is GRANITE_3
+
+    def test_the_bundled_model_is_none_of_the_released(self, processor):
+        """It was trained without a system message."""
+        assert processor.prompts is UNRELEASED
+        assert "system" not in processor.speech_prompt("do it")
 
     @pytest.mark.parametrize(
         ("style", "options", "instruction"),
@@ -244,6 +345,11 @@ class TestPrompts:
     @pytest.mark.parametrize(
         ("style", "options", "message"),
         [
+            (
+                GRANITE_3,
+                {"task": "translate", "target_language": "it"},
+                "3.x does not translate to Italian, but to en, fr, de, es, pt, ja, zh",
+            ),
             (GRANITE_3, {"punctuate": True}, "punctuate.*3.x.*these were: Granite Speech 4.1"),
             (GRANITE_4_0, {"language": "en"}, "language.*4.0.*Granite Speech 5.0"),
             (

@@ -64,6 +64,14 @@ class GraniteSpeechEncoderConfig(PretrainedConfig):
         return self.hidden_dim * (1 + len(set(self.cat_hidden_layers or [])))
 
 
+@dataclass(kw_only=True)
+class GraniteSpeechPlusEncoderConfig(GraniteSpeechEncoderConfig):
+    """The same under the name that the Plus variant has for it."""
+
+    model_type: ClassVar[str] = "granite_speech_plus_encoder"
+    other_types: ClassVar[tuple[str, ...]] = ("granite_speech_encoder",)
+
+
 @dataclass
 class EncoderOutput:
     """What the encoder returns.

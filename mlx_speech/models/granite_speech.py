@@ -14,7 +14,12 @@ from .base import PretrainedModel
 from .cache import CACHE_OPTIONS, KVCache
 from .causal_lm import PREFILL_STEP_SIZE, CausalLMOutput, causal_lm_loss
 from .config import PretrainedConfig, as_config
-from .conformer import GraniteSpeechCTCEncoder, GraniteSpeechEncoderConfig, sanitize_encoder
+from .conformer import (
+    GraniteSpeechCTCEncoder,
+    GraniteSpeechEncoderConfig,
+    GraniteSpeechPlusEncoderConfig,
+    sanitize_encoder,
+)
 from .granite import GraniteConfig, GraniteForCausalLM
 from .lora import use_adapter
 from .qformer import Blip2QFormerConfig, WindowedProjector
@@ -27,6 +32,7 @@ class GraniteSpeechConfig(PretrainedConfig):
 
     model_type: ClassVar[str] = "granite_speech"
     aliases: ClassVar[dict[str, str]] = {"audio_token_id": "audio_token_index"}
+    encoder_class: ClassVar[type] = GraniteSpeechEncoderConfig
 
     text_config: GraniteConfig | dict | None = None
     encoder_config: GraniteSpeechEncoderConfig | dict | None = None
@@ -41,7 +47,7 @@ class GraniteSpeechConfig(PretrainedConfig):
 
     def __post_init__(self):
         self.text_config = as_config(self.text_config, GraniteConfig)
-        self.encoder_config = as_config(self.encoder_config, GraniteSpeechEncoderConfig)
+        self.encoder_config = as_config(self.encoder_config, self.encoder_class)
         self.projector_config = as_config(self.projector_config, Blip2QFormerConfig)
         if self.downsample_rate < 1 or self.window_size % self.downsample_rate:
             raise ValueError(
@@ -83,6 +89,7 @@ class GraniteSpeechPlusConfig(GraniteSpeechConfig):
     """Configuration of the Plus variant, whose encoder exports more than its last layer."""
 
     model_type: ClassVar[str] = "granite_speech_plus"
+    encoder_class: ClassVar[type] = GraniteSpeechPlusEncoderConfig
 
 
 @dataclass

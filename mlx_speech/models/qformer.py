@@ -17,15 +17,26 @@ from .config import PretrainedConfig
 
 @dataclass(kw_only=True)
 class Blip2QFormerConfig(PretrainedConfig):
-    """Configuration of the Q-Former; defaults are those of transformers, not of any checkpoint."""
+    """Configuration of the Q-Former; defaults are those of transformers, not of any checkpoint.
+
+    It has neither a vocabulary nor positions here, and dropout and initialisation are for training:
+    `vocab_size`, `max_position_embeddings`, `pad_token_id`, the `_prob`s and `initializer_range`
+    are kept, and change nothing.
+    """
 
     model_type: ClassVar[str] = "blip_2_qformer"
 
+    vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
     layer_norm_eps: float = 1e-12
     cross_attention_frequency: int = 2
     encoder_hidden_size: int = 1408

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +54,9 @@ class GraniteSpeechProcessor:
         from ..hub import resolve_checkpoint
 
         folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
+        name = name or str(path_or_repo)
+        if os.path.isdir(name):
+            name = os.path.realpath(name)
         processor = read_json(folder, "processor_config.json", required=False)
         data = read_json(folder)
         config = architecture(data.get("model_type")).model_class().config_class.from_dict(data)
@@ -70,20 +75,19 @@ class GraniteSpeechProcessor:
             features,
             Tokenizer.from_pretrained(folder),
             processor.get("audio_token", "<|audio|>"),
-            prompts=prompt_style(
-                config.model_type, config.has_lora_adapter, name or str(path_or_repo)
-            ),
+            prompts=prompt_style(config.model_type, config.audio_token_index, name),
         )
 
     def __call__(
         self,
-        text: str | Sequence[str],
+        text: str | Sequence[str] | None = None,
         audio: Any = None,
     ) -> dict[str, mx.array]:
         """Inputs for the model: `model.generate(**processor(text, audio))`.
 
         Args:
-            text: one or more prompts, with one audio token for each of their recordings.
+            text: one or more prompts, with one audio token for each of their recordings; without,
+                there are features alone.
             audio: the recordings that all prompts together mention, in order, at the sampling rate
                 of the model: (samples,), (recordings, samples), or a sequence of (samples,).
 
@@ -93,13 +97,20 @@ class GraniteSpeechProcessor:
             `GraniteSpeechFeatureExtractor`).
 
         Raises:
-            InputError: more or fewer audio tokens than recordings.
+            AudioError: a recording cannot be used.
+            InputError: more or fewer audio tokens than recordings, neither text nor audio, or what
+                is neither.
         """
-        texts = [text] if isinstance(text, str) else list(text)
         features, sizes = {}, []
         if audio is not None:
             features = self.audio_processor(audio)
             sizes = features.pop("audio_embed_sizes")
+            if text is None:
+                return features
+        texts = [text] if isinstance(text, str) else text
+        is_list = isinstance(texts, list | tuple) and len(texts) > 0
+        if not is_list or not all(isinstance(t, str) for t in texts):
+            raise InputError(f"text is {_shown(text)}, but must be one or more strings")
         mentioned = sum(t.count(self.audio_token) for t in texts)
         if mentioned != len(sizes):
             raise InputError(
@@ -126,26 +137,36 @@ class GraniteSpeechProcessor:
             add_generation_prompt, variables: as for `Tokenizer.apply_chat_template`.
 
         Raises:
-            InputError: a part is of another type, or the template refuses the messages.
+            InputError: a message or a part of one has another form, or the template refuses them.
         """
-        flat = [{**m, "content": self._flatten(m["content"])} for m in messages]
+        flat = [self._flatten(message) for message in messages]
         return self.tokenizer.apply_chat_template(
             flat, add_generation_prompt=add_generation_prompt, **variables
         )
 
-    def _flatten(self, content: str | Sequence[dict[str, Any]]) -> str:
+    def _flatten(self, message: dict[str, Any]) -> dict[str, Any]:
         """Parts as one string: the templates know no others, and would drop the audio."""
+        content = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(content, str | list | tuple) or not isinstance(message.get("role"), str):
+            raise InputError(
+                "a message is {'role': ..., 'content': ...}, with text or a list of parts, but one "
+                f"is {_shown(message)}"
+            )
         if isinstance(content, str):
-            return content
+            return message
         text = ""
         for part in content:
-            if part.get("type") == "audio":
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind == "audio":
                 text += self.audio_token + self.prompts.after_audio
-            elif part.get("type") == "text":
+            elif kind == "text" and isinstance(part.get("text"), str):
                 text += part["text"]
             else:
-                raise InputError(f"a message part is of type {part.get('type')!r}: not supported")
-        return text
+                raise InputError(
+                    "a part of a message is {'type': 'audio'} or {'type': 'text', 'text': ...}, "
+                    f"but one is {_shown(part)}"
+                )
+        return {**message, "content": text}
 
     def speech_prompt(self, instruction: str) -> str:
         """The whole prompt that asks for something about one recording."""
@@ -159,3 +180,8 @@ class GraniteSpeechProcessor:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
         return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+
+def _shown(value) -> str:
+    """A value of any kind and length, on a part of a line."""
+    return " ".join(reprlib.repr(value).split())

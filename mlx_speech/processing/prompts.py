@@ -29,7 +29,7 @@ LANGUAGES = {
 }
 
 _CARD_SYSTEM = (
-    "Knowledge Cutoff Date: April 2024.\nToday's Date: December 19, 2024.\n"
+    "Knowledge Cutoff Date: April 2024.\nToday's Date: {}.\n"
     "You are Granite, developed by IBM. You are a helpful AI assistant"
 )
 
@@ -44,7 +44,8 @@ class PromptStyle:
     punctuates: whether it knows the instruction for punctuation and capitals.
     names_language: whether it can be told which language is spoken.
     after_audio: what stands between the audio and the instruction.
-    system: the system message that its card uses.
+    system: the system message that its card uses; without one, their templates fill in another,
+        3.3's with the day's date.
     """
 
     title: str
@@ -115,30 +116,42 @@ class PromptStyle:
 
 
 GRANITE_3 = PromptStyle(
-    "Granite Speech 3.x", targets=("en", "fr", "de", "es", "pt", "ja", "it", "zh")
+    "Granite Speech 3.x",
+    targets=("en", "fr", "de", "es", "pt", "ja", "zh"),
+    system=_CARD_SYSTEM.format("April 9, 2025"),
 )
 GRANITE_4_0 = PromptStyle("Granite 4.0 Speech")
 GRANITE_4_1 = PromptStyle("Granite Speech 4.1", punctuates=True, names_language=True)
 GRANITE_4_1_PLUS = PromptStyle(
-    "Granite Speech 4.1 Plus", targets=(), after_audio=" ", system=_CARD_SYSTEM
+    "Granite Speech 4.1 Plus",
+    targets=(),
+    after_audio=" ",
+    system=_CARD_SYSTEM.format("December 19, 2024"),
 )
 GRANITE_5_0 = PromptStyle("Granite Speech 5.0", punctuates=True, names_language=True)
 _STYLES = (GRANITE_3, GRANITE_4_0, GRANITE_4_1, GRANITE_4_1_PLUS, GRANITE_5_0)
+#: of a model that is none of these, e.g. trained from scratch: what they have in common
+UNRELEASED = PromptStyle("this Granite Speech model")
 
 
-def prompt_style(model_type: str, has_adapter: bool, name: str) -> PromptStyle:
+def prompt_style(model_type: str, audio_token_index: int, name: str) -> PromptStyle:
     """The style of a checkpoint.
 
-    The Plus variant and the models with an adapter (3.x) are told by their configuration. 4.0, 4.1
-    and 5.0 have the same one, so there the repository's or folder's name decides, and 4.1 is taken
-    where it does not say.
+    The Plus variant and 3.x are told by their configuration: 3.x by the number of the audio token,
+    which a merged adapter or another name does not change. 4.0, 4.1 and 5.0 have the same one, so
+    there the repository's or folder's name decides: the last version in it, as in
+    `granite-4.0-something-of-granite-speech-4.1-2b`. 4.1 is taken where it does not say.
     """
     if model_type == "granite_speech_plus":
         return GRANITE_4_1_PLUS
-    if has_adapter:
+    if audio_token_index in (49155, 49159):
         return GRANITE_3
-    version = re.search(r"granite-(?:speech-)?(\d\.\d)", name.lower())
-    return {"4.0": GRANITE_4_0, "5.0": GRANITE_5_0}.get(version and version[1], GRANITE_4_1)
+    versions = re.findall(r"granite[-_](?:speech[-_])?(\d\.\d)", name.lower())
+    named = {"3": GRANITE_3, "4.0": GRANITE_4_0, "4.1": GRANITE_4_1, "5.0": GRANITE_5_0}
+    for version in versions[-1:]:
+        if style := named.get(version) or named.get(version[0]):
+            return style
+    return GRANITE_4_1 if audio_token_index == 100352 else UNRELEASED
 
 
 def check_request(

@@ -26,11 +26,13 @@ class Speech2TextProcessor:
         self.tokenizer = tokenizer
 
     @classmethod
-    def from_pretrained(cls, path_or_repo, *, name: str | None = None) -> Speech2TextProcessor:
+    def from_pretrained(
+        cls, path_or_repo, *, revision: str | None = None, name: str | None = None
+    ) -> Speech2TextProcessor:
         """Read the processor of a local folder or a Hugging Face repository."""
         return cls(
-            Speech2TextFeatureExtractor.from_pretrained(path_or_repo),
-            Speech2TextTokenizer.from_pretrained(path_or_repo),
+            Speech2TextFeatureExtractor.from_pretrained(path_or_repo, revision=revision),
+            Speech2TextTokenizer.from_pretrained(path_or_repo, revision=revision),
         )
 
     def __call__(

@@ -93,15 +93,18 @@ class Speech2TextTokenizer:
             self.tgt_lang = tgt_lang if tgt_lang is not None else self.langs[0]
 
     @classmethod
-    def from_pretrained(cls, path_or_repo, **options: Any) -> Speech2TextTokenizer:
+    def from_pretrained(
+        cls, path_or_repo, *, revision: str | None = None, **options: Any
+    ) -> Speech2TextTokenizer:
         """Read the tokenizer of a local folder or a Hugging Face repository.
 
         Args:
+            revision: branch, tag or commit of the repository.
             options: arguments of the class that replace the checkpoint's, e.g. `tgt_lang`.
         """
         from ..hub import resolve_checkpoint
 
-        folder = resolve_checkpoint(path_or_repo)
+        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         config = read_json(folder, "tokenizer_config.json", required=False)
         if "added_tokens_decoder" not in config:  # older checkpoints
             config |= read_json(folder, "special_tokens_map.json", required=False)

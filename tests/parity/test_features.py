@@ -29,7 +29,7 @@ def signal(kind: str, length: int) -> np.ndarray:
         "quiet": 1e-6 * noise,
         "silent": np.zeros(length),
         "loud": np.clip(3 * noise, -1, 1),
-        "beyond-one": 50 * noise,
+        "beyond-one": 10 * noise,
         "offset": 0.7 + 0.01 * noise,
         "click": np.eye(1, length, length // 2)[0],
     }[kind].astype(np.float32)
