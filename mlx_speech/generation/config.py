@@ -9,12 +9,17 @@ from typing import Any, Literal
 
 from ..errors import InputError
 
+#: limit on the answer's length where neither the checkpoint nor the call gives one
+DEFAULT_NEW_TOKENS = 200
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
     """Options of generation, named and meant as in transformers.
 
     max_new_tokens: upper limit of the answer's length, in tokens.
+    max_length: the same limit, but the prompt (or the token that starts an encoder-decoder's
+        answer) counts too. `max_new_tokens` goes before it; without either it is 200 new tokens.
     do_sample: draw tokens at random; by default exactly when `temperature` is given and not 0.
     temperature, top_k, top_p, min_p: shape the distribution that is drawn from, in this order.
     repetition_penalty: above 1 makes tokens that already occurred less likely.
@@ -24,10 +29,14 @@ class GenerationConfig:
         one is unlikely, `"never"` when none is possible.
     eos_token_id: ids that end an answer.
     pad_token_id: fills rows of a batch that ended before others.
+    decoder_start_token_id: what an encoder-decoder's answer starts from; by default what the
+        model's configuration says.
+    forced_bos_token_id: the token of an encoder-decoder after that one, e.g. a language.
     seed: makes drawing repeatable.
     """
 
-    max_new_tokens: int = 200
+    max_new_tokens: int | None = None
+    max_length: int | None = None
     do_sample: bool | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -39,11 +48,17 @@ class GenerationConfig:
     early_stopping: bool | Literal["never"] = False
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
+    decoder_start_token_id: int | None = None
+    forced_bos_token_id: int | None = None
     seed: int | None = None
 
     def __post_init__(self):
         checks = (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            (
+                "max_new_tokens",
+                self.max_new_tokens is None or self.max_new_tokens >= 1,
+                "at least 1",
+            ),
             ("temperature", (self.temperature or 0) >= 0, "at least 0"),
             ("top_k", (self.top_k or 0) >= 0, "at least 0"),
             ("top_p", 0 < (1 if self.top_p is None else self.top_p) <= 1, "in (0, 1]"),
@@ -76,12 +91,32 @@ class GenerationConfig:
             return self.pad_token_id
         return self.eos_token_ids[0] if self.eos_token_ids else 0
 
-    def updated(self, **changes: Any) -> GenerationConfig:
-        """A copy with changes.
+    def limited(self, prompt_length: int) -> GenerationConfig:
+        """A copy with `max_new_tokens` settled for a prompt of so many tokens.
 
         Raises:
-            InputError: there is no such option.
+            InputError: `max_length` leaves no room for an answer.
         """
+        if self.max_new_tokens is not None:
+            return self
+        if self.max_length is None:
+            return dataclasses.replace(self, max_new_tokens=DEFAULT_NEW_TOKENS)
+        if self.max_length <= prompt_length:
+            raise InputError(
+                f"max_length is {self.max_length}, but the prompt alone has {prompt_length} tokens"
+            )
+        return dataclasses.replace(self, max_new_tokens=self.max_length - prompt_length)
+
+    def updated(self, **changes: Any) -> GenerationConfig:
+        """A copy with changes; a `max_length` replaces a `max_new_tokens` that was there before.
+
+        Raises:
+            InputError: there is no such option, or two contradict each other.
+        """
+        if changes.get("max_length") is not None:
+            if changes.get("max_new_tokens") is not None:
+                raise InputError("give max_length or max_new_tokens, not both")
+            changes["max_new_tokens"] = None
         unknown = changes.keys() - {f.name for f in dataclasses.fields(self)}
         if unknown:
             raise InputError(f"unsupported generation option {', '.join(sorted(unknown))}")
@@ -91,15 +126,20 @@ class GenerationConfig:
     def from_pretrained(cls, folder: Path, model_config: dict[str, Any]) -> GenerationConfig:
         """A checkpoint's defaults.
 
-        generation_config.json counts; what it leaves out of the token ids, or all of them where
-        there is no such file, is taken from config.json (and its `text_config`). Whether to
-        sample is left to the caller: chat defaults in that file are not meant for speech.
+        generation_config.json counts, or config.json where there is no such file, as in old
+        repositories. Token ids that are missing there are taken from config.json (and its
+        `text_config`). Whether to sample is left to the caller: chat defaults in that file are not
+        meant for speech. `max_length` is read for encoder-decoders only, where it bounds the
+        answer; others state their whole context there.
         """
         from ..models.config import read_json
 
-        data = read_json(folder, "generation_config.json", required=False)
+        data = read_json(folder, "generation_config.json", required=False) or model_config
         places = (data, model_config.get("text_config") or {}, model_config)
-        names = ("eos_token_id", "pad_token_id")
+        names = ["eos_token_id", "pad_token_id"]
+        kept = ["num_beams", "length_penalty", "early_stopping", "repetition_penalty"]
+        if model_config.get("is_encoder_decoder"):
+            names.append("decoder_start_token_id")
+            kept += ["max_length", "forced_bos_token_id"]
         ids = {n: next((p[n] for p in places if p.get(n) is not None), None) for n in names}
-        kept = ("num_beams", "length_penalty", "early_stopping", "repetition_penalty")
         return cls(**ids, **{n: data[n] for n in kept if data.get(n) is not None})

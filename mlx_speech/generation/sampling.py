@@ -14,9 +14,25 @@ LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
 def logits_processors(config: GenerationConfig) -> list[LogitsProcessor]:
     """What to apply to the scores of the next token, in order, whatever the strategy."""
-    if config.repetition_penalty == 1.0:
-        return []
-    return [repetition_penalty(config.repetition_penalty)]
+    processors = []
+    if config.repetition_penalty != 1.0:
+        processors.append(repetition_penalty(config.repetition_penalty))
+    if config.forced_bos_token_id is not None:
+        processors.append(forced_bos(config.forced_bos_token_id))
+    return processors
+
+
+def forced_bos(token: int) -> LogitsProcessor:
+    """Leave only `token` possible, with probability 1, right after a decoder's starting token."""
+
+    def process(scores: mx.array, tokens: mx.array) -> mx.array:
+        if tokens.shape[1] > 1:
+            return scores
+        return mx.broadcast_to(
+            mx.where(mx.arange(scores.shape[1]) == token, 0.0, -mx.inf), scores.shape
+        )
+
+    return process
 
 
 def repetition_penalty(penalty: float) -> LogitsProcessor:

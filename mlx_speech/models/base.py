@@ -9,12 +9,15 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from ..errors import InputError
+
 
 class PretrainedModel(nn.Module):
     """Base of the model classes.
 
     A subclass names its `config_class` and says in `sanitize` how a checkpoint's tensor names and
-    layouts become its own. To be generated from it also has `make_cache` and `prefill`.
+    layouts become its own. To be generated from it also has `make_cache` and `prefill`, whose
+    keyword arguments are what `generate` accepts beside the prompt and the options.
     """
 
     config_class: ClassVar[type]
@@ -54,6 +57,26 @@ class PretrainedModel(nn.Module):
         """The floating type that the model computes in."""
         leaves = (value for _, value in tree_flatten(self.parameters()))
         return next(leaf.dtype for leaf in leaves if mx.issubdtype(leaf.dtype, mx.floating))
+
+    def take_prompt(self, inputs: dict[str, Any], config) -> tuple[mx.array, mx.array | None]:
+        """Take what is to be continued out of the arguments of `generate`.
+
+        Args:
+            inputs: the arguments, without the options; what is left is for `prefill`.
+            config: the options.
+
+        Returns:
+            Token ids (rows, length) and their attention mask, if there is one.
+
+        Raises:
+            InputError: there is no prompt, or an option is for other models.
+        """
+        if "input_ids" not in inputs:
+            raise InputError("generate needs input_ids")
+        for option in ("decoder_start_token_id", "forced_bos_token_id"):
+            if getattr(config, option) is not None:
+                raise InputError(f"{option} is for models with an encoder and a decoder")
+        return inputs.pop("input_ids"), inputs.pop("attention_mask", None)
 
     def generate(self, input_ids: mx.array, **kwargs) -> mx.array:
         """Token ids that continue `input_ids`; see `mlx_speech.generation.generate`."""

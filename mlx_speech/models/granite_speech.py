@@ -230,9 +230,17 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         """An empty cache of the text decoder."""
         return self.language_model.make_cache(left_padding)
 
-    def prefill(self, input_ids: mx.array, cache: list[KVCache], **audio):
+    def prefill(
+        self,
+        input_ids: mx.array,
+        cache: list[KVCache],
+        *,
+        input_features: mx.array | None = None,
+        input_features_mask: mx.array | None = None,
+        feature_lengths: mx.array | None = None,
+    ):
         """As `CausalLM.prefill`; the adapter stays on for the answer to a prompt with audio."""
-        adapter = audio.get("input_features") is not None
+        adapter = input_features is not None
 
         def logits(*args, **inputs) -> mx.array:
             inputs |= {"past_key_values": cache, "logits_to_keep": 1, "adapter": adapter}
@@ -242,7 +250,13 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
             # an audio token that the model itself came up with stands for no recording
             return logits(inputs_embeds=self.embed_text(tokens))
 
-        return logits(input_ids, **audio), step
+        first = logits(
+            input_ids,
+            input_features=input_features,
+            input_features_mask=input_features_mask,
+            feature_lengths=feature_lengths,
+        )
+        return first, step
 
     @staticmethod
     def complete_config(config: GraniteSpeechConfig, weights: dict[str, mx.array]) -> None:
