@@ -38,6 +38,8 @@ _HOMES = {
         "GraniteSpeechPlusConfig",
         "GraniteSpeechPlusForConditionalGeneration",
     ),
+    "models.speech_to_text": ("Speech2TextForConditionalGeneration", "Speech2TextModel"),
+    "models.speech_to_text_layers": ("Speech2TextConfig",),
     "processing": ("GraniteSpeechProcessor", "Tokenizer"),
     "transcription": ("Segment", "Transcript", "Word", "stream_transcribe", "transcribe"),
 }

@@ -35,6 +35,9 @@ ARCHITECTURES = {
     "granite_speech_plus": Architecture(
         "granite_speech", "GraniteSpeechPlusForConditionalGeneration", "GraniteSpeechProcessor"
     ),
+    "speech_to_text": Architecture(
+        "speech_to_text", "Speech2TextForConditionalGeneration", "Speech2TextProcessor"
+    ),
 }
 
 

@@ -39,6 +39,27 @@ def scaled_dot_product_attention(
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
 
+def attention_weights(
+    queries: mx.array, keys: mx.array, *, scale: float, mask: mx.array | str | None = None
+) -> mx.array:
+    """What each query makes of each key, for those who want to see it: no kernel is fused.
+
+    Args:
+        queries, keys, scale: as above, with as many key heads as query heads.
+        mask: `None`, `"causal"` or a boolean array.
+
+    Returns:
+        (batch, heads, L, S), rows that sum to 1.
+    """
+    scores = (queries * scale) @ keys.swapaxes(-1, -2)
+    if isinstance(mask, str):
+        length, num_keys = scores.shape[-2:]
+        mask = mx.tri(length, num_keys, num_keys - length, dtype=mx.bool_)
+    if mask is not None:
+        scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+    return mx.softmax(scores, axis=-1, precise=True)
+
+
 def split_heads(x: mx.array, num_heads: int) -> mx.array:
     """(batch, length, heads * head_dim) -> (batch, heads, length, head_dim)."""
     batch, length, _ = x.shape
