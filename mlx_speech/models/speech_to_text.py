@@ -104,8 +104,7 @@ class Speech2TextModel(nn.Module):
             caches, source = [None] * len(self.decoder.layers), CrossAttentionCache()
         else:
             *caches, source = past_key_values
-        if isinstance(encoder_outputs, (tuple, list)):
-            encoder_outputs = EncoderOutput(*encoder_outputs)
+        encoder_outputs = EncoderOutput.of(encoder_outputs)
         if input_features is not None:
             if encoder_outputs is not None or source.layers:
                 raise InputError(
@@ -249,11 +248,10 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
     def take_prompt(self, inputs: dict[str, Any], config) -> tuple[mx.array, None]:
         """The tokens that an answer starts from; see `PretrainedModel.take_prompt`."""
         source = inputs.get("input_features")
+        if source is None and inputs.get("encoder_outputs") is not None:
+            source = EncoderOutput.of(inputs["encoder_outputs"]).last_hidden_state
         if source is None:
-            source = inputs.get("encoder_outputs")
-            if source is None:
-                raise InputError("generate needs input_features or encoder_outputs")
-            source = getattr(source, "last_hidden_state", source)
+            raise InputError("generate needs input_features or encoder_outputs")
         first = config.decoder_start_token_id
         if first is None:
             first = self.config.decoder_start_token_id

@@ -6,7 +6,9 @@ the convolutions make of the padding.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -111,6 +113,11 @@ class EncoderOutput:
     last_hidden_state: mx.array
     hidden_states: tuple[mx.array, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None
+
+    @classmethod
+    def of(cls, value: EncoderOutput | Sequence[Any] | None) -> EncoderOutput | None:
+        """The same from a tuple of these fields, of which the first is enough."""
+        return cls(*value) if isinstance(value, (tuple, list)) else value
 
 
 class Speech2TextEncoder(nn.Module):
