@@ -52,6 +52,8 @@ _HOMES = {
         "LlamaForSequenceClassification",
         "LlamaModel",
     ),
+    "models.speech_to_text": ("Speech2TextForConditionalGeneration", "Speech2TextModel"),
+    "models.speech_to_text_layers": ("Speech2TextConfig",),
     "processing": (
         "GraniteSpeechProcessor",
         "LlamaTokenizer",

@@ -14,6 +14,8 @@ from mlx_speech.models.granite_speech import (
     GraniteSpeechConfig,
     GraniteSpeechForConditionalGeneration,
 )
+from mlx_speech.models.speech_to_text import Speech2TextForConditionalGeneration
+from mlx_speech.models.speech_to_text_layers import Speech2TextConfig
 
 ENCODER = {"num_layers": 16, "hidden_dim": 1024, "num_heads": 8, "dim_head": 128}
 PROJECTOR = {
@@ -53,6 +55,17 @@ CHECKPOINTS = {
     "granite-speech-3.3-8b": {"text_config": GRANITE_8B},
     "granite-4.0-1b-speech": {"text_config": GRANITE_1B},
     "granite-speech-4.1-2b-plus": {"text_config": GRANITE_1B, **PLUS},
+}
+SPEECH_TO_TEXT = {
+    "s2t-small": {},
+    "s2t-medium": {"d_model": 512, "encoder_attention_heads": 8, "decoder_attention_heads": 8},
+    "s2t-large": {
+        "d_model": 1024,
+        "encoder_attention_heads": 16,
+        "decoder_attention_heads": 16,
+        "encoder_ffn_dim": 4096,
+        "decoder_ffn_dim": 4096,
+    },
 }
 
 
@@ -120,6 +133,35 @@ def test_released_checkpoints(sent, name, recordings):
     assert {k[1] for _, k, _ in sent} == {decoder.num_key_value_heads}  # never tiled
     assert {m for _, _, m in sent} == ({"array"} if recordings > 1 else {"causal", None})
     for call in [*encoder_calls, *sent]:
+        assert is_fused(*call), call
+
+
+@pytest.mark.parametrize("name", SPEECH_TO_TEXT)
+@pytest.mark.parametrize("recordings", [1, 3])
+def test_speech_to_text(sent, name, recordings):
+    """Beams are queries of one recording: its keys are neither tiled nor too few."""
+    config = Speech2TextConfig(**SPEECH_TO_TEXT[name])
+    model = Speech2TextForConditionalGeneration(config)
+    model.set_dtype(mx.bfloat16)
+    lengths = mx.array([2701, 900, 33][:recordings])
+    mask = mx.arange(2701) < lengths[:, None]
+    cache = model.make_cache()
+    features = {"input_features": mx.zeros((recordings, 2701, 80)), "attention_mask": mask}
+    _, step = model.prefill(mx.full((recordings, 2), 2), cache, **features)
+    step(mx.full((recordings, 1), 2))
+    for layer in cache:
+        layer.reorder(mx.repeat(mx.arange(recordings), 5))
+    step(mx.full((recordings * 5, 1), 2))
+
+    heads, batch, frames = config.encoder_attention_heads, recordings, 676
+    padding = "array" if recordings > 1 else None
+    assert sent[:12] == [((batch, heads, frames, 64), (batch, heads, frames, 64), padding)] * 12
+    own, cross = sent[12::2], sent[13::2]
+    assert [mask for _, _, mask in own] == ["causal"] * 6 + [None] * 12
+    assert {keys for _, keys, _ in cross} == {(batch, heads, frames, 64)}
+    assert {mask for _, _, mask in cross} == {padding}
+    assert [q for q, _, _ in cross[::6]] == [(batch, heads, n, 64) for n in (2, 1, 5)]
+    for call in sent:
         assert is_fused(*call), call
 
 

@@ -177,6 +177,23 @@ class TestBeams:
         for row, hypotheses in zip(rows, (final[:3], final[3:]), strict=True):
             assert row.tokens[:-1] in [h[1:] for h in hypotheses]
 
+    def test_rows_that_stay_are_not_reordered(self, monkeypatch):
+        orders = []
+        original = KVCache.reorder
+
+        def spy(cache, rows):
+            orders.append(rows.tolist())
+            original(cache, rows)
+
+        monkeypatch.setattr(KVCache, "reorder", spy)
+        model = MarkovModel(9, seed=5)
+        prompt = mx.array([[2]])
+        config = GenerationConfig(num_beams=2, max_new_tokens=12)
+        beam_search(model.start(prompt), model.feed, model.cache, config, prompt)
+        assert orders[0] == [0, 0]
+        assert [0, 1] not in orders
+        assert 1 < len(orders) < model.steps
+
     def test_batch_equals_single(self):
         config = GenerationConfig(num_beams=3, max_new_tokens=8, eos_token_id=EOS)
         prompts = [1, 2, 3, 4]

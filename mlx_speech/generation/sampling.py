@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
+from ..errors import InputError
 from .config import GenerationConfig
 
 #: (tokens so far (rows, length), scores (rows, vocab)) -> scores
@@ -28,9 +29,13 @@ def forced_bos(token: int) -> LogitsProcessor:
     def process(tokens: mx.array, scores: mx.array) -> mx.array:
         if tokens.shape[1] > 1:
             return scores
-        return mx.broadcast_to(
-            mx.where(mx.arange(scores.shape[1]) == token, 0.0, -mx.inf), scores.shape
-        )
+        vocab_size = scores.shape[-1]
+        if not 0 <= token < vocab_size:
+            raise InputError(
+                f"forced_bos_token_id is {token}, but the vocabulary has {vocab_size} tokens"
+            )
+        forced = mx.where(mx.arange(vocab_size) == token, 0.0, -mx.inf)
+        return mx.broadcast_to(forced, scores.shape)
 
     return process
 

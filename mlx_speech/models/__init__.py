@@ -43,6 +43,11 @@ ARCHITECTURES = {
     "llama": Architecture(
         "llama", ("LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel"), "Tokenizer"
     ),
+    "speech_to_text": Architecture(
+        "speech_to_text",
+        ("Speech2TextForConditionalGeneration", "Speech2TextModel"),
+        "Speech2TextProcessor",
+    ),
 }
 
 

@@ -74,6 +74,27 @@ def _quantized_attention(queries, keys: Quantized, values: Quantized, scale, mas
     return multiply(mx.softmax(scores, axis=-1, precise=True), values, False)
 
 
+def attention_weights(
+    queries: mx.array, keys: mx.array, *, scale: float, mask: mx.array | str | None = None
+) -> mx.array:
+    """What each query makes of each key, for those who want to see it: no kernel is fused.
+
+    Args:
+        queries, keys, scale: as above, with as many key heads as query heads.
+        mask: `None`, `"causal"` or a boolean array.
+
+    Returns:
+        (batch, heads, L, S), rows that sum to 1.
+    """
+    scores = (queries * scale) @ keys.swapaxes(-1, -2)
+    if isinstance(mask, str):
+        length, num_keys = scores.shape[-2:]
+        mask = mx.tri(length, num_keys, num_keys - length, dtype=mx.bool_)
+    if mask is not None:
+        scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+    return mx.softmax(scores, axis=-1, precise=True)
+
+
 def split_heads(x: mx.array, num_heads: int) -> mx.array:
     """(batch, length, heads * head_dim) -> (batch, heads, length, head_dim)."""
     batch, length, _ = x.shape

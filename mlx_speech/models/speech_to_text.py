@@ -1,0 +1,322 @@
+"""Speech2Text (fairseq S2T, https://arxiv.org/abs/2010.05171): recognition and translation by a
+Transformer encoder-decoder (https://arxiv.org/abs/1706.03762) over filter banks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..errors import InputError
+from .base import PretrainedModel
+from .cache import KVCache
+from .cross_cache import CrossAttentionCache
+from .speech_to_text_decoder import Speech2TextDecoder
+from .speech_to_text_encoder import EncoderOutput, Speech2TextEncoder
+from .speech_to_text_layers import Speech2TextConfig
+
+
+@dataclass(kw_only=True)
+class Seq2SeqOutput:
+    """What both models return beside their result.
+
+    past_key_values: the cache that was passed in, now longer.
+    decoder_hidden_states: on request, as the encoder's, (rows, length, d_model).
+    decoder_attentions: on request, each layer's weights, (rows, heads, length, cached length).
+    cross_attentions: on request, each layer's weights, (rows, heads, length, frames).
+    encoder_last_hidden_state, encoder_hidden_states, encoder_attentions: see `EncoderOutput`; None
+        where the cache held the recording.
+    """
+
+    past_key_values: Sequence[Any] | None = None
+    decoder_hidden_states: tuple[mx.array, ...] | None = None
+    decoder_attentions: tuple[mx.array, ...] | None = None
+    cross_attentions: tuple[mx.array, ...] | None = None
+    encoder_last_hidden_state: mx.array | None = None
+    encoder_hidden_states: tuple[mx.array, ...] | None = None
+    encoder_attentions: tuple[mx.array, ...] | None = None
+
+
+@dataclass(kw_only=True)
+class Seq2SeqModelOutput(Seq2SeqOutput):
+    """`Seq2SeqOutput` and the decoder's last hidden state, (rows, length, d_model)."""
+
+    last_hidden_state: mx.array
+
+
+@dataclass(kw_only=True)
+class Seq2SeqLMOutput(Seq2SeqOutput):
+    """`Seq2SeqOutput`, logits (rows, length, vocab_size) and, where labels were given, the loss."""
+
+    logits: mx.array
+    loss: mx.array | None = None
+
+
+class Speech2TextModel(nn.Module):
+    """Encoder and decoder, without a head."""
+
+    def __init__(self, config: Speech2TextConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Speech2TextEncoder(config)
+        self.decoder = Speech2TextDecoder(config)
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo, **options) -> Speech2TextModel:
+        """The same part of a `Speech2TextForConditionalGeneration`; see there."""
+        return Speech2TextForConditionalGeneration.from_pretrained(path_or_repo, **options).model
+
+    def __call__(
+        self,
+        input_features: mx.array | None = None,
+        attention_mask: mx.array | None = None,
+        decoder_input_ids: mx.array | None = None,
+        decoder_attention_mask: mx.array | None = None,
+        encoder_outputs: EncoderOutput | Sequence[mx.array] | None = None,
+        past_key_values: Sequence[Any] | None = None,
+        decoder_inputs_embeds: mx.array | None = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Seq2SeqModelOutput:
+        """Run the model.
+
+        Args:
+            input_features: (recordings, frames, features).
+            attention_mask: (recordings, frames), ones and then zeros at the padding.
+            decoder_input_ids: (recordings, length) token ids.
+            decoder_attention_mask: (recordings, cached length + length), zero at padding.
+            encoder_outputs: what the encoder returned, instead of `input_features`; the
+                `attention_mask` remains that of the features.
+            past_key_values: a cache from `make_cache`, extended in place. From its second use on
+                it holds the recordings, and only what the decoder is fed has to be given.
+            decoder_inputs_embeds: (recordings, length, d_model) instead of `decoder_input_ids`,
+                after the multiplication that `scale_embedding` asks for.
+            output_hidden_states, output_attentions: also return these of every layer. Weights are
+                not to be had from fused attention, so asking for them is slower.
+
+        Raises:
+            InputError: arguments are missing, contradict each other or have the wrong shape.
+        """
+        if past_key_values is None:
+            caches, source = [None] * len(self.decoder.layers), CrossAttentionCache()
+        else:
+            *caches, source = past_key_values
+        encoder_outputs = EncoderOutput.of(encoder_outputs)
+        if input_features is not None:
+            if encoder_outputs is not None or source.layers:
+                raise InputError(
+                    "give a recording once: no input_features beside encoder_outputs or a cache "
+                    "that already holds one"
+                )
+            encoder_outputs = self.encoder(
+                input_features,
+                attention_mask,
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
+            )
+        if not source.layers:
+            if encoder_outputs is None:
+                raise InputError("give input_features or encoder_outputs")
+            self._listen(source, encoder_outputs.last_hidden_state, attention_mask)
+        weights, cross_weights = ([], []) if output_attentions else (None, None)
+        states = self.decoder(
+            decoder_input_ids,
+            decoder_inputs_embeds,
+            decoder_attention_mask,
+            source,
+            caches,
+            weights,
+            cross_weights,
+        )
+        encoded = {} if encoder_outputs is None else vars(encoder_outputs)
+        return Seq2SeqModelOutput(
+            last_hidden_state=states[-1],
+            past_key_values=past_key_values,
+            decoder_hidden_states=states if output_hidden_states else None,
+            decoder_attentions=tuple(weights) if output_attentions else None,
+            cross_attentions=tuple(cross_weights) if output_attentions else None,
+            **{f"encoder_{name}": value for name, value in encoded.items()},
+        )
+
+    def _listen(
+        self, source: CrossAttentionCache, frames: mx.array, attention_mask: mx.array | None
+    ) -> None:
+        """Compute every layer's keys and values of the encoder's output."""
+        mask = None
+        if attention_mask is not None:
+            recordings, length = attention_mask.shape
+            if (recordings, self.encoder.conv.output_length(length)) != frames.shape[:2]:
+                raise InputError(
+                    f"attention_mask is {attention_mask.shape}, which does not belong to encoder "
+                    f"outputs of {frames.shape}"
+                )
+            mask = self.encoder.frame_mask(attention_mask)
+        source.fill([layer.encoder_attn.keys_values(frames) for layer in self.decoder.layers], mask)
+
+    def make_cache(self) -> list[KVCache | CrossAttentionCache]:
+        """An empty cache: one entry for each layer's own positions, and one for the recordings."""
+        return [*(KVCache() for _ in self.decoder.layers), CrossAttentionCache()]
+
+
+class Speech2TextForConditionalGeneration(PretrainedModel):
+    """Speech2Text with a language-modelling head, tied to the embeddings or its own."""
+
+    config_class = Speech2TextConfig
+
+    def __init__(self, config: Speech2TextConfig):
+        super().__init__()
+        self.config = config
+        self.model = Speech2TextModel(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    def __call__(
+        self,
+        input_features: mx.array | None = None,
+        attention_mask: mx.array | None = None,
+        decoder_input_ids: mx.array | None = None,
+        decoder_attention_mask: mx.array | None = None,
+        encoder_outputs: EncoderOutput | Sequence[mx.array] | None = None,
+        past_key_values: Sequence[Any] | None = None,
+        decoder_inputs_embeds: mx.array | None = None,
+        labels: mx.array | None = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Seq2SeqLMOutput:
+        """Run the model; what is not described here is as in `Speech2TextModel`.
+
+        Args:
+            labels: (recordings, length) token ids, -100 where there is no loss. Where no input of
+                the decoder is given, it is these, one place later, after `decoder_start_token_id`.
+        """
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self.shift_right(labels)
+        output = self.model(
+            input_features,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            past_key_values,
+            decoder_inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        beside = dict(vars(output))
+        logits = self.logits(beside.pop("last_hidden_state"))
+        loss = None if labels is None else cross_entropy(logits, labels)
+        return Seq2SeqLMOutput(logits=logits, loss=loss, **beside)
+
+    def logits(self, hidden_states: mx.array) -> mx.array:
+        """(…, d_model) -> (…, vocab_size)."""
+        if self.config.tie_word_embeddings:
+            return self.model.decoder.embed_tokens.as_linear(hidden_states)
+        return self.lm_head(hidden_states)
+
+    def shift_right(self, labels: mx.array) -> mx.array:
+        """The decoder's input that should give `labels`."""
+        start = mx.full((labels.shape[0], 1), self.config.decoder_start_token_id, labels.dtype)
+        shifted = mx.concatenate([start, labels[:, :-1]], axis=1)
+        return mx.where(shifted == -100, self.config.pad_token_id, shifted)
+
+    @property
+    def context_length(self) -> int:
+        """Positions that the decoder was made for."""
+        return self.config.max_target_positions
+
+    def make_cache(self, left_padding: None = None) -> list[KVCache | CrossAttentionCache]:
+        """See `Speech2TextModel.make_cache`; what an answer starts from is never padded."""
+        return self.model.make_cache()
+
+    def generate(self, input_features: mx.array | None = None, **kwargs) -> mx.array:
+        """Token ids of what was said, from `decoder_start_token_id` on; see
+        `mlx_speech.generation.generate`.
+
+        Args:
+            input_features: (recordings, frames, features), or give `encoder_outputs`.
+            kwargs: `attention_mask` of the features; `decoder_input_ids` to begin with others than
+                the starting token; options of generation.
+        """
+        from ..generation import generate
+
+        return generate(self, input_features=input_features, **kwargs)
+
+    def take_prompt(self, inputs: dict[str, Any], config) -> tuple[mx.array, None]:
+        """The tokens that an answer starts from; see `PretrainedModel.take_prompt`."""
+        source = inputs.get("input_features")
+        if source is None and inputs.get("encoder_outputs") is not None:
+            source = EncoderOutput.of(inputs["encoder_outputs"]).last_hidden_state
+        if source is None:
+            raise InputError("generate needs input_features or encoder_outputs")
+        first = config.decoder_start_token_id
+        if first is None:
+            first = self.config.decoder_start_token_id
+        start = mx.full((len(source), 1), first, mx.int32)
+        prompt = inputs.pop("decoder_input_ids", None)
+        if prompt is None:
+            return start, None
+        if mx.any(prompt[:, 0] == first).item():
+            return prompt, None
+        return mx.concatenate([start.astype(prompt.dtype), prompt], axis=1), None
+
+    def prefill(
+        self,
+        decoder_input_ids: mx.array,
+        cache: Sequence[Any],
+        *,
+        input_features: mx.array | None = None,
+        attention_mask: mx.array | None = None,
+        encoder_outputs: EncoderOutput | Sequence[mx.array] | None = None,
+    ):
+        """Hear the recordings and feed the decoder's first tokens; returns the next one's logits
+        and the function for later steps."""
+
+        def step(tokens: mx.array, **recordings) -> mx.array:
+            output = self.model(decoder_input_ids=tokens, past_key_values=cache, **recordings)
+            return self.logits(output.last_hidden_state)
+
+        first = step(
+            decoder_input_ids,
+            input_features=input_features,
+            attention_mask=attention_mask,
+            encoder_outputs=encoder_outputs,
+        )
+        return first[:, -1], step
+
+    @staticmethod
+    def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
+        """A checkpoint's tensors without those that are computed or tied, and the convolutions'
+        kernels as MLX has them, (out, k, in) instead of (out, in, k)."""
+        result = {}
+        for name, value in weights.items():
+            if name.endswith(".embed_positions.weights"):
+                continue
+            if name == "lm_head.weight" and config.tie_word_embeddings:
+                continue
+            if ".conv_layers." in name and name.endswith(".weight"):
+                index = int(name.split(".")[-2])
+                inputs = config.conv_channels // 2 if index else config.num_features
+                # told by the shape, so that kernels already turned stay as they are
+                if value.shape[1:] == (inputs, config.conv_kernel_sizes[index]):
+                    value = value.swapaxes(1, 2)
+            result[name] = value
+        return result
+
+
+def cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
+    """Mean over the labels that are not -100, in float32.
+
+    Args:
+        logits: (rows, length, vocab_size).
+        labels: (rows, length), for the same positions.
+    """
+    counts = labels != -100
+    losses = nn.losses.cross_entropy(
+        logits.astype(mx.float32), mx.where(counts, labels, 0), reduction="none"
+    )
+    return (losses * counts).sum() / counts.sum()

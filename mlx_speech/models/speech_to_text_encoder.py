@@ -1,0 +1,194 @@
+"""The encoder of Speech2Text: convolutions that quarter the frames, then Transformer layers.
+
+In a batch every recording gives what it gives alone. (In transformers it hears, at its end, what
+the convolutions make of the padding.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..errors import InputError
+from .activations import glu
+from .speech_to_text_layers import Layer, SinusoidalPositions, Speech2TextConfig
+
+
+def real_lengths(attention_mask: mx.array | None) -> list[int] | None:
+    """How many frames of each recording are real; None if all are.
+
+    Args:
+        attention_mask: (recordings, frames), ones and then zeros.
+
+    Raises:
+        InputError: the zeros are not at the end, or a recording has no frame at all.
+    """
+    if attention_mask is None:
+        return None
+    mask = attention_mask.astype(mx.int32)
+    if mx.any(mask[:, 1:] > mask[:, :-1]).item():
+        raise InputError("attention_mask must be ones and then zeros: pad recordings at their end")
+    lengths = mask.sum(axis=1).tolist()
+    if 0 in lengths:
+        raise InputError("attention_mask leaves a recording without any frame")
+    return None if min(lengths) == mask.shape[1] else lengths
+
+
+def real_frames(num_frames: int, lengths: list[int]) -> mx.array:
+    """Boolean (recordings, num_frames)."""
+    return mx.arange(num_frames) < mx.array(lengths)[:, None]
+
+
+class ConvSubsampler(nn.Module):
+    """Convolutions with stride 2, each followed by a gated linear unit
+    (https://arxiv.org/abs/1911.08460)."""
+
+    def __init__(self, config: Speech2TextConfig):
+        super().__init__()
+        inner = config.num_conv_layers - 1
+        inputs = [config.num_features] + [config.conv_channels // 2] * inner
+        outputs = [config.conv_channels] * inner + [2 * config.d_model]
+        self.conv_layers = [
+            nn.Conv1d(i, o, kernel_size=k, stride=2, padding=k // 2)
+            for i, o, k in zip(inputs, outputs, config.conv_kernel_sizes, strict=True)
+        ]
+
+    def __call__(self, x: mx.array, lengths: list[int] | None) -> mx.array:
+        """(recordings, frames, features) -> (recordings, subsampled frames, d_model).
+
+        What a convolution sees behind the end of a recording is zero, as if it were alone.
+
+        Args:
+            lengths: real frames of each recording; None if all are.
+        """
+        for conv in self.conv_layers:
+            if lengths is not None:
+                real = real_frames(x.shape[1], lengths)[..., None]
+                x = mx.where(real, x, mx.zeros((), x.dtype))
+                lengths = [self.halved(n) for n in lengths]
+            x = glu(conv(x))
+        return x
+
+    def output_length(self, num_frames: int) -> int:
+        """How many frames are left of so many."""
+        for _ in self.conv_layers:
+            num_frames = self.halved(num_frames)
+        return num_frames
+
+    @staticmethod
+    def halved(length: int) -> int:
+        return (length - 1) // 2 + 1
+
+
+class EncoderLayer(Layer):
+    def __init__(self, config: Speech2TextConfig):
+        super().__init__(config, config.encoder_attention_heads, config.encoder_ffn_dim)
+
+    def __call__(self, x, mask, weights):
+        normed = self.self_attn_layer_norm(x)
+        x = x + self.self_attn(normed, *self.self_attn.keys_values(normed), mask, weights)
+        x = self.feed_forward(x)
+        if x.dtype == mx.float16:
+            # infinity would become NaN in the next norm
+            limit = mx.finfo(x.dtype).max - 1000
+            x = mx.clip(x, -limit, limit)
+        return x
+
+
+@dataclass
+class EncoderOutput:
+    """What the encoder returns.
+
+    last_hidden_state: (recordings, subsampled frames, d_model), meaningless at the padding of a
+        batch.
+    hidden_states: on request, the first layer's input, each layer's output, and the final norm's
+        in place of the last layer's.
+    attentions: on request, each layer's weights, (recordings, heads, frames, frames).
+    """
+
+    last_hidden_state: mx.array
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+
+    @classmethod
+    def of(cls, value: EncoderOutput | Sequence[Any] | None) -> EncoderOutput | None:
+        """The same from a tuple of these fields, of which the first is enough."""
+        return cls(*value) if isinstance(value, (tuple, list)) else value
+
+
+class Speech2TextEncoder(nn.Module):
+    def __init__(self, config: Speech2TextConfig):
+        super().__init__()
+        self.config = config
+        self.conv = ConvSubsampler(config)
+        self.positions = SinusoidalPositions(config.d_model, config.pad_token_id)
+        self.layers = [EncoderLayer(config) for _ in range(config.encoder_layers)]
+        self.layer_norm = nn.LayerNorm(config.d_model)
+
+    def __call__(
+        self,
+        input_features: mx.array,
+        attention_mask: mx.array | None = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> EncoderOutput:
+        """Run the encoder; each recording of a batch gives what it gives alone.
+
+        Args:
+            input_features: (recordings, frames, features), of any floating type.
+            attention_mask: (recordings, frames), ones and then zeros at the padding.
+
+        Raises:
+            InputError: the shapes are wrong, or there are no frames, or too many.
+        """
+        lengths = self._check(input_features, attention_mask)
+        x = self.conv(input_features.astype(self.layer_norm.weight.dtype), lengths)
+        x = x * self.config.embedding_scale
+        # transformers counts positions on the padding mask, 0 at frames, as if on token ids: were
+        # the padding's id 0, which it is in no checkpoint, all frames would be taken for padding
+        if self.config.pad_token_id != 0:
+            x = x + self.positions(mx.ones((1, x.shape[1]))).astype(x.dtype)
+        mask = self.frame_mask(attention_mask)
+        states, weights = [x], [] if output_attentions else None
+        for layer in self.layers:
+            states.append(layer(states[-1], mask, weights))
+        states[-1] = self.layer_norm(states[-1])
+        return EncoderOutput(
+            last_hidden_state=states[-1],
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(weights) if output_attentions else None,
+        )
+
+    def _check(self, features: mx.array, attention_mask: mx.array | None) -> list[int] | None:
+        """Real frames of each recording, None if all are."""
+        width, limit = self.config.num_features, self.config.max_source_positions
+        if features.ndim != 3 or features.shape[1] == 0 or features.shape[2] != width:
+            raise InputError(
+                f"input_features are {features.shape}, but must be (recordings, frames, {width})"
+            )
+        if attention_mask is not None and attention_mask.shape != features.shape[:2]:
+            raise InputError(
+                f"attention_mask is {attention_mask.shape}, but input_features are {features.shape}"
+            )
+        lengths = real_lengths(attention_mask)
+        longest = max(lengths or [features.shape[1]])
+        if longest > limit:
+            raise InputError(
+                f"a recording of {longest} frames is longer than the {limit} that the model was "
+                "made for; cut it"
+            )
+        return lengths
+
+    def frame_mask(self, attention_mask: mx.array | None) -> mx.array | None:
+        """Which subsampled frames are real: boolean (recordings, 1, 1, frames), None if all are."""
+        lengths = real_lengths(attention_mask)
+        if lengths is None:
+            return None
+        num_frames = self.conv.output_length(attention_mask.shape[1])
+        lengths = [self.conv.output_length(length) for length in lengths]
+        return real_frames(num_frames, lengths)[:, None, None]

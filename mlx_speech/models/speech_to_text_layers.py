@@ -1,0 +1,187 @@
+"""What Speech2Text is made of: its configuration, positions, attention and what its layers share.
+
+Module names are those of the checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .attention import (
+    attention_weights,
+    merge_heads,
+    scaled_dot_product_attention,
+    split_heads,
+)
+from .config import PretrainedConfig
+from .decoder import ACTIVATIONS
+
+
+@dataclass(kw_only=True)
+class Speech2TextConfig(PretrainedConfig):
+    """Configuration of a Speech2Text model; fields and defaults are those of transformers."""
+
+    model_type: ClassVar[str] = "speech_to_text"
+    aliases: ClassVar[dict[str, str]] = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "encoder_layers",
+        "num_attention_heads": "encoder_attention_heads",
+    }
+
+    vocab_size: int = 10000
+    encoder_layers: int = 12
+    encoder_ffn_dim: int = 2048
+    encoder_attention_heads: int = 4
+    decoder_layers: int = 6
+    decoder_ffn_dim: int = 2048
+    decoder_attention_heads: int = 4
+    encoder_layerdrop: float = 0.0
+    decoder_layerdrop: float = 0.0
+    use_cache: bool = True
+    is_encoder_decoder: bool = True
+    activation_function: str = "relu"
+    d_model: int = 256
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    init_std: float = 0.02
+    decoder_start_token_id: int = 2
+    scale_embedding: bool = True
+    pad_token_id: int = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
+    max_source_positions: int = 6000
+    max_target_positions: int = 1024
+    num_conv_layers: int = 2
+    conv_kernel_sizes: Sequence[int] = (5, 5)
+    conv_channels: int = 1024
+    input_feat_per_channel: int = 80
+    input_channels: int = 1
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self):
+        if len(self.conv_kernel_sizes) != self.num_conv_layers:
+            raise ValueError(
+                f"conv_kernel_sizes {self.conv_kernel_sizes} are not as many as num_conv_layers "
+                f"{self.num_conv_layers}"
+            )
+        # with an even one, transformers' convolution and its mask disagree about the length
+        if not all(size % 2 for size in self.conv_kernel_sizes):
+            raise ValueError(f"conv_kernel_sizes {self.conv_kernel_sizes} must be odd")
+        for name in ("encoder_attention_heads", "decoder_attention_heads"):
+            if self.d_model % getattr(self, name):
+                raise ValueError(
+                    f"d_model {self.d_model} is not a multiple of {name} {getattr(self, name)}"
+                )
+        if self.d_model % 2 or self.d_model < 4:
+            raise ValueError(f"d_model {self.d_model} must be even and at least 4")
+        if self.activation_function not in ACTIVATIONS:
+            raise ValueError(
+                f"activation_function {self.activation_function!r} is none of "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+        if self.pad_token_id is None:
+            raise ValueError("pad_token_id is needed, positions are counted from it")
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embeddings, of frames and of tokens, are multiplied by."""
+        return math.sqrt(self.d_model) if self.scale_embedding else 1.0
+
+    @property
+    def num_features(self) -> int:
+        """Values of one input frame."""
+        return self.input_feat_per_channel * self.input_channels
+
+
+class SinusoidalPositions:
+    """Sines, then cosines of positions that are counted as in fairseq: the first token is at
+    `padding_idx + 1`, and padding, at `padding_idx`, has zeros."""
+
+    def __init__(self, dim: int, padding_idx: int):
+        half = dim // 2
+        exponents = np.arange(half) * -(math.log(10000.0) / (half - 1))
+        self.frequencies = mx.array(np.exp(exponents).astype(np.float32))
+        self.padding_idx = padding_idx
+
+    def __call__(self, real: mx.array, offset: int = 0) -> mx.array:
+        """Embeddings, (rows, length, dim) in float32, of any length.
+
+        Args:
+            real: (rows, length), zero at padding.
+            offset: how many positions, of either kind, came before.
+        """
+        real = real.astype(mx.int32)
+        positions = ((mx.cumsum(real, axis=1) + offset) * real + self.padding_idx)[..., None]
+        angles = positions.astype(mx.float32) * self.frequencies
+        table = mx.concatenate([mx.sin(angles), mx.cos(angles)], axis=-1)
+        return mx.where(positions == self.padding_idx, 0.0, table)
+
+
+class Attention(nn.Module):
+    """Attention to the own sequence or to another one."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def keys_values(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """What is attended to: (batch, S, dim) -> two of (batch, heads, S, head_dim)."""
+        keys, values = self.k_proj(x), self.v_proj(x)
+        return split_heads(keys, self.num_heads), split_heads(values, self.num_heads)
+
+    def __call__(
+        self,
+        x: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        mask: mx.array | str | None = None,
+        weights: list[mx.array] | None = None,
+    ) -> mx.array:
+        """(rows, L, dim) -> (rows, L, dim).
+
+        Args:
+            keys, values: (batch, heads, S, head_dim). Where there are several times more rows than
+                that, as many after one another attend to the same keys, like further queries.
+            mask: see `scaled_dot_product_attention`.
+            weights: if given, the attention weights (rows, heads, L, S) are appended to it.
+        """
+        batch, _, num_keys, _ = keys.shape
+        queries = split_heads(self.q_proj(x).reshape(batch, -1, x.shape[-1]), self.num_heads)
+        if weights is None:
+            out = scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
+        else:
+            shares = attention_weights(queries, keys, scale=self.scale, mask=mask)
+            out = shares @ values
+            by_row = shares.reshape(batch, self.num_heads, -1, x.shape[1], num_keys)
+            weights.append(by_row.swapaxes(1, 2).flatten(0, 1))
+        return self.out_proj(merge_heads(out).reshape(x.shape))
+
+
+class Layer(nn.Module):
+    """What the two kinds of layer share; every sublayer has its norm before it."""
+
+    def __init__(self, config: Speech2TextConfig, num_heads: int, ffn_dim: int):
+        super().__init__()
+        dim = config.d_model
+        self.activation = ACTIVATIONS[config.activation_function]
+        self.self_attn = Attention(dim, num_heads)
+        self.self_attn_layer_norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, dim)
+        self.final_layer_norm = nn.LayerNorm(dim)
+
+    def feed_forward(self, x: mx.array) -> mx.array:
+        return x + self.fc2(self.activation(self.fc1(self.final_layer_norm(x))))

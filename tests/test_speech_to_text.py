@@ -1,0 +1,606 @@
+"""Speech2Text: the bundled checkpoint against the reference, batches, caches, dtypes, errors."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from conftest import DATA, ROOT, edit_json
+from mlx.utils import tree_flatten
+
+from mlx_speech import (
+    CheckpointError,
+    ContextLengthError,
+    InputError,
+    Speech2TextConfig,
+    Speech2TextForConditionalGeneration,
+    Speech2TextModel,
+)
+from mlx_speech.generation import stream_tokens
+from mlx_speech.generation.config import GenerationConfig
+from mlx_speech.loading import load_model, read_weights
+from mlx_speech.models.cross_cache import CrossAttentionCache
+from mlx_speech.models.speech_to_text_layers import Attention, SinusoidalPositions
+
+TINY_S2T = ROOT / "examples" / "tiny-s2t"
+REFERENCE = json.loads((DATA / "reference" / "tiny_s2t_reference.json").read_text())
+FRENCH = REFERENCE["lang_code_to_id"]["fr"]
+#: how the reference was asked
+ASKED = {
+    "en_greedy": {"num_beams": 1},
+    "en_beam5": {},  # what generation_config.json says
+    "fr_greedy": {"num_beams": 1, "forced_bos_token_id": FRENCH},
+    "fr_beam5": {"forced_bos_token_id": FRENCH},
+}
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(DATA / "reference" / "tiny_s2t_golden.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def model() -> Speech2TextForConditionalGeneration:
+    return load_model(TINY_S2T, dtype=mx.float32)
+
+
+@pytest.fixture(scope="module")
+def recordings(golden) -> list[mx.array]:
+    """Features of the three, (1, frames, 80): 149, 162 and 171 frames."""
+    return [mx.array(golden[f"{i}.input_features"])[None] for i in range(3)]
+
+
+@pytest.fixture
+def s2t_copy(tmp_path):
+    """A copy of the bundled checkpoint, to be damaged."""
+    for file in TINY_S2T.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def padded(recordings: list[mx.array]) -> dict[str, mx.array]:
+    """One batch, with noise in the padding that nobody may hear."""
+    longest = max(r.shape[1] for r in recordings) + 3
+    rows = [
+        mx.concatenate([r[0], 5 * mx.random.normal((longest - r.shape[1], 80))]) for r in recordings
+    ]
+    mask = [[1] * r.shape[1] + [0] * (longest - r.shape[1]) for r in recordings]
+    return {"input_features": mx.stack(rows), "attention_mask": mx.array(mask)}
+
+
+def difference(a, b) -> float:
+    return np.abs(np.array(a, np.float32) - np.array(b, np.float32)).max()
+
+
+class TestGolden:
+    @pytest.mark.parametrize("index", range(3))
+    def test_encoder_and_logits(self, model, golden, recordings, index):
+        """Values reach 4 in the encoder and 10 in the logits."""
+        encoded = model.model.encoder(recordings[index]).last_hidden_state
+        ids = mx.array(golden[f"{index}.decoder_ids"])[None]
+        logits = model(recordings[index], decoder_input_ids=ids).logits
+        assert difference(encoded[0], golden[f"{index}.encoder"]) < 1e-4
+        assert difference(logits[0], golden[f"{index}.logits"]) < 1e-4
+
+    @pytest.mark.parametrize("key", ASKED)
+    @pytest.mark.parametrize("index", range(3))
+    def test_token_ids(self, model, golden, recordings, index, key):
+        expected = REFERENCE["files"][str(golden[f"{index}.file"])][key]["ids"]
+        assert model.generate(recordings[index], **ASKED[key])[0].tolist() == expected
+
+    def test_all_of_it_in_one_batch(self, model, golden, recordings):
+        files = [str(golden[f"{i}.file"]) for i in range(3)]
+        for key, options in ASKED.items():
+            rows = model.generate(**padded(recordings), **options).tolist()
+            for row, file in zip(rows, files, strict=True):
+                expected = REFERENCE["files"][file][key]["ids"]
+                assert row[: len(expected)] == expected
+                assert set(row[len(expected) :]) <= {1}
+
+
+class TestBatch:
+    def test_each_recording_gives_what_it_gives_alone(self, model, recordings):
+        batch = padded(recordings)
+        together = model.model.encoder(**batch).last_hidden_state
+        ids = mx.array([[2, 19, 136, 94]])
+        logits = model(**batch, decoder_input_ids=mx.repeat(ids, 3, axis=0)).logits
+        for row, features in enumerate(recordings):
+            alone = model.model.encoder(features).last_hidden_state[0]
+            assert difference(together[row, : len(alone)], alone) < 1e-5
+            alone = model(features, decoder_input_ids=ids).logits[0]
+            assert difference(logits[row], alone) < 1e-5
+
+    def test_a_mask_of_ones_is_no_mask(self, model, recordings):
+        mask = mx.ones(recordings[0].shape[:2], mx.int32)
+        encode = model.model.encoder
+        found, expected = encode(recordings[0], mask), encode(recordings[0])
+        assert mx.array_equal(found.last_hidden_state, expected.last_hidden_state).item()
+
+    @pytest.mark.parametrize("frames", range(1, 13))
+    def test_lengths_around_the_subsampler_steps(self, model, recordings, frames):
+        """Beside a recording of 13 frames, each short one gives what it gives alone."""
+        short, long = recordings[0][:, :frames], recordings[1][:, :13]
+        encoded = model.model.encoder(**padded([short, long])).last_hidden_state
+        for row, features in enumerate((short, long)):
+            alone = model.model.encoder(features).last_hidden_state[0]
+            count = ((features.shape[1] - 1) // 2) // 2 + 1
+            assert alone.shape == (count, 128)
+            assert difference(encoded[row, :count], alone) < 1e-5
+
+
+class TestCache:
+    def test_steps_equal_one_pass(self, model, golden, recordings):
+        ids = mx.array(golden["0.decoder_ids"])[None]
+        whole = model(recordings[0], decoder_input_ids=ids).logits
+        cache = model.make_cache()
+        first = model(recordings[0], decoder_input_ids=ids[:, :4], past_key_values=cache)
+        assert first.past_key_values is cache
+        pieces = [first.logits]
+        for start, end in ((4, 5), (5, 8), (8, ids.shape[1])):
+            # only what the decoder is fed: the cache holds the recording
+            part = ids[:, start:end]
+            pieces.append(model(decoder_input_ids=part, past_key_values=cache).logits)
+        assert difference(mx.concatenate(pieces, axis=1), whole) < 1e-4
+        assert [layer.trim(3) for layer in cache] == [3] * len(cache)
+        again = model(decoder_input_ids=ids[:, -3:], past_key_values=cache).logits
+        assert difference(again, whole[:, -3:]) < 1e-4
+
+    def test_the_recording_is_heard_once(self, model, recordings, monkeypatch):
+        """Cross-attention keys and values are computed once in a whole beam search."""
+        heard = []
+        original = Attention.keys_values
+
+        def spy(attention, x):
+            heard.append(attention)
+            return original(attention, x)
+
+        monkeypatch.setattr(Attention, "keys_values", spy)
+        model.generate(recordings[0], max_new_tokens=6)
+        counts = [
+            sum(a is layer.encoder_attn for a in heard) for layer in model.model.decoder.layers
+        ]
+        assert counts == [1, 1, 1]
+        assert len(heard) > 20
+
+    def test_beams_share_one_row_and_copy_nothing(self, model, recordings, monkeypatch):
+        """Five beams attend to the one row of keys and values that was there before them."""
+        cache = model.make_cache()
+        monkeypatch.setattr(type(model), "make_cache", lambda *_: cache)
+        same = []
+        original = CrossAttentionCache.reorder
+
+        def spy(cross, rows):
+            before = [k for pair in cross.layers for k in pair]
+            original(cross, rows)
+            after = [k for pair in cross.layers for k in pair]
+            same.append(all(x is y for x, y in zip(before, after, strict=True)))
+
+        monkeypatch.setattr(CrossAttentionCache, "reorder", spy)
+        model.generate(recordings[2], num_beams=5)
+        assert len(same) > 3
+        assert all(same)
+        assert cache[0].state[0].shape[0] == cache[-1].num_rows == 5
+        assert {k.shape for pair in cache[-1].layers for k in pair} == {(1, 4, 43, 32)}
+
+    @pytest.mark.parametrize(
+        ("rows", "left", "rows_each"),
+        [
+            ([0, 0, 0, 1, 1, 1, 2, 2, 2], [0, 1, 2], 3),  # beams of each recording
+            ([0, 1, 2], [0, 1, 2], 1),
+            ([0, 0, 2, 2], [0, 2], 2),  # a recording is done
+            ([2, 1, 0], [2, 1, 0], 1),
+            ([0, 0, 1], [0, 0, 1], 1),
+        ],
+    )
+    def test_rows_move_between_recordings(self, rows, left, rows_each):
+        cross = filled_cross_cache()
+        cross.reorder(mx.array(rows))
+        assert cross.rows_per_recording == rows_each
+        assert cross.num_rows == len(rows)
+        for keys, values in cross.layers:
+            assert keys[:, 0, 0, 0].tolist() == left
+            assert values[:, 0, 0, 0].tolist() == [10 * i for i in left]
+        assert cross.mask[:, 0, 0, 1].tolist() == [i != 1 for i in left]
+
+    def test_rows_move_between_and_within_groups(self):
+        cross = filled_cross_cache()
+        cross.reorder(mx.repeat(mx.arange(3), 2))
+        before = cross.layers[0][0]
+        cross.reorder(mx.array([1, 0, 2, 2, 5, 4]))
+        assert cross.layers[0][0] is before
+        cross.reorder(mx.array([4, 4, 1, 0]))
+        assert cross.layers[0][0][:, 0, 0, 0].tolist() == [2, 0]
+        assert cross.rows_per_recording == 2
+
+
+def filled_cross_cache() -> CrossAttentionCache:
+    """Three recordings of two frames, the second of them with one of padding."""
+    cross = CrossAttentionCache()
+    keys = mx.arange(3).reshape(3, 1, 1, 1) * mx.ones((3, 2, 2, 4))
+    mask = mx.array([[True, True], [True, False], [True, True]])[:, None, None]
+    cross.fill([(keys, 10 * keys)], mask)
+    return cross
+
+
+class TestGeneration:
+    def test_streaming_gives_the_greedy_ids(self, model, recordings):
+        steps = stream_tokens(model, input_features=recordings[0], num_beams=1)
+        expected = model.generate(recordings[0], num_beams=1)[0, 1:].tolist()
+        assert [step.tokens[0] for step in steps] == expected
+
+    def test_sampling_with_a_seed(self, model, recordings):
+        def draw(seed):
+            options = {"num_beams": 1, "temperature": 20.0, "max_new_tokens": 12, "seed": seed}
+            return model.generate(recordings[0], forced_bos_token_id=9, **options).tolist()[0]
+
+        assert draw(1) == draw(1) != draw(2)
+        assert draw(1)[:2] == draw(2)[:2] == [2, 9]
+
+    @pytest.mark.parametrize("num_beams", [1, 5])
+    def test_max_length_counts_the_starting_token(self, model, recordings, num_beams):
+        def length(**options):
+            return model.generate(recordings[0], num_beams=num_beams, **options).shape[1]
+
+        assert length(max_length=4) == length(max_new_tokens=3) == 4
+        prompt = mx.array([[2, 5]])
+        assert length(max_length=4, decoder_input_ids=prompt) == 4
+        with pytest.raises(InputError, match="max_length is 2, but the prompt alone has 2 tokens"):
+            length(max_length=2, decoder_input_ids=prompt)
+
+    def test_a_prompt_instead_of_a_forced_token(self, model, recordings):
+        expected = model.generate(recordings[0], forced_bos_token_id=FRENCH).tolist()
+        for prompt in ([[2, FRENCH]], [[FRENCH]]):
+            found = model.generate(recordings[0], decoder_input_ids=mx.array(prompt))
+            assert found.tolist() == expected
+        started = model.generate(recordings[0], decoder_start_token_id=FRENCH, max_new_tokens=1)
+        assert started[0, 0].item() == FRENCH
+
+    @pytest.mark.parametrize("as_tuple", [True, False])
+    def test_from_encoder_outputs(self, model, recordings, as_tuple):
+        batch = padded(recordings[:2])
+        encoded = model.model.encoder(**batch)
+        given = (encoded.last_hidden_state,) if as_tuple else encoded
+        mask = batch["attention_mask"]
+        found = model.generate(encoder_outputs=given, attention_mask=mask)
+        assert found.tolist() == model.generate(**batch).tolist()
+
+    def test_a_second_thread(self, model, recordings):
+        results = []
+
+        def work():
+            for m in (model, load_model(TINY_S2T)):
+                results.append(m.generate(recordings[2])[0].tolist())
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert results == [[2, 36, 44, 31, 31, 2]] * 2
+
+    def test_options_of_the_checkpoint(self, model):
+        config = model.generation_config
+        assert (config.num_beams, config.max_length, config.early_stopping) == (5, 200, True)
+        assert (config.decoder_start_token_id, config.eos_token_id) == (2, 2)
+        assert config.limited(1).max_new_tokens == 199
+        assert config.updated(max_new_tokens=7).limited(1).max_new_tokens == 7
+        assert (
+            GenerationConfig(max_new_tokens=9).updated(max_length=5).limited(2).max_new_tokens == 3
+        )
+        assert GenerationConfig().limited(2).max_new_tokens == 200
+        with pytest.raises(InputError, match="not both"):
+            config.updated(max_new_tokens=7, max_length=8)
+
+    def test_options_of_an_old_repository(self, s2t_copy):
+        """Where there is no generation_config.json they stand in config.json."""
+        (s2t_copy / "generation_config.json").unlink()
+        edit_json(s2t_copy / "config.json", num_beams=3, max_length=50, early_stopping=True)
+        config = load_model(s2t_copy).generation_config
+        assert (config.num_beams, config.max_length, config.early_stopping) == (3, 50, True)
+        assert (config.decoder_start_token_id, config.eos_token_id) == (2, 2)
+
+
+class TestOutputs:
+    def test_hidden_states_and_attentions(self, model, recordings):
+        ids = mx.array([[2, 5, 96], [2, 19, 136]])
+        batch = padded([recordings[0], recordings[1][:, :80]])
+        plain = model(**batch, decoder_input_ids=ids)
+        assert plain.encoder_attentions is plain.cross_attentions is None
+        assert plain.decoder_hidden_states is None
+        output = model(
+            **batch, decoder_input_ids=ids, output_hidden_states=True, output_attentions=True
+        )
+        assert difference(output.logits, plain.logits) < 1e-5
+        assert len(output.encoder_hidden_states) == 7
+        assert len(output.decoder_hidden_states) == 4
+        assert output.encoder_hidden_states[-1] is output.encoder_last_hidden_state
+        shapes = {
+            "encoder_attentions": (6, (2, 4, 38, 38)),
+            "decoder_attentions": (3, (2, 4, 3, 3)),
+            "cross_attentions": (3, (2, 4, 3, 38)),
+        }
+        for name, (count, shape) in shapes.items():
+            layers = getattr(output, name)
+            assert [w.shape for w in layers] == [shape] * count
+            assert all(difference(w.sum(axis=-1), 1) < 1e-5 for w in layers)
+        # 80 frames are 20: nobody looks behind them, nor ahead
+        assert output.encoder_attentions[2][1, :, :20, 20:].max().item() == 0
+        assert output.cross_attentions[2][1, ..., 20:].max().item() == 0
+        assert mx.triu(output.decoder_attentions[2], 1).max().item() == 0
+
+    def test_attentions_of_beams(self, model, recordings):
+        """Each beam's own, though they attend as queries of one row."""
+        cache = model.make_cache()
+        model(recordings[0], decoder_input_ids=mx.array([[2]]), past_key_values=cache)
+        for layer in cache:
+            layer.reorder(mx.array([0, 0, 0]))
+        ids = mx.array([[5, 96], [19, 136], [36, 44]])
+        output = model(decoder_input_ids=ids, past_key_values=cache, output_attentions=True)
+        for row in range(3):
+            whole = mx.concatenate([mx.array([[2]]), ids[row : row + 1]], axis=1)
+            alone = model(recordings[0], decoder_input_ids=whole, output_attentions=True)
+            assert difference(output.logits[row], alone.logits[0, 1:]) < 1e-4
+            for name in ("cross_attentions", "decoder_attentions"):
+                for found, expected in zip(
+                    getattr(output, name), getattr(alone, name), strict=True
+                ):
+                    assert difference(found[row], expected[0, :, 1:]) < 1e-5
+
+    def test_loss(self, model, recordings):
+        """Mean over the labels that are not -100; the decoder is fed them one place later."""
+        labels = mx.array([[19, 136, 94, 2], [36, 2, -100, -100]])
+        batch = padded(recordings[:2])
+        output = model(**batch, labels=labels)
+        fed = mx.array([[2, 19, 136, 94], [2, 36, 2, 1]])
+        logits = model(**batch, decoder_input_ids=fed).logits
+        assert difference(output.logits, logits) < 1e-5
+        losses = nn.losses.cross_entropy(logits, mx.maximum(labels, 0))
+        expected = (losses[0].sum() + losses[1, :2].sum()).item() / 6
+        assert output.loss.item() == pytest.approx(expected, rel=1e-5)
+        given = model(**batch, decoder_input_ids=fed, labels=labels)
+        assert given.loss.item() == pytest.approx(expected, rel=1e-5)
+
+    def test_embeddings_instead_of_ids(self, model, recordings):
+        ids = mx.array([[2, 19, 136]])
+        embeds = model.model.decoder.embed_tokens(ids) * 128**0.5
+        found = model(recordings[0], decoder_inputs_embeds=embeds).logits
+        assert difference(found, model(recordings[0], decoder_input_ids=ids).logits) < 1e-5
+
+    def test_the_model_without_its_head(self, model, recordings):
+        headless = Speech2TextModel.from_pretrained(TINY_S2T, dtype=mx.float32)
+        ids = mx.array([[2, 19, 136]])
+        hidden = headless(recordings[0], decoder_input_ids=ids).last_hidden_state
+        logits = model(recordings[0], decoder_input_ids=ids).logits
+        assert difference(hidden @ model.model.decoder.embed_tokens.weight.T, logits) < 1e-5
+
+
+class TestDtype:
+    @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+    def test_half_precision_stays(self, recordings, monkeypatch, dtype):
+        """One stray float32 array would promote everything behind it."""
+        model = load_model(TINY_S2T, dtype=dtype)
+        outputs = []
+
+        def record(kind):
+            original = kind.__call__
+
+            def spy(layer, *args, **kwargs):
+                out = original(layer, *args, **kwargs)
+                if isinstance(out, mx.array):
+                    outputs.append((type(layer).__name__, out.dtype))
+                return out
+
+            monkeypatch.setattr(kind, "__call__", spy)
+
+        for kind in {type(m) for m in model.modules()}:
+            if kind is not type(model) and "__call__" in kind.__dict__:
+                record(kind)
+        output = model(
+            **padded(recordings),
+            decoder_input_ids=mx.full((3, 4), 7),
+            output_hidden_states=True,
+            output_attentions=True,
+        )
+        assert {name for name, _ in outputs} >= {"ConvSubsampler", "EncoderLayer", "DecoderLayer"}
+        assert {(n, d) for n, d in outputs if d != dtype} == set()
+        tensors = [*output.encoder_hidden_states, *output.cross_attentions, output.logits]
+        assert {t.dtype for t in tensors} == {dtype}
+        cache = model.make_cache()
+        model(recordings[0], decoder_input_ids=mx.array([[2]]), past_key_values=cache)
+        assert {c.state[0].dtype for c in cache[:-1]} == {dtype}
+        assert {k.dtype for pair in cache[-1].layers for k in pair} == {dtype}
+
+    def test_bfloat16_hears_the_same_words(self, recordings):
+        model = load_model(TINY_S2T, dtype=mx.bfloat16)
+        assert model.generate(recordings[2])[0].tolist() == [2, 36, 44, 31, 31, 2]
+
+    def test_float16_overflow_is_clamped(self, recordings):
+        """As in transformers, only in the encoder and only in float16."""
+        model = load_model(TINY_S2T, dtype=mx.float16)
+        layer = model.model.encoder.layers[0]
+        layer.fc2.bias = mx.full((128,), 60000, mx.float16)
+        x = mx.full((1, 3, 128), 30000, mx.float16)
+        assert mx.all(layer(x, None, None) == 64504).item()
+        layer.fc2.bias = mx.full((128,), -60000, mx.float16)
+        assert mx.all(layer(-x, None, None) == -64504).item()
+        layer.set_dtype(mx.float32)
+        assert (layer(-x.astype(mx.float32), None, None).min() < -80000).item()
+        encoded = model.model.encoder(recordings[0]).last_hidden_state
+        assert mx.all(mx.isfinite(encoded)).item()
+
+
+class TestPositions:
+    def test_values(self):
+        """Position p, frequency i: sin(p / 10000^(i / 3)), then the cosines; padding is zero."""
+        table = np.array(SinusoidalPositions(8, 1)(mx.array([[1, 1, 0, 1, 0]])))[0]
+        angles = np.array([2, 3, 0, 4, 0])[:, None] / 10000 ** (np.arange(4) / 3)
+        expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+        expected[[2, 4]] = 0
+        np.testing.assert_allclose(table, expected, atol=1e-6)
+
+    def test_any_length_and_offset(self):
+        positions = SinusoidalPositions(64, 1)
+        long = positions(mx.ones((1, 7000)))
+        assert mx.array_equal(positions(mx.ones((1, 3)), 6997), long[:, -3:]).item()
+        angles = np.arange(2.0, 7002.0)[:, None] / 10000 ** (np.arange(32) / 31)
+        assert difference(long[0, :, :32], np.sin(angles)) < 1e-3  # float32 has no more
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"input_features": None}, "give input_features or encoder_outputs"),
+            ({"encoder_outputs": (mx.zeros((1, 4, 128)),)}, "give a recording once"),
+            ({"decoder_input_ids": None}, "exactly one of decoder_input_ids and decoder_inputs_em"),
+            ({"decoder_inputs_embeds": mx.zeros((1, 1, 128))}, "exactly one of decoder_input_ids"),
+            ({"decoder_input_ids": mx.array([[2], [2]])}, "input has 2 rows, .* recordings need 1"),
+            (
+                {"input_features": mx.zeros((1, 9, 40))},
+                r"\(1, 9, 40\), but .*recordings, frames, 80",
+            ),
+            ({"input_features": mx.zeros((9, 80))}, r"are \(9, 80\), but must be"),
+            ({"input_features": mx.zeros((1, 0, 80))}, r"are \(1, 0, 80\), but must be"),
+            ({"input_features": mx.zeros((1, 3001, 80))}, "3001 frames is longer than the 3000"),
+            (
+                {"attention_mask": mx.ones((1, 7))},
+                r"is \(1, 7\), but input_features are \(1, 9, 80",
+            ),
+            ({"attention_mask": mx.array([[0, 0, 1, 1, 1, 1, 1, 1, 1]])}, "pad .* at their end"),
+            ({"attention_mask": mx.zeros((1, 9))}, "without any frame"),
+        ],
+    )
+    def test_inputs(self, model, changes, message):
+        inputs = {"input_features": mx.zeros((1, 9, 80)), "decoder_input_ids": mx.array([[2]])}
+        with pytest.raises(InputError, match=message):
+            model(**{**inputs, **changes})
+
+    def test_mask_that_does_not_belong_to_the_encoder_outputs(self, model):
+        inputs = {"encoder_outputs": (mx.zeros((1, 4, 128)),), "decoder_input_ids": mx.array([[2]])}
+        assert model(**inputs, attention_mask=mx.ones((1, 13))).logits.shape == (1, 1, 320)
+        with pytest.raises(InputError, match=r"\(1, 17\), which does not belong to .*\(1, 4, 128"):
+            model(**inputs, attention_mask=mx.ones((1, 17)))
+
+    def test_a_recording_for_a_cache_that_has_one(self, model, recordings):
+        cache = model.make_cache()
+        inputs = {"decoder_input_ids": mx.array([[2]]), "past_key_values": cache}
+        model(recordings[0], **inputs)
+        with pytest.raises(InputError, match="give a recording once"):
+            model(recordings[1], **inputs)
+
+    def test_padding_counts_for_no_limit(self, model):
+        features, mask = mx.zeros((1, 3004, 80)), mx.arange(3004)[None] < 3000
+        assert model.model.encoder(features, mask).last_hidden_state.shape == (1, 751, 128)
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"max_new_tokens": 256}, ContextLengthError, "1 tokens and 256 new .* context of 256"),
+            ({"max_length": 1}, InputError, "max_length is 1, but the prompt alone has 1"),
+            ({"labels": mx.array([[2]])}, InputError, "generate has no argument labels"),
+            ({"input_ids": mx.array([[2]])}, InputError, "generate has no argument input_ids"),
+            ({"output_attentions": True}, InputError, "no argument output_attentions"),
+            ({"forced_bos_token_id": 320}, InputError, "is 320, but the vocabulary has 320 tokens"),
+            ({"input_features": None}, InputError, "needs input_features or encoder_outputs"),
+        ],
+    )
+    def test_generation(self, model, recordings, options, error, message):
+        with pytest.raises(error, match=message):
+            model.generate(**{"input_features": recordings[0], **options})
+
+    def test_options_for_other_models(self, tiny):
+        granite, processor = tiny
+        with pytest.raises(InputError, match="forced_bos_token_id is for models with an encoder"):
+            granite.generate(**processor("hi"), forced_bos_token_id=5)
+        with pytest.raises(InputError, match="generate needs input_ids"):
+            stream_tokens(granite)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"conv_kernel_sizes": [5]}, r"conv_kernel_sizes \[5\] are not as many"),
+            ({"conv_kernel_sizes": [5, 4]}, r"conv_kernel_sizes \[5, 4\] must be odd"),
+            ({"encoder_attention_heads": 3}, "not a multiple of encoder_attention_heads 3"),
+            ({"decoder_attention_heads": 5}, "not a multiple of decoder_attention_heads 5"),
+            ({"activation_function": "maxout"}, "activation_function 'maxout' is none of"),
+            ({"d_model": 33, "encoder_attention_heads": 3}, "d_model 33 must be even|not a mul"),
+            ({"model_type": "speech_to_text_2"}, "'speech_to_text_2' is not supported"),
+        ],
+    )
+    def test_config(self, s2t_copy, changes, message):
+        edit_json(s2t_copy / "config.json", **changes)
+        with pytest.raises(CheckpointError, match=message):
+            load_model(s2t_copy)
+
+
+class TestLoading:
+    def test_documented_defaults(self):
+        config = Speech2TextConfig()
+        assert (config.vocab_size, config.d_model, config.encoder_layers) == (10000, 256, 12)
+        assert (config.decoder_layers, config.conv_channels) == (6, 1024)
+        assert list(config.conv_kernel_sizes) == [5, 5]
+        assert (config.max_source_positions, config.max_target_positions) == (6000, 1024)
+        assert (config.decoder_start_token_id, config.pad_token_id) == (2, 1)
+        assert config.scale_embedding
+        assert config.tie_word_embeddings
+        assert (config.hidden_size, config.num_hidden_layers) == (256, 12)
+        # what facebook/s2t-small-librispeech-asr has
+        tensors = tree_flatten(Speech2TextForConditionalGeneration(config).parameters())
+        assert len(tensors) == 357
+        assert sum(value.size for _, value in tensors) == 29_536_256
+
+    def test_sanitize_is_pure_and_idempotent(self, model):
+        stored = read_weights(TINY_S2T)
+        names = dict(stored)
+        names["model.encoder.embed_positions.weights"] = mx.zeros((3002, 128))
+        names["model.decoder.embed_positions.weights"] = mx.zeros((258, 128))
+        names["lm_head.weight"] = names["model.decoder.embed_tokens.weight"]
+        given = dict(names)
+        once = model.sanitize(names, model.config)
+        assert names.keys() == given.keys()
+        assert all(names[k] is given[k] for k in names)
+        assert once.keys() == stored.keys()
+        kernels = [f"model.encoder.conv.conv_layers.{i}.weight" for i in range(2)]
+        assert [stored[k].shape for k in kernels] == [(256, 80, 5), (256, 128, 5)]
+        assert [once[k].shape for k in kernels] == [(256, 5, 80), (256, 5, 128)]
+        again = model.sanitize(once, model.config)
+        assert again.keys() == once.keys()
+        assert all(again[k] is once[k] for k in once)
+
+    def test_an_old_file_with_computed_and_tied_tensors(self, s2t_copy, recordings):
+        file = s2t_copy / "model.safetensors"
+        weights = {k: v + 0 for k, v in mx.load(str(file)).items()}
+        mx.eval(weights)
+        # were they taken, they would do harm
+        weights["lm_head.weight"] = mx.zeros((320, 128))
+        weights["model.encoder.embed_positions.weights"] = mx.zeros((3002, 128))
+        mx.save_safetensors(str(file), weights)
+        model = load_model(s2t_copy)
+        assert model.generate(recordings[2])[0].tolist() == [2, 36, 44, 31, 31, 2]
+        edit_json(s2t_copy / "config.json", tie_word_embeddings=False)
+        untied = load_model(s2t_copy)
+        assert untied(recordings[2], decoder_input_ids=mx.array([[2]])).logits.max().item() == 0
+
+    def test_saved_in_this_layout(self, s2t_copy, model, recordings):
+        weights = dict(tree_flatten(model.parameters()))
+        mx.save_safetensors(str(s2t_copy / "model.safetensors"), weights)
+        again = load_model(s2t_copy)
+        assert again.generate(recordings[2])[0].tolist() == [2, 36, 44, 31, 31, 2]
+
+    def test_missing_tensors_are_listed(self, s2t_copy):
+        file = s2t_copy / "model.safetensors"
+        weights = {k: v + 0 for k, v in mx.load(str(file)).items() if "layers.1.fc1" not in k}
+        mx.eval(weights)
+        mx.save_safetensors(str(file), weights)
+        with pytest.raises(CheckpointError, match=r"4 tensors missing: .*decoder\.layers\.1\.fc1"):
+            load_model(s2t_copy)
+
+    def test_from_pretrained(self):
+        model = Speech2TextForConditionalGeneration.from_pretrained(TINY_S2T)
+        assert model.dtype == mx.float32  # on a CPU
+        config = Speech2TextConfig.from_pretrained(TINY_S2T)
+        assert config == model.config
+        assert Speech2TextConfig.from_dict(config.to_dict()) == config
