@@ -12,10 +12,11 @@ import mlx.core as mx
 
 from .audio import load_audio
 from .errors import ContextLengthError, InputError, UnsupportedOptionError
-from .generation import TextStream, stream_tokens
-from .generation.api import generate_rows, resolve_config
+from .generation import TextStream
+from .generation.api import generate_rows, start
 from .loading import load
-from .processing.prompts import check_request, language_code
+from .processing.prompts import check_request
+from .segmentation import cut_at_quiet
 
 DEFAULT_MODEL = "ibm-granite/granite-speech-4.1-2b"
 
@@ -68,14 +69,66 @@ class Transcript:
 
 @dataclass
 class _Request:
-    """A recording and an instruction, ready for the model."""
+    """A recording and what to do with it.
+
+    spans: the parts of the recording that the model hears one by one, in samples.
+    instruction: what `speech_inputs` of the processor takes.
+    """
 
     model: Any
     processor: Any
-    inputs: dict[str, Any]
+    samples: mx.array
+    sampling_rate: int
+    spans: list[tuple[int, int]]
+    instruction: dict[str, Any]
+    max_new_tokens: int | None
     options: dict[str, Any]
-    duration: float
     language: str | None
+
+    def arguments(self, span: tuple[int, int]) -> dict[str, Any]:
+        """What `generate` needs for one span.
+
+        Raises:
+            ContextLengthError: it is too long for the model.
+        """
+        start, end = span
+        inputs = self.processor.speech_inputs(self.samples[start:end], **self.instruction)
+        duration = (end - start) / self.sampling_rate
+        prompt = inputs.get("input_ids")
+        room = self.model.context_length - (1 if prompt is None else prompt.shape[1])
+        limit = self.max_new_tokens
+        if limit is None:
+            own = getattr(self.model.generation_config, "max_length", None) or 0
+            limit = max(own, TOKENS_BESIDES + math.ceil(TOKENS_PER_SECOND * duration))
+            limit = min(limit, room) if room >= TOKENS_BESIDES else limit
+        if room < limit:
+            raise ContextLengthError(
+                f"a recording of {duration:.1f} s and a text of {limit} tokens are more than the "
+                f"model's context of {self.model.context_length} tokens holds; cut the recording"
+            )
+        return {**inputs, **self.options, "max_new_tokens": limit}
+
+    def segment(self, span, config, tokens: list[int], logprobs: list[float]) -> Segment:
+        """What the model's answer says, the token that ended it included."""
+        mx.clear_cache()
+        ended = tokens[-1] in config.eos_token_ids
+        kept = tokens[:-1] if ended else tokens
+        if config.forced_bos_token_id is not None:
+            logprobs = logprobs[1:] or logprobs  # the model had no choice there
+        return Segment(
+            start=span[0] / self.sampling_rate,
+            end=span[1] / self.sampling_rate,
+            text=self.processor.decode(kept).strip(),
+            tokens=kept,
+            avg_logprob=sum(logprobs) / len(logprobs),
+            truncated=not ended,
+        )
+
+    def transcript(self, segments: list[Segment]) -> Transcript:
+        """All segments together."""
+        text = " ".join(segment.text for segment in segments if segment.text)
+        duration = self.samples.size / self.sampling_rate
+        return Transcript(text, self.language, duration, segments)
 
 
 def transcribe(
@@ -124,8 +177,11 @@ def transcribe(
         max_new_tokens=max_new_tokens,
         **options,
     )
-    _, (row,) = generate_rows(request.model, **request.inputs, **request.options)
-    return _transcript(request, row.tokens, row.logprobs)
+    segments = []
+    for span in request.spans:
+        config, (row,) = generate_rows(request.model, **request.arguments(span))
+        segments.append(request.segment(span, config, row.tokens, row.logprobs))
+    return request.transcript(segments)
 
 
 def stream_transcribe(
@@ -138,34 +194,21 @@ def stream_transcribe(
     of your own, or the `value` of the `StopIteration` that ends it.
     """
     request = _prepare(audio, model, **options)
-    text = TextStream(request.processor.tokenizer)
-    tokens, logprobs = [], []
-    for step in stream_tokens(request.model, **request.inputs, **request.options):
-        tokens += step.tokens
-        logprobs += step.logprobs
-        if piece := text.add(step.tokens[0]):
-            yield piece
-    if rest := text.finish():
-        yield rest
-    return _transcript(request, tokens, logprobs)
-
-
-def _transcript(request: _Request, tokens: list[int], logprobs: list[float]) -> Transcript:
-    """What the model's answer says, the token that ended it included."""
-    config = resolve_config(request.model, dict(request.options))
-    ended = tokens[-1] in config.eos_token_ids
-    kept = tokens[:-1] if ended else tokens
-    text = request.processor.decode(kept).strip()
-    segment = Segment(
-        start=0.0,
-        end=request.duration,
-        text=text,
-        tokens=kept,
-        avg_logprob=sum(logprobs) / len(logprobs),
-        truncated=not ended,
-    )
-    mx.clear_cache()
-    return Transcript(text, request.language, request.duration, [segment])
+    segments = []
+    for span in request.spans:
+        run = start(request.model, None, request.arguments(span), streaming=True)
+        text, tokens, logprobs = TextStream(request.processor.tokenizer), [], []
+        gap = " " if any(segment.text for segment in segments) else ""
+        for step in run.steps():
+            tokens += step.tokens
+            logprobs += step.logprobs
+            if piece := text.add(step.tokens[0]):
+                yield gap + piece
+                gap = ""
+        if rest := text.finish():
+            yield gap + rest
+        segments.append(request.segment(span, run.config, tokens, logprobs))
+    return request.transcript(segments)
 
 
 def _prepare(
@@ -196,34 +239,28 @@ def _prepare(
             "(model, processor) that load returns"
         )
     model, processor = model
-    if not hasattr(processor, "speech_prompt"):
+    if not hasattr(processor, "speech_inputs"):
         raise UnsupportedOptionError(
             f"a {model.config.model_type} model has no ears; transcription needs a speech model"
         )
-    if prompt is None:
-        prompt = processor.prompts.instruction(
-            task, language=language, target_language=target_language, punctuate=punctuate
-        )
-    rate = processor.audio_processor.sampling_rate
+    instruction = {
+        "task": task,
+        "language": language,
+        "target_language": target_language,
+        "punctuate": punctuate,
+        "prompt": prompt,
+    }
+    text_language = processor.text_language(**instruction)
+    rate, longest = processor.sampling_rate, processor.max_seconds
     samples = load_audio(audio, sampling_rate, rate)
-    duration = samples.size / rate
-    inputs = processor(processor.speech_prompt(prompt), samples)
-    room = model.context_length - inputs["input_ids"].shape[1]
-    if max_new_tokens is None:
-        max_new_tokens = TOKENS_BESIDES + math.ceil(TOKENS_PER_SECOND * duration)
-        if room >= TOKENS_BESIDES:
-            max_new_tokens = min(max_new_tokens, room)
-    if room < max_new_tokens:
-        raise ContextLengthError(
-            f"a recording of {duration:.1f} s and a text of {max_new_tokens} tokens are more than "
-            f"the model's context of {model.context_length} tokens holds; cut the recording"
-        )
-    wanted = target_language if task == "translate" else language
     return _Request(
         model=model,
         processor=processor,
-        inputs=inputs,
-        options={**options, "max_new_tokens": max_new_tokens},
-        duration=duration,
-        language=wanted and language_code(wanted),
+        samples=samples,
+        sampling_rate=rate,
+        spans=cut_at_quiet(samples, rate, longest) if longest else [(0, samples.size)],
+        instruction=instruction,
+        max_new_tokens=max_new_tokens,
+        options=options,
+        language=text_language,
     )

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, InputError
 from ..features import GraniteSpeechFeatureExtractor
 from ..models import architecture
 from ..models.config import read_json
-from .prompts import GRANITE_4_1, PromptStyle, prompt_style
+from .prompts import GRANITE_4_1, PromptStyle, language_code, prompt_style
 from .tokenizer import Tokenizer
 
 
@@ -121,6 +121,43 @@ class GraniteSpeechProcessor:
         pattern = re.escape(self.audio_token)
         expanded = [re.sub(pattern, lambda m: m[0] * next(remaining), t) for t in texts]
         return {**self.tokenizer(expanded), **features}
+
+    @property
+    def sampling_rate(self) -> int:
+        """Of the recordings, in Hz."""
+        return self.audio_processor.sampling_rate
+
+    #: the context bounds a recording, not its length in itself
+    max_seconds = None
+
+    def text_language(self, *, prompt: str | None = None, **instruction: Any) -> str | None:
+        """Code of the language that the text will be in, if an instruction asks for one.
+
+        Args:
+            prompt: an instruction of one's own.
+            instruction: else those of `PromptStyle.instruction`.
+
+        Raises:
+            UnsupportedOptionError: the model was not trained for what is asked.
+        """
+        if prompt is not None:
+            return None
+        self.prompts.instruction(**instruction)
+        wanted = instruction.get("target_language") or instruction.get("language")
+        return wanted and language_code(wanted)
+
+    def speech_inputs(
+        self, samples: mx.array, *, prompt: str | None = None, **instruction: Any
+    ) -> dict[str, Any]:
+        """What `model.generate` needs to transcribe or translate one recording.
+
+        Args:
+            samples: (n,).
+            prompt, instruction: as for `text_language`.
+        """
+        if prompt is None:
+            prompt = self.prompts.instruction(**instruction)
+        return self(self.speech_prompt(prompt), samples)
 
     def apply_chat_template(
         self,

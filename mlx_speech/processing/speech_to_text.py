@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
-from ..errors import InputError
-from ..fbank import Speech2TextFeatureExtractor
+from ..errors import InputError, UnsupportedOptionError
+from ..fbank import SHIFT_MS, Speech2TextFeatureExtractor
+from ..models.config import read_json
+from ..models.speech_to_text_layers import Speech2TextConfig
+from .prompts import LANGUAGES
 from .speech_to_text_tokenizer import Speech2TextTokenizer
+
+_NAMES = {**LANGUAGES, "nl": "Dutch", "ro": "Romanian", "ru": "Russian"}
 
 
 class Speech2TextProcessor:
@@ -17,23 +23,88 @@ class Speech2TextProcessor:
     Args:
         feature_extractor: hears.
         tokenizer: reads and writes.
+        max_seconds: longest recording that the model hears at once, if that is bounded.
     """
 
     def __init__(
-        self, feature_extractor: Speech2TextFeatureExtractor, tokenizer: Speech2TextTokenizer
+        self,
+        feature_extractor: Speech2TextFeatureExtractor,
+        tokenizer: Speech2TextTokenizer,
+        *,
+        max_seconds: float | None = None,
     ):
         self.feature_extractor = feature_extractor
         self.tokenizer = tokenizer
+        self.max_seconds = max_seconds
 
     @classmethod
     def from_pretrained(
         cls, path_or_repo, *, revision: str | None = None, name: str | None = None
     ) -> Speech2TextProcessor:
         """Read the processor of a local folder or a Hugging Face repository."""
+        from ..hub import resolve_checkpoint
+
+        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
+        frames = Speech2TextConfig.from_dict(read_json(folder)).max_source_positions
         return cls(
-            Speech2TextFeatureExtractor.from_pretrained(path_or_repo, revision=revision),
-            Speech2TextTokenizer.from_pretrained(path_or_repo, revision=revision),
+            Speech2TextFeatureExtractor.from_pretrained(folder),
+            Speech2TextTokenizer.from_pretrained(folder),
+            max_seconds=frames * SHIFT_MS / 1000,
         )
+
+    @property
+    def sampling_rate(self) -> int:
+        """Of the recordings, in Hz."""
+        return self.feature_extractor.sampling_rate
+
+    def text_language(
+        self,
+        *,
+        task: str = "transcribe",
+        language: str | None = None,
+        target_language: str | None = None,
+        punctuate: bool = False,
+        prompt: str | None = None,
+    ) -> str | None:
+        """Code of the language that the text will be in, if an instruction asks for one.
+
+        Args:
+            task, target_language: with `"translate"` the answer is made to begin with the token of
+                that language, code or English name, which models for several of them follow.
+            language, punctuate, prompt: not for these models.
+
+        Raises:
+            UnsupportedOptionError: the model was not trained for what is asked.
+        """
+        for name, value in (("language", language), ("prompt", prompt), ("punctuate", punctuate)):
+            if value:
+                raise UnsupportedOptionError(
+                    f"{name}: Speech2Text models take no instruction but a target language; "
+                    "Granite Speech models do"
+                )
+        if target_language is None:
+            return None
+        name = target_language.lower()
+        code = next((code for code, known in _NAMES.items() if name == known.lower()), name)
+        if code not in self.tokenizer.langs:
+            able = ", ".join(self.tokenizer.langs) or "one language, without being told"
+            raise UnsupportedOptionError(
+                f"this model does not translate to {target_language!r}, but to {able}"
+            )
+        return code
+
+    def speech_inputs(self, samples: mx.array, **instruction: Any) -> dict[str, Any]:
+        """What `model.generate` needs to transcribe or translate one recording.
+
+        Args:
+            samples: (n,).
+            instruction: as for `text_language`.
+        """
+        inputs: dict[str, Any] = self(samples)
+        code = self.text_language(**instruction)
+        if code is not None:
+            inputs["forced_bos_token_id"] = self.tokenizer.language_id(code)
+        return inputs
 
     def __call__(
         self,
