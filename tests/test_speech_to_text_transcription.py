@@ -72,8 +72,8 @@ def test_pytorch_bin(tmp_path):
 
 @pytest.fixture(scope="module")
 def recording() -> mx.array:
-    """Three sentences with a second of quiet between them."""
-    gap = mx.zeros(16000)
+    """Three sentences with a short pause between them."""
+    gap = mx.zeros(6400)
     parts = [load_audio(find_recording(f"synthetic/espeak_0{n}.flac")) for n in (3, 1, 2)]
     return mx.concatenate([parts[0], gap, parts[1], gap, parts[2]])
 
