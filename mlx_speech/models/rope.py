@@ -147,6 +147,11 @@ class RotaryEmbedding:
                 f"config.json: rope_type {parameters['rope_type']!r} is not supported; "
                 f"supported are {', '.join(_RULES)}"
             )
+        if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+            raise CheckpointError(
+                f"config.json: partial_rotary_factor {parameters['partial_rotary_factor']!r} is "
+                "not supported; heads are rotated whole"
+            )
         self.dim = dim
         self.parameters = parameters
         self.max_position_embeddings = max_position_embeddings

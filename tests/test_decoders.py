@@ -1,0 +1,166 @@
+"""The text decoders: what the reference makes of small random ones, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import DATA, edit_json, random_decoder
+
+import mlx_speech
+from mlx_speech import (
+    CheckpointError,
+    InputError,
+    Jais2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaModel,
+)
+from mlx_speech.loading import load_model
+
+FOLDER = DATA / "decoders"
+FAMILIES = ("granite", "jais2", "llama")
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    with np.load(FOLDER / name / "golden.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_reference(name):
+    """Logits of real tokens within 1e-4, loss within 1e-5, 24 greedy tokens and 4 beams alike."""
+    model, expected = load_model(FOLDER / name), golden(name)
+    assert type(model).__name__.lower().startswith(name)
+    ids, mask = (mx.array(expected[key]) for key in ("ids", "mask"))
+    labels = mx.where((mx.arange(2)[:, None] == 1) & (mx.arange(30) < 8), -100, ids)
+    output = model(ids, attention_mask=mask, labels=labels)
+    real = expected["mask"].astype(bool)
+    np.testing.assert_allclose(np.array(output.logits)[real], expected["logits"][real], atol=1e-4)
+    assert output.loss.item() == pytest.approx(expected["loss"].item(), rel=1e-5)
+    for key, num_beams in (("greedy", 1), ("beams", 4)):
+        answer = model.generate(ids, attention_mask=mask, num_beams=num_beams, max_new_tokens=24)
+        assert answer.tolist() == expected[key][:, : answer.shape[1]].tolist()
+        assert set(expected[key][:, answer.shape[1] :].flatten().tolist()) <= {1}
+
+
+def test_classification():
+    """Of a batch padded on the left; `architectures` in config.json names the class."""
+    model, expected = load_model(FOLDER / "llama-classifier"), golden("llama-classifier")
+    assert isinstance(model, LlamaForSequenceClassification)
+    ids, mask = (mx.array(expected[key]) for key in ("ids", "mask"))
+    output = model(ids, attention_mask=mask, labels=mx.array([2, 0]))
+    np.testing.assert_allclose(np.array(output.logits), expected["logits"], atol=1e-5)
+    assert output.loss.item() == pytest.approx(expected["loss"].item(), abs=1e-5)
+    # and on the right, with something behind the text that the mask does not know of
+    turned = mx.concatenate([ids[1:, 7:], mx.full((1, 7), 1)], axis=1)
+    logits = model(turned).logits
+    assert mx.abs(logits - model(ids[1:, 7:]).logits).max().item() < 1e-5
+    without = load_model(FOLDER / "llama-classifier")
+    without.config.pad_token_id = None
+    with pytest.raises(InputError, match="a batch of 2 needs pad_token_id"):
+        without(ids)
+
+
+def test_without_a_head():
+    model = LlamaModel.from_pretrained(FOLDER / "llama")
+    whole, ids = load_model(FOLDER / "llama"), mx.array([[5, 6, 7]])
+    states = model(ids).last_hidden_state
+    assert mx.array_equal(whole.lm_head(states), whole(ids).logits).item()
+    with pytest.raises(CheckpointError, match="holds a LlamaForCausalLM, not a Jais2Model"):
+        mlx_speech.Jais2Model.from_pretrained(FOLDER / "llama")
+
+
+@pytest.fixture
+def llama(tmp_path) -> Path:
+    return Path(shutil.copytree(FOLDER / "llama", tmp_path / "llama"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretraining_tp": 2}, "pretraining_tp is 2, but only 1 is supported"),
+        ({"num_key_value_heads": 3}, "is not a multiple of num_key_value_heads 3"),
+        ({"hidden_act": "swoosh"}, "hidden_act 'swoosh' is none of"),
+        ({"rope_parameters": {"rope_type": "proportional"}}, "rope_type 'proportional' is not"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters lack 'factor'"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary"),
+        ({"problem_type": "guessing"}, "problem_type 'guessing' is none of"),
+    ],
+)
+def test_bad_configurations(llama, changes, message):
+    edit_json(llama / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_model(llama)
+    assert "\n" not in str(error.value)
+
+
+def test_rotary_frequencies_of_old_checkpoints(llama):
+    """Stored `inv_freq` tensors, and a head that is tied but stored all the same, are dropped."""
+    weights = dict(mx.load(str(llama / "model.safetensors")))
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = mx.zeros(4)
+    mx.eval(weights)
+    mx.save_safetensors(str(llama / "model.safetensors"), weights)
+    ids = mx.array([[5, 6, 7]])
+    expected = load_model(FOLDER / "llama")(ids).logits
+    assert mx.array_equal(load_model(llama)(ids).logits, expected).item()
+    edit_json(llama / "config.json", tie_word_embeddings=True)
+    assert not hasattr(load_model(llama), "lm_head")
+
+
+def test_documented_defaults():
+    """Those of the documentation of Llama 2 and of Jais 2."""
+    assert LlamaConfig().vocab_size == 32000
+    assert LlamaConfig().num_key_value_heads == 32
+    assert Jais2Config().num_attention_heads == 26
+    assert Jais2Config().head_dim == 128
+    assert Jais2Config().to_dict()["eos_token_id"] == 150024
+    assert "rms_norm_eps" not in Jais2Config().to_dict()
+
+
+def test_inputs():
+    model = random_decoder()
+    ids = mx.array([[5, 6, 7]])
+    for bad in ({}, {"input_ids": ids, "inputs_embeds": mx.zeros((1, 3, 32))}):
+        with pytest.raises(InputError, match="exactly one of input_ids and inputs_embeds"):
+            model(**bad)
+    states = model(ids, output_hidden_states=True).hidden_states
+    assert len(states) == 3
+    assert model(ids, logits_to_keep=1).logits.shape == (1, 1, 61)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_precision_stays(name, dtype):
+    """No layer hands on float32."""
+    model = load_model(FOLDER / name, dtype=dtype)
+    cache = model.make_cache()
+    output = model(mx.array([[5, 6, 7]]), past_key_values=cache, output_hidden_states=True)
+    assert {state.dtype for state in output.hidden_states} == {dtype}
+    assert output.logits.dtype == dtype
+    assert {part.dtype for layer in cache for part in layer.state} == {dtype}
+
+
+def test_squared_relu_in_float32():
+    """In float16 300 squared is too large, and 1e-4 squared too small, unless it is scaled."""
+    from mlx_speech.models.activations import relu2
+
+    x = mx.array([-3.0, 0.0, 200.0], mx.float16)
+    assert relu2(x).tolist() == [0.0, 0.0, 40000.0]
+    # the square of a bfloat16 number, rounded once
+    x = mx.array([1.0078125], mx.bfloat16)
+    assert relu2(x).item() == mx.array(1.0078125**2).astype(mx.bfloat16).item()
+
+
+def test_config_is_kept_whole(llama):
+    """What no class knows is written back."""
+    edit_json(llama / "config.json", novelty={"a": 1})
+    model = LlamaForCausalLM.from_pretrained(llama)
+    saved = json.loads(json.dumps(model.config.to_dict()))
+    assert saved["novelty"] == {"a": 1}
+    assert saved["rope_parameters"]["rope_type"] == "llama3"
