@@ -16,7 +16,8 @@ from conftest import DATA, ROOT, TINY
 
 import mlx_speech
 from mlx_speech import loading
-from mlx_speech.transcribe import main
+from mlx_speech.transcribe import build_parser, main
+from mlx_speech.transcription import DEFAULT_MODEL
 
 AUDIO = DATA / "audio"
 GATE = AUDIO / "flite_08.flac"
@@ -71,6 +72,13 @@ def test_standard_input():
 
 def test_44_khz_stereo(cli):
     assert cli(AUDIO / "stereo_44k.wav") == (0, "unlock the back gate\n", "")
+
+
+def test_the_default_model_is_the_librarys(monkeypatch):
+    monkeypatch.delenv("MLX_SPEECH_MODEL", raising=False)
+    assert build_parser().parse_args(["a.wav"]).model == DEFAULT_MODEL
+    monkeypatch.setenv("MLX_SPEECH_MODEL", "mine")
+    assert build_parser().parse_args(["a.wav"]).model == "mine"
 
 
 def test_help_imports_nothing_heavy():
