@@ -59,14 +59,33 @@ def generate(model, processor, prompt: Prompt, **options: Any) -> str:
         ContextLengthError: prompt and answer are longer than the model's context.
         InputError: an option is unknown or contradicts another.
     """
+    return generate_response(model, processor, prompt, **options).text
+
+
+def generate_response(model, processor, prompt: Prompt, **options: Any) -> GenerationResponse:
+    """As `generate`, but with the numbers of `stream_generate`'s last response."""
     tokenizer = text_tokenizer(processor)
-    run = start(
-        model, mx.array([prompt_ids(tokenizer, prompt)]), {"tokenizer": tokenizer, **options}
-    )
+    ids = prompt_ids(tokenizer, prompt)
+    prompt_tokens = uncached_tokens(ids, options)
+    mx.reset_peak_memory()
+    begin = time.perf_counter()
+    run = start(model, mx.array([ids]), {"tokenizer": tokenizer, **options})
+    mx.eval(run.logits)
+    fed = time.perf_counter()
     (row,) = run.rows()
     tokens = row.tokens[:-1] if row.tokens[-1] in run.config.eos_token_ids else row.tokens
     before = TextBefore(run.config.stop_texts)
-    return before.finish(tokenizer.decode(tokens).lstrip())
+    return GenerationResponse(
+        text=before.finish(tokenizer.decode(tokens).lstrip()),
+        token=row.tokens[-1],
+        logprob=row.logprobs[-1],
+        prompt_tokens=prompt_tokens,
+        prompt_tps=prompt_tokens / (fed - begin),
+        generation_tokens=len(row.tokens),
+        generation_tps=len(row.tokens) / (time.perf_counter() - fed),
+        peak_memory=mx.get_peak_memory() / 1e9,
+        finish_reason="stop" if run.ending(row.tokens) else "length",
+    )
 
 
 def stream_generate(
@@ -78,8 +97,7 @@ def stream_generate(
     """
     tokenizer = text_tokenizer(processor)
     ids = prompt_ids(tokenizer, prompt)
-    cache = options.get("past_key_values")
-    prompt_tokens = len(ids) - (cache[0].length if cache else 0)
+    prompt_tokens = uncached_tokens(ids, options)
     mx.reset_peak_memory()
     begin = time.perf_counter()
     run = start(model, mx.array([ids]), {"tokenizer": tokenizer, **options}, streaming=True)
@@ -112,6 +130,12 @@ def _responses(run: Run, tokenizer, prompt_tokens: int, begin: float):
             peak_memory=mx.get_peak_memory() / 1e9,
             finish_reason=("stop" if ended else "length") if finished else None,
         )
+
+
+def uncached_tokens(ids: list[int], options: dict[str, Any]) -> int:
+    """How many tokens of a prompt are to be fed."""
+    cache = options.get("past_key_values")
+    return len(ids) - (cache[0].length if cache else 0)
 
 
 def text_tokenizer(processor):
