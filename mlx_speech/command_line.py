@@ -42,7 +42,8 @@ CACHE = ("max_kv_size", "kv_bits", "kv_group_size", "quantized_kv_start")
 #: what they are called on the command line, where that differs in more than dashes
 _SPELLED = {"max_new_tokens": "--max-tokens", "stop_strings": "--stop"}
 
-#: options of more than one command line
+#: options of more than one command line; some have a letter, as in mlx-lm
+_LETTERS = {"--max-tokens": "-m"}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--revision": {"help": "branch, tag or commit of the repository"},
     "--system-prompt": {"metavar": "TEXT", "help": "what the model is told before all else"},
@@ -84,7 +85,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 def add_options(group, *names: str, **changes: Any) -> None:
     """Add options that several command lines have, with `changes` where they differ."""
     for name in names:
-        group.add_argument(name, **{**_OPTIONS[name], **changes})
+        letter = [_LETTERS[name]] if name in _LETTERS else []
+        group.add_argument(*letter, name, **{**_OPTIONS[name], **changes})
 
 
 def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
@@ -215,6 +217,18 @@ def need_standard_output(remedy: str = "open it") -> None:
     """Raises `InputError` where results would be lost."""
     if sys.stdout is None:
         raise InputError(f"standard output is closed; {remedy}")
+
+
+def decoded(data: bytes) -> str:
+    """What came on standard input, as text.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text: {error.reason}") from error
 
 
 def load_named(args: argparse.Namespace) -> tuple[Any, Any]:
