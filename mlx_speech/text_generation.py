@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
-from .errors import InputError
+from .errors import InputError, UnsupportedOptionError
 from .generation import TextStream
 from .generation.api import Run, start
 from .generation.stopping import TextBefore
@@ -58,18 +58,14 @@ def generate(model, processor, prompt: Prompt, **options: Any) -> str:
     Raises:
         ContextLengthError: prompt and answer are longer than the model's context.
         InputError: an option is unknown or contradicts another.
+        UnsupportedOptionError: the model does not answer texts.
     """
     return generate_response(model, processor, prompt, **options).text
 
 
 def generate_response(model, processor, prompt: Prompt, **options: Any) -> GenerationResponse:
     """As `generate`, but with the numbers of `stream_generate`'s last response."""
-    tokenizer = text_tokenizer(processor)
-    ids = prompt_ids(tokenizer, prompt)
-    prompt_tokens = uncached_tokens(ids, options)
-    mx.reset_peak_memory()
-    begin = time.perf_counter()
-    run = start(model, mx.array([ids]), {"tokenizer": tokenizer, **options})
+    run, tokenizer, prompt_tokens, begin = _start(model, processor, prompt, options)
     mx.eval(run.logits)
     fed = time.perf_counter()
     (row,) = run.rows()
@@ -95,13 +91,25 @@ def stream_generate(
 
     The texts of all responses together are exactly what `generate` returns.
     """
+    return _responses(*_start(model, processor, prompt, options, streaming=True))
+
+
+def _start(
+    model, processor, prompt: Prompt, options: dict[str, Any], streaming: bool = False
+) -> tuple[Run, Any, int, float]:
+    """Feed a prompt; gives the run, the tokenizer, how many tokens were fed, and when it began."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedOptionError(
+            f"a {model.config.model_type} model answers recordings, not texts; transcribe them"
+        )
     tokenizer = text_tokenizer(processor)
     ids = prompt_ids(tokenizer, prompt)
-    prompt_tokens = uncached_tokens(ids, options)
+    cache = options.get("past_key_values")
+    new_tokens = len(ids) - (cache[0].length if cache else 0)
     mx.reset_peak_memory()
     begin = time.perf_counter()
-    run = start(model, mx.array([ids]), {"tokenizer": tokenizer, **options}, streaming=True)
-    return _responses(run, tokenizer, prompt_tokens, begin)
+    run = start(model, mx.array([ids]), {"tokenizer": tokenizer, **options}, streaming)
+    return run, tokenizer, new_tokens, begin
 
 
 def _responses(run: Run, tokenizer, prompt_tokens: int, begin: float):
@@ -130,12 +138,6 @@ def _responses(run: Run, tokenizer, prompt_tokens: int, begin: float):
             peak_memory=mx.get_peak_memory() / 1e9,
             finish_reason=("stop" if ended else "length") if finished else None,
         )
-
-
-def uncached_tokens(ids: list[int], options: dict[str, Any]) -> int:
-    """How many tokens of a prompt are to be fed."""
-    cache = options.get("past_key_values")
-    return len(ids) - (cache[0].length if cache else 0)
 
 
 def text_tokenizer(processor):

@@ -236,6 +236,9 @@ class TestWrongInput:
 
     def test_not_text(self):
         one_line(run("generate", stdin=b"caf\xe9\n"), "standard input is not UTF-8 text")
+        for option in ("--prompt", "--system-prompt"):
+            result = run("generate", "-p", "hello", option, "caf\udce9")
+            one_line(result, "the text has a lone surrogate")
 
     def test_models_that_are_not_there(self, cli):
         one_line(cli("-p", LIGHT, "--model", "./nowhere"), "./nowhere")
@@ -283,6 +286,7 @@ class TestWrongInput:
             (("--temperature", 1, "--num-beams", 2), "choose one"),
             (("--repetition-penalty", 0), "--repetition-penalty is 0.0"),
             (("--stop", ""), "an empty stop string"),
+            (("--stop", "caf\udce9"), "a stop string has a lone surrogate"),
             (("--kv-bits", 3), "invalid choice"),
             (("--kv-group-size", 32), "--kv-group-size is for a quantized cache; it needs --kv-"),
             (("--quantized-kv-start", 5), "--quantized-kv-start is for a quantized cache"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from conftest import edit_json, find_recording, random_decoder
+from conftest import ROOT, edit_json, find_recording, random_decoder
 
 import mlx_speech
 from mlx_speech import (
@@ -105,6 +105,11 @@ class TestGenerate:
             for name in ("token", "logprob", "prompt_tokens", "generation_tokens"):
                 assert getattr(whole, name) == pytest.approx(getattr(last, name))
             assert whole.finish_reason == last.finish_reason
+
+    def test_models_that_take_no_text(self):
+        loaded = mlx_speech.load(ROOT / "examples" / "tiny-s2t")
+        with pytest.raises(UnsupportedOptionError, match="speech_to_text model answers recordings"):
+            mlx_speech.generate(*loaded, "hello")
 
     def test_models_without_a_head(self, tiny):
         """Refused where they are used, and not by an attribute that is missing."""
