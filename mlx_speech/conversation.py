@@ -9,6 +9,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from .errors import CheckpointError, InputError
+from .generation.api import check_generates
 from .generation.prompt_cache import load_prompt_cache, save_prompt_cache
 from .text_generation import GenerationResponse, prompt_ids, stream_generate, text_tokenizer
 from .transcription import Transcript, transcribe
@@ -27,9 +29,16 @@ class ChatSession:
         system: a first message that sets the tone.
         options: of every reply, as for `mlx_speech.stream_generate`; those of the cache
             (`max_kv_size`, `kv_bits`, …) hold for the conversation.
+
+    Raises:
+        InputError: the checkpoint has no chat template.
+        UnsupportedOptionError: the model generates nothing.
     """
 
     def __init__(self, model, processor, *, system: str | None = None, **options: Any):
+        check_generates(model)
+        if getattr(text_tokenizer(processor), "chat_template", None) is None:
+            raise InputError("this checkpoint has no chat template, so it cannot chat")
         self.model = model
         self.processor = processor
         self.system = system
@@ -48,9 +57,9 @@ class ChatSession:
         self._start_over()
 
     def _start_over(self) -> None:
-        self._cache = self.model.make_cache(**self._cache_options)
-        # of what the cache holds
+        # what the cache is known to begin with; never more than that, wherever it is interrupted
         self._ids: list[int] = []
+        self._cache = self.model.make_cache(**self._cache_options)
 
     def listen(self, audio, **options: Any) -> Transcript:
         """What is said in a recording, as `mlx_speech.transcribe` hears it, adapter on. It becomes
@@ -73,7 +82,7 @@ class ChatSession:
 
         Raises:
             ContextLengthError: the conversation has become too long; it is then as it was before.
-            InputError: the checkpoint has no chat template, or an option is wrong.
+            InputError: an option is wrong.
         """
         options = {**self.options, **options}
         tokenizer = text_tokenizer(self.processor)
@@ -89,7 +98,8 @@ class ChatSession:
                 self.model, tokenizer, ids, past_key_values=self._cache, **options
             )
         except BaseException:
-            self._start_over()
+            if any(layer.length != len(self._ids) for layer in self._cache):
+                self._start_over()
             raise
         return self._reply(responses, messages, ids)
 
@@ -120,9 +130,9 @@ class ChatSession:
         if any(surplus) and not all(layer.is_trimmable() for layer in self._cache):
             self._start_over()
             return
+        self._ids = self._ids[:length]
         for layer, count in zip(self._cache, surplus, strict=True):
             layer.trim(count)
-        self._ids = self._ids[:length]
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the conversation and its cache to a file.
@@ -141,6 +151,9 @@ class ChatSession:
             InputError: there is no such file.
         """
         cache, metadata = load_prompt_cache(path, self.model)
-        messages, ids = json.loads(metadata["messages"]), json.loads(metadata["ids"])
+        try:
+            messages, ids = json.loads(metadata["messages"]), json.loads(metadata["ids"])
+        except KeyError as error:
+            raise CheckpointError(f"{path}: a prompt cache, but of no conversation") from error
         mx.eval([layer.state for layer in cache])
         self._cache, self.messages, self._ids = cache, messages, ids

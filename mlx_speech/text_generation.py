@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
-from .errors import InputError
+from .errors import InputError, UnsupportedOptionError
 from .generation import TextStream
 from .generation.api import Run, start
 from .generation.stopping import TextBefore
@@ -58,15 +58,30 @@ def generate(model, processor, prompt: Prompt, **options: Any) -> str:
     Raises:
         ContextLengthError: prompt and answer are longer than the model's context.
         InputError: an option is unknown or contradicts another.
+        UnsupportedOptionError: the model does not answer texts.
     """
-    tokenizer = text_tokenizer(processor)
-    run = start(
-        model, mx.array([prompt_ids(tokenizer, prompt)]), {"tokenizer": tokenizer, **options}
-    )
+    return generate_response(model, processor, prompt, **options).text
+
+
+def generate_response(model, processor, prompt: Prompt, **options: Any) -> GenerationResponse:
+    """As `generate`, but with the numbers of `stream_generate`'s last response."""
+    run, tokenizer, prompt_tokens, begin = _start(model, processor, prompt, options)
+    mx.eval(run.logits)
+    fed = time.perf_counter()
     (row,) = run.rows()
     tokens = row.tokens[:-1] if row.tokens[-1] in run.config.eos_token_ids else row.tokens
     before = TextBefore(run.config.stop_texts)
-    return before.finish(tokenizer.decode(tokens).lstrip())
+    return GenerationResponse(
+        text=before.finish(tokenizer.decode(tokens).lstrip()),
+        token=row.tokens[-1],
+        logprob=row.logprobs[-1],
+        prompt_tokens=prompt_tokens,
+        prompt_tps=prompt_tokens / (fed - begin),
+        generation_tokens=len(row.tokens),
+        generation_tps=len(row.tokens) / (time.perf_counter() - fed),
+        peak_memory=mx.get_peak_memory() / 1e9,
+        finish_reason="stop" if run.ending(row.tokens) else "length",
+    )
 
 
 def stream_generate(
@@ -76,14 +91,25 @@ def stream_generate(
 
     The texts of all responses together are exactly what `generate` returns.
     """
+    return _responses(*_start(model, processor, prompt, options, streaming=True))
+
+
+def _start(
+    model, processor, prompt: Prompt, options: dict[str, Any], streaming: bool = False
+) -> tuple[Run, Any, int, float]:
+    """Feed a prompt; gives the run, the tokenizer, how many tokens were fed, and when it began."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedOptionError(
+            f"a {model.config.model_type} model answers recordings, not texts; transcribe them"
+        )
     tokenizer = text_tokenizer(processor)
     ids = prompt_ids(tokenizer, prompt)
     cache = options.get("past_key_values")
-    prompt_tokens = len(ids) - (cache[0].length if cache else 0)
+    new_tokens = len(ids) - (cache[0].length if cache else 0)
     mx.reset_peak_memory()
     begin = time.perf_counter()
-    run = start(model, mx.array([ids]), {"tokenizer": tokenizer, **options}, streaming=True)
-    return _responses(run, tokenizer, prompt_tokens, begin)
+    run = start(model, mx.array([ids]), {"tokenizer": tokenizer, **options}, streaming)
+    return run, tokenizer, new_tokens, begin
 
 
 def _responses(run: Run, tokenizer, prompt_tokens: int, begin: float):

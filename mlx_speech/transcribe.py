@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import io
-import os
-import re
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .command_line import (
+    GENERATION,
+    add_model_options,
+    add_options,
+    add_talk_options,
+    check_generation,
+    given,
+    in_options,
+    load_named,
+    need_standard_output,
+    report,
+    run_command,
+    say,
+    shown,
+    warn,
+)
 from .errors import InputError, MlxSpeechError, UnsupportedOptionError
 
 if TYPE_CHECKING:
@@ -21,9 +33,8 @@ if TYPE_CHECKING:
 
 FORMAT_NAMES = ("txt", "json")
 
-#: options by the library's names for them
+#: options of the instruction, by the library's names for them
 INSTRUCTIONS = ("language", "task", "target_language", "punctuate", "prompt")
-GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams", "seed")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,13 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("audio", nargs="+", metavar="AUDIO", help="audio or video file; - reads standard input")
-    add(
-        "--model",
-        default=os.environ.get("MLX_SPEECH_MODEL"),
-        help="folder or Hugging Face repository (default: $MLX_SPEECH_MODEL, else "
-        "ibm-granite/granite-speech-4.1-2b)",
-    )
-    add("--revision", help="branch, tag or commit of the repository")
+    add_model_options(parser, "ibm-granite/granite-speech-4.1-2b")
     speech = parser.add_argument_group("what to do")
     add = speech.add_argument
     add("--language", metavar="LANG", help="language spoken, e.g. en (default: the model hears it)")
@@ -64,74 +69,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace existing files")
     add("--stream", action="store_true", help="print the text as it is heard")
     generation = parser.add_argument_group("generation")
-    add = generation.add_argument
-    add(
-        "--max-tokens",
-        dest="max_new_tokens",
-        type=int,
-        metavar="N",
-        help="limit (default: from the audio's length)",
-    )
-    add("--temperature", type=float, metavar="T", help="draw tokens at random (default: 0, off)")
-    add("--top-p", type=float, metavar="P", help="draw from the likeliest tokens only")
-    add("--num-beams", type=int, metavar="N", help="beam search with so many hypotheses")
-    add("--seed", type=int, metavar="N", help="make drawing repeatable")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), help="compute in this type")
-    talk = parser.add_mutually_exclusive_group()
-    talk.add_argument("--verbose", action="store_true", help="say what is done and how fast")
-    talk.add_argument("--quiet", action="store_true", help="say nothing but errors")
-    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    add_options(generation, "--max-tokens", help="limit (default: from the audio's length)")
+    add_options(generation, "--temperature", "--top-p", "--num-beams", "--seed", "--dtype")
+    add_talk_options(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    open_standard_streams()
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    check_usage(parser, args)
-    outputs = None
-    if args.output_format or args.output_dir:
-        outputs = output_paths(
-            args.audio, args.output_dir or Path(), args.output_format or FORMAT_NAMES[0]
-        )
-        # as macOS has it, where names that differ in case alone are one
-        shared = [
-            n for n, count in Counter(str(p).casefold() for p in outputs).items() if count > 1
-        ]
-        if shared:
-            parser.error(f"{shown(shared[0])} would be written by more than one input")
-    elif sys.stdout is None:
-        return report(InputError("standard output is closed; open it, or give -o DIR"), args.debug)
-    try:
-        return run(args, outputs)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # whoever read standard output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except MlxSpeechError as error:
-        return report(error, args.debug)
-
-
-def open_standard_streams() -> None:
-    """Make the standard streams usable, however the program was started.
-
-    Where one is closed (`>&-`), the next file that is opened would get its number, which MLX
-    refuses for 0, and messages for a missing standard error would go to standard output. And a
-    standard output that cannot write é shows it escaped, as standard error does.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
-    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - open as long as the program
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    return run_command(build_parser(), check_usage, run, argv)
 
 
 def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -139,46 +85,34 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
 
     What the library has rules for is checked by those, and told in terms of the options.
     """
-    beams = args.num_beams is not None and args.num_beams > 1
-    if args.stream and beams:
+    if args.stream and args.num_beams is not None and args.num_beams > 1:
         parser.error("--stream: beam search knows its text only at the end; leave out --num-beams")
     if args.stream and (args.output_format or args.output_dir):
         parser.error("--stream prints to standard output; leave out -f and -o")
     if args.audio.count("-") > 1:
         parser.error("standard input (-) can be read only once")
-    if args.temperature and beams:
-        parser.error("--temperature draws tokens, --num-beams searches for the best; choose one")
-    for name in ("top_p", "seed"):
-        if getattr(args, name) is not None and not args.temperature:
-            parser.error(f"{as_option(name)} is for drawing tokens; it needs --temperature above 0")
-    if args.seed is not None and args.seed < 0:
-        parser.error(f"--seed is {args.seed}, but must be at least 0")
+    # as macOS has it, where names that differ in case alone are one
+    names = Counter(str(path).casefold() for path in output_paths(args) or ())
+    shared = [name for name, count in names.items() if count > 1]
+    if shared:
+        parser.error(f"{shown(shared[0])} would be written by more than one input")
+    check_generation(parser, args)
 
-    from .generation import GenerationConfig
     from .processing.prompts import check_request
 
     try:
         check_request(**given(args, INSTRUCTIONS))
-        GenerationConfig(**given(args, GENERATION))
     except InputError as error:
-        names = rf"\b({'|'.join(INSTRUCTIONS + GENERATION)})\b"
-        parser.error(re.sub(names, lambda match: as_option(match[0]), str(error)))
+        parser.error(in_options(str(error), INSTRUCTIONS))
 
 
-def as_option(name: str) -> str:
-    """A name of the library's as it is spelled on the command line."""
-    return "--max-tokens" if name == "max_new_tokens" else f"--{name.replace('_', '-')}"
-
-
-def given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
-    """Those of the options that were given, or are never unset."""
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-
-
-def output_paths(inputs: list[str], folder: Path, extension: str) -> list[Path]:
-    """Where each input's transcript goes: its name with another ending, or with a further one
-    where two inputs differ in nothing but their ending."""
-    names = ["stdin" if i == "-" else Path(i).name for i in inputs]
+def output_paths(args: argparse.Namespace) -> list[Path] | None:
+    """Where each input's transcript goes, if not to standard output: its name with another ending,
+    or with a further one where two inputs differ in nothing but their ending."""
+    if not (args.output_format or args.output_dir):
+        return None
+    folder, extension = args.output_dir or Path(), args.output_format or FORMAT_NAMES[0]
+    names = ["stdin" if i == "-" else Path(i).name for i in args.audio]
     stems = [Path(name).stem for name in names]
     same = Counter(stem.casefold() for stem in stems)
     return [
@@ -187,25 +121,18 @@ def output_paths(inputs: list[str], folder: Path, extension: str) -> list[Path]:
     ]
 
 
-def run(args: argparse.Namespace, outputs: list[Path] | None) -> int:
+def run(args: argparse.Namespace) -> int:
     """Load the model, then do one input after the other."""
-    import mlx.core as mx
-
-    from .loading import load
-    from .transcription import DEFAULT_MODEL
-
-    if outputs is not None:
+    outputs = output_paths(args)
+    if outputs is None:
+        need_standard_output("open it, or give -o DIR")
+    else:
         prepare_folder(outputs[0].parent)
-    start = time.perf_counter()
-    name = args.model or DEFAULT_MODEL
-    dtype = args.dtype and getattr(mx, args.dtype)
-    loaded = load(name, revision=args.revision, dtype=dtype, progress=not args.quiet)
-    seconds = time.perf_counter() - start
-    say(args, f"{name}: loaded in {seconds:.1f} s from {loaded[0].folder}")
+    loaded = load_named(args)
     failures = 0
     for index, source in enumerate(args.audio):
         try:
-            transcribe_one(args, source, loaded, name, outputs and outputs[index])
+            transcribe_one(args, source, loaded, outputs and outputs[index])
         except UnsupportedOptionError:
             raise  # holds for every input
         except (MlxSpeechError, OSError) as error:
@@ -224,7 +151,7 @@ def prepare_folder(folder: Path) -> None:
         raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
 
 
-def transcribe_one(args, source: str, loaded: tuple, model_name: str, output: Path | None) -> None:
+def transcribe_one(args, source: str, loaded: tuple, output: Path | None) -> None:
     """Transcribe one input to a file or to standard output."""
     import mlx.core as mx
 
@@ -242,13 +169,12 @@ def transcribe_one(args, source: str, loaded: tuple, model_name: str, output: Pa
         transcript = transcribe(source, loaded, **options)
     seconds = time.perf_counter() - start
     if output is not None:
-        write_file(output, FORMATS[output.suffix[1:]](transcript, model_name))
+        write_file(output, FORMATS[output.suffix[1:]](transcript, args.model))
         say(args, f"{shown(source)}: written to {shown(str(output))}")
     elif not args.stream:
-        print(FORMATS[FORMAT_NAMES[0]](transcript, model_name), end="", flush=True)
-    if any(s.truncated for s in transcript.segments) and not args.quiet:
-        warning = "warning: the text was cut off; raise --max-tokens"
-        print(f"{shown(source)}: {warning}", file=sys.stderr)
+        print(FORMATS[FORMAT_NAMES[0]](transcript, args.model), end="", flush=True)
+    if any(s.truncated for s in transcript.segments):
+        warn(args, f"{shown(source)}: the text was cut off; raise --max-tokens")
     say(
         args,
         f"{shown(source)}: {transcript.duration:.1f} s of audio in {seconds:.1f} s "
@@ -265,31 +191,6 @@ def print_pieces(pieces: Generator[str, None, Transcript]) -> Transcript:
         except StopIteration as end:
             print(flush=True)
             return end.value
-
-
-def say(args: argparse.Namespace, message: str) -> None:
-    """A remark for --verbose."""
-    if args.verbose:
-        print(message, file=sys.stderr)
-
-
-def shown(source: str) -> str:
-    """A file name, or `-`, in a message; what would break the line is escaped."""
-    name = "standard input" if source == "-" else source
-    return name if name.isprintable() else repr(name)
-
-
-def report(error: Exception, debug: bool, source: str | None = None) -> int:
-    """One line about an error; with --debug also where it came from."""
-    if debug:
-        traceback.print_exception(error)
-    message = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if source is not None and shown(source) not in message:
-        message = f"{shown(source)}: {message}"
-    print(f"error: {message}", file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

@@ -82,3 +82,19 @@ def edit_json(path: Path, **changes) -> None:
     data = json.loads(path.read_text()) if path.exists() else {}
     data.update(changes)
     path.write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory) -> Path:
+    """The text decoder of the bundled checkpoint, as a checkpoint of its own."""
+    folder = tmp_path_factory.mktemp("text") / "tiny-granite"
+    folder.mkdir()
+    text_config = json.loads((TINY / "config.json").read_text())["text_config"]
+    edit_json(folder / "config.json", **text_config, architectures=["GraniteForCausalLM"])
+    weights = mx.load(str(TINY / "model.safetensors"))
+    prefix = "language_model."
+    weights = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(TINY / name, folder)
+    return folder

@@ -10,13 +10,15 @@ import shutil
 import subprocess
 import sys
 
+import commands
 import mlx.core as mx
 import pytest
 from conftest import DATA, ROOT, TINY
 
 import mlx_speech
 from mlx_speech import loading
-from mlx_speech.transcribe import main
+from mlx_speech.transcribe import build_parser, main
+from mlx_speech.transcription import DEFAULT_MODEL
 
 AUDIO = DATA / "audio"
 GATE = AUDIO / "flite_08.flac"
@@ -73,21 +75,30 @@ def test_44_khz_stereo(cli):
     assert cli(AUDIO / "stereo_44k.wav") == (0, "unlock the back gate\n", "")
 
 
-def test_help_imports_nothing_heavy():
+def test_the_default_model_is_the_librarys(monkeypatch):
+    monkeypatch.delenv("MLX_SPEECH_MODEL", raising=False)
+    assert build_parser().parse_args(["a.wav"]).model == DEFAULT_MODEL
+    monkeypatch.setenv("MLX_SPEECH_MODEL", "mine")
+    assert build_parser().parse_args(["a.wav"]).model == "mine"
+
+
+@pytest.mark.parametrize("module", ["transcribe", "generate", "chat"])
+def test_help_imports_nothing_heavy(module):
     code = (
         "import sys\n"
-        "from mlx_speech.transcribe import main\n"
+        f"from mlx_speech.{module} import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "print([m for m in ('mlx', 'numpy', 'tokenizers', 'huggingface_hub') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
-    assert "--num-beams" in done.stdout
+    assert "--temperature" in done.stdout
 
 
-def test_help_fits_80_columns():
-    status, out, _ = run("--help", env={"COLUMNS": "80"})
+@pytest.mark.parametrize("module", ["transcribe", "generate", "chat"])
+def test_help_fits_80_columns(module):
+    status, out, _ = commands.run(module, "--help", COLUMNS="80")
     assert status == 0
     assert max(map(len, out.splitlines())) <= 80
 

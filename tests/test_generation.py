@@ -238,6 +238,7 @@ class TestOptions:
             ({"top_p": 0.9}, "top_p shapes what is drawn"),
             ({"min_p": 0.1, "temperature": 0.0}, "min_p shapes what is drawn"),
             ({"stop_strings": ["x", ""]}, "empty stop string"),
+            ({"stop_strings": "x\udcff"}, "lone surrogate"),
         ],
     )
     def test_impossible_ones(self, options, message):

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from types import FunctionType, ModuleType
+from types import ModuleType
 
 import pytest
 
@@ -21,12 +21,23 @@ def test_unknown_name():
         mlx_speech.nonsense  # noqa: B018
 
 
-def test_command_line_does_not_hide_the_function():
-    from mlx_speech.transcribe import main
-
-    assert isinstance(mlx_speech.transcribe, FunctionType)
-    assert mlx_speech.transcribe.__module__ == "mlx_speech.transcription"
-    assert main
+@pytest.mark.parametrize(
+    ("name", "home"), [("transcribe", "transcription"), ("generate", "text_generation")]
+)
+def test_command_line_does_not_hide_the_function(name, home):
+    """Whichever of the two is imported first."""
+    for first in (f"from mlx_speech import {name}", f"import mlx_speech.{name}"):
+        code = (
+            f"{first}\n"
+            f"import mlx_speech\n"
+            f"from mlx_speech.{name} import main\n"
+            f"from mlx_speech import {name}\n"
+            f"print(type({name}).__name__, {name}.__module__, mlx_speech.{name} is {name})"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == f"function mlx_speech.{home} True\n"
 
 
 def test_import_is_lazy():

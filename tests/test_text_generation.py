@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import random
+import sys
+from pathlib import Path
+
 import mlx.core as mx
 import pytest
-from conftest import edit_json, find_recording, random_decoder
+from conftest import ROOT, edit_json, find_recording, random_decoder
 
 import mlx_speech
-from mlx_speech import ChatSession, ContextLengthError, GenerationConfig, InputError
+from mlx_speech import (
+    ChatSession,
+    CheckpointError,
+    ContextLengthError,
+    GenerationConfig,
+    InputError,
+    Tokenizer,
+    UnsupportedOptionError,
+    save_prompt_cache,
+)
 from mlx_speech.generation.stopping import TextBefore
-from mlx_speech.text_generation import prompt_ids
+from mlx_speech.text_generation import generate_response, prompt_ids
 
 COMMAND = "translate to french: please turn on the hall light and play some music"
 
 
 def ask(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
+
+
+@contextlib.contextmanager
+def interrupted_after(lines: int):
+    """Within it, Ctrl-C comes when so many lines of the package have been run."""
+    package = str(Path(mlx_speech.__file__).parent)
+    count = 0
+
+    def enter(frame, event, argument):
+        return step if frame.f_code.co_filename.startswith(package) else None
+
+    def step(frame, event, argument):
+        nonlocal count
+        count += event == "line"
+        if count == lines:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return step
+
+    sys.settrace(enter)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
 
 
 class TestGenerate:
@@ -52,6 +91,37 @@ class TestGenerate:
         assert [r.token for r in responses] == expected
         short = list(mlx_speech.stream_generate(*tiny, ids, max_new_tokens=2))
         assert [r.finish_reason for r in short] == [None, "length"]
+
+    @pytest.mark.parametrize("options", [{}, {"max_new_tokens": 2}, {"num_beams": 3}], ids=str)
+    def test_whole_response(self, tiny, options):
+        """The numbers of a stream's last response, also where there is no stream."""
+        whole = generate_response(*tiny, ask(COMMAND), **options)
+        assert whole.text == mlx_speech.generate(*tiny, ask(COMMAND), **options)
+        assert whole.prompt_tps > 0
+        assert whole.generation_tps > 0
+        assert whole.peak_memory > 0
+        if "num_beams" not in options:
+            *_, last = mlx_speech.stream_generate(*tiny, ask(COMMAND), **options)
+            for name in ("token", "logprob", "prompt_tokens", "generation_tokens"):
+                assert getattr(whole, name) == pytest.approx(getattr(last, name))
+            assert whole.finish_reason == last.finish_reason
+
+    def test_models_that_take_no_text(self):
+        loaded = mlx_speech.load(ROOT / "examples" / "tiny-s2t")
+        with pytest.raises(UnsupportedOptionError, match="speech_to_text model answers recordings"):
+            mlx_speech.generate(*loaded, "hello")
+
+    def test_models_without_a_head(self, tiny):
+        """Refused where they are used, and not by an attribute that is missing."""
+        model, processor = tiny
+        headless = model.language_model.model
+        for use in (
+            lambda: mlx_speech.generate(headless, processor, ask(COMMAND)),
+            lambda: mlx_speech.stream_generate(headless, processor, ask(COMMAND)),
+            lambda: ChatSession(headless, processor),
+        ):
+            with pytest.raises(UnsupportedOptionError, match="a GraniteModel generates no text"):
+                use()
 
     def test_kinds_of_prompts(self, tiny):
         """A text as it is, messages through the template, ids."""
@@ -218,6 +288,35 @@ class TestChat:
             session.load(tmp_path / "none")
         assert session.messages == before
 
+    def test_cache_of_no_conversation(self, tiny, session, tmp_path):
+        model, _ = tiny
+        cache = model.make_cache()
+        model.generate(mx.array([[5, 6]]), past_key_values=cache)
+        save_prompt_cache(tmp_path / "prompt", cache, model)
+        with pytest.raises(CheckpointError, match="a prompt cache, but of no conversation"):
+            session.load(tmp_path / "prompt")
+
+    def test_no_template(self, tiny):
+        model, processor = tiny
+        plain = Tokenizer(processor.tokenizer.backend, {})
+        with pytest.raises(InputError, match="no chat template"):
+            ChatSession(model, plain)
+
+    @pytest.mark.parametrize("options", [{}, {"max_kv_size": 64}, {"kv_bits": 8}], ids=str)
+    def test_interrupted_anywhere(self, tiny, options):
+        """Wherever Ctrl-C hits, the conversation goes on from its messages, as if fed anew."""
+        if "kv_bits" in options:
+            options = options | {"kv_group_size": 32}
+        for line in random.Random(1).sample(range(1, 6000), 6):
+            session = ChatSession(*tiny, max_new_tokens=15, **options)
+            session.send("repeat: hello")
+            with interrupted_after(line), contextlib.suppress(KeyboardInterrupt):
+                session.send("seven two nine")
+            gc.collect()  # the reply that nobody takes to its end any more
+            anew = ChatSession(*tiny, max_new_tokens=15, **options)
+            anew.messages = list(session.messages)
+            assert session.send(COMMAND) == anew.send(COMMAND)
+
     def test_reset(self, tiny):
         session = ChatSession(*tiny, system="be brief", max_new_tokens=20)
         first = session.send(COMMAND)
@@ -235,7 +334,7 @@ class TestChat:
         with pytest.raises(ContextLengthError):
             session.send("light " * model.context_length)
         assert session.messages == before
-        assert isinstance(session.send("repeat: hello"), str)
+        assert next(session.stream("repeat: hello")).prompt_tokens < 30
         rotating = ChatSession(*tiny, max_new_tokens=10, max_kv_size=32)
         for _ in range(8):
             rotating.send(COMMAND)

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..errors import ContextLengthError, InputError
+from ..errors import ContextLengthError, InputError, UnsupportedOptionError
 from .beam import Hypothesis, beam_search
 from .config import GenerationConfig
 from .sampling import LogitsProcessor
@@ -43,6 +43,7 @@ def generate(model, input_ids: mx.array | None = None, **kwargs: Any) -> mx.arra
     Raises:
         ContextLengthError: prompt and `max_new_tokens` exceed the model's context.
         InputError: an argument is unknown or contradicts another.
+        UnsupportedOptionError: the model generates nothing.
     """
     run = start(model, input_ids, kwargs)
     rows = run.rows()
@@ -146,6 +147,7 @@ def start(
     model, input_ids: mx.array | None, kwargs: dict[str, Any], streaming: bool = False
 ) -> Run:
     """Resolve the options and feed the prompt; arguments and errors as in `generate`."""
+    check_generates(model)
     inputs = dict(kwargs)
     config = resolve_config(model, inputs, streaming)
     ending = Ending(config, inputs.pop("tokenizer", None))
@@ -187,6 +189,14 @@ def start(
         draft = draft_step, draft_cache
     history = without_padding(prompt, attention_mask)
     return Run(config, prompt, history, logits, step, cache, ending, processors, draft)
+
+
+def check_generates(model) -> None:
+    """Raises `UnsupportedOptionError` for a model without a language model's head."""
+    if not hasattr(model, "prefill"):
+        raise UnsupportedOptionError(
+            f"a {type(model).__name__} generates no text; that takes a language model with its head"
+        )
 
 
 def check_context(model, prompt_length: int, max_new_tokens: int) -> None:

@@ -84,6 +84,8 @@ class GenerationConfig:
                 raise InputError(f"{name} is {getattr(self, name)!r}, but must be {rule}")
         if "" in self.stop_texts:
             raise InputError("an empty stop string would end every answer")
+        if any("\ud800" <= character <= "\udfff" for t in self.stop_texts for character in t):
+            raise InputError("a stop string has a lone surrogate: it is not valid Unicode")
         if self.sampling and self.num_beams > 1:
             raise InputError("sampling and num_beams > 1 do not go together; choose one")
         for name in ("top_k", "top_p", "min_p"):

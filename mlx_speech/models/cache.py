@@ -40,6 +40,8 @@ def make_cache(
     """
     if kv_bits not in (None, 4, 8):
         raise InputError(f"kv_bits is {kv_bits!r}, but must be 4 or 8")
+    if kv_group_size not in (32, 64, 128):
+        raise InputError(f"kv_group_size is {kv_group_size!r}, but must be 32, 64 or 128")
     if max_kv_size is not None and kv_bits is not None:
         raise InputError("max_kv_size and kv_bits do not go together; choose one")
     if max_kv_size is not None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..errors import InputError
 from .base import PretrainedModel
 from .cache import CACHE_OPTIONS, KVCache, make_cache
 from .decoder import DecoderConfig, DecoderModel, without_computed
@@ -119,6 +120,9 @@ class CausalLM(PretrainedModel):
         Returns:
             The next token's logits (batch, vocab_size), and the function that feeds tokens
             (batch, n) and gives the logits after each, (batch, n, vocab_size).
+
+        Raises:
+            InputError: `prefill_step_size` is not positive.
         """
         logits = self.feed(cache, prefill_step_size, prompt_progress_callback, input_ids=input_ids)
 
@@ -129,6 +133,8 @@ class CausalLM(PretrainedModel):
 
     def feed(self, cache, step_size: int, progress: Callable | None, **prompt) -> mx.array:
         """Feed `input_ids` or `inputs_embeds` part by part; the logits after the last position."""
+        if step_size < 1:
+            raise InputError(f"prefill_step_size is {step_size!r}, but must be at least 1")
         ((name, whole),) = prompt.items()
         length = whole.shape[1]
         for start in range(0, length, step_size):

@@ -1,0 +1,141 @@
+"""Command lines as users run them: in this process, in one of their own, in a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+
+from conftest import TINY
+
+#: in the child: make standard input the terminal that Ctrl-C comes from, then be the command
+TAKE_TERMINAL = (
+    "import fcntl, os, sys, termios\n"
+    "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """With the bundled model as the default, and no network."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "MLX_SPEECH_MODEL": str(TINY), **changes}
+
+
+def run(module: str, *args, stdin: bytes = b"", **env: str) -> tuple[int, str, str]:
+    """`python -m mlx_speech.MODULE`: exit status, standard output, standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"mlx_speech.{module}", *map(str, args)],
+        input=stdin,
+        capture_output=True,
+        env=environment(**env),
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def shell(command: str, module: str, **env: str) -> tuple[int, str, str]:
+    """A line of the shell's, in which CLI stands for the command line."""
+    command = command.replace("CLI", f"{sys.executable} -m mlx_speech.{module}")
+    done = subprocess.run(["sh", "-c", command], capture_output=True, env=environment(**env))
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+class Caller:
+    """Calls a command line's `main`: quicker than a process of its own."""
+
+    def __init__(self, main, monkeypatch, capsys):
+        monkeypatch.setenv("MLX_SPEECH_MODEL", str(TINY))
+        self._main, self._monkeypatch, self._capsys = main, monkeypatch, capsys
+
+    def __call__(self, *args, stdin: str = "") -> tuple[int, str, str]:
+        """Exit status, standard output, standard error."""
+        self._monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        try:
+            status = self._main([str(a) for a in args])
+        except SystemExit as error:
+            status = error.code
+        return status, *self._capsys.readouterr()
+
+
+class Terminal:
+    """A command line in a terminal of its own.
+
+    Args:
+        stdout: what standard output is instead of the terminal, as for `subprocess.Popen`.
+    """
+
+    def __init__(self, module: str, *args, stdout: int | None = None, **env: str):
+        self._master, slave = pty.openpty()
+        arguments = ["-m", f"mlx_speech.{module}", *map(str, args)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", TAKE_TERMINAL, *arguments],
+            stdin=slave,
+            stdout=slave if stdout is None else stdout,
+            stderr=slave,
+            start_new_session=True,
+            env=environment(TERM="xterm", **env),
+        )
+        os.close(slave)
+        #: all that has been shown
+        self.shown = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+        os.close(self._master)
+
+    def type(self, text: str) -> None:
+        """Press keys."""
+        self.send(text.encode())
+
+    def send(self, data: bytes) -> None:
+        """Press keys of another keyboard."""
+        os.write(self._master, data)
+
+    def expect(self, text: str) -> str:
+        """Wait until `text` is shown; what has come since the last time, up to and with it."""
+        before, deadline = len(self.shown), time.monotonic() + 120
+        while text not in self.shown[before:]:
+            assert time.monotonic() < deadline, self.shown
+            self._read(text)
+        end = self.shown.index(text, before) + len(text)
+        # what comes after it is for the next time
+        self.shown, rest = self.shown[:end], self.shown[end:]
+        self._rest = rest
+        return self.shown[before:]
+
+    _rest = ""
+
+    def _read(self, wanted: str) -> None:
+        if self._rest:
+            self.shown, self._rest = self.shown + self._rest, ""
+            return
+        readable, _, _ = select.select([self._master], [], [], 1)
+        if readable:
+            data = b""
+            with contextlib.suppress(OSError):  # how Linux says that nobody is there any more
+                data = os.read(self._master, 4096)
+            assert data, f"ended without {wanted!r}: {self.shown}"
+            self.shown += data.decode(errors="replace")
+
+    def wait(self) -> int:
+        """The exit status; reads what is still shown."""
+        while True:
+            try:
+                data = os.read(self._master, 4096)
+            except OSError:
+                break
+            if not data:
+                break
+            self._rest += data.decode(errors="replace")
+        self.shown, self._rest = self.shown + self._rest, ""
+        return self.process.wait(60)
