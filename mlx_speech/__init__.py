@@ -55,6 +55,7 @@ _HOMES = {
     "models.speech_to_text": ("Speech2TextForConditionalGeneration", "Speech2TextModel"),
     "models.speech_to_text_layers": ("Speech2TextConfig",),
     "processing": (
+        "AutoTokenizer",
         "GraniteSpeechProcessor",
         "LlamaTokenizer",
         "Speech2TextProcessor",

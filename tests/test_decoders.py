@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import DATA, edit_json, random_decoder
+from conftest import DATA, TINY, edit_json, random_decoder
 
 import mlx_speech
 from mlx_speech import (
@@ -164,3 +164,38 @@ def test_config_is_kept_whole(llama):
     saved = json.loads(json.dumps(model.config.to_dict()))
     assert saved["novelty"] == {"a": 1}
     assert saved["rope_parameters"]["rope_type"] == "llama3"
+
+
+@pytest.mark.parametrize("family", ["llama", "jais2"])
+def test_documented_example(family, tmp_path):
+    """What transformers' documentation shows of the class, with only the import changed."""
+    from mlx_speech import AutoTokenizer, Jais2ForCausalLM
+
+    model_class = {"llama": LlamaForCausalLM, "jais2": Jais2ForCausalLM}[family]
+    small = load_model(FOLDER / family).config.to_dict() | {"vocab_size": 512}
+    untrained = model_class(model_class.config_class.from_dict(small))
+    (tmp_path / "config.json").write_text(json.dumps(small))
+    untrained.save_weights(str(tmp_path / "model.safetensors"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, tmp_path)
+
+    model = model_class.from_pretrained(str(tmp_path))
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path))
+
+    prompt = "Hey, are you conscious? Can you talk to me?"
+    inputs = tokenizer(prompt, return_tensors="pt")
+
+    generate_ids = model.generate(inputs.input_ids, max_length=60)
+    text = tokenizer.batch_decode(
+        generate_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )[0]
+    assert text.startswith(tokenizer.decode(inputs.input_ids[0]))
+    assert generate_ids.shape[1] <= 60
+
+
+def test_documented_configuration():
+    """A model from a configuration, at full size: nothing is computed before it is needed."""
+    configuration = LlamaConfig()
+    model = LlamaModel(configuration)
+    configuration = model.config
+    assert len(model.layers) == 32

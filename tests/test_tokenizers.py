@@ -365,8 +365,8 @@ class TestPadding:
         assert llama(["dog", "dog"], padding=False).input_ids.shape[0] == 2
         with pytest.raises(UnsupportedOptionError, match="'max_length'"):
             llama("dog", padding="max_length")
-        with pytest.raises(UnsupportedOptionError, match=r"return_tensors='pt'.*MLX"):
-            llama("dog", return_tensors="pt")
+        with pytest.raises(UnsupportedOptionError, match=r"return_tensors='tf'.*MLX"):
+            llama("dog", return_tensors="tf")
         with pytest.raises(AttributeError, match="no token_type_ids here, but input_ids"):
             llama("dog").token_type_ids  # noqa: B018
         llama.padding_side = "top"

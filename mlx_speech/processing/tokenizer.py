@@ -196,7 +196,8 @@ class Tokenizer(SpecialTokens):
             text: one text or several.
             add_special_tokens: as for `encode`.
             padding: True or `"longest"`: fill up shorter rows; False: there are none.
-            return_tensors: `"mlx"`, the only ones there are.
+            return_tensors: `"mlx"`; `"pt"` and `"np"` give MLX's arrays as well, so that examples
+                written for transformers run as they stand.
 
         Returns:
             `input_ids` and `attention_mask`, (batch, length), filled up on the `padding_side`.
@@ -205,7 +206,7 @@ class Tokenizer(SpecialTokens):
             InputError: there is no text, one is as in `encode`, or one is shorter though it may
                 not be.
         """
-        if return_tensors != "mlx":
+        if return_tensors not in ("mlx", "pt", "np"):
             raise UnsupportedOptionError(
                 f"return_tensors={return_tensors!r}: there are only MLX arrays; leave it out"
             )
