@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mlx_speech.transcribe",
         usage="%(prog)s [options] AUDIO...",
-        description="Transcribe or translate recordings with Granite Speech.",
+        description="Transcribe or translate recordings with Granite Speech or Speech2Text.",
         epilog="The transcript goes to standard output unless -f or -o is given; everything else "
         "goes to standard error. Exit status: 0 if all is done, 1 if a recording failed, 2 for "
         "wrong usage.",
