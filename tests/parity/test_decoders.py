@@ -35,6 +35,7 @@ from .random_models import (
     tensor,
     text_ids,
 )
+from .ropes import ROPES
 
 FAMILIES = {"granite": GraniteForCausalLM, "jais2": Jais2ForCausalLM, "llama": LlamaForCausalLM}
 SHAPES = {
@@ -52,41 +53,6 @@ SHAPES = {
     "five-layers": {"num_hidden_layers": 5, "hidden_size": 24, "num_key_value_heads": None},
 }
 LONG = 70
-ROPES = {
-    "default": {"rope_type": "default", "rope_theta": 50.0},
-    "linear": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.5},
-    "dynamic": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 3.0},
-    "llama3": {
-        "rope_type": "llama3",
-        "rope_theta": 500.0,
-        "factor": 4.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 48,
-    },
-    "yarn": {
-        "rope_type": "yarn",
-        "rope_theta": 200.0,
-        "factor": 4.0,
-        "original_max_position_embeddings": 32,
-    },
-    "longrope": {
-        "rope_type": "longrope",
-        "rope_theta": 100.0,
-        "short_factor": [1.0, 1.1, 1.2, 1.3],
-        "long_factor": [1.5, 2.0, 3.0, 5.0],
-        "factor": 4.0,
-        "original_max_position_embeddings": 40,
-    },
-    "longrope-attention-factor": {
-        "rope_type": "longrope",
-        "rope_theta": 100.0,
-        "short_factor": [1.0, 1.1, 1.2, 1.3],
-        "long_factor": [1.5, 2.0, 3.0, 5.0],
-        "attention_factor": 1.3,
-        "original_max_position_embeddings": 32,
-    },
-}
 # beyond what the model was made for, and its original length
 SHORT_CONTEXT = {"max_position_embeddings": 48}
 

@@ -1,0 +1,55 @@
+"""Rotary embeddings of every kind, for models that were made for 48 positions or fewer."""
+
+ROPES = {
+    "default": {"rope_type": "default", "rope_theta": 50.0},
+    "linear": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.5},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 3.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 500.0,
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 48,
+    },
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 200.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 100.0,
+        "short_factor": [1.0, 1.1, 1.2, 1.3],
+        "long_factor": [1.5, 2.0, 3.0, 5.0],
+        "factor": 4.0,
+        "original_max_position_embeddings": 40,
+    },
+    "longrope-attention-factor": {
+        "rope_type": "longrope",
+        "rope_theta": 100.0,
+        "short_factor": [1.0, 1.1, 1.2, 1.3],
+        "long_factor": [1.5, 2.0, 3.0, 5.0],
+        "attention_factor": 1.3,
+        "original_max_position_embeddings": 32,
+    },
+    "yarn-options": {
+        "rope_type": "yarn",
+        "rope_theta": 200.0,
+        "factor": 3.0,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 8.0,
+        "beta_slow": 0.5,
+        "mscale": 1.2,
+        "mscale_all_dim": 0.7,
+        "truncate": False,
+    },
+    "yarn-attention-factor": {
+        "rope_type": "yarn",
+        "rope_theta": 200.0,
+        "factor": 2.0,
+        "attention_factor": 1.4,
+        "original_max_position_embeddings": 32,
+    },
+}
