@@ -1,14 +1,13 @@
-"""What the README shows works: its Python runs, its commands parse, its layout exists."""
+"""What the README shows works: its Python runs, its commands are right, its layout exists."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 
 import pytest
 from conftest import DATA, ROOT, TINY
-
-from mlx_speech.transcribe import build_parser
 
 README = (ROOT / "README.md").read_text()
 
@@ -18,21 +17,27 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python(code, capsys):
+def test_python(code, capsys, tmp_path, monkeypatch):
     """With the bundled model and recording in place of the real ones."""
+    monkeypatch.chdir(tmp_path)
     code = re.sub(r'"ibm-granite/[^"]+"', repr(str(TINY)), code)
     code = code.replace('"talk.m4a"', repr(str(DATA / "audio" / "flite_08.flac")))
     exec(compile(code, "README.md", "exec"), {})
-    assert "unlock the back gate" in capsys.readouterr().out
+    light = "the kitchen light is on."
+    expected = f"{light}\n{light}sleep well.\n" if "Chat" in code else "unlock the back gate"
+    assert expected in capsys.readouterr().out
 
 
-def test_commands_parse():
+def test_commands_are_right():
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    commands = [line for line in lines if line.startswith("python -m mlx_speech.transcribe")]
-    assert len(commands) > 5
-    for command in commands:
-        words = shlex.split(re.sub(r" <.*", "", command), comments=True)
-        assert build_parser().parse_args(words[3:]).audio
+    for module in ("transcribe", "generate", "chat"):
+        command_line = import_module(f"mlx_speech.{module}")
+        parser = command_line.build_parser()
+        commands = [line for line in lines if line.startswith(f"python -m mlx_speech.{module}")]
+        assert len(commands) >= 3
+        for command in commands:
+            words = shlex.split(re.sub(r" <.*", "", command), comments=True)
+            command_line.check_usage(parser, parser.parse_args(words[3:]))
 
 
 def test_make_targets_exist():
