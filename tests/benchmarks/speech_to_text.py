@@ -106,11 +106,14 @@ class Theirs(Worker):
         self.folder = folder
         self.model = transformers.Speech2TextForConditionalGeneration(config).eval()
         for name, value in self.model.named_parameters():
-            # keeps activations near 1; norms of both signs keep a token from predicting itself
+            # activations near 1; answers vary: norms of both signs keep a token from predicting
+            # itself, and centred weights keep what follows a ReLU from being the same for all
             if value.ndim > 1:
                 value.normal_(std=value[0].numel() ** -0.5)
             else:
                 value.normal_(std=1.0 if "norm.weight" in name else 0.1)
+            if name.endswith("fc2.weight"):
+                value.sub_(value.mean(1, keepdim=True))
         self.model.save_pretrained(folder)
         self.input = {
             "input_features": torch.from_numpy(features()),
@@ -288,6 +291,8 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.tokens < 2:
+        parser.error("--tokens must be at least 2: steps are timed after the first")
     if options.worker:
         side, size, path = options.worker
         serve(lambda: WORKERS[side](size, Path(path)))
