@@ -17,8 +17,10 @@ test: $(VENV)/test.stamp ## everything that needs no torch
 parity: $(VENV)/parity.stamp ## random small models, live beside transformers
 	$(BIN)/python -m pytest tests/parity
 
-bench: $(VENV)/bench.stamp ## speed and memory, beside mlx-audio
+bench: $(VENV)/bench.stamp ## speed, beside mlx-audio, mlx-lm and transformers
 	$(BIN)/python tests/benchmarks/encoder.py
+	$(BIN)/python tests/benchmarks/decoder.py
+	$(BIN)/python tests/benchmarks/speech_to_text.py
 
 lint: $(VENV)/lint.stamp ## ruff, without changing anything
 	$(BIN)/ruff check .
@@ -54,5 +56,5 @@ $(VENV)/parity.stamp: $(VENV)/test.stamp
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/base.stamp
-	$(PIP) --editable '.[bench]'
+	$(PIP) --editable '.[bench,parity]'
 	touch $@

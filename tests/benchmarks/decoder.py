@@ -7,15 +7,13 @@ Both packages' models hold the same random arrays, in one process, and take turn
 they decode must agree. A second table shows what a longer context costs a token, and how much of
 that is attention over the longer cache.
 
-On Linux, start it with OpenBLAS preloaded, as `make bench` does.
+On Linux it preloads OpenBLAS if it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import os
-import platform
 import statistics
 import sys
 import time
@@ -24,6 +22,7 @@ from collections.abc import Callable, Iterator
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+from workers import blas_name, device_name, machine_name, preload_openblas
 
 from mlx_speech.generation import GenerationConfig, stream_tokens
 from mlx_speech.models import architecture
@@ -181,9 +180,10 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5, help="measured runs of each side (5)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     options = parser.parse_args()
+    preload_openblas()
     dtype = getattr(mx, options.dtype)
-    device = mx.device_info(mx.default_device()).get("device_name", "CPU")
-    print(f"{platform.platform()}, {os.cpu_count()} cores, MLX {mx.__version__} on {device}")
+    print(machine_name())
+    print(f"MLX {mx.__version__} on {device_name()}{blas_name()}")
     print(
         f"{options.layers} layers, prompt {options.prompt}, {options.tokens} new tokens, "
         f"{options.runs} runs each, in turn; tokens a second, medians"

@@ -10,8 +10,7 @@ one of them computes at any time: they take turns, run by run. Their results mus
 Memory is MLX's peak during a run, with what was there before the run (the weights) taken off, and
 the most that the process ever held resident, which includes Python and loading.
 
-On Linux, where MLX's CPU build comes with a slow BLAS, both processes preload OpenBLAS if it is
-installed (Debian: libopenblas0-pthread).
+On Linux both processes preload OpenBLAS if it is installed.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,6 +28,15 @@ import time
 from pathlib import Path
 
 from checkpoint import checkpoint_config, write_checkpoint
+from workers import (
+    Remote,
+    blas_name,
+    device_name,
+    machine_name,
+    openblas_environment,
+    serve,
+    take_turns,
+)
 
 # MLX is imported by the workers only: a process inherits its parent's largest resident size
 
@@ -120,7 +127,7 @@ class Worker:
             "resident": max_resident(),
             "mlx": mx.__version__,
             "device": device_name(),
-            "openblas": openblas_is_loaded(),
+            "blas": blas_name(),
         }
 
     def run(self, frames: int) -> dict:
@@ -187,18 +194,6 @@ class Worker:
         return features
 
 
-def work(side: str, folder: Path) -> None:
-    """Answer each line of standard input, `[method, arguments...]`, with one of JSON."""
-    # what packages print goes where it disturbs nobody
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    worker = Worker(side, folder)
-    print(json.dumps(worker.hello), file=answers, flush=True)
-    for line in sys.stdin:
-        method, *arguments = json.loads(line)
-        print(json.dumps(getattr(worker, method)(*arguments)), file=answers, flush=True)
-
-
 def max_resident() -> int:
     """The most bytes that this process held in memory."""
     import resource
@@ -207,66 +202,7 @@ def max_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def device_name() -> str:
-    import mlx.core as mx
-
-    device = mx.default_device()
-    kind = "GPU" if device.type == mx.DeviceType.gpu else "CPU"
-    name = str(mx.device_info(device).get("device_name", ""))
-    return f"{kind} ({name})" if name else kind
-
-
-def openblas_is_loaded() -> bool:
-    maps = Path("/proc/self/maps")
-    return maps.is_file() and "openblas" in maps.read_text()
-
-
 # --- the parent: starts the workers, lets them take turns, and prints ---
-
-
-def find_openblas() -> Path | None:
-    """OpenBLAS as Debian installs it for this machine."""
-    folders = Path("/usr/lib").glob(f"{platform.machine()}-*/openblas-pthread")
-    return next(
-        (f / "libopenblas.so.0" for f in folders if (f / "libopenblas.so.0").exists()), None
-    )
-
-
-def worker_environment() -> dict[str, str]:
-    environment = dict(os.environ)
-    library = find_openblas() if sys.platform == "linux" else None
-    if library is not None:
-        preload = environment.get("LD_PRELOAD")
-        environment["LD_PRELOAD"] = f"{library}:{preload}" if preload else str(library)
-    return environment
-
-
-class Remote:
-    """A worker in its own process."""
-
-    def __init__(self, side: str, folder: Path):
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", side, str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=worker_environment(),
-            text=True,
-        )
-        self.hello = self._answer()
-
-    def ask(self, method: str, *arguments) -> dict:
-        print(json.dumps([method, *arguments]), file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict:
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit("a worker ended early; what it said stands above")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def largest_differences(remotes: dict[str, Remote], frames: int) -> dict[str, float]:
@@ -276,15 +212,6 @@ def largest_differences(remotes: dict[str, Remote], frames: int) -> dict[str, fl
     paths = {side: remote.ask("save", frames) for side, remote in remotes.items()}
     ours, theirs = ({p: np.load(f) for p, f in paths[side].items()} for side in SIDES)
     return {part: float(np.abs(ours[part] - theirs[part]).max()) for part in ours}
-
-
-def take_turns(remotes: dict[str, Remote], runs: int, *request) -> dict[str, list[dict]]:
-    """Every side's runs; who goes first changes from run to run."""
-    results: dict[str, list[dict]] = {side: [] for side in remotes}
-    for number in range(runs):
-        for side in list(remotes)[:: -1 if number % 2 else 1]:
-            results[side].append(remotes[side].ask(*request))
-    return results
 
 
 def print_row(label: str, ours: float, theirs: float, digits: int, ratio: float | None) -> None:
@@ -323,16 +250,14 @@ def benchmark(options: argparse.Namespace, folder: Path) -> bool:
     config = checkpoint_config(options.layers, decoder_layers, options.dtype)
     (folder / "config.json").write_text(json.dumps(config))
     command = [sys.executable, __file__, "--write", str(folder)]
-    subprocess.run(command, check=True, env=worker_environment())
-    remotes = {side: Remote(side, folder) for side in SIDES}
+    subprocess.run(command, check=True, env=openblas_environment())
+    remotes = {side: Remote(side, folder, env=openblas_environment()) for side in SIDES}
     hello = {side: remote.hello for side, remote in remotes.items()}
     weights = {side: hello[side]["weights"] for side in SIDES}
     frames = round(options.seconds * FRAMES_PER_SECOND)
 
-    blas = "OpenBLAS preloaded" if hello[OURS]["openblas"] else "no OpenBLAS found"
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print(f"MLX {hello[OURS]['mlx']} on {hello[OURS]['device']}", end="")
-    print(f", {blas}" if sys.platform == "linux" else "")
+    print(machine_name())
+    print(f"MLX {hello[OURS]['mlx']} on {hello[OURS]['device']}{hello[OURS]['blas']}")
     print(f"{THEIRS} {importlib.metadata.version('mlx-audio')}")
     print(
         f"{options.layers} encoder layers, {options.seconds:g} s of audio, {options.dtype}, "
@@ -386,7 +311,8 @@ def main() -> int:
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        work(options.worker[0], Path(options.worker[1]))
+        side, path = options.worker
+        serve(lambda: Worker(side, Path(path)))
         return 0
     if options.write:
         write_checkpoint(options.write)
