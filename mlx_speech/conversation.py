@@ -98,8 +98,8 @@ class ChatSession:
                 self.model, tokenizer, ids, past_key_values=self._cache, **options
             )
         except BaseException:
-            if any(layer.length != len(self._ids) for layer in self._cache):
-                self._start_over()
+            # a part of the prompt may be in already
+            self._trim_to(min(len(self._ids), *(layer.length for layer in self._cache)))
             raise
         return self._reply(responses, messages, ids)
 

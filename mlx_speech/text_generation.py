@@ -149,14 +149,16 @@ def prompt_ids(tokenizer, prompt: Prompt) -> list[int]:
     """Token ids of a prompt of any kind.
 
     Raises:
-        InputError: there is nothing in it.
+        InputError: there is nothing in it, or it is none.
     """
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
-    elif prompt and isinstance(prompt[0], dict):
+    elif isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], dict):
         ids = tokenizer.encode(tokenizer.apply_chat_template(prompt), add_special_tokens=False)
-    else:
+    elif isinstance(prompt, list | tuple) and all(isinstance(part, int) for part in prompt):
         ids = list(prompt)
+    else:
+        raise InputError("a prompt is a text, the messages of a conversation, or token ids")
     if not ids:
         raise InputError("the prompt is empty")
     return ids

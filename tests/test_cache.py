@@ -201,10 +201,33 @@ def test_cached_equals_uncached(options):
     assert difference < 1e-5 if exact else difference > 1e-4
 
 
+LONG = [1.5, 2.0, 3.0, 5.0]
+ROPES = {
+    "default": {"rope_type": "default"},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 3.0},
+    "longrope": {"rope_type": "longrope", "rope_theta": 100.0, "factor": 4.0}
+    | {"short_factor": [1.0] * 4, "long_factor": LONG, "original_max_position_embeddings": 12},
+}
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_rows_are_as_long_as_they_are(rope):
+    """A short prompt beside a long one is rotated as if alone."""
+    model = random_decoder(rope_parameters=ROPES[rope], max_position_embeddings=12)
+    ids = mx.array(np.random.default_rng(2).integers(5, 61, (2, 20)))
+    cache = model.make_cache([11, 0])
+    logits, _ = model.prefill(ids, cache, prefill_step_size=7)
+    for row, padding in enumerate((11, 0)):
+        alone = model(ids[row : row + 1, padding:]).logits[0, -1]
+        assert mx.abs(logits[row] - alone).max().item() < 1e-5
+
+
+@pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.parametrize("step", [1, 3, 7, 8, 100])
-def test_prompt_in_steps(step):
+def test_prompt_in_steps(step, rope):
     """A prompt that is fed in parts gives the same answer, and tells how far it is."""
-    model = random_decoder()
+    model = random_decoder(rope_parameters=ROPES[rope], max_position_embeddings=12)
+    model.config.max_position_embeddings = 100  # allow what the rules are made for
     ids = mx.array(np.random.default_rng(2).integers(5, 61, (1, 16)))
     expected = model.generate(ids, max_new_tokens=8)
     told = []

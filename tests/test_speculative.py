@@ -86,12 +86,30 @@ def test_fewer_steps(monkeypatch):
     assert drafted == [9, 1, 1, 1] + [2, 1, 1] * 13 + [2, 1]
 
 
+@pytest.mark.parametrize("num_draft_tokens", [1, 4, 7])
+def test_cache_ends_with_the_answer(num_draft_tokens):
+    """What was right beyond the end is forgotten: the conversation goes on as without a draft."""
+    model = random_decoder()
+    whole = model.generate(PROMPT, **OPTIONS)[0].tolist()
+    for end in (10, 12, 13, 16):
+        cache = model.make_cache()
+        options = OPTIONS | {"eos_token_id": whole[end], "num_draft_tokens": num_draft_tokens}
+        answer = model.generate(PROMPT, past_key_values=cache, draft_model=model, **options)
+        assert cache[0].length in (answer.shape[1], answer.shape[1] - 1)
+        more = mx.concatenate([answer, mx.array([[7, 8, 9]])], axis=1)
+        expected = model.generate(more, max_new_tokens=9)
+        assert model.generate(more, max_new_tokens=9, past_key_values=cache).tolist() == (
+            expected.tolist()
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"num_beams": 2}, "do not go together"),
         ({"temperature": 1.0}, "without sampling"),
         ({"max_kv_size": 8}, "no max_kv_size"),
+        ({"max_kv_size": 40}, "no max_kv_size"),
         ({"draft_model": random_decoder(vocab_size=60)}, "knows 60 tokens, the model 61"),
     ],
 )

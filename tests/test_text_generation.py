@@ -230,6 +230,42 @@ class TestOptions:
         with pytest.raises(InputError, match="cannot stream"):
             mlx_speech.stream_generate(*loaded, ask(COMMAND), num_beams=2)
 
+    @pytest.mark.parametrize(
+        ("ids", "message"),
+        [
+            ([[5, 6]], "input_ids are list"),
+            (mx.array([5, 6]), r"input_ids are \(2,\)"),
+            (mx.zeros((1, 0), mx.int32), r"input_ids are \(1, 0\)"),
+            (mx.array([[5.0]]), "must be integers"),
+            (mx.array([[5, 61]]), "hold 61, the model knows 0 to 60.*resize_token_embeddings"),
+            (mx.array([[-1, 6]]), "hold -1"),
+        ],
+    )
+    def test_what_are_no_ids(self, ids, message):
+        with pytest.raises(InputError, match=message):
+            random_decoder().generate(ids)
+
+    @pytest.mark.parametrize("prompt", [None, ["a", "b"], mx.array([5]), 5])
+    def test_what_is_no_prompt(self, tiny, prompt):
+        with pytest.raises(InputError, match="a prompt is a text"):
+            mlx_speech.generate(*tiny, prompt)
+
+    def test_a_cache_of_ones_own(self):
+        """Padding that it does not know of is refused; beams leave it as it was."""
+        model, prompt = random_decoder(), mx.array([[0, 0, 5, 9], [5, 9, 11, 3]])
+        mask = mx.array([[0, 0, 1, 1], [1, 1, 1, 1]])
+        options = {"attention_mask": mask, "max_new_tokens": 5}
+        with pytest.raises(InputError, match="without the left_padding"):
+            model.generate(prompt, past_key_values=model.make_cache(), **options)
+        padded = model.generate(prompt, past_key_values=model.make_cache([2, 0]), **options)
+        assert padded.tolist() == model.generate(prompt, **options).tolist()
+        cache = model.make_cache()
+        model(prompt[1:, :2], past_key_values=cache)
+        for num_beams in (3, 1):
+            options = {"num_beams": num_beams, "max_new_tokens": 5}
+            answer = model.generate(prompt[1:], past_key_values=cache, **options)
+            assert answer.tolist() == model.generate(prompt[1:], **options).tolist()
+
     @pytest.mark.parametrize("name", ["labels", "output_hidden_states", "cache_implementation"])
     def test_unknown_arguments(self, name):
         with pytest.raises(InputError, match=f"generate has no argument {name}"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
@@ -152,13 +153,17 @@ def start(
     config = resolve_config(model, inputs, streaming)
     ending = Ending(config, inputs.pop("tokenizer", None))
     processors = inputs.pop("logits_processor", None) or ()
+    processors = [processors] if callable(processors) else processors
     draft_model = inputs.pop("draft_model", None)
+    if draft_model is not None:
+        check_generates(draft_model)
     if draft_model is not None and config.num_beams > 1:
         raise InputError("num_beams and a draft model do not go together; choose one")
-    cache = inputs.pop("past_key_values", None)
+    cache = inputs.pop("past_key_values", None) or None
     if input_ids is not None:
         inputs["input_ids"] = input_ids
     prompt, attention_mask = model.take_prompt(inputs, config)
+    check_prompt(prompt, model.vocab_size)
     cache_options = {name: inputs.pop(name) for name in inputs.keys() & set(model.cache_options)}
     accepted = inspect.signature(model.prefill).parameters.values()
     unknown = inputs.keys() - {p.name for p in accepted if p.kind is p.KEYWORD_ONLY}
@@ -175,6 +180,10 @@ def start(
         cache = model.make_cache(padding, **cache_options)
     elif cache_options:
         raise InputError(f"past_key_values is a cache already, without {', '.join(cache_options)}")
+    elif padding is not None and any(padding) and not cache[0].padded:
+        raise InputError("past_key_values was made without the left_padding of these prompts")
+    elif config.num_beams > 1:
+        cache = [copy.copy(layer) for layer in cache]  # the caller's keeps its rows
     logits, step = model.prefill(uncached(prompt, cache), cache, **inputs)
     draft = None
     if draft_model is not None:
@@ -189,6 +198,21 @@ def start(
         draft = draft_step, draft_cache
     history = without_padding(prompt, attention_mask)
     return Run(config, prompt, history, logits, step, cache, ending, processors, draft)
+
+
+def check_prompt(prompt: mx.array, vocab_size: int) -> None:
+    """Raises `InputError` for what are no token ids."""
+    if not isinstance(prompt, mx.array) or prompt.ndim != 2 or not prompt.size:
+        shown = prompt.shape if isinstance(prompt, mx.array) else type(prompt).__name__
+        raise InputError(f"input_ids are {shown}, but must be an MLX array (batch, length)")
+    if not mx.issubdtype(prompt.dtype, mx.integer):
+        raise InputError(f"input_ids are {prompt.dtype}, but must be integers")
+    low, high = mx.min(prompt).item(), mx.max(prompt).item()
+    if low < 0 or high >= vocab_size:
+        raise InputError(
+            f"input_ids hold {low if low < 0 else high}, the model knows 0 to {vocab_size - 1}; "
+            "after adding tokens to a tokenizer, call model.resize_token_embeddings"
+        )
 
 
 def check_generates(model) -> None:

@@ -88,6 +88,8 @@ class GenerationConfig:
             raise InputError("a stop string has a lone surrogate: it is not valid Unicode")
         if self.sampling and self.num_beams > 1:
             raise InputError("sampling and num_beams > 1 do not go together; choose one")
+        if self.do_sample is False and self.temperature:
+            raise InputError("do_sample is False, so temperature would have no effect")
         for name in ("top_k", "top_p", "min_p"):
             if getattr(self, name) is not None and not self.sampling:
                 raise InputError(f"{name} shapes what is drawn; give a temperature with it")

@@ -60,11 +60,12 @@ def search(
                 history = mx.concatenate([history, token], axis=1)
             token, logprob = choose(step(token)[:, -1], history)
             mx.async_eval(token, logprob)
+        # read as they are: any operation on them would wait for the step that was just dispatched
         ids = [
             config.fill_token_id if done else i
-            for i, done in zip(current.flatten().tolist(), ended, strict=True)
+            for (i,), done in zip(current.tolist(), ended, strict=True)
         ]
-        yield TokenStep(ids, current_logprob.flatten().tolist(), ended)
+        yield TokenStep(ids, [value for (value,) in current_logprob.tolist()], ended)
         for answer, i in zip(answers, ids, strict=True):
             answer.append(i)
         ended = [e or ending(answer) for e, answer in zip(ended, answers, strict=True)]

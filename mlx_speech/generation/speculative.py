@@ -43,11 +43,27 @@ def speculative_search(
     """
     if len(prompt) > 1 or config.sampling:
         raise InputError("a draft model serves one prompt at a time, without sampling")
-    if not all(layer.is_trimmable() for layer in (*cache, *draft_cache)):
+    if any(layer.max_size is not None for layer in (*cache, *draft_cache)):
         raise InputError("a draft model needs a cache that keeps everything: no max_kv_size")
+    answer: list[int] = []
+    prompt_length = cache[0].length
+    try:
+        yield from _search(
+            logits, step, cache, draft_step, draft_cache, config, prompt, ending, processors, answer
+        )
+    finally:
+        # what was right beyond the end of the answer
+        for layer in cache:
+            layer.trim(max(0, layer.length - prompt_length - len(answer)))
+
+
+def _search(
+    logits, step, cache, draft_step, draft_cache, config, prompt, ending, processors, answer
+) -> Iterator[TokenStep]:
+    """As above; `answer` grows with what is yielded."""
     choose = Chooser(config, processors)
     token, logprob = choose(logits, prompt)
-    answer = token.tolist()[0]
+    answer += token.tolist()[0]
     yield TokenStep(answer[:], logprob.tolist()[0], [False])
     history = prompt
     unseen = token  # by the draft model

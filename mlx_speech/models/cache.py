@@ -75,6 +75,8 @@ class KVCache:
         self.state: list[mx.array] = []
         #: positions that went in
         self.length = 0
+        #: positions that the prompt will have taken, once all its parts are in
+        self.prompt_length = 0
         self._left_padding = mx.array(left_padding) if left_padding and any(left_padding) else None
 
     @property

@@ -91,6 +91,11 @@ class CausalLM(PretrainedModel):
         return logits if self.logits_divisor == 1.0 else logits / self.logits_divisor
 
     @property
+    def vocab_size(self) -> int:
+        """Ids that a prompt may hold are below it."""
+        return self.config.vocab_size
+
+    @property
     def context_length(self) -> int:
         """Positions that the model was made for."""
         return self.config.max_position_embeddings
@@ -133,10 +138,11 @@ class CausalLM(PretrainedModel):
 
     def feed(self, cache, step_size: int, progress: Callable | None, **prompt) -> mx.array:
         """Feed `input_ids` or `inputs_embeds` part by part; the logits after the last position."""
-        if step_size < 1:
+        if not isinstance(step_size, int) or step_size < 1:
             raise InputError(f"prefill_step_size is {step_size!r}, but must be at least 1")
         ((name, whole),) = prompt.items()
         length = whole.shape[1]
+        cache[0].prompt_length = cache[0].length + length
         for start in range(0, length, step_size):
             part = {name: whole[:, start : start + step_size]}
             logits = self(**part, past_key_values=cache, logits_to_keep=1).logits

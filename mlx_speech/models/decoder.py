@@ -232,7 +232,8 @@ class DecoderModel(PretrainedModel):
             start = mx.broadcast_to(position_ids, (batch, length))
         else:
             start = cache[0].offset if past_key_values else 0
-        rotate = self.rope.rotation(start, length)
+        ahead = max(0, cache[0].prompt_length - cache[0].length - length) if past_key_values else 0
+        rotate = self.rope.rotation(start, length, ahead)
         states = [x]
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x = layer(x, mask, layer_cache, rotate)

@@ -236,6 +236,11 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         return GraniteSpeechOutput(**{**vars(output), "loss": loss, "audio_hidden_states": audio})
 
     @property
+    def vocab_size(self) -> int:
+        """Ids that a prompt may hold are below it; the audio token may be beyond the table."""
+        return max(self.config.text_config.vocab_size, self.config.audio_token_index + 1)
+
+    @property
     def context_length(self) -> int:
         """Positions that the text decoder was made for."""
         return self.language_model.context_length

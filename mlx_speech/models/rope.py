@@ -152,6 +152,10 @@ class RotaryEmbedding:
                 f"config.json: partial_rotary_factor {parameters['partial_rotary_factor']!r} is "
                 "not supported; heads are rotated whole"
             )
+        if not parameters.get("factor", 1.0) or parameters["rope_theta"] is None:
+            raise CheckpointError(
+                "config.json: bad rope_parameters: neither factor nor base may be 0"
+            )
         self.dim = dim
         self.parameters = parameters
         self.max_position_embeddings = max_position_embeddings
@@ -160,6 +164,8 @@ class RotaryEmbedding:
             self._frequencies = self._for_length(0)
         except KeyError as error:
             raise CheckpointError(f"config.json: rope_parameters lack {error}") from error
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise CheckpointError(f"config.json: bad rope_parameters: {error}") from error
 
     def _for_length(self, length: int) -> tuple[mx.array, float]:
         inv_freq, factor = self.rule(
@@ -168,19 +174,29 @@ class RotaryEmbedding:
         # MLX wants wavelengths, the inverse of what the rules are written in
         return mx.array((1.0 / inv_freq).astype(np.float32)), factor
 
-    def rotation(self, start: int | mx.array, length: int) -> Callable[[mx.array], mx.array]:
+    def rotation(
+        self, start: int | mx.array, length: int, ahead: int = 0
+    ) -> Callable[[mx.array], mx.array]:
         """What rotates queries and keys of shape (batch, heads, length, head_dim).
 
         Args:
             start: position of the first token: one number, or one per row (batch,); or every
                 token's position (batch, length).
             length: how many tokens there are.
+            ahead: how many of the same prompt will follow; where frequencies depend on the length,
+                those of the whole prompt apply to all of its parts.
         """
+        if self.depends_on_length and isinstance(start, mx.array) and start.ndim == 1:
+            # each row has a length of its own
+            rows = [self.rotation(first, length, ahead) for first in start.tolist()]
+            return lambda x: mx.concatenate(
+                [rotate(x[row : row + 1]) for row, rotate in enumerate(rows)]
+            )
         each = isinstance(start, mx.array) and start.ndim == 2
         wavelengths, factor = self._frequencies
         if self.depends_on_length:
             last = start if isinstance(start, int) else start.max().item()
-            wavelengths, factor = self._for_length(last + (1 if each else length))
+            wavelengths, factor = self._for_length(last + (1 if each else length + ahead))
         rotate = partial(
             mx.fast.rope,
             dims=self.dim,

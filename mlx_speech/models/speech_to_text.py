@@ -229,6 +229,11 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
         """Positions that the decoder was made for."""
         return self.config.max_target_positions
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids that a prompt may hold are below it."""
+        return self.config.vocab_size
+
     def make_cache(self, left_padding: None = None) -> list[KVCache | CrossAttentionCache]:
         """See `Speech2TextModel.make_cache`; what an answer starts from is never padded."""
         return self.model.make_cache()
