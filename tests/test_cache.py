@@ -309,6 +309,7 @@ class TestFiles:
         "change",
         [
             lambda arrays: arrays.pop("0.0"),
+            lambda arrays: arrays.update(another=mx.zeros(2)),
             lambda arrays: [arrays.pop("0.0"), arrays.pop("1.0")],
             lambda arrays: arrays.update({"0.2": arrays["0.0"], "1.2": arrays["0.0"]}),
             lambda arrays: arrays.update({"2.0": arrays.pop("1.0")}),

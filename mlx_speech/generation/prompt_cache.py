@@ -78,7 +78,6 @@ def load_prompt_cache(path: str | os.PathLike, model) -> tuple[list[KVCache], di
         raise InputError(f"{path}: no such file")
     try:
         arrays, told = mx.load(str(path), format="safetensors", return_metadata=True)
-        mx.eval(arrays)
         header = json.loads(told["prompt_cache"])
         if header["format"] != _FORMAT:
             raise CheckpointError(f"{path}: written by another version of this program")
