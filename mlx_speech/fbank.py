@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from .encoding import BatchEncoding, check_arrays
 from .errors import AudioError, InputError
 from .features import mono_recordings
 from .models.config import read_json
@@ -184,14 +185,17 @@ class Speech2TextFeatureExtractor:
         raw_speech: mx.array | np.ndarray | Sequence,
         sampling_rate: int | None = None,
         *,
+        padding: bool | str = True,
+        return_tensors: str = "mlx",
         seed: int | None = None,
-    ) -> dict[str, mx.array]:
+    ) -> BatchEncoding:
         """Features of one or more recordings, each as it would be alone.
 
         Args:
             raw_speech: (samples,), (recordings, samples), or a sequence of (samples,) arrays,
                 float, full scale -1 to 1.
             sampling_rate: of the recordings, in Hz, to have it checked.
+            padding, return_tensors: see `check_arrays`.
             seed: of the dither; see `fbank`.
 
         Returns:
@@ -200,7 +204,8 @@ class Speech2TextFeatureExtractor:
 
         Raises:
             AudioError: a recording is shorter than a frame, or not floating point.
-            InputError: `sampling_rate` is not the checkpoint's.
+            InputError: `sampling_rate` is not the checkpoint's, or a recording is shorter though it
+                may not be.
         """
         if sampling_rate not in (None, self.sampling_rate):
             raise InputError(
@@ -214,16 +219,17 @@ class Speech2TextFeatureExtractor:
             for samples in mono_recordings(raw_speech)
         ]
         lengths = [len(f) for f in features]
+        check_arrays(return_tensors, padding, lengths, "recordings")
         longest = max(lengths)
-        return {
-            "input_features": mx.stack(
+        return BatchEncoding(
+            input_features=mx.stack(
                 [
                     mx.pad(f, ((0, longest - len(f)), (0, 0)), constant_values=self.padding_value)
                     for f in features
                 ]
             ),
-            "attention_mask": (mx.arange(longest) < mx.array(lengths)[:, None]).astype(mx.int32),
-        }
+            attention_mask=(mx.arange(longest) < mx.array(lengths)[:, None]).astype(mx.int32),
+        )
 
     def normalize(self, features: mx.array) -> mx.array:
         """Cepstral mean and variance normalisation of one recording: (frames, bins), same shape.

@@ -13,7 +13,8 @@ import mlx.core as mx
 from .audio import load_audio
 from .errors import ContextLengthError, InputError, UnsupportedOptionError
 from .generation import TextStream
-from .generation.api import generate_rows, start
+from .generation.api import Run, start
+from .generation.stopping import TextBefore
 from .loading import load
 from .processing.prompts import check_request
 from .segmentation import cut_at_quiet
@@ -40,9 +41,9 @@ class Word:
 class Segment:
     """A stretch of the recording and what was said in it; times in seconds.
 
-    tokens: ids of the text, without the one that ended it.
+    tokens: ids of the text, without the one that ended it; with those of a stop string.
     avg_logprob: mean log-probability of the tokens, the ending one included.
-    truncated: the text was cut off by the limit on new tokens.
+    truncated: the text was cut off by the limit on tokens.
     """
 
     start: float
@@ -93,10 +94,13 @@ class _Request:
         """
         start, end = span
         inputs = self.processor.speech_inputs(self.samples[start:end], **self.instruction)
+        arguments = {"tokenizer": self.processor.tokenizer, **inputs, **self.options}
+        limit = self.max_new_tokens
+        if self.options.get("max_length") is not None:
+            return arguments if limit is None else {**arguments, "max_new_tokens": limit}
         duration = (end - start) / self.sampling_rate
         prompt = inputs.get("input_ids")
         room = self.model.context_length - (1 if prompt is None else prompt.shape[1])
-        limit = self.max_new_tokens
         if limit is None:
             own = getattr(self.model.generation_config, "max_length", None) or 0
             limit = max(own, TOKENS_BESIDES + math.ceil(TOKENS_PER_SECOND * duration))
@@ -106,22 +110,27 @@ class _Request:
                 f"a recording of {duration:.1f} s and a text of {limit} tokens are more than the "
                 f"model's context of {self.model.context_length} tokens holds; cut the recording"
             )
-        return {**inputs, **self.options, "max_new_tokens": limit}
+        return {**arguments, "max_new_tokens": limit}
 
-    def segment(self, span, config, tokens: list[int], logprobs: list[float]) -> Segment:
+    def answer(self, span: tuple[int, int]) -> Segment:
+        """What the model makes of one span."""
+        run = start(self.model, None, self.arguments(span))
+        (row,) = run.rows()
+        return self.segment(span, run, row.tokens, row.logprobs)
+
+    def segment(self, span, run: Run, tokens: list[int], logprobs: list[float]) -> Segment:
         """What the model's answer says, the token that ended it included."""
-        mx.clear_cache()
-        ended = tokens[-1] in config.eos_token_ids
-        kept = tokens[:-1] if ended else tokens
-        if config.forced_bos_token_id is not None:
+        kept = tokens[:-1] if tokens[-1] in run.config.eos_token_ids else tokens
+        before = TextBefore(run.config.stop_texts)
+        if run.config.forced_bos_token_id is not None:
             logprobs = logprobs[1:] or logprobs  # the model had no choice there
         return Segment(
             start=span[0] / self.sampling_rate,
             end=span[1] / self.sampling_rate,
-            text=self.processor.decode(kept).strip(),
+            text=before.finish(self.processor.decode(kept).lstrip()).rstrip(),
             tokens=kept,
             avg_logprob=sum(logprobs) / len(logprobs),
-            truncated=not ended,
+            truncated=not run.ending(tokens),
         )
 
     def transcript(self, segments: list[Segment]) -> Transcript:
@@ -156,7 +165,8 @@ def transcribe(
         punctuate: ask for punctuation and capitals.
         prompt: an instruction of your own instead of those that the options above choose.
         max_new_tokens: limit on the text's length; by default one that speech does not reach.
-        options: further ones of `GenerationConfig`, e.g. `num_beams` or `temperature`.
+        options: further ones of `GenerationConfig`, e.g. `num_beams`, `temperature` or
+            `stop_strings`, before which the text of a segment ends.
 
     Raises:
         AudioError: the recording cannot be read.
@@ -179,8 +189,8 @@ def transcribe(
     )
     segments = []
     for span in request.spans:
-        config, (row,) = generate_rows(request.model, **request.arguments(span))
-        segments.append(request.segment(span, config, row.tokens, row.logprobs))
+        segments.append(request.answer(span))
+        mx.clear_cache()
     return request.transcript(segments)
 
 
@@ -198,16 +208,24 @@ def stream_transcribe(
     for span in request.spans:
         run = start(request.model, None, request.arguments(span), streaming=True)
         text, tokens, logprobs = TextStream(request.processor.tokenizer), [], []
+        before, held = TextBefore(run.config.stop_texts), ""
         gap = " " if any(segment.text for segment in segments) else ""
         for step in run.steps():
             tokens += step.tokens
             logprobs += step.logprobs
-            if piece := text.add(step.tokens[0]):
+            if step.tokens[0] in run.config.eos_token_ids:
+                break
+            # white space waits: the text may end before a stop string that comes after it
+            held += before.add(text.add(step.tokens[0]))
+            if piece := held.rstrip():
+                held = held[len(piece) :]
                 yield gap + piece
                 gap = ""
-        if rest := text.finish():
+        held += before.finish(text.finish() + text.white_space)
+        if rest := held.rstrip():
             yield gap + rest
-        segments.append(request.segment(span, run.config, tokens, logprobs))
+        segments.append(request.segment(span, run, tokens, logprobs))
+        mx.clear_cache()
     return request.transcript(segments)
 
 

@@ -293,6 +293,75 @@ class TestFiles:
             with pytest.raises(CheckpointError, match="belongs to another model"):
                 load_prompt_cache(tmp_path / "cache", other)
 
+    def test_empty(self, tmp_path):
+        model = random_decoder()
+        save_prompt_cache(tmp_path / "cache", model.make_cache(), model)
+        loaded, _ = load_prompt_cache(tmp_path / "cache", model)
+        assert [(layer.length, layer.state) for layer in loaded] == [(0, [])] * len(loaded)
+
+    @pytest.mark.parametrize("lost", ["format", "model", "kind", "settings", "length", "metadata"])
+    def test_short_header(self, tmp_path, lost):
+        self.refused(tmp_path, lambda header, arrays: header.pop(lost) and None)
+
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            {"kind": "Cache"},
+            {"kind": ["KVCache"]},
+            {"kind": "RotatingKVCache", "settings": {"max_size": 2, "keep": 4}},
+            {"kind": "RotatingKVCache", "settings": {"max_size": "2", "keep": 0}},
+            {"kind": "QuantizedKVCache"},
+            {"settings": {"bits": 4}},
+            {"settings": None},
+            {"length": 3},
+            {"length": "2"},
+            {"length": 0},
+            {"metadata": None},
+            {"metadata": 5},
+        ],
+        ids=str,
+    )
+    def test_odd_header(self, tmp_path, odd):
+        self.refused(tmp_path, lambda header, arrays: header.update(odd))
+
+    @pytest.mark.parametrize("header", ["[]", "null", '"format"', "5", "{"])
+    def test_header_of_another_kind(self, tmp_path, header):
+        self.refused(tmp_path, lambda _, arrays: header)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda arrays: arrays.pop("0.0"),
+            lambda arrays: arrays.update(another=mx.zeros(2)),
+            lambda arrays: [arrays.pop("0.0"), arrays.pop("1.0")],
+            lambda arrays: arrays.update({"0.2": arrays["0.0"], "1.2": arrays["0.0"]}),
+            lambda arrays: arrays.update({"2.0": arrays.pop("1.0")}),
+            lambda arrays: arrays.update({"1.1": mx.zeros(2)}),
+            lambda arrays: [arrays.clear(), arrays.update(a=mx.zeros(2))],
+        ],
+    )
+    def test_other_arrays(self, tmp_path, change):
+        def changed(header, arrays) -> None:
+            change(arrays)
+
+        self.refused(tmp_path, changed)
+
+    @staticmethod
+    def refused(folder, change):
+        """A sound file of two positions, but for a change of its header or arrays; where `change`
+        returns a text, that is the header."""
+        model, path = random_decoder(), str(folder / "cache.safetensors")
+        cache = model.make_cache()
+        model(mx.array([[5, 6]]), past_key_values=cache)
+        save_prompt_cache(path, cache, model)
+        arrays, told = mx.load(path, return_metadata=True)
+        mx.eval(arrays)
+        header = json.loads(told["prompt_cache"])
+        text = change(header, arrays) or json.dumps(header)
+        mx.save_safetensors(path, arrays, {"prompt_cache": text})
+        with pytest.raises(CheckpointError, match="not a prompt cache"):
+            load_prompt_cache(path, model)
+
     def test_bad_files(self, tmp_path):
         model = random_decoder()
         with pytest.raises(InputError, match="no such file"):
@@ -308,6 +377,12 @@ class TestFiles:
             load_prompt_cache(tmp_path / "old.safetensors", model)
         cache = model.make_cache()
         model(mx.array([[5, 6]]), past_key_values=cache)
+        save_prompt_cache(tmp_path / "whole", cache, model)
+        whole = (tmp_path / "whole").read_bytes()
+        for size in (0, 7, 100, len(whole) - 1):
+            (tmp_path / "cut").write_bytes(whole[:size])
+            with pytest.raises(CheckpointError, match="not a prompt cache"):
+                load_prompt_cache(tmp_path / "cut", model)
         with pytest.raises(InputError, match="cannot be written"):
             save_prompt_cache(tmp_path / "no" / "folder", cache, model)
         padded = model.make_cache([1, 0])

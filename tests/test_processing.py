@@ -92,6 +92,22 @@ class TestAudioTokens:
         with pytest.raises(InputError, match=r"^text is .*, but must be one or more strings$"):
             processor(text)
 
+    def test_arrays(self, processor):
+        """As in transformers' examples: all kinds are MLX's."""
+        prompt, recordings = "<|audio|>hear", [mx.zeros(16000), mx.zeros(800)]
+        prompts = [prompt, prompt]
+        expected = processor(prompts, recordings)
+        inputs = processor(prompts, recordings, return_tensors="pt", padding=True)
+        assert inputs.keys() == expected.keys()
+        assert inputs.input_features is inputs["input_features"]
+        assert all(mx.array_equal(inputs[name], expected[name]).item() for name in inputs)
+        for text, audio in ((prompts, recordings), (None, recordings), (["a", "a b"], None)):
+            with pytest.raises(InputError, match="differ in length"):
+                processor(text, audio, padding=False)
+            with pytest.raises(UnsupportedOptionError, match="return_tensors='tf'"):
+                processor(text, audio, return_tensors="tf")
+        assert processor(None, recordings[0], padding=False).input_features.shape[0] == 1
+
     @pytest.mark.parametrize("audio", ["talk.flac", ["talk.flac"], 5, [None], [[0.5, "x"]]])
     def test_what_is_no_audio(self, processor, audio):
         with pytest.raises(InputError, match=r"load_audio reads files"):

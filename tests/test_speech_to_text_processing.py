@@ -18,6 +18,7 @@ from mlx_speech import (
     CheckpointError,
     InputError,
     Speech2TextFeatureExtractor,
+    Speech2TextForConditionalGeneration,
     Speech2TextProcessor,
     Speech2TextTokenizer,
     UnsupportedOptionError,
@@ -376,6 +377,93 @@ class TestProcessor:
     def test_sampling_rate_is_checked(self, processor):
         with pytest.raises(InputError, match="44100"):
             processor(noise(9999), sampling_rate=44100)
+
+    def test_items_are_attributes(self, processor):
+        inputs = processor(noise(16000), "set")
+        assert inputs.input_features is inputs["input_features"]
+        assert inputs.labels is inputs["labels"]
+        assert processor(text="set").input_ids.tolist() == [[5, 48, 16, 2]]
+        assert processor.feature_extractor(noise(400)).attention_mask.tolist() == [[1]]
+        with pytest.raises(AttributeError, match="no input_ids here, but input_features, att"):
+            inputs.input_ids  # noqa: B018
+
+    @pytest.mark.parametrize("padding", [True, "longest"])
+    @pytest.mark.parametrize("kind", ["mlx", "pt", "np"])
+    def test_arrays(self, processor, kind, padding):
+        options = {"return_tensors": kind, "padding": padding}
+        recordings, texts = [noise(16000), noise(800)], ["set", "set the kitchen"]
+        expected = processor(recordings, texts)
+        separate = (
+            processor(recordings, texts, **options),
+            processor.feature_extractor(recordings, **options),
+            {"labels": processor.tokenizer(texts, **options).input_ids},
+            {"labels": processor(text=texts, **options).input_ids},
+        )
+        for result in separate:
+            for name, array in result.items():
+                assert isinstance(array, mx.array)
+                assert mx.array_equal(array, expected[name]).item()
+
+    @pytest.mark.parametrize("part", ["audio", "text", "both", "feature_extractor", "tokenizer"])
+    def test_what_arrays_there_are_not(self, processor, part):
+        def process(*, lengths=(16000, 800), **options):
+            recordings = [noise(length) for length in lengths]
+            texts = ["set " * length for length in lengths]
+            if part == "feature_extractor":
+                return processor.feature_extractor(recordings, **options)
+            if part == "tokenizer":
+                return processor.tokenizer(texts, **options)
+            audio = None if part == "text" else recordings
+            return processor(audio, None if part == "audio" else texts, **options)
+
+        assert len(process(lengths=(800, 800), padding=False)) >= 2
+        with pytest.raises(InputError, match="differ in length: an array of them needs padding"):
+            process(padding=False)
+        with pytest.raises(UnsupportedOptionError, match=r"return_tensors='tf'.*MLX"):
+            process(return_tensors="tf")
+        with pytest.raises(UnsupportedOptionError, match="'max_length'"):
+            process(padding="max_length")
+
+    def test_labels_may_differ_though_recordings_do_not(self, processor):
+        with pytest.raises(InputError, match="the texts differ in length"):
+            processor([noise(800), noise(800)], ["a", "set the"], padding=False)
+
+    @pytest.mark.parametrize("text", [[], ()])
+    def test_no_text(self, processor, text):
+        for process in (processor.tokenizer, lambda text: processor(text=text)):
+            with pytest.raises(InputError, match="nothing to encode: give at least one text"):
+                process(text)
+
+    @pytest.mark.parametrize("text", [5, [None], {"a": 1}])
+    def test_what_is_no_text(self, processor, text):
+        with pytest.raises(InputError, match=r"only text can be encoded, not (int|NoneType|dict)$"):
+            processor(text=text)
+
+    def test_documented_example(self):
+        """Transformers' own, with another import; the recording is float64, as from `datasets`."""
+        model = Speech2TextForConditionalGeneration.from_pretrained(TINY_S2T)
+        processor = Speech2TextProcessor.from_pretrained(TINY_S2T)
+        name = "synthetic/espeak_03.flac"
+        audio = {
+            "array": np.array(load_audio(find_recording(name)), np.float64),
+            "sampling_rate": 16000,
+        }
+        inputs = processor(
+            audio["array"], sampling_rate=audio["sampling_rate"], return_tensors="pt"
+        )
+        generated_ids = model.generate(
+            inputs["input_features"], attention_mask=inputs["attention_mask"]
+        )
+        transcription = processor.batch_decode(generated_ids, skip_special_tokens=True)
+        assert transcription == [REFERENCE["files"][name]["en_beam5"]["text"]]
+
+        generated_ids = model.generate(
+            inputs["input_features"],
+            attention_mask=inputs["attention_mask"],
+            forced_bos_token_id=processor.tokenizer.lang_code_to_id["fr"],
+        )
+        translation = processor.batch_decode(generated_ids, skip_special_tokens=True)
+        assert translation == [REFERENCE["files"][name]["fr_beam5"]["text"]]
 
     def test_decoding(self, processor):
         assert processor.decode(mx.array([2, 5, 48, 16, 2])) == "set"

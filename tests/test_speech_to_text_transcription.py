@@ -12,6 +12,7 @@ from conftest import DATA, ROOT, edit_json, find_recording
 from pytorch_files import save_pytorch_bin
 
 from mlx_speech import (
+    InputError,
     UnsupportedOptionError,
     load,
     load_audio,
@@ -106,6 +107,81 @@ class TestLong:
         whole = transcribe(recording, short_model, sampling_rate=16000, num_beams=1)
         pieces = list(stream_transcribe(recording, short_model, sampling_rate=16000))
         assert "".join(pieces) == whole.text
+
+
+def streamed(*args, **options) -> tuple[list[str], object]:
+    """Pieces and transcript of `stream_transcribe`."""
+    stream, pieces = stream_transcribe(*args, **options), []
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as end:
+            return pieces, end.value
+
+
+class TestEnd:
+    @pytest.mark.parametrize("stop", ["e", ["zzz", "t"], [" the", "e"], " ", "the", ["s", "k"]])
+    def test_stop_strings(self, recording, short_model, stop):
+        """Each segment ends before the first of them, and none is there by the limit."""
+        options = {"sampling_rate": 16000, "num_beams": 1}
+        plain = transcribe(recording, short_model, **options)
+        stops = [stop] if isinstance(stop, str) else stop
+        expected = []
+        for segment in plain.segments:
+            found = [segment.text.find(s) for s in stops if s in segment.text]
+            expected.append(segment.text[: min(found, default=None)].strip())
+        whole = transcribe(recording, short_model, stop_strings=stop, **options)
+        assert [s.text for s in whole.segments] == expected != [s.text for s in plain.segments]
+        assert not any(s.truncated for s in whole.segments)
+        pieces, transcript = streamed(recording, short_model, stop_strings=stop, **options)
+        assert "".join(pieces) == whole.text
+        assert transcript == whole
+        for segment, before in zip(whole.segments, plain.segments, strict=True):
+            assert segment.tokens == before.tokens[: len(segment.tokens)]
+
+    def test_stop_strings_with_beams(self, loaded):
+        (segment,) = transcribe(find_recording(SHORT), loaded, stop_strings="e").segments
+        assert "e" not in segment.text
+        assert not segment.truncated
+
+    def test_a_stop_string_with_the_last_token_allowed(self, loaded):
+        """Not cut off: the limit came together with the end."""
+        path = find_recording(SHORT)
+        text = transcribe(path, loaded, num_beams=1).text
+        options = {"stop_strings": text[6:9], "num_beams": 1}
+        (segment,) = transcribe(path, loaded, **options).segments
+        limit = len(segment.tokens)
+        (same,) = transcribe(path, loaded, max_new_tokens=limit, **options).segments
+        assert same == segment
+        (less,) = transcribe(path, loaded, max_new_tokens=limit - 1, **options).segments
+        assert less.truncated
+
+    @pytest.mark.parametrize("limit", [2, 5])
+    def test_max_length(self, loaded, limit):
+        """It counts the token that an answer starts from."""
+        path = find_recording(SHORT)
+        whole = transcribe(path, loaded, max_length=limit, num_beams=1)
+        (segment,) = whole.segments
+        assert len(segment.tokens) == limit - 1
+        assert segment.truncated
+        assert whole == transcribe(path, loaded, max_new_tokens=limit - 1, num_beams=1)
+        pieces, transcript = streamed(path, loaded, max_length=limit)
+        assert "".join(pieces) == whole.text
+        assert transcript == whole
+
+    def test_limits_of_both_kinds(self, loaded):
+        with pytest.raises(InputError, match="max_length or max_new_tokens, not both"):
+            transcribe(find_recording(SHORT), loaded, max_length=5, max_new_tokens=5)
+
+    def test_an_end_with_a_text(self, loaded):
+        """A token that ends the answer is not part of its text, special or not."""
+        path = find_recording(SHORT)
+        ids = transcribe(path, loaded, num_beams=1).segments[0].tokens
+        whole = transcribe(path, loaded, num_beams=1, eos_token_id=ids[6])
+        assert whole.segments[0].tokens == ids[: ids.index(ids[6])]
+        pieces, transcript = streamed(path, loaded, eos_token_id=ids[6])
+        assert "".join(pieces) == whole.text
+        assert transcript == whole
 
 
 @pytest.mark.parametrize(

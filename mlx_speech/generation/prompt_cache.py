@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -77,22 +79,41 @@ def load_prompt_cache(path: str | os.PathLike, model) -> tuple[list[KVCache], di
     try:
         arrays, told = mx.load(str(path), format="safetensors", return_metadata=True)
         header = json.loads(told["prompt_cache"])
-    except (RuntimeError, KeyError, ValueError) as error:
+        if header["format"] != _FORMAT:
+            raise CheckpointError(f"{path}: written by another version of this program")
+        if header["model"] != fingerprint(model):
+            raise CheckpointError(
+                f"{path}: belongs to another model than {model.folder or 'this one'} (other "
+                "weights, configuration or number type)"
+            )
+        cache = [_empty(header) for _ in model.make_cache()]
+        _fill(cache, arrays, header["length"])
+        return cache, dict(header["metadata"])
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a prompt cache of this program") from error
-    if header.get("format") != _FORMAT:
-        raise CheckpointError(f"{path}: written by another version of this program")
-    if header["model"] != fingerprint(model):
-        raise CheckpointError(
-            f"{path}: belongs to another model than {model.folder or 'this one'} (other weights, "
-            "configuration or number type)"
-        )
-    kind = next(kind for kind in _SETTINGS if kind.__name__ == header["kind"])
-    cache = [kind(**header["settings"]) for _ in model.make_cache()]
-    parts = len(arrays) // len(cache)
+
+
+def _empty(header: dict[str, Any]) -> KVCache:
+    """One layer's cache of the kind that a header names; `ValueError` and the like if none."""
+    kind = {kind.__name__: kind for kind in _SETTINGS}[header["kind"]]
+    settings = header["settings"]
+    if sorted(settings) != sorted(_SETTINGS[kind]):
+        raise ValueError(f"settings of another kind: {settings}")
+    return kind(**{name: operator.index(value) for name, value in settings.items()})
+
+
+def _fill(cache: Sequence[KVCache], arrays: dict[str, mx.array], length: int) -> None:
+    """Put each layer's arrays in its place; `ValueError` and the like if they do not fit."""
+    parts, odd = divmod(len(arrays), len(cache))
+    counts = (2, 6) if isinstance(cache[0], QuantizedKVCache) else (2,)
+    if odd or (parts not in counts and (parts or length)):
+        raise ValueError(f"{len(arrays)} arrays for {len(cache)} layers")
     for number, layer in enumerate(cache):
         layer.state = [arrays[f"{number}.{part}"] for part in range(parts)]
-        layer.length = header["length"]
-    return cache, header["metadata"]
+        layer.length = operator.index(length)
+        stored = min(layer.length, layer.max_size or layer.length)
+        if any(part.ndim != 4 or part.shape[2] != stored for part in layer.state):
+            raise ValueError(f"layer {number} does not hold {stored} positions")
 
 
 def fingerprint(model) -> str:

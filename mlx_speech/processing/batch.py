@@ -7,17 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..encoding import BatchEncoding
 from ..errors import InputError
-
-
-class BatchEncoding(dict):
-    """A dictionary whose items are attributes, too: `inputs.input_ids`."""
-
-    def __getattr__(self, name: str):
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"there is no {name} here, but {', '.join(self)}") from None
 
 
 def pad_rows(

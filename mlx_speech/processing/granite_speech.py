@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..encoding import BatchEncoding, check_arrays
 from ..errors import CheckpointError, InputError
 from ..features import GraniteSpeechFeatureExtractor
 from ..models import architecture
@@ -82,7 +83,10 @@ class GraniteSpeechProcessor:
         self,
         text: str | Sequence[str] | None = None,
         audio: Any = None,
-    ) -> dict[str, mx.array]:
+        *,
+        padding: bool | str = True,
+        return_tensors: str = "mlx",
+    ) -> BatchEncoding:
         """Inputs for the model: `model.generate(**processor(text, audio))`.
 
         Args:
@@ -90,6 +94,7 @@ class GraniteSpeechProcessor:
                 there are features alone.
             audio: the recordings that all prompts together mention, in order, at the sampling rate
                 of the model: (samples,), (recordings, samples), or a sequence of (samples,).
+            padding, return_tensors: see `check_arrays`.
 
         Returns:
             `input_ids` and `attention_mask`, (batch, length), padded on the left; with audio also
@@ -98,13 +103,15 @@ class GraniteSpeechProcessor:
 
         Raises:
             AudioError: a recording cannot be used.
-            InputError: more or fewer audio tokens than recordings, neither text nor audio, or what
-                is neither.
+            InputError: more or fewer audio tokens than recordings, neither text nor audio, what is
+                neither, or a text or recording is shorter though it may not be.
         """
-        features, sizes = {}, []
+        features, sizes = BatchEncoding(), []
         if audio is not None:
-            features = self.audio_processor(audio)
+            features = BatchEncoding(self.audio_processor(audio))
             sizes = features.pop("audio_embed_sizes")
+            lengths = features["feature_lengths"].tolist() if "feature_lengths" in features else ()
+            check_arrays(return_tensors, padding, lengths, "recordings")
             if text is None:
                 return features
         texts = [text] if isinstance(text, str) else text
@@ -120,7 +127,8 @@ class GraniteSpeechProcessor:
         remaining = iter(sizes)
         pattern = re.escape(self.audio_token)
         expanded = [re.sub(pattern, lambda m: m[0] * next(remaining), t) for t in texts]
-        return {**self.tokenizer(expanded), **features}
+        encoded = self.tokenizer(expanded, padding=padding, return_tensors=return_tensors)
+        return BatchEncoding(encoded, **features)
 
     @property
     def sampling_rate(self) -> int:

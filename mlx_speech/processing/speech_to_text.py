@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..encoding import BatchEncoding
 from ..errors import InputError, UnsupportedOptionError
 from ..fbank import SHIFT_MS, Speech2TextFeatureExtractor
 from ..models.config import read_json
@@ -112,30 +113,34 @@ class Speech2TextProcessor:
         text: str | Sequence[str] | None = None,
         *,
         sampling_rate: int | None = None,
-    ) -> dict[str, mx.array]:
+        padding: bool | str = True,
+        return_tensors: str = "mlx",
+    ) -> BatchEncoding:
         """Inputs for the model: `model.generate(**processor(audio))`.
 
         Args:
             audio: one or more recordings, as `Speech2TextFeatureExtractor` takes them.
             text: what is said in each, to compute a loss; alone, text to encode.
             sampling_rate: of the recordings, in Hz, to have it checked.
+            padding, return_tensors: see `check_arrays`.
 
         Returns:
             With audio `input_features` and `attention_mask`, and with text too `labels`, (batch,
             length), padded on the right; of text alone `input_ids` and `attention_mask`.
 
         Raises:
-            InputError: neither is given, the sampling rate is not the checkpoint's, or a text is
-                not valid Unicode.
+            InputError: neither is given, the sampling rate is not the checkpoint's, a text is
+                none or not valid Unicode, or a row is shorter though it may not be.
             AudioError: a recording is too short, or not floating point.
         """
+        arrays: dict[str, Any] = {"padding": padding, "return_tensors": return_tensors}
         if audio is None:
             if text is None:
                 raise InputError("nothing to process: give audio, text or both")
-            return self.tokenizer(text)
-        inputs = self.feature_extractor(audio, sampling_rate)
+            return self.tokenizer(text, **arrays)
+        inputs = self.feature_extractor(audio, sampling_rate, **arrays)
         if text is not None:
-            inputs["labels"] = self.tokenizer(text)["input_ids"]
+            inputs["labels"] = self.tokenizer(text, **arrays)["input_ids"]
         return inputs
 
     def decode(self, ids: Sequence[int] | mx.array, *, skip_special_tokens: bool = True) -> str:

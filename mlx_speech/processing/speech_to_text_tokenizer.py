@@ -11,8 +11,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..encoding import BatchEncoding, check_arrays
 from ..errors import CheckpointError, InputError, UnsupportedOptionError
 from ..models.config import read_json
+from .batch import pad_rows
 
 VOCAB_FILE = "vocab.json"
 SPM_FILE = "sentencepiece.bpe.model"
@@ -191,8 +193,10 @@ class Speech2TextTokenizer:
         """Pieces of a text; special tokens in it stay whole.
 
         Raises:
-            InputError: the text is not valid Unicode.
+            InputError: not a text, or not valid Unicode.
         """
+        if not isinstance(text, str):
+            raise InputError(f"only text can be encoded, not {type(text).__name__}")
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -217,22 +221,32 @@ class Speech2TextTokenizer:
         """Token ids, from the target language's, if there is one, to that of `eos_token`.
 
         Raises:
-            InputError: the text is not valid Unicode.
+            InputError: not a text, or not valid Unicode.
         """
         ids = self.convert_tokens_to_ids(self.tokenize(text))
         return [*self.prefix_tokens, *ids, self.eos_token_id]
 
-    def __call__(self, text: str | Sequence[str]) -> dict[str, mx.array]:
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        padding: bool | str = True,
+        return_tensors: str = "mlx",
+    ) -> BatchEncoding:
         """Encode a batch: `input_ids` and `attention_mask`, (batch, length), padded on the right.
 
+        Args:
+            text: one text or several.
+            padding, return_tensors: see `check_arrays`.
+
         Raises:
-            InputError: a text is not valid Unicode.
+            InputError: there is no text, one is as in `encode`, or one is shorter though it may
+                not be.
         """
-        rows = [self.encode(t) for t in ([text] if isinstance(text, str) else text)]
-        longest = max(len(row) for row in rows)
-        ids = [row + [self.pad_token_id] * (longest - len(row)) for row in rows]
-        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
-        return {"input_ids": mx.array(ids), "attention_mask": mx.array(mask)}
+        texts = text if isinstance(text, (list, tuple)) else [text]
+        rows = [self.encode(t) for t in texts]
+        check_arrays(return_tensors, padding, [len(row) for row in rows], "texts")
+        return pad_rows({"input_ids": rows}, fill=self.pad_token_id, side="right")
 
     def convert_ids_to_tokens(
         self, ids: Sequence[int] | mx.array, *, skip_special_tokens: bool = False

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import mlx.core as mx
 from tokenizers import Tokenizer as Backend
 
+from ..encoding import BatchEncoding, check_arrays
 from ..errors import InputError, UnsupportedOptionError
-from .batch import BatchEncoding, as_ids, pad_rows
+from .batch import as_ids, pad_rows
 from .chat_template import choose_chat_template, find_chat_templates, render_chat
 from .special_tokens import SpecialTokens
 from .tokenizer_files import named_tokens, read_tokenizer
@@ -195,9 +196,7 @@ class Tokenizer(SpecialTokens):
         Args:
             text: one text or several.
             add_special_tokens: as for `encode`.
-            padding: True or `"longest"`: fill up shorter rows; False: there are none.
-            return_tensors: `"mlx"`; `"pt"` and `"np"` give MLX's arrays as well, so that examples
-                written for transformers run as they stand.
+            padding, return_tensors: see `check_arrays`.
 
         Returns:
             `input_ids` and `attention_mask`, (batch, length), filled up on the `padding_side`.
@@ -206,16 +205,9 @@ class Tokenizer(SpecialTokens):
             InputError: there is no text, one is as in `encode`, or one is shorter though it may
                 not be.
         """
-        if return_tensors not in ("mlx", "pt", "np"):
-            raise UnsupportedOptionError(
-                f"return_tensors={return_tensors!r}: there are only MLX arrays; leave it out"
-            )
-        if padding not in (True, False, "longest"):
-            raise UnsupportedOptionError(f"padding={padding!r} is neither True nor False")
         texts = text if isinstance(text, (list, tuple)) else [text]
         rows = [self.encode(t, add_special_tokens=add_special_tokens) for t in texts]
-        if not padding and len({len(row) for row in rows}) > 1:
-            raise InputError("the texts differ in length: an array of them needs padding")
+        check_arrays(return_tensors, padding, [len(row) for row in rows], "texts")
         return self.pad({"input_ids": rows})
 
     def pad(self, encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> BatchEncoding:
