@@ -25,6 +25,9 @@ REPLY = "the kitchen light is on.\n"
 #: replies of many tokens, drawn at random: time enough to stop them
 LONG = ("--temperature", 40, "--seed", 1, "--max-tokens", 600)
 
+#: seconds until Python waits for a key again; a Ctrl-C before that shows only at the next key
+READLINE_WAITS = 0.5
+
 
 @pytest.fixture
 def cli(monkeypatch, capsys) -> Caller:
@@ -302,6 +305,7 @@ class TestTerminal:
             for _ in range(3):
                 terminal.type("seven two")
                 terminal.expect("seven two")
+                time.sleep(READLINE_WAITS)
                 terminal.type("\x03")
                 terminal.expect("(Ctrl-D leaves)", "> ")
             terminal.type("good night\r")
@@ -374,7 +378,7 @@ class TestTerminal:
             terminal.expect("error: this line is not text: unexpected end of data", "> ")
             terminal.type("good night\r")
             terminal.expect("sleep well.", "> ")
-            time.sleep(0.5)  # Python loses a Ctrl-C between the prompt and the wait for a line
+            time.sleep(READLINE_WAITS)
             terminal.type("\x03")
             terminal.expect("(Ctrl-D leaves)", "> ")
             terminal.type("\x04")
