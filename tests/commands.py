@@ -80,8 +80,9 @@ class Terminal:
             env=environment(TERM="xterm", **env),
         )
         os.close(slave)
-        #: all that has been shown
+        #: all that has been shown, as far as it was expected
         self.shown = ""
+        self._rest = ""
 
     def __enter__(self) -> Terminal:
         return self
@@ -101,19 +102,19 @@ class Terminal:
         """Press keys of another keyboard."""
         os.write(self._master, data)
 
-    def expect(self, text: str) -> str:
-        """Wait until `text` is shown; what has come since the last time, up to and with it."""
+    def expect(self, *texts: str) -> str:
+        """Wait until the texts are shown, one after the other; what has come since the last time,
+        up to and with the last of them."""
         before, deadline = len(self.shown), time.monotonic() + 120
-        while text not in self.shown[before:]:
-            assert time.monotonic() < deadline, self.shown
-            self._read(text)
-        end = self.shown.index(text, before) + len(text)
+        position = before
+        for text in texts:
+            while text not in self.shown[position:]:
+                assert time.monotonic() < deadline, self.shown
+                self._read(text)
+            position = self.shown.index(text, position) + len(text)
         # what comes after it is for the next time
-        self.shown, rest = self.shown[:end], self.shown[end:]
-        self._rest = rest
+        self.shown, self._rest = self.shown[:position], self.shown[position:]
         return self.shown[before:]
-
-    _rest = ""
 
     def _read(self, wanted: str) -> None:
         if self._rest:

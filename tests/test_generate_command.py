@@ -52,7 +52,9 @@ class TestAnswers:
     @pytest.mark.parametrize("args", [(), ("--prompt", "-")])
     @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
     def test_standard_input(self, cli, args, end):
-        assert cli(*args, stdin=LIGHT + end) == (0, REPLY, "")
+        status, out, err = cli(*args, "--verbose", stdin=LIGHT + end)
+        assert (status, out) == (0, REPLY)
+        assert "\nprompt: 26 tokens" in err  # the newline is no part of it
 
     def test_prompt_goes_before_standard_input(self, cli):
         assert cli("-p", LIGHT, stdin="good night") == (0, REPLY, "")
