@@ -25,6 +25,7 @@ from mlx_speech.processing.prompts import (
     GRANITE_4_1_PLUS,
     GRANITE_5_0,
     UNRELEASED,
+    check_request,
     prompt_style,
 )
 
@@ -353,6 +354,23 @@ class TestPrompts:
                 "The speech is in Spanish. Transcribe it exactly; do not translate. "
                 "can you transcribe the speech into a written format?",
             ),
+            (
+                GRANITE_4_0,
+                {"keywords": ["MLX", "Jais 2"]},
+                "transcribe the speech to text. Keywords: MLX, Jais 2",
+            ),
+            (
+                GRANITE_4_1,
+                {"task": "translate", "target_language": "fr", "keywords": ["MLX"]},
+                "translate the speech to French. Keywords: MLX",
+            ),
+            (
+                GRANITE_5_0,
+                {"language": "es", "keywords": ("MLX", "Jais")},
+                "The speech is in Spanish. Transcribe it exactly; do not translate. "
+                "transcribe the speech to text. Keywords: MLX, Jais",
+            ),
+            (GRANITE_3, {"keywords": []}, "can you transcribe the speech into a written format?"),
         ],
     )
     def test_instructions(self, style, options, instruction):
@@ -375,6 +393,28 @@ class TestPrompts:
             ),
             (GRANITE_4_1, {"task": "translate", "target_language": "tlh"}, "'tlh' is not known"),
             (GRANITE_4_1, {"language": "de"}, "only together with punctuation"),
+            (
+                GRANITE_4_1,
+                {"language": "de", "keywords": ["MLX"]},
+                "language only together with punctuation",
+            ),
+            *(
+                (
+                    style,
+                    {"keywords": ["MLX"]},
+                    "keywords: .* was not trained for keywords; these were: Granite 4.0 Speech, "
+                    "Granite Speech 4.1, Granite Speech 5.0$",
+                )
+                for style in (GRANITE_3, GRANITE_4_1_PLUS, UNRELEASED)
+            ),
+            *(
+                (
+                    style,
+                    {"task": "translate", "target_language": "fr", "keywords": ["MLX"]},
+                    "trained for keywords in translation; these were: Granite Speech 4.1$",
+                )
+                for style in (GRANITE_3, GRANITE_4_0, GRANITE_5_0)
+            ),
         ],
     )
     def test_what_a_family_cannot_do(self, style, options, message):
@@ -389,11 +429,29 @@ class TestPrompts:
             ({"task": "dance"}, "task is 'dance'"),
             ({"task": "translate", "target_language": 5}, "target_language is 5"),
             ({"language": b"en"}, "language is b'en'"),
+            ({"keywords": "MLX"}, "keywords is 'MLX', but must be a list"),
+            ({"keywords": {"MLX"}}, "keywords is {'MLX'}, but must be a list"),
+            *(
+                ({"keywords": ["MLX", word]}, "among the keywords is .*, which is no word or name")
+                for word in ("", " ", "a, b", "a\nb", 5)
+            ),
+            ({"keywords": ["MLX"], "punctuate": True}, "keywords and punctuate at once"),
         ],
     )
     def test_what_no_family_can_do(self, options, message):
         with pytest.raises(InputError, match=message):
             GRANITE_4_1.instruction(**options)
+
+    def test_a_prompt_takes_the_place_of_keywords(self):
+        with pytest.raises(InputError, match=r"the place of .* and keywords"):
+            check_request("transcribe", prompt="do it", keywords=["MLX"])
+
+    def test_keywords_reach_the_prompt(self, processor, monkeypatch):
+        monkeypatch.setattr(processor, "prompts", GRANITE_4_1)
+        inputs = processor.speech_inputs(mx.zeros(16000), keywords=["front", "window"])
+        text = processor.decode(inputs["input_ids"][0].tolist(), skip_special_tokens=False)
+        assert "Keywords: front, window" in text
+        assert processor.text_language(keywords=["MLX"]) is None
 
 
 def test_stored_padding_and_truncation_are_left_alone(tiny_copy, processor):

@@ -188,6 +188,7 @@ class TestEnd:
     ("options", "message"),
     [
         ({"language": "en"}, "language: Speech2Text models take no instruction"),
+        ({"keywords": ["MLX"]}, "keywords: Speech2Text models take no instruction"),
         ({"punctuate": True}, "punctuate: "),
         ({"prompt": "hello"}, "prompt: "),
         ({"task": "translate", "target_language": "ja"}, "does not translate to 'ja', but to pt"),

@@ -66,18 +66,24 @@ class Speech2TextProcessor:
         target_language: str | None = None,
         punctuate: bool = False,
         prompt: str | None = None,
+        keywords: Sequence[str] | None = None,
     ) -> str | None:
         """Code of the language that the text will be in, if an instruction asks for one.
 
         Args:
             task, target_language: with `"translate"` the answer is made to begin with the token of
                 that language, code or English name, which models for several of them follow.
-            language, punctuate, prompt: not for these models.
+            language, punctuate, prompt, keywords: not for these models.
 
         Raises:
             UnsupportedOptionError: the model was not trained for what is asked.
         """
-        for name, value in (("language", language), ("prompt", prompt), ("punctuate", punctuate)):
+        for name, value in (
+            ("language", language),
+            ("prompt", prompt),
+            ("punctuate", punctuate),
+            ("keywords", keywords),
+        ):
             if value:
                 raise UnsupportedOptionError(
                     f"{name}: Speech2Text models take no instruction but a target language; "
