@@ -3,29 +3,55 @@
 from __future__ import annotations
 
 import json
+import math
+import string
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from .errors import InputError
 from .files import replacing
-from .transcription import Transcript
+from .subtitles import SubtitleOptions, to_srt, to_vtt
+from .text_lines import one_line
+
+if TYPE_CHECKING:
+    from .transcription import Transcript
+
+#: what the template of a file's name may hold
+NAME_FIELDS = ("stem", "name", "parent", "model", "language", "task")
 
 
-def to_txt(transcript: Transcript, model: str) -> str:
-    """The bare text, one line."""
-    return transcript.text + "\n"
+def to_txt(transcript: Transcript, model: str, options: SubtitleOptions | None = None) -> str:
+    """The bare text: a line for each segment that has any."""
+    return "".join(f"{text}\n" for s in transcript.segments if (text := one_line(s.text)))
 
 
-def to_json(transcript: Transcript, model: str) -> str:
-    """Everything but the token ids; times in seconds."""
+def to_tsv(transcript: Transcript, model: str, options: SubtitleOptions | None = None) -> str:
+    """A table of the segments with text: start and end in whole milliseconds, text; unquoted."""
+    rows = [
+        f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{text}\n"
+        for segment in transcript.segments
+        if (text := one_line(segment.text))
+    ]
+    return "".join(["start\tend\ttext\n", *rows])
+
+
+def to_json(transcript: Transcript, model: str, options: SubtitleOptions | None = None) -> str:
+    """Everything but the token ids; times in seconds. What is not a finite number is null."""
     segments = [
         {
             "start": segment.start,
             "end": segment.end,
             "text": segment.text,
-            "avg_logprob": segment.avg_logprob,
+            "avg_logprob": _number(segment.avg_logprob),
             "words": [
-                {"word": w.text, "start": w.start, "end": w.end, "probability": w.probability}
-                for w in segment.words
+                {
+                    "word": word.text,
+                    "start": word.start,
+                    "end": word.end,
+                    "probability": _number(word.probability),
+                }
+                for word in segment.words
             ],
         }
         for segment in transcript.segments
@@ -37,11 +63,72 @@ def to_json(transcript: Transcript, model: str) -> str:
         "model": model,
         "segments": segments,
     }
-    return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
 
 
-#: output format -> what makes its text of a transcript and the model's name
-FORMATS: dict[str, Callable[[Transcript, str], str]] = {"txt": to_txt, "json": to_json}
+#: output format -> what makes its text of a transcript, the model's name and what subtitles obey
+FORMATS: dict[str, Callable[[Transcript, str, SubtitleOptions | None], str]] = {
+    "txt": to_txt,
+    "srt": to_srt,
+    "vtt": to_vtt,
+    "tsv": to_tsv,
+    "json": to_json,
+}
+
+
+def output_name(
+    template: str, source: str, *, model: str, task: str, language: str | None = None
+) -> str:
+    """The name of a file for a recording's transcript, without the format's ending.
+
+    The template's fields: `{stem}` and `{name}`, the recording's name without and with its ending;
+    `{parent}`, the folder that it lies in; `{model}`, the last part of the model's name; `{task}`;
+    `{language}`, the code of the text's. `{{` and `}}` are braces. The name depends on nothing
+    else, so that the same call finds its files again.
+
+    Args:
+        source: path of the recording; `"-"`, standard input, is called `stdin`.
+        model: folder or repository id.
+        language: where it is known before transcribing.
+
+    Raises:
+        InputError: the template is malformed or has another field, its result is no name of a
+            file in one folder, or the language is not known.
+    """
+    path = Path("stdin" if source == "-" else source).absolute()
+    values = {
+        "stem": path.stem,
+        "name": path.name,
+        "parent": path.parent.name,
+        "model": Path(model).absolute().name,
+        "language": language,
+        "task": task,
+    }
+    made = f"the output name {template!r}"
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise InputError(f"{made} is malformed: {error}; a brace itself is {{{{ or }}}}") from error
+    name = ""
+    for text, field, spec, conversion in parts:
+        if any(c in "/\\" or c < " " for c in text):
+            raise InputError(
+                f"{made} has a path separator or control character; it names a file in the output "
+                "folder"
+            )
+        name += text
+        if field is None:
+            continue
+        if field not in values or spec or conversion:
+            wrong = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            known = ", ".join(f"{{{known}}}" for known in NAME_FIELDS)
+            raise InputError(f"{made} has the unknown field {{{wrong}}}; there are {known}")
+        if values[field] is None:
+            raise InputError(f"{made} needs the language, which is not known; say which it is")
+        name += values[field]
+    if not name.strip(" ."):
+        raise InputError(f"{made} gives {name!r}, which is no name for a file")
+    return name
 
 
 def write_file(path: Path, text: str) -> None:
@@ -52,3 +139,8 @@ def write_file(path: Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _number(value: float) -> float | None:
+    """JSON has no infinities."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,269 @@
+"""Transcripts as subtitles: SubRip (srt) and WebVTT (vtt).
+
+A segment becomes a cue, or several where the options limit what one may show; no cue reaches over
+the pause between two segments. Lines are filled word by word; a word longer than a line has
+one to itself, whole.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate, groupby, pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from .errors import InputError
+from .text_lines import columns, is_rtl, line_breaks, one_line
+
+if TYPE_CHECKING:
+    from .transcription import Segment, Transcript, Word
+
+#: an underline waits for the next word over pauses up to this, in s, instead of flickering
+LONGEST_HOLD = 0.3
+
+_ARROW = re.compile("-{2,}>")
+
+
+@dataclass(frozen=True)
+class SubtitleOptions:
+    """What one cue of srt or vtt may show; unset, a whole segment on one line.
+
+    max_line_width: columns in a line; longer text goes on in another line of the same cue.
+    max_line_count: lines in a cue, with `max_line_width`; what is over goes on in another cue.
+    max_words_per_line: words in a cue, which has one line; not with `max_line_width`.
+    highlight_words: underline each word while it is said: a cue for each state.
+
+    All but `max_line_width` need the times of words (`needs_words`).
+
+    Raises:
+        InputError: a number is not a whole one above 0, or an option could have no effect.
+    """
+
+    max_line_width: int | None = None
+    max_line_count: int | None = None
+    max_words_per_line: int | None = None
+    highlight_words: bool = False
+
+    def __post_init__(self):
+        for name in ("max_line_width", "max_line_count", "max_words_per_line"):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and not (whole and value > 0):
+                raise InputError(f"{name} is {value!r}, but must be a whole number above 0")
+        if self.max_line_count is not None and self.max_line_width is None:
+            raise InputError("max_line_count has no effect without max_line_width; give both")
+        if self.max_words_per_line is not None and self.max_line_width is not None:
+            raise InputError("max_words_per_line and max_line_width exclude each other; choose one")
+
+    @property
+    def needs_words(self) -> str | None:
+        """The option that cannot be honoured without the times of words, if one is set."""
+        for name in ("max_line_count", "max_words_per_line", "highlight_words"):
+            if getattr(self, name):
+                return name
+        return None
+
+
+class Cue(NamedTuple):
+    """Text and when to show it, in ms: `start < end`, and no later than the next cue's start."""
+
+    start: int
+    end: int
+    text: str
+
+
+def to_srt(transcript: Transcript, model: str, options: SubtitleOptions | None = None) -> str:
+    """SubRip. It has no escapes: only an arrow `-->`, which would be a cue's head, becomes `->`.
+
+    Raises:
+        InputError: an option needs the times of words, which the transcript does not have.
+    """
+    cues = subtitle_cues(transcript, options or SubtitleOptions())
+    blocks = [
+        f"{number}\n{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}\n"
+        f"{_ARROW.sub('->', cue.text)}\n"
+        for number, cue in enumerate(cues, 1)
+    ]
+    return "\n".join(blocks)
+
+
+def to_vtt(transcript: Transcript, model: str, options: SubtitleOptions | None = None) -> str:
+    """WebVTT, with `&`, `<` and `>` escaped.
+
+    Raises:
+        InputError: an option needs the times of words, which the transcript does not have.
+    """
+    cues = subtitle_cues(transcript, options or SubtitleOptions(), _escape)
+    blocks = [f"{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n{cue.text}\n" for cue in cues]
+    return "\n".join(["WEBVTT\n", *blocks])
+
+
+def subtitle_cues(
+    transcript: Transcript, options: SubtitleOptions, escape: Callable[[str], str] = str
+) -> list[Cue]:
+    """The cues of all segments with text, in order.
+
+    Without words, a segment's times are shared out by width and none of it is underlined; so it is
+    where the words do not spell the segment's text, which is what counts.
+
+    escape: what the format needs done to text, which the underline's `<u>` and `</u>` escape.
+
+    Raises:
+        InputError: an option needs the times of words, and no segment has any.
+    """
+    segments = [segment for segment in transcript.segments if one_line(segment.text)]
+    if options.needs_words and segments and not any(segment.words for segment in segments):
+        raise InputError(
+            f"{options.needs_words} needs the times of words, which this transcript does not have; "
+            "transcribe with word_timestamps"
+        )
+    found: list[tuple[float, float, str]] = []
+    for segment in segments:
+        pieces, timed = _pieces(segment)
+        rtl = is_rtl(segment.text)
+        for lines in _cues_of_lines(pieces, options):
+            for start, end, word in _states(lines, options.highlight_words and timed):
+                text = "\n".join(_line_text(line, word, rtl, escape) for line in lines)
+                found.append((start, end, text))
+    starts = list(
+        accumulate(
+            (round(1000 * start) for start, _, _ in found),
+            lambda last, start: max(last + 1, start),
+            initial=-1,
+        )
+    )[1:]
+    return [
+        Cue(start, min(max(round(1000 * end), start + 1), following), text)
+        for start, following, (_, end, text) in zip(
+            starts, [*starts[1:], math.inf], found, strict=False
+        )
+    ]
+
+
+class _Piece(NamedTuple):
+    """Text without a place to break a line, the space after it included; times in s.
+
+    word: which one of its segment it belongs to, counted from 0.
+    """
+
+    text: str
+    start: float
+    end: float
+    word: int
+
+
+def _pieces(segment: Segment) -> tuple[list[_Piece], bool]:
+    """A segment's text in pieces, and whether their times are those of words."""
+    text = one_line(segment.text)
+    breaks = line_breaks(text)
+    words = _located(text, breaks, segment.words)
+    timed = bool(words)
+    if not timed:
+        words = [(0, segment.start, segment.end)]
+    pieces = []
+    for number, ((first, start, end), (last, _, _)) in enumerate(
+        pairwise([*words, (len(text), 0.0, 0.0)])
+    ):
+        places = breaks[bisect_left(breaks, first) : bisect_left(breaks, last)]
+        parts = [text[a:b] for a, b in pairwise([*places, last])]
+        widths = [max(1, columns(part)) for part in parts]
+        times = [start + (end - start) * done / sum(widths) for done in accumulate(widths)]
+        for index, (part, a, b) in enumerate(zip(parts, [start, *times], times, strict=False)):
+            pieces.append(_Piece(part, a, b, number if timed else index))
+    return pieces, timed
+
+
+def _located(text: str, breaks: list[int], words: list[Word]) -> list[tuple[int, float, float]]:
+    """Each word's first character, start and end; empty if the words are not those of the text.
+
+    What stands between two words is left to the one that it cannot be broken from. Words that
+    cannot be broken from each other count as one.
+    """
+    found: list[tuple[int, float, float]] = []
+    position = 0
+    for word in words:
+        spelled = one_line(word.text)
+        first = text.find(spelled, position)
+        if not spelled or first < 0 or any(c.isalnum() for c in text[position:first]):
+            return []
+        place = breaks[bisect_right(breaks, first) - 1] if found else 0
+        if place >= position:
+            found.append((place, word.start, word.end))
+        else:
+            found[-1] = (*found[-1][:2], word.end)
+        position = first + len(spelled)
+    return [] if any(c.isalnum() for c in text[position:]) else found
+
+
+def _cues_of_lines(pieces: list[_Piece], options: SubtitleOptions) -> Iterator[list[list[_Piece]]]:
+    """What each cue shows: lines of pieces."""
+    if options.max_words_per_line:
+        for _, line in groupby(pieces, lambda piece: piece.word // options.max_words_per_line):
+            yield [list(line)]
+        return
+    lines, used = [], math.inf
+    width = options.max_line_width or math.inf
+    for piece in pieces:
+        if not lines or used + columns(piece.text.rstrip(" ")) > width:
+            lines.append([])
+            used = 0
+        lines[-1].append(piece)
+        used += columns(piece.text)
+    count = options.max_line_count or len(lines)
+    for index in range(0, len(lines), count):
+        yield lines[index : index + count]
+
+
+def _states(
+    lines: list[list[_Piece]], highlight: bool
+) -> Iterator[tuple[float, float, int | None]]:
+    """Start and end of each state of a cue in s, and the word that is underlined in it."""
+    pieces = [piece for line in lines for piece in line]
+    if not highlight:
+        yield pieces[0].start, pieces[-1].end, None
+        return
+    words = [list(group) for _, group in groupby(pieces, lambda piece: piece.word)]
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        end = word[-1].end
+        if following is None:
+            yield word[0].start, end, word[0].word
+        elif (start := following[0].start) - end <= LONGEST_HOLD:
+            yield word[0].start, start, word[0].word
+        else:
+            yield word[0].start, end, word[0].word
+            yield end, start, None
+
+
+def _line_text(
+    line: list[_Piece], underlined: int | None, rtl: bool, escape: Callable[[str], str]
+) -> str:
+    """A line with its markup.
+
+    Players take a line's direction from its first letter. One that begins with a word of the other
+    direction than its segment is given a mark, which is invisible, to keep the segment's.
+    """
+    bare = "".join(piece.text for piece in line)
+    text = ""
+    for word, group in groupby(line, lambda piece: piece.word):
+        part = escape("".join(piece.text for piece in group))
+        if word == underlined:
+            shown = part.rstrip(" ")
+            part = f"<u>{shown}</u>{part[len(shown) :]}"
+        text += part
+    mark = "" if is_rtl(bare) == rtl else "\u200f" if rtl else "\u200e"
+    return mark + text.rstrip(" ")
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _clock(milliseconds: int, mark: str) -> str:
+    """Hours, minutes, seconds and, after the mark, milliseconds."""
+    seconds, milliseconds = divmod(milliseconds, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02}:{minutes:02}:{seconds:02}{mark}{milliseconds:03}"
