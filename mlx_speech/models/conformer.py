@@ -188,10 +188,17 @@ class DepthwiseConv(nn.Module):
         self.weight = mx.zeros((channels, kernel_size, 1))
         self.bias = mx.zeros((channels,))
 
-    def __call__(self, x: mx.array) -> mx.array:
+    @property
+    def halo(self) -> tuple[int, int]:
+        """Frames before and after its own that a frame's result depends on."""
         kernel_size = self.weight.shape[1]
-        left = kernel_size // 2
-        x = mx.pad(x, ((0, 0), (left, kernel_size - 1 - left), (0, 0)))
+        return kernel_size // 2, kernel_size - 1 - kernel_size // 2
+
+    def __call__(self, x: mx.array, halo: bool = False) -> mx.array:
+        """(batch, frames, channels); with `halo`, these frames stand on both sides of `x` already,
+        and are missing in the result. Otherwise zeros are what is beyond the ends."""
+        if not halo:
+            x = mx.pad(x, ((0, 0), self.halo, (0, 0)))
         if mx.default_device().type == mx.DeviceType.cpu:
             return _sum_of_shifts(x, self.weight, self.bias)
         return mx.conv1d(x, self.weight, groups=x.shape[-1]) + self.bias
@@ -217,10 +224,13 @@ class ConvModule(nn.Module):
         self.depth_conv = DepthwiseConv(inner, config.conv_kernel_size)
         self.down_conv = nn.Linear(inner, dim)
 
-    def __call__(self, x: mx.array, mask: FrameMask) -> mx.array:
-        # zeros beyond a recording's end are what the convolution sees when it is alone
-        x = mask.zero_padding(glu(self.up_conv(self.norm(x))))
-        return self.down_conv(silu(self.depth_conv(x)))
+    def gate(self, x: mx.array) -> mx.array:
+        """The half before the convolution: (batch, frames, width) -> (batch, frames, inner)."""
+        return glu(self.up_conv(self.norm(x)))
+
+    def __call__(self, gated: mx.array, halo: bool = False) -> mx.array:
+        """The convolution, see there, and what is after it."""
+        return self.down_conv(silu(self.depth_conv(gated, halo)))
 
 
 class ConformerBlock(nn.Module):
@@ -233,9 +243,20 @@ class ConformerBlock(nn.Module):
         self.post_norm = nn.LayerNorm(config.hidden_dim)
 
     def __call__(self, x: mx.array, mask: FrameMask) -> mx.array:
+        x, gated = self.attend(x, mask)
+        # zeros beyond a recording's end are what the convolution sees when it is alone
+        return self.convolve(x, mask.zero_padding(gated))
+
+    def attend(self, x: mx.array, mask: FrameMask) -> tuple[mx.array, mx.array]:
+        """The half that looks at whole attention blocks: its result, and the same gated for the
+        convolution."""
         x = x + 0.5 * self.ff1(x)
         x = x + self.attn(x, mask)
-        x = x + self.conv(x, mask)
+        return x, self.conv.gate(x)
+
+    def convolve(self, x: mx.array, gated: mx.array, halo: bool = False) -> mx.array:
+        """The half that looks at neighbouring frames; `gated` has more of them with `halo`."""
+        x = x + self.conv(gated, halo)
         x = x + 0.5 * self.ff2(x)
         return self.post_norm(x)
 
@@ -260,17 +281,25 @@ class GraniteSpeechCTCEncoder(nn.Module):
                 gets what it gets alone; the reference implementation lets padding leak.
         """
         mask = FrameMask(input_features.shape[1], self.config.context_size, feature_lengths)
-        x = self.input_linear(input_features.astype(self.layers[0].post_norm.weight.dtype))
+        x = self.embed(input_features)
         kept = set(self.config.cat_hidden_layers or [])
         exported = [x] if 0 in kept else []
         for number, layer in enumerate(self.layers, start=1):
-            x = layer(x, mask)
-            if number == len(self.layers) // 2:
-                x = x + self.out_mid(mx.softmax(self.out(x), axis=-1, precise=True))
+            x = self.condition(number, layer(x, mask))
             if number in kept:
                 exported.append(x)
-        hidden = mx.concatenate([*exported, x], axis=-1) if exported else x
+        hidden = mx.concatenate([*exported, x], axis=-1)
         return EncoderOutput(mask.zero_padding(hidden), self.out(x))
+
+    def embed(self, input_features: mx.array) -> mx.array:
+        """What the first block gets, in the model's dtype: (batch, frames, hidden_dim)."""
+        return self.input_linear(input_features.astype(self.layers[0].post_norm.weight.dtype))
+
+    def condition(self, number: int, x: mx.array) -> mx.array:
+        """The result of block `number`, 1 the first, with the CTC posteriors added at mid depth."""
+        if number != len(self.layers) // 2:
+            return x
+        return x + self.out_mid(mx.softmax(self.out(x), axis=-1, precise=True))
 
 
 def sanitize_encoder(weights: dict[str, mx.array], prefix: str) -> dict[str, mx.array]:

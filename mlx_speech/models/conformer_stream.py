@@ -1,0 +1,115 @@
+"""The Conformer encoder over a recording that comes part by part, in memory that does not grow.
+
+A block needs nothing of a recording but whole attention blocks, and a few frames to either side for
+its convolution. So each keeps only the frames that still wait for those, and hands on what is
+final: block k runs about k attention blocks behind the input, and nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from .conformer import ConformerBlock, EncoderOutput, FrameMask, GraniteSpeechCTCEncoder
+
+
+class EncoderStream:
+    """Encodes one recording part by part into the frames that one call would give.
+
+    Between two parts it holds, with C frames in an attention block and a convolution of k frames,
+    less than `num_layers * (C * hidden_dim + k * (hidden_dim + inner))` numbers, where inner is
+    `hidden_dim * conv_expansion_factor`, whatever the length: under 10 MB for the released models
+    in 16 bits. For each of `cat_hidden_layers`, the frames of the blocks behind it are added.
+    """
+
+    def __init__(self, encoder: GraniteSpeechCTCEncoder):
+        self._encoder = encoder
+        self._blocks = [_BlockStream(b, encoder.config.context_size) for b in encoder.layers]
+        # by number of the block: results that go out with the last block's, which come later
+        self._exported = {n: _Frames() for n in sorted(set(encoder.config.cat_hidden_layers or []))}
+        self._ended = False
+
+    def push(self, features: mx.array, last: bool = False) -> EncoderOutput:
+        """Take the next frames and give those that are final.
+
+        Args:
+            features: (frames, input_dim), any number of them, also none.
+            last: they end the recording; everything that still waits is given, too.
+
+        Returns:
+            The next frames in order: (1, n, ...), where n may be 0. The hidden states are
+            evaluated; the logits are not, and cost nothing unless they are.
+
+        Raises:
+            ValueError: the recording has ended already.
+        """
+        if self._ended:
+            raise ValueError("the recording has ended: use a new EncoderStream for another")
+        self._ended = last
+        x = self._encoder.embed(features[None])
+        for number, block in enumerate(self._blocks):
+            if number in self._exported:
+                self._exported[number].append(x)
+            x = self._encoder.condition(number + 1, block.push(x, last))
+        exported = [frames.take(x.shape[1]) for frames in self._exported.values()]
+        hidden = mx.concatenate([*exported, x], axis=-1)
+        # now, or what waits would keep all that it is computed from
+        mx.eval(hidden, [frames.waiting for frames in self._queues()])
+        return EncoderOutput(hidden, self._encoder.out(x))
+
+    def _queues(self) -> list[_Frames]:
+        return [*self._exported.values(), *(q for b in self._blocks for q in b.queues)]
+
+
+class _Frames:
+    """Frames that wait, first in, first out."""
+
+    def __init__(self, waiting: mx.array | None = None):
+        self.waiting = waiting
+
+    def __len__(self) -> int:
+        return 0 if self.waiting is None else self.waiting.shape[1]
+
+    def append(self, x: mx.array) -> None:
+        """Add (1, n, width), any n."""
+        self.waiting = x if self.waiting is None else mx.concatenate([self.waiting, x], axis=1)
+
+    def take(self, number: int, keep: int = 0) -> mx.array:
+        """The first frames, all but the last `keep` of which go."""
+        taken = self.waiting[:, :number]
+        # a copy: a slice would hold on to the whole
+        self.waiting = mx.contiguous(self.waiting[:, number - keep :])
+        return taken
+
+
+class _BlockStream:
+    """One Conformer block."""
+
+    def __init__(self, block: ConformerBlock, context_size: int):
+        self._block = block
+        self._context_size = context_size
+        self._before, self._after = block.conv.depth_conv.halo
+        weight = block.conv.depth_conv.weight
+        edge = mx.zeros((1, self._before, weight.shape[0]), block.post_norm.weight.dtype)
+        self._attention, self._residual, self._gated = _Frames(), _Frames(), _Frames(edge)
+        self.queues = (self._attention, self._residual, self._gated)
+
+    def push(self, x: mx.array, last: bool) -> mx.array:
+        """(1, n, hidden_dim) -> (1, m, hidden_dim), frames that are final."""
+        self._attention.append(x)
+        whole = len(self._attention)
+        if not last:
+            whole -= whole % self._context_size
+        if whole:
+            mask = FrameMask(whole, self._context_size, None)
+            attended, gated = self._block.attend(self._attention.take(whole), mask)
+            self._residual.append(attended)
+            self._gated.append(gated)
+        if last:
+            width = self._gated.waiting.shape[2]
+            self._gated.append(mx.zeros((1, self._after, width), x.dtype))
+        halo = self._before + self._after
+        final = len(self._gated) - halo
+        if final <= 0 or not len(self._residual):
+            return x[:, :0]
+        gated = self._gated.take(len(self._gated), keep=halo)
+        return self._block.convolve(self._residual.take(final), gated, halo=True)
