@@ -1,8 +1,8 @@
 """Recordings as samples: a file, standard input or an array as mono float32 at the model's rate.
 
 soundfile decodes what libsndfile knows; ffmpeg (or macOS's afconvert) decodes the rest. Every
-route ends in `_to_mono`, so that all of them mix channels, resample and reject bad samples alike,
-a block at a time: a recording of hours is never held at its own rate and channel count.
+route ends in `record`, so that all of them mix channels, resample and reject bad samples alike, a
+block at a time: no recording of hours is ever held whole.
 """
 
 import contextlib
@@ -16,21 +16,22 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import mlx.core as mx
 import numpy as np
 
 from .containers import SALVAGE, checked_size, states_length
 from .errors import AudioError
+from .recording import Recording, disk_errors, record
 
 SAMPLING_RATE = 16000
 """Samples a second that the speech models hear."""
 
 _BLOCK_FRAMES = 1 << 16
+_COPY_BYTES = 1 << 20
 _MAX_CHANNELS = 64
-# No recording is 40 dB over full scale; integers in a float array are, when not nearly silent.
-_MAX_PEAK = 100.0
 _SF_ERR_MALFORMED_FILE = 3
 _MP3_FRAME = 1152
 _DATA_LOST = re.compile("partial file|ended prematurely|exceeds containing|CRC mismatch")
@@ -61,6 +62,19 @@ def load_audio(
             samples are not finite, or are integers passed as floats; it is an array of the wrong
             rank or type; or a rate is missing or impossible.
     """
+    with open_recording(source, sampling_rate, target_sampling_rate) as recording:
+        return recording.read()
+
+
+def open_recording(
+    source: str | os.PathLike | np.ndarray | mx.array,
+    sampling_rate: int | None = None,
+    target_sampling_rate: int = SAMPLING_RATE,
+) -> Recording:
+    """Decode a recording of any length, to be read part by part; memory holds a part of it only.
+
+    Arguments are those of `load_audio`, and so are the errors. `Recording` says where it is kept.
+    """
     target = _checked_rate(target_sampling_rate, "target_sampling_rate")
     if isinstance(source, (np.ndarray, mx.array)):
         if sampling_rate is None:
@@ -68,7 +82,7 @@ def load_audio(
                 "an array does not tell its sampling rate: pass sampling_rate, in hertz"
             )
         rate = _checked_rate(sampling_rate, "sampling_rate")
-        return _to_mono([_frames_of(source)], rate, target, "the array")
+        return record(_array_blocks(source), rate, target, "the array")
     if not isinstance(source, (str, os.PathLike)):
         raise AudioError(
             f"audio is a path, '-' or an array, but a {type(source).__name__} was given"
@@ -83,8 +97,14 @@ def load_audio(
         raise AudioError(
             f"sampling_rate is for arrays, and {name} states its own: leave sampling_rate out"
         )
-    with _opened(path, name, from_stdin) as file:
-        return _decode(file, path, name, target)
+    with contextlib.ExitStack() as stack:
+        source = sys.stdin.buffer if from_stdin else stack.enter_context(_opened(path, name))
+        if from_stdin or not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
+            path = _copied(source, name, stack)  # a pipe cannot seek
+            source = stack.enter_context(_opened(path, name))
+        if not os.fstat(source.fileno()).st_size:
+            raise AudioError(f"{name} is empty (0 bytes): record or copy it again")
+        return _decode(source, path, name, target)
 
 
 def _checked_rate(rate, what: str) -> float:
@@ -94,101 +114,60 @@ def _checked_rate(rate, what: str) -> float:
     raise AudioError(f"{what} must be a number of hertz, 1000 to 10000000, but is {rate!r}")
 
 
-def _frames_of(array: np.ndarray | mx.array) -> np.ndarray:
-    """An array (samples,) or (channels, samples), checked, as float (samples, channels)."""
+def _array_blocks(array: np.ndarray | mx.array) -> Iterator[np.ndarray]:
+    """An array (samples,) or (channels, samples), checked, as float blocks (frames, channels)."""
     if array.ndim not in (1, 2):
         raise AudioError(
             f"the array has shape {tuple(array.shape)}, but audio is (samples,) or"
             " (channels, samples): pass one recording at a time"
         )
+    if array.ndim == 1:
+        array = array[None]
+    channels, samples = array.shape
+    if not 1 <= channels <= _MAX_CHANNELS or (channels > 1 and samples <= channels):
+        raise AudioError(
+            f"the array has shape {tuple(array.shape)}, which is not (channels, samples) with 1 to"
+            f" {_MAX_CHANNELS} channels and more samples than channels: transpose it?"
+        )
+    for start in range(0, max(samples, 1), _BLOCK_FRAMES):  # the type of none is checked, too
+        yield _as_floats(array[:, start : start + _BLOCK_FRAMES]).T
+
+
+def _as_floats(array: np.ndarray | mx.array) -> np.ndarray:
+    """The same in float32, full scale 1."""
     if isinstance(array, mx.array):
         # NumPy has no bfloat16.
         floating = mx.issubdtype(array.dtype, mx.floating)
         array = np.array(array.astype(mx.float32) if floating else array)
-    if array.ndim == 2:
-        channels, samples = array.shape
-        if not 1 <= channels <= _MAX_CHANNELS or (channels > 1 and samples <= channels):
-            raise AudioError(
-                f"the array has shape {array.shape}, which is not (channels, samples) with 1 to"
-                f" {_MAX_CHANNELS} channels and more samples than channels: transpose it?"
-            )
     kind = array.dtype.name
     if kind in ("int8", "int16", "int32"):
-        array = array.astype(np.float32) / 2.0 ** (8 * array.dtype.itemsize - 1)
-    elif kind == "uint8":
-        array = (array.astype(np.float32) - 128) / 128
-    elif array.dtype.kind != "f":
+        return array.astype(np.float32) / 2.0 ** (8 * array.dtype.itemsize - 1)
+    if kind == "uint8":
+        return (array.astype(np.float32) - 128) / 128
+    if array.dtype.kind != "f":
         raise AudioError(
             f"the array is of type {kind}, but samples are floats within -1 and 1, int8, int16,"
             " int32 or uint8: convert it to one of them"
         )
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is reported as that
-        array = array.astype(np.float32, copy=False)
-    return array.reshape(-1, 1) if array.ndim == 1 else array.T
-
-
-def not_finite(name: str) -> AudioError:
-    """The error for a recording with NaN or infinite samples."""
-    return AudioError(f"{name} has NaN or infinite samples: repair or export it again")
-
-
-def refuse_integers(peak: float, whole_numbers: bool, name: str) -> None:
-    """Tell integers among float samples by the greatest magnitude, and by having no fractions.
-
-    Raises:
-        AudioError: they are integers.
-    """
-    # A hot mix exceeds 1 a little, but not in whole numbers alone: that is how quiet integers show.
-    if peak > _MAX_PEAK or (peak > 1 and whole_numbers):
-        raise AudioError(
-            f"{name} has float samples up to {peak:g}, but full scale is 1: these look like"
-            " integers; divide 16-bit ones by 32768, or pass them as int16"
-        )
-
-
-def _to_mono(blocks: Iterable[np.ndarray], rate: float, target: float, name: str) -> mx.array:
-    """float32 blocks (frames, channels) at `rate` -> mean of the channels (n,) at `target`."""
-    resampler = None
-    if rate != target:
-        import soxr
-
-        resampler = soxr.ResampleStream(rate, target, 1, dtype="float32", quality="HQ")
-    parts, frames, peak, whole_numbers = [], 0, 0.0, True
-    for block in blocks:
-        if not len(block):
-            continue
-        if not np.isfinite(block).all():
-            raise not_finite(name)
-        frames += len(block)
-        peak = max(peak, float(np.abs(block).max()))
-        whole_numbers = whole_numbers and bool((block == np.rint(block)).all())
-        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
-        parts.append(resampler.resample_chunk(mono) if resampler else mono)
-    refuse_integers(peak, whole_numbers, name)
-    if resampler:
-        parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-    samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-    if not len(samples):
-        what = "no samples" if not frames else f"only {frames} samples, too few to resample"
-        raise AudioError(f"{name} holds {what}: nothing was recorded")
-    return mx.array(samples)
+        return array.astype(np.float32, copy=False)
 
 
 # Files
 
 
-def _opened(path: str, name: str, from_stdin: bool) -> io.BytesIO | io.FileIO:
-    """The recording as a binary file that can seek, at its beginning and not empty."""
+def _opened(path: str, name: str) -> io.FileIO:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
         raise AudioError(f"{name} is an address, not a file: download it first")
+    with _reading(name):
+        return open(path, "rb", buffering=0)
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Around opening or reading a file: what fails becomes an AudioError."""
     try:
-        if from_stdin:
-            file = io.BytesIO(sys.stdin.buffer.read())
-        else:
-            file = open(path, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a pipe cannot seek
-                with file:
-                    file = io.BytesIO(file.readall())
+        yield
     except FileNotFoundError:
         raise AudioError(f"{name} does not exist: check the path") from None
     except IsADirectoryError:
@@ -197,11 +176,20 @@ def _opened(path: str, name: str, from_stdin: bool) -> io.BytesIO | io.FileIO:
         raise AudioError(f"{name} may not be read: check its permissions") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         raise AudioError(f"{name} cannot be read: {_one_line(str(error))}") from None
-    if not file.seek(0, os.SEEK_END):
-        file.close()
-        raise AudioError(f"{name} is empty (0 bytes): record or copy it again")
-    file.seek(0)
-    return file
+
+
+def _copied(source: BinaryIO, name: str, stack: contextlib.ExitStack) -> str:
+    """Path of a copy of all that a pipe brings, which lives as long as `stack`."""
+    with disk_errors(name):
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mlx-speech-"))
+        path = os.path.join(folder, "audio")
+        with open(path, "wb") as copy:
+            while True:
+                with _reading(name):
+                    data = source.read(_COPY_BYTES)
+                if not data:
+                    return path
+                copy.write(data)
 
 
 class _NotDecodedError(Exception):
@@ -212,33 +200,27 @@ class _NotDecodedError(Exception):
         self.is_mp3 = is_mp3
 
 
-def _decode(file: io.BytesIO | io.FileIO, path: str, name: str, target: float) -> mx.array:
+def _decode(file: io.FileIO, path: str, name: str, target: float) -> Recording:
     try:
         return _decode_with_soundfile(file, name, target)
     except _NotDecodedError as error:
         is_mp3 = error.is_mp3
-    with contextlib.ExitStack() as stack:
-        if isinstance(file, io.BytesIO):  # many formats need to seek: a pipe to ffmpeg will not do
-            copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="mlx-speech-"))
-            copy.write(file.getbuffer())
-            copy.flush()
-            path = copy.name
-        path = os.path.abspath(path)
-        if ffmpeg := shutil.which("ffmpeg"):
-            # Players skip junk between MP3 frames: joined files play. Elsewhere it is damage.
-            return _decode_with_ffmpeg(ffmpeg, path, name, target, strict=not is_mp3)
-        if afconvert := shutil.which("afconvert"):
-            return _decode_with_afconvert(afconvert, path, name, target)
+    path = os.path.abspath(path)
+    if ffmpeg := shutil.which("ffmpeg"):
+        # Players skip junk between MP3 frames: joined files play. Elsewhere it is damage.
+        return _decode_with_ffmpeg(ffmpeg, path, name, target, strict=not is_mp3)
+    if afconvert := shutil.which("afconvert"):
+        return _decode_with_afconvert(afconvert, path, name, target)
     raise AudioError(f"{name} is not in a format that soundfile reads; if it is audio, {_INSTALL}")
 
 
-def _decode_with_soundfile(file: io.BytesIO | io.FileIO, name: str, target: float) -> mx.array:
+def _decode_with_soundfile(file: io.FileIO, name: str, target: float) -> Recording:
     import soundfile
 
-    file = checked_size(file, name)
+    checked = checked_size(file, name)
     try:
         # The descriptor rather than the path: soundfile would trust an extension such as .raw.
-        handle = file if isinstance(file, io.BytesIO) else file.fileno()
+        handle = file.fileno() if checked is file else checked
         sound = soundfile.SoundFile(handle, closefd=False)
     except soundfile.LibsndfileError as error:
         if error.code == _SF_ERR_MALFORMED_FILE:
@@ -252,7 +234,7 @@ def _decode_with_soundfile(file: io.BytesIO | io.FileIO, name: str, target: floa
         # end of FLAC from a pipe.
         sound.seekable = lambda: False
         rate = _checked_rate(sound.samplerate, f"the sampling rate of {name}")
-        return _to_mono(_sound_blocks(sound, name, is_mp3), rate, target, name)
+        return record(_sound_blocks(sound, name, is_mp3), rate, target, name)
 
 
 def _sound_blocks(sound, name: str, is_mp3: bool) -> Iterator[np.ndarray]:
@@ -279,7 +261,9 @@ def _sound_blocks(sound, name: str, is_mp3: bool) -> Iterator[np.ndarray]:
 # Other programs
 
 
-def _decode_with_ffmpeg(ffmpeg: str, path: str, name: str, target: float, strict: bool) -> mx.array:
+def _decode_with_ffmpeg(
+    ffmpeg: str, path: str, name: str, target: float, strict: bool
+) -> Recording:
     # "file:" for names like "talk 10:30.m4a". From a file, ffmpeg opens no addresses.
     # AU: the simplest format that carries rate, channels and floats through a pipe, of any length.
     command = [ffmpeg, "-nostdin", "-v", "error", *(["-xerror"] if strict else [])]
@@ -309,7 +293,7 @@ def _decode_with_ffmpeg(ffmpeg: str, path: str, name: str, target: float, strict
                 _, offset, _, _, rate, channels = struct.unpack(">4s5I", header)
                 process.stdout.read(offset - 24)
                 rate = _checked_rate(rate, f"the sampling rate of {name}")
-                return _to_mono(blocks(channels), rate, target, name)
+                return record(blocks(channels), rate, target, name)
             process.wait()
         finally:
             process.kill()
@@ -322,7 +306,7 @@ def _decode_with_ffmpeg(ffmpeg: str, path: str, name: str, target: float, strict
     )
 
 
-def _decode_with_afconvert(afconvert: str, path: str, name: str, target: float) -> mx.array:
+def _decode_with_afconvert(afconvert: str, path: str, name: str, target: float) -> Recording:
     with tempfile.TemporaryDirectory(prefix="mlx-speech-") as folder:
         output = os.path.join(folder, "audio.wav")
         command = [afconvert, "-f", "WAVE", "-d", "LEF32", path, output]
@@ -333,7 +317,7 @@ def _decode_with_afconvert(afconvert: str, path: str, name: str, target: float) 
                 f"{name} is not audio, or in a format that neither soundfile nor afconvert reads"
                 f" ({reason}): check that it plays, and {_INSTALL}"
             )
-        with _opened(output, name, from_stdin=False) as file:
+        with _opened(output, name) as file:
             try:
                 return _decode_with_soundfile(file, name, target)
             except _NotDecodedError:

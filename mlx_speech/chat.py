@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .about import add_about_options
 from .command_line import (
     CACHE,
     CHAT_MODEL,
@@ -74,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(memory, "--max-kv-size", "--kv-bits", "--kv-group-size", "--quantized-kv-start")
     add_options(memory, "--dtype")
     add_talk_options(parser)
+    add_about_options(parser)
     return parser
 
 

@@ -94,6 +94,7 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--model",
         default=os.environ.get("MLX_SPEECH_MODEL") or default,
+        metavar="MODEL",
         help=f"folder or Hugging Face repository (default: $MLX_SPEECH_MODEL, else {default})",
     )
     add_options(parser, "--revision")
@@ -281,7 +282,7 @@ def warn(args: argparse.Namespace, message: str) -> None:
 def shown(source: str) -> str:
     """A file name, or `-`, in a message; what would break the line is escaped."""
     name = "standard input" if source == "-" else source
-    return name if name.isprintable() else repr(name)
+    return name if name and name.isprintable() else repr(name)
 
 
 def report(error: Exception, debug: bool, source: str | None = None) -> int:

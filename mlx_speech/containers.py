@@ -16,8 +16,25 @@ SALVAGE = "get a whole copy, or keep what is readable with: ffmpeg -i FILE reada
 _UNKNOWN_WAV_BYTES = 0x7FFFF000
 
 
-def checked_size(file: io.BytesIO | io.FileIO, name: str) -> io.BytesIO | io.FileIO:
-    """The file, or a copy with its size set where a WAV writer left 0; raises if data is missing.
+class _Patched(io.FileIO):
+    """A file with 4 bytes that read as 0xFF, whatever they are."""
+
+    def __init__(self, file: io.FileIO, position: int):
+        super().__init__(file.fileno(), closefd=False)
+        self._position = position
+
+    def readinto(self, buffer) -> int:
+        start = self.tell()
+        length = super().readinto(buffer)
+        with memoryview(buffer).cast("B") as view:
+            for at in range(self._position - start, self._position + 4 - start):
+                if 0 <= at < length:
+                    view[at] = 0xFF
+        return length
+
+
+def checked_size(file: io.FileIO, name: str) -> io.FileIO:
+    """The file, or a view with its size set where a WAV writer left 0; raises if data is missing.
 
     libsndfile shortens a recording silently to what is there, and believes a length of 0.
     """
@@ -36,9 +53,7 @@ def checked_size(file: io.BytesIO | io.FileIO, name: str) -> io.BytesIO | io.Fil
                 whole_length = struct.unpack(f"{order}I", head[4:8])[0] + 8
                 left = size - at - 8
                 if head[8:] == b"WAVE" and not length and left and whole_length != size:
-                    data = bytearray(_read_at(file, 0, -1))
-                    data[at + 4 : at + 8] = b"\xff" * 4
-                    file = io.BytesIO(data)
+                    file = _Patched(file, at + 4)
                 missing = left < (length if length < _UNKNOWN_WAV_BYTES else long_length)
                 break
             if tag == b"ds64":  # RF64: the sizes that take more than 32 bits
@@ -55,7 +70,7 @@ def checked_size(file: io.BytesIO | io.FileIO, name: str) -> io.BytesIO | io.Fil
     return file
 
 
-def states_length(file: io.BytesIO | io.FileIO) -> bool:
+def states_length(file: io.FileIO) -> bool:
     """Whether an MP3 file states its length, of all of it.
 
     libsndfile stops at a length that it guesses from the first frame where none is stated, and
@@ -79,7 +94,6 @@ def states_length(file: io.BytesIO | io.FileIO) -> bool:
     return stated
 
 
-def _read_at(file: io.BytesIO | io.FileIO, position: int, length: int) -> bytes:
-    """`length` bytes, or all the rest for -1."""
+def _read_at(file: io.FileIO, position: int, length: int) -> bytes:
     file.seek(position)
     return file.read(length)

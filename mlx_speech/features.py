@@ -10,9 +10,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .audio import not_finite, refuse_integers
 from .errors import AudioError, CheckpointError, InputError
 from .models.config import read_json
+from .recording import not_finite, refuse_integers
 
 #: `melspec_kwargs` of a checkpoint that says nothing
 MEL_DEFAULTS = {

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from .about import add_about_options
 from .command_line import (
     CACHE,
     CHAT_MODEL,
@@ -94,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_options(memory, "--dtype")
     add_talk_options(parser)
+    add_about_options(parser)
     return parser
 
 

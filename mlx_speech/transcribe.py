@@ -5,19 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter
 from collections.abc import Generator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .command_line import (
     GENERATION,
-    add_model_options,
-    add_options,
-    add_talk_options,
-    check_generation,
     given,
-    in_options,
     load_named,
     need_standard_output,
     report,
@@ -27,52 +20,13 @@ from .command_line import (
     warn,
 )
 from .errors import InputError, MlxSpeechError, UnsupportedOptionError
+from .outputs import Job, make_folders, write_files
+from .progress import Progress, clock
+from .transcribe_options import INSTRUCTIONS, SEGMENTS, build_parser, check_usage
+from .writers import FORMATS, to_txt
 
 if TYPE_CHECKING:
-    from .transcription import Transcript
-
-FORMAT_NAMES = ("txt", "json")
-
-#: options of the instruction, by the library's names for them
-INSTRUCTIONS = ("language", "task", "target_language", "punctuate", "prompt")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The options; nothing heavy is imported for them, so that --help answers at once."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mlx_speech.transcribe",
-        usage="%(prog)s [options] AUDIO...",
-        description="Transcribe or translate recordings with Granite Speech or Speech2Text.",
-        epilog="The transcript goes to standard output unless -f or -o is given; everything else "
-        "goes to standard error. Exit status: 0 if all is done, 1 if a recording failed, 2 for "
-        "wrong usage.",
-    )
-    add = parser.add_argument
-    add("audio", nargs="+", metavar="AUDIO", help="audio or video file; - reads standard input")
-    add_model_options(parser, "ibm-granite/granite-speech-4.1-2b")
-    speech = parser.add_argument_group("what to do")
-    add = speech.add_argument
-    add("--language", metavar="LANG", help="language spoken, e.g. en (default: the model hears it)")
-    add(
-        "--task",
-        choices=("transcribe", "translate"),
-        default="transcribe",
-        help="what to make of the speech (default: transcribe)",
-    )
-    add("--target-language", metavar="LANG", help="language to translate to, e.g. fr")
-    add("--punctuate", action="store_true", help="with punctuation and capitals")
-    add("--prompt", metavar="TEXT", help="an instruction of your own, instead of all these")
-    output = parser.add_argument_group("output")
-    add = output.add_argument
-    add("-f", "--output-format", choices=FORMAT_NAMES, help="write files of this format")
-    add("-o", "--output-dir", type=Path, metavar="DIR", help="write files there (default: here)")
-    add("--overwrite", action="store_true", help="replace existing files")
-    add("--stream", action="store_true", help="print the text as it is heard")
-    generation = parser.add_argument_group("generation")
-    add_options(generation, "--max-tokens", help="limit (default: from the audio's length)")
-    add_options(generation, "--temperature", "--top-p", "--num-beams", "--seed", "--dtype")
-    add_talk_options(parser)
-    return parser
+    from .transcription import Transcript, TranscriptionDelta
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,117 +34,169 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(build_parser(), check_usage, run, argv)
 
 
-def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse what no model could do, before one is loaded for it.
+class Tally:
+    """What has become of the recordings so far."""
 
-    What the library has rules for is checked by those, and told in terms of the options.
-    """
-    if args.stream and args.num_beams is not None and args.num_beams > 1:
-        parser.error("--stream: beam search knows its text only at the end; leave out --num-beams")
-    if args.stream and (args.output_format or args.output_dir):
-        parser.error("--stream prints to standard output; leave out -f and -o")
-    if args.audio.count("-") > 1:
-        parser.error("standard input (-) can be read only once")
-    # as macOS has it, where names that differ in case alone are one
-    names = Counter(str(path).casefold() for path in output_paths(args) or ())
-    shared = [name for name, count in names.items() if count > 1]
-    if shared:
-        parser.error(f"{shown(shared[0])} would be written by more than one input")
-    check_generation(parser, args)
+    def __init__(self, total: int):
+        self.total = total
+        self.done = self.skipped = 0
+        self.failed: list[str] = []
+        #: of those that are done: seconds of audio, and what they took
+        self.audio = self.seconds = 0.0
 
-    from .processing.prompts import check_request
-
-    try:
-        check_request(**given(args, INSTRUCTIONS))
-    except InputError as error:
-        parser.error(in_options(str(error), INSTRUCTIONS))
-
-
-def output_paths(args: argparse.Namespace) -> list[Path] | None:
-    """Where each input's transcript goes, if not to standard output: its name with another ending,
-    or with a further one where two inputs differ in nothing but their ending."""
-    if not (args.output_format or args.output_dir):
-        return None
-    folder, extension = args.output_dir or Path(), args.output_format or FORMAT_NAMES[0]
-    names = ["stdin" if i == "-" else Path(i).name for i in args.audio]
-    stems = [Path(name).stem for name in names]
-    same = Counter(stem.casefold() for stem in stems)
-    return [
-        folder / f"{name if same[stem.casefold()] > 1 else stem}.{extension}"
-        for name, stem in zip(names, stems, strict=True)
-    ]
+    def __str__(self) -> str:
+        parts = [f"{self.done} of {self.total} done"]
+        parts += [f"{self.skipped} skipped"] * bool(self.skipped)
+        parts += [f"{len(self.failed)} failed"] * bool(self.failed)
+        speed = self.audio / self.seconds if self.seconds else 0
+        if self.done:
+            parts[0] += f" ({clock(self.audio)} of audio, {speed:.1f} x real time)"
+        return ", ".join(parts)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the model, then do one input after the other."""
-    outputs = output_paths(args)
-    if outputs is None:
-        need_standard_output("open it, or give -o DIR")
-    else:
-        prepare_folder(outputs[0].parent)
-    loaded = load_named(args)
-    failures = 0
-    for index, source in enumerate(args.audio):
-        try:
-            transcribe_one(args, source, loaded, outputs and outputs[index])
-        except UnsupportedOptionError:
-            raise  # holds for every input
-        except (MlxSpeechError, OSError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            failures += 1
-            report(error, args.debug, source)
-    return 1 if failures else 0
+    """Do what can be done for each recording, whatever becomes of the others."""
+    tally = Tally(len(args.jobs) + len(args.found.failures))
+    for source, error in args.found.failures:
+        fail(args, tally, source, error)
+    jobs = [job for job in args.jobs if is_to_do(args, tally, job)]
+    if jobs:
+        if args.stream or not all(job.files for job in jobs):
+            need_standard_output("open it, or give -o DIR")
+        make_folders(jobs)
+        if not transcribe_all(args, tally, jobs):
+            return 130
+    if tally.total > 1 or tally.skipped:
+        tell(args, str(tally))
+        if tally.failed:
+            tell(args, f"failed: {', '.join(map(shown, tally.failed))}")
+    return 1 if tally.failed else 0
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make the output folder, before any work is done for it."""
+def is_to_do(args: argparse.Namespace, tally: Tally, job: Job) -> bool:
+    """Whether a recording is still to be transcribed, and may be."""
+    if args.resume and job.leave_out_finished():
+        tally.skipped += 1
+        say(args, f"{shown(job.input.source)}: skipped; it is done")
+        return False
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+        job.check_targets(args.overwrite, args.found.inputs)
+    except (InputError, OSError) as error:
+        fail(args, tally, job.input.source, error)
+        return False
+    return True
 
 
-def transcribe_one(args, source: str, loaded: tuple, output: Path | None) -> None:
-    """Transcribe one input to a file or to standard output."""
+def transcribe_all(args: argparse.Namespace, tally: Tally, jobs: list[Job]) -> bool:
+    """Transcribe one recording after the other; false if Ctrl-C ended it."""
+    loaded = load_named(args)
+    # a bar would get in between the words
+    shows_words = args.stream and sys.stdout.isatty()
+    progress = Progress(
+        len(jobs),
+        silent=args.quiet or shows_words,
+        bar=sys.stderr is not None and sys.stderr.isatty(),
+    )
+    try:
+        for index, job in enumerate(jobs, 1):
+            source = job.input.source
+            try:
+                transcribe_one(args, tally, job, loaded, progress, index)
+            except UnsupportedOptionError:
+                raise  # holds for every input
+            except (MlxSpeechError, OSError) as error:
+                if isinstance(error, BrokenPipeError):
+                    raise
+                fail(args, tally, source, error)
+    except KeyboardInterrupt:
+        where = f"at {clock(progress.done)} of {clock(progress.duration)} in {progress.name}"
+        resume = "; --resume goes on from there" if all(job.files for job in jobs) else ""
+        print(f"interrupted {where}: {tally}{resume}", file=sys.stderr)
+        return False
+    return True
+
+
+def transcribe_one(args, tally: Tally, job: Job, loaded: tuple, progress: Progress, index) -> None:
+    """Transcribe one recording to files or to standard output."""
     import mlx.core as mx
 
     from .transcription import stream_transcribe, transcribe
-    from .writers import FORMATS, write_file
 
-    if output is not None and output.exists() and not args.overwrite:
-        raise InputError(f"{shown(str(output))} exists already; --overwrite replaces it")
-    options = given(args, INSTRUCTIONS + GENERATION)
+    source = job.input.source
+    options = given(args, INSTRUCTIONS + SEGMENTS + GENERATION)
     start = time.perf_counter()
     mx.reset_peak_memory()
-    if args.stream:
-        transcript = print_pieces(stream_transcribe(source, loaded, **options))
-    else:
-        transcript = transcribe(source, loaded, **options)
+    with progress.recording(index, shown(source)) as update:
+        if args.stream:
+            deltas = stream_transcribe(source, loaded, progress=update, **options)
+            transcript = print_as_heard(deltas)
+        else:
+            transcript = transcribe(source, loaded, progress=update, **options)
     seconds = time.perf_counter() - start
-    if output is not None:
-        write_file(output, FORMATS[output.suffix[1:]](transcript, args.model))
-        say(args, f"{shown(source)}: written to {shown(str(output))}")
-    elif not args.stream:
-        print(FORMATS[FORMAT_NAMES[0]](transcript, args.model), end="", flush=True)
+    write_files(
+        {
+            path: FORMATS[name](transcript, args.model, args.subtitles)
+            for name, path in job.files.items()
+        }
+    )
+    if not (job.files or args.stream):
+        print(to_txt(transcript, args.model), end="", flush=True)
+    if job.plot:
+        plot(job, transcript)
     if any(s.truncated for s in transcript.segments):
         warn(args, f"{shown(source)}: the text was cut off; raise --max-tokens")
+    for path in job.targets:
+        say(args, f"{shown(source)}: written to {shown(str(path))}")
     say(
         args,
         f"{shown(source)}: {transcript.duration:.1f} s of audio in {seconds:.1f} s "
         f"({transcript.duration / seconds:.1f} x real time), "
         f"peak memory {mx.get_peak_memory() / 1e9:.2f} GB",
     )
+    tally.done += 1
+    tally.audio += transcript.duration
+    tally.seconds += seconds
 
 
-def print_pieces(pieces: Generator[str, None, Transcript]) -> Transcript:
-    """Print a line piece by piece; what the generator returns."""
-    while True:
-        try:
-            print(next(pieces), end="", flush=True)
-        except StopIteration as end:
+def print_as_heard(deltas: Generator[TranscriptionDelta, None, Transcript]) -> Transcript:
+    """Print the text as it comes, a line for each segment; what the generator returns."""
+    inside = False  # a line
+    try:
+        while True:
+            try:
+                delta = next(deltas)
+            except StopIteration as end:
+                return end.value
+            text = delta.text if inside else delta.text.lstrip()
+            inside = inside or bool(text)
+            if inside and delta.segment is not None:
+                text, inside = text + "\n", False
+            print(text, end="", flush=True)
+    finally:
+        if inside:
             print(flush=True)
-            return end.value
+
+
+def plot(job: Job, transcript: Transcript) -> None:
+    """Draw a recording, which is read again for it, and what was heard in it."""
+    from .audio import open_recording
+    from .plotting import plot_transcript
+
+    with open_recording(job.input.source) as recording:
+        rate, speech = recording.sampling_rate, transcript.speech
+        plot_transcript(job.plot, recording.read, rate, transcript, speech)
+
+
+def fail(args: argparse.Namespace, tally: Tally, source: str, error: Exception) -> None:
+    """Say what is wrong with a recording, and count it."""
+    report(error, args.debug, source)
+    tally.failed.append(source)
+
+
+def tell(args: argparse.Namespace, message: str) -> None:
+    """A remark, unless --quiet."""
+    if not args.quiet:
+        print(message, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,177 @@
+"""Which files a command line writes for which recording; no two recordings share one."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from .command_line import shown
+from .errors import InputError
+from .files import replacing
+from .inputs import ADDRESS, Input
+
+
+@dataclass
+class Job:
+    """One recording and what becomes of it.
+
+    files: output format -> file; empty: to standard output.
+    plot: where to draw it.
+    """
+
+    input: Input
+    files: dict[str, Path]
+    plot: Path | None = None
+
+    @property
+    def targets(self) -> list[Path]:
+        """All files that are written."""
+        return [*self.files.values(), *([self.plot] if self.plot else [])]
+
+    def leave_out_finished(self) -> bool:
+        """Leave out the files that are there, each of which was written whole or not at all;
+        whether that is all there was to do."""
+        some = bool(self.targets)
+        self.files = {name: path for name, path in self.files.items() if not path.is_file()}
+        if self.plot and self.plot.is_file():
+            self.plot = None
+        return some and not self.targets
+
+    def check_targets(self, overwrite: bool, inputs: Sequence[Input]) -> None:
+        """Raises:
+        InputError: what is there already may not be replaced.
+        """
+        for path in filter(os.path.lexists, self.targets):
+            name = shown(str(path))
+            if path.is_dir():
+                raise InputError(f"{name} is a folder; choose another name with --output-name")
+            if not overwrite:
+                raise InputError(f"{name} exists already; --overwrite replaces it")
+            sources = [i.source for i in inputs if os.path.exists(i.source)]
+            if path.exists() and any(path.samefile(source) for source in sources):
+                raise InputError(f"{name} is a recording itself, which stays as it is")
+
+
+def plan(
+    inputs: Sequence[Input],
+    formats: Sequence[str],
+    folder: Path,
+    output_name: Callable[[str], str] | None = None,
+    plot_name: Callable[[str], Path] | None = None,
+) -> list[Job]:
+    """What to write for each recording.
+
+    Files are called after their recordings, and in folders that were searched keep the sub-folders
+    between. Where that gives two recordings one name, as much more of their paths goes into it as
+    tells them apart.
+
+    Args:
+        output_name: makes a name without ending of a recording's path, instead of these.
+        plot_name: the same for a picture, with folder and ending.
+
+    Raises:
+        InputError: several recordings would share a file.
+    """
+    if output_name is None:
+        names = default_names(inputs)
+    else:
+        names = [str(each.folder / output_name(_path(each))) for each in inputs]
+    jobs = [
+        Job(
+            each,
+            {f: folder / f"{name}.{f}" for f in formats},
+            plot_name and plot_name(_path(each)),
+        )
+        for each, name in zip(inputs, names, strict=True)
+    ]
+    owners: dict[str, str] = {}
+    for job in jobs:
+        for path in job.targets:
+            other = owners.setdefault(_key(str(path)), job.input.source)
+            if other != job.input.source:
+                both = f"{shown(other)} and {shown(job.input.source)}"
+                raise InputError(
+                    f"{shown(str(path))} would be written for both {both}; a name of your own may "
+                    "have {parent} and {stem} in it"
+                )
+    return jobs
+
+
+def default_names(inputs: Sequence[Input]) -> list[str]:
+    """Names of the outputs, without their ending."""
+    choices = [list(_choices(each)) for each in inputs]
+    taken = [0] * len(inputs)
+    while True:
+        names = [choice[k] for choice, k in zip(choices, taken, strict=True)]
+        counts = Counter(map(_key, names))
+        clashes = [i for i, name in enumerate(names) if counts[_key(name)] > 1]
+        clashes = [i for i in clashes if taken[i] + 1 < len(choices[i])]
+        if not clashes:
+            return names
+        for i in clashes:
+            taken[i] += 1
+
+
+def _choices(recording: Input) -> Iterator[str]:
+    """Names for it, from the shortest to the one that no other file has."""
+    *parents, name = _parts(recording.source)
+    for depth in range(len(recording.folder.parts), len(parents) + 1):
+        above = parents[len(parents) - depth :]
+        yield "/".join([*above, Path(name).stem])
+        yield "/".join([*above, name])
+
+
+def _path(recording: Input) -> str:
+    """A path to make a name of; an address as if it were one."""
+    source = recording.source
+    return "/" + "/".join(_parts(source)) if ADDRESS.match(source) else source
+
+
+def _parts(source: str) -> list[str]:
+    """The folders that a recording is in, and its name."""
+    if source == "-":
+        return ["stdin"]
+    if ADDRESS.match(source):
+        address = urlsplit(source)
+        parts = [unquote(part).replace("/", "_") for part in address.path.split("/")]
+        parts = [part for part in parts if part.isprintable() and part.strip(".")]
+        return [address.hostname or "address", *parts]
+    return list(Path(os.path.abspath(source)).parts[1:])
+
+
+def _key(name: str) -> str:
+    """The same for names that are one on macOS, where case and the form of accents do not count."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def make_folders(jobs: Sequence[Job]) -> None:
+    """Make the folders of all files, before any work is done for them.
+
+    Raises:
+        InputError: one cannot be made or written to.
+    """
+    for folder in dict.fromkeys(path.parent for job in jobs for path in job.targets):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"cannot make the folder {shown(str(folder))}: {error.strerror}"
+            raise InputError(message) from error
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"nothing can be written to the folder {shown(str(folder))}")
+
+
+def write_files(texts: dict[Path, str]) -> None:
+    """Write files, all of them whole or none.
+
+    Raises:
+        OSError: a folder cannot be written to, or the disk is full.
+    """
+    with ExitStack() as stack:
+        for path, text in texts.items():
+            stack.enter_context(replacing(path)).write_text(text, encoding="utf-8")

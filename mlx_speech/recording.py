@@ -1,0 +1,143 @@
+"""A recording's samples, checked, mixed and resampled block by block, and kept where they fit."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator
+
+import mlx.core as mx
+import numpy as np
+
+from .errors import AudioError
+
+# What memory may hold of a recording; ten minutes at the models' rate. The rest goes to disk.
+_MEMORY_SAMPLES = 600 * 16000
+_SAMPLE_BYTES = 4
+# No recording is 40 dB over full scale; integers in a float array are, when not nearly silent.
+_MAX_PEAK = 100.0
+
+
+class Recording:
+    """Mono float32 samples at one rate, to be read part by part.
+
+    Up to ten minutes are kept in memory, more in a temporary file without a name, of 230 MB an
+    hour. It is gone when the recording is closed: by `close`, at the end of a `with` block, or with
+    the object. Not for two threads at a time.
+
+    Attributes:
+        sampling_rate: in hertz.
+        size: number of samples.
+    """
+
+    def __init__(self, sampling_rate: float):
+        self._file = tempfile.SpooledTemporaryFile(max_size=_MEMORY_SAMPLES * _SAMPLE_BYTES)  # noqa: SIM115
+        whole = int(sampling_rate)
+        self.sampling_rate = whole if whole == sampling_rate else sampling_rate
+        self.size = 0
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return self.size / self.sampling_rate
+
+    def read(self, start: int = 0, end: int | None = None) -> mx.array:
+        """The samples that `[start:end]` gives of an array: (n,), float32."""
+        start, end, _ = slice(start, end).indices(self.size)
+        self._file.seek(start * _SAMPLE_BYTES)
+        data = self._file.read(max(0, end - start) * _SAMPLE_BYTES)
+        return mx.array(np.frombuffer(data, np.float32))
+
+    def append(self, samples: np.ndarray) -> None:
+        """Add (n,) float32 samples, before any is read."""
+        self._file.write(np.ascontiguousarray(samples).data)
+        self.size += len(samples)
+
+    def close(self) -> None:
+        # what a full disk refused is tried once more, and refused once more
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def __del__(self):
+        self.close()
+
+
+def record(blocks: Iterable[np.ndarray], rate: float, target: float, name: str) -> Recording:
+    """float32 blocks (frames, channels) at `rate` -> mean of the channels at `target`.
+
+    Raises:
+        AudioError: there are no samples, or they are not finite, or integers passed as floats; or
+            they do not fit the disk. `name` says whose they are.
+    """
+    recording = Recording(target)
+    try:
+        _fill(recording, blocks, rate, target, name)
+    except BaseException:
+        recording.close()
+        raise
+    return recording
+
+
+def _fill(recording: Recording, blocks, rate: float, target: float, name: str) -> None:
+    resampler = None
+    if rate != target:
+        import soxr
+
+        resampler = soxr.ResampleStream(rate, target, 1, dtype="float32", quality="HQ")
+    frames, peak, whole_numbers = 0, 0.0, True
+    for block in blocks:
+        if not len(block):
+            continue
+        if not np.isfinite(block).all():
+            raise not_finite(name)
+        frames += len(block)
+        peak = max(peak, float(np.abs(block).max()))
+        whole_numbers = whole_numbers and bool((block == np.rint(block)).all())
+        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+        with disk_errors(name):
+            recording.append(resampler.resample_chunk(mono) if resampler else mono)
+    refuse_integers(peak, whole_numbers, name)
+    with disk_errors(name):
+        if resampler:
+            recording.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+        recording.read(0, 0)  # seeks, and so writes what is buffered
+    if not recording.size:
+        what = "no samples" if not frames else f"only {frames} samples, too few to resample"
+        raise AudioError(f"{name} holds {what}: nothing was recorded")
+
+
+@contextlib.contextmanager
+def disk_errors(name: str) -> Iterator[None]:
+    """Around writing `name` to a temporary file: what fails becomes an AudioError."""
+    try:
+        yield
+    except OSError as error:
+        raise AudioError(
+            f"{name} cannot be kept in a temporary file ({error.strerror or error}): free disk"
+            " space, or set TMPDIR to a folder that has some"
+        ) from None
+
+
+def not_finite(name: str) -> AudioError:
+    """The error for a recording with NaN or infinite samples."""
+    return AudioError(f"{name} has NaN or infinite samples: repair or export it again")
+
+
+def refuse_integers(peak: float, whole_numbers: bool, name: str) -> None:
+    """Tell integers among float samples by the greatest magnitude, and by having no fractions.
+
+    Raises:
+        AudioError: they are integers.
+    """
+    # A hot mix exceeds 1 a little, but not in whole numbers alone: that is how quiet integers show.
+    if peak > _MAX_PEAK or (peak > 1 and whole_numbers):
+        raise AudioError(
+            f"{name} has float samples up to {peak:g}, but full scale is 1: these look like"
+            " integers; divide 16-bit ones by 32768, or pass them as int16"
+        )

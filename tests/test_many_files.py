@@ -1,0 +1,312 @@
+"""The command line over many recordings: what is written where, what a failure stops, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import commands
+import pytest
+from conftest import DATA
+
+from mlx_speech import AudioError, transcribe_options, transcription
+from mlx_speech.transcribe import main
+from mlx_speech.transcription import Segment, Transcript, TranscriptionDelta
+
+AUDIO = DATA / "audio"
+GATE = AUDIO / "flite_08.flac"
+DIGITS = AUDIO / "espeak_00.flac"
+SAID = {GATE: "unlock the back gate\n", DIGITS: "eight three seven seven\n"}
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    return commands.Caller(main, monkeypatch, capsys)
+
+
+@pytest.fixture
+def heard(cli, monkeypatch, tmp_path):
+    """Every recording says its own path, in two segments; which were heard, and with what. Where
+    "bad" is in the path, it is damaged. The current folder is an empty one."""
+    calls = []
+
+    def transcribe(source, model, **options):
+        calls.append((source, options))
+        if "bad" in source:
+            raise AudioError(f"{source} is damaged")
+        options["progress"](5.0, 10.0)
+        texts = [f"first of {source}", f"second of {source}"]
+        segments = [Segment(5.0 * i, 5.0 * i + 4, text, [1], -0.1) for i, text in enumerate(texts)]
+        return Transcript(" ".join(texts), None, 10.0, segments)
+
+    monkeypatch.setattr("mlx_speech.loading.load", lambda name, **options: (_Model, None))
+    monkeypatch.setattr(transcription, "transcribe", transcribe)
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return calls
+
+
+class _Model:
+    folder = Path()
+
+
+def touch(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("")
+
+
+def files(folder: str | Path = ".") -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
+
+
+class TestNoOutputIsShared:
+    """Several inputs that end up in one file is a complaint about other programs."""
+
+    def test_for_real(self, tmp_path):
+        for name, source in (("a", GATE), ("b", DIGITS)):
+            (tmp_path / name).mkdir()
+            shutil.copy(source, tmp_path / name / "talk.flac")
+        sources = [tmp_path / "a" / "talk.flac", tmp_path / "b" / "talk.flac"]
+        status, out, _ = commands.run("transcribe", *sources, "-o", tmp_path / "out")
+        assert (status, out) == (0, "")
+        assert files(tmp_path / "out") == ["a/talk.txt", "b/talk.txt"]
+        for name, source in (("a", GATE), ("b", DIGITS)):
+            assert (tmp_path / "out" / name / "talk.txt").read_text() == SAID[source]
+
+    def test_folders_keep_their_folders(self, cli, heard):
+        touch("week/x.wav", "week/mon/x.wav", "week/tue/x.wav")
+        assert cli("-r", "week", "-o", "out", "-f", "txt,json")[0] == 0
+        assert files("out") == [
+            f"{name}.{ending}" for name in ("mon/x", "tue/x", "x") for ending in ("json", "txt")
+        ]
+        for name in ("mon/x", "tue/x", "x"):
+            said = f"first of week/{name}.wav\nsecond of week/{name}.wav\n"
+            assert Path("out", f"{name}.txt").read_text() == said
+
+    def test_a_template(self, cli, heard):
+        touch("a/x.wav", "b/x.wav")
+        assert cli("a", "b", "--output-name", "{parent} {stem}")[0] == 0
+        assert files() == ["a x.txt", "a/x.wav", "b x.txt", "b/x.wav"]
+        status, _, err = cli("a", "b", "--output-name", "{stem}", "--overwrite")
+        assert status == 2
+        assert "x.txt would be written for both a/x.wav and b/x.wav" in err
+
+    def test_fields_of_a_template(self, cli, heard):
+        touch("x.wav")
+        options = ("--task", "translate", "--target-language", "French", "--model", "some/model-2b")
+        assert cli("x.wav", *options, "--output-name", "{stem}.{language}.{task}.{model}")[0] == 0
+        assert files() == ["x.fr.translate.model-2b.txt", "x.wav"]
+
+    def test_a_recording_is_not_overwritten(self, cli, heard):
+        Path("x.txt").write_text("odd, but a recording")
+        status, _, err = cli("x.txt", "-o", ".", "--overwrite")
+        assert status == 1
+        assert "x.txt is a recording itself, which stays as it is" in err
+        assert Path("x.txt").read_text() == "odd, but a recording"
+        assert not heard
+
+    def test_the_same_one_twice(self, cli, heard):
+        touch("x.wav")
+        status, out, err = cli("x.wav", "./x.wav", "*.wav")
+        assert (status, out, err) == (0, "first of x.wav\nsecond of x.wav\n", "")
+
+
+class TestFormats:
+    @pytest.mark.parametrize(
+        ("options", "endings"),
+        [
+            (("-f", "srt", "-f", "vtt"), "srt vtt"),
+            (("-f", "json,srt", "-f", "json"), "json srt"),
+            (("-f", "all"), "json srt tsv txt vtt"),
+            (("-o", "."), "txt"),
+            (("--output-name", "{stem}"), "txt"),
+        ],
+    )
+    def test_several(self, cli, heard, options, endings):
+        touch("x.wav")
+        assert cli("x.wav", *options)[:2] == (0, "")
+        assert files() == sorted(["x.wav", *(f"x.{ending}" for ending in endings.split())])
+
+    def test_all_or_none(self, cli, heard, monkeypatch):
+        touch("x.wav")
+
+        def full(*args):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setitem(transcribe_options.FORMATS, "json", full)
+        assert cli("x.wav", "-f", "all")[0] == 1
+        assert files() == ["x.wav"]
+
+    def test_subtitles(self, cli, heard):
+        touch("x.wav")
+        assert cli("x.wav", "-f", "srt", "--max-line-width", 10)[0] == 0
+        assert "first of\nx.wav" in Path("x.srt").read_text()
+
+
+class TestExisting:
+    def test_refused_before_any_work(self, cli, heard):
+        touch("a.wav", "b.wav")
+        Path("a.srt").write_text("precious")
+        status, _, err = cli("a.wav", "b.wav", "-f", "txt,srt")
+        assert status == 1
+        assert "a.srt exists already; --overwrite replaces it" in err
+        assert [source for source, _ in heard] == ["b.wav"]
+        assert files() == ["a.srt", "a.wav", "b.srt", "b.txt", "b.wav"]
+        assert Path("a.srt").read_text() == "precious"
+
+    def test_no_model_is_loaded_for_nothing(self, cli, heard, monkeypatch):
+        monkeypatch.setattr("mlx_speech.loading.load", None)
+        touch("a.wav", "a.txt")
+        assert cli("a.wav", "nowhere.wav", "-f", "txt")[0] == 1
+
+    def test_overwrite(self, cli, heard):
+        touch("a.wav", "a.txt")
+        assert cli("a.wav", "-f", "txt", "--overwrite")[0] == 0
+        assert Path("a.txt").read_text().startswith("first of")
+
+    def test_a_folder_in_the_way(self, cli, heard):
+        touch("a.wav", "a.txt/x")
+        for option in ("--overwrite", "--resume", "--quiet"):
+            status, _, err = cli("a.wav", "-f", "txt", option)
+            assert (status, err) == (
+                1,
+                "error: a.wav: a.txt is a folder; choose another name with --output-name\n",
+            )
+
+    def test_resume(self, cli, heard):
+        touch("a.wav", "b.wav", "c.wav")
+        for name in ("a.txt", "a.srt", "b.srt"):
+            Path(name).write_text("from before")
+        status, _, err = cli("*.wav", "-f", "txt,srt", "--resume")
+        assert status == 0
+        assert [source for source, _ in heard] == ["b.wav", "c.wav"]
+        assert "2 of 3 done" in err
+        assert "1 skipped" in err
+        assert Path("b.txt").read_text().startswith("first of b.wav")
+        assert Path("b.srt").read_text() == "from before"
+        status, _, err = cli("*.wav", "-f", "txt,srt", "--resume")
+        assert (status, err) == (0, "0 of 3 done, 3 skipped\n")
+        assert len(heard) == 2
+
+    def test_folder_that_may_not_be_written_to(self, cli, heard, monkeypatch):
+        touch("a.wav")
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        status, _, err = cli("a.wav", "-o", "out")
+        assert (status, err) == (1, "error: nothing can be written to the folder out\n")
+        assert not heard
+
+
+class TestFailures:
+    """That a failed file leaves the exit status 0 is a complaint about other programs."""
+
+    def test_for_real(self, tmp_path):
+        (tmp_path / "bad.wav").write_text("no audio" * 99)
+        status, out, err = commands.run("transcribe", tmp_path / "bad.wav", "nowhere.wav", GATE)
+        assert (status, out) == (1, SAID[GATE])
+        assert err.count("error: ") == 2
+        assert "1 of 3 done (0:00:02 of audio" in err
+        assert err.endswith(f"2 failed\nfailed: nowhere.wav, {tmp_path / 'bad.wav'}\n")
+
+    def test_the_rest_is_done(self, cli, heard):
+        touch("a.wav", "bad.wav", "c.wav")
+        status, _, err = cli("nowhere.wav", "nothing*", "*.wav", "-o", "out")
+        assert status == 1
+        assert files("out") == ["a.txt", "c.txt"]
+        assert err.splitlines()[:3] == [
+            "error: nowhere.wav does not exist: check the path",
+            "error: nothing* matches no file: check the pattern",
+            "error: bad.wav is damaged",
+        ]
+        assert err.splitlines()[3].startswith("2 of 5 done (0:00:20 of audio, ")
+        assert err.splitlines()[4:] == ["failed: nowhere.wav, nothing*, bad.wav"]
+
+    def test_quiet_says_only_errors(self, cli, heard):
+        touch("a.wav", "bad.wav")
+        status, _, err = cli("a.wav", "bad.wav", "--quiet")
+        assert (status, err) == (1, "error: bad.wav is damaged\n")
+
+    def test_empty_folder(self, cli, heard):
+        Path("empty").mkdir()
+        status, _, err = cli("empty")
+        assert (status, err) == (
+            1,
+            "error: empty holds no recordings; --recursive looks in its folders, too\n",
+        )
+
+
+class TestInterrupted:
+    def test_what_is_finished_is_kept(self, cli, heard, monkeypatch):
+        touch("a.wav", "b.wav", "c.wav")
+        whole = transcription.transcribe
+
+        def interrupted(source, model, **options):
+            if source == "b.wav":
+                options["progress"](754.0, 3600.0)
+                raise KeyboardInterrupt
+            return whole(source, model, **options)
+
+        monkeypatch.setattr(transcription, "transcribe", interrupted)
+        status, _, err = cli("a.wav", "b.wav", "c.wav", "-o", "out")
+        assert status == 130
+        assert err.startswith("interrupted at 0:12:34 of 1:00:00 in b.wav: 1 of 3 done (")
+        assert err.endswith("x real time); --resume goes on from there\n")
+        assert files("out") == ["a.txt"]
+
+    def test_in_a_terminal(self, tmp_path):
+        """For real: Ctrl-C while the second one is heard, then --resume."""
+        shutil.copy(GATE, tmp_path / "a.flac")
+        shutil.copy(AUDIO / "long.flac", tmp_path / "b.flac")
+        options = (tmp_path, "-o", tmp_path / "out", "--chunk-duration", 9, "--min-silence", 0.4)
+        with commands.Terminal("transcribe", *options) as terminal:
+            terminal.expect("[2/2]", "real time")
+            terminal.send(b"\x03")
+            assert terminal.wait() == 130
+            assert "interrupted at" in terminal.shown
+            assert "1 of 2 done" in terminal.shown
+        assert files(tmp_path / "out") == ["a.txt"]
+        before = (tmp_path / "out" / "a.txt").stat().st_mtime_ns
+        status, _, err = commands.run("transcribe", *options, "--resume")
+        assert status == 0
+        assert "1 skipped" in err
+        assert files(tmp_path / "out") == ["a.txt", "b.txt"]
+        assert (tmp_path / "out" / "a.txt").stat().st_mtime_ns == before
+
+
+class TestStream:
+    @pytest.fixture
+    def streamed(self, cli, heard, monkeypatch):
+        def stream(source, model, **options):
+            whole = transcription.transcribe(source, model, **options)
+            for index, segment in enumerate(whole.segments):
+                for word in segment.text.split(" "):
+                    space = " " if index or word != "first" else ""
+                    yield TranscriptionDelta(space + word, None)
+                yield TranscriptionDelta("", segment)
+            return whole
+
+        monkeypatch.setattr(transcription, "stream_transcribe", stream)
+        touch("a.wav")
+
+    def test_a_line_for_each_segment(self, cli, streamed):
+        assert (
+            cli("a.wav", "--stream") == cli("a.wav") == (0, "first of a.wav\nsecond of a.wav\n", "")
+        )
+
+    def test_to_files_as_well(self, cli, streamed):
+        status, out, _ = cli("a.wav", "--stream", "-f", "txt")
+        assert (status, out) == (0, "first of a.wav\nsecond of a.wav\n")
+        assert Path("a.txt").read_text() == out
+
+    def test_a_line_that_is_interrupted_is_ended(self, cli, heard, monkeypatch):
+        def stream(source, model, **options):
+            yield TranscriptionDelta("first", None)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(transcription, "stream_transcribe", stream)
+        touch("a.wav")
+        status, out, err = cli("a.wav", "--stream")
+        assert (status, out) == (130, "first\n")
+        assert err == "interrupted at 0:00:00 of 0:00:00 in a.wav: 0 of 1 done\n"
