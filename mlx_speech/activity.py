@@ -39,6 +39,22 @@ class Activity:
     speech: np.ndarray
     level: np.ndarray
 
+    @classmethod
+    def none(cls) -> Activity:
+        """That of no frames."""
+        return cls(np.zeros(0, bool), np.zeros(0, np.float32))
+
+    def __len__(self) -> int:
+        return self.speech.size
+
+    def __getitem__(self, frames: slice) -> Activity:
+        return Activity(self.speech[frames], self.level[frames])
+
+    def __add__(self, later: Activity) -> Activity:
+        return Activity(
+            np.concatenate([self.speech, later.speech]), np.concatenate([self.level, later.level])
+        )
+
 
 def ctc_activity(ctc_logits: mx.array, blank: int = 0, space: int | None = None) -> Activity:
     """What a CTC head hears: speech is where its likeliest label is a part of a word.
@@ -116,7 +132,7 @@ class EnergyActivity:
         """The activity of the frames from the last call's up to `end`."""
         start, self._done = self._done, max(self._done, end)
         if self._done == start:
-            return Activity(np.zeros(0, bool), np.zeros(0, np.float32))
+            return Activity.none()
         reach = SMOOTHING // 2
         around = np.pad(self._decibels, ((reach, reach), (0, 0)), mode="edge")
         around = np.sort(sliding_window_view(around, SMOOTHING, axis=0), axis=-1)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import mlx.core as mx
 import numpy as np
 
 from .activity import Activity
 from .errors import InputError
-
-#: loudness is compared over windows of this length, in seconds, shifted by a tenth of it
-WINDOW_S = 0.3
 
 # All of these are frames of 20 ms.
 #: shortest pause that always ends a span, unless somebody knows better. People pause for breath or
@@ -111,6 +107,14 @@ class Segmenter:
         self._end = 0  # of the last span
         self._level = np.zeros(0, np.float32)  # of the latest frames
         self._audible = np.zeros(0, bool)  # the same frames
+
+    @property
+    def start(self) -> int:
+        """The first frame that may be in a span to come."""
+        first = self._stretches[0].first if self._stretches else self._frames - ONSET
+        if self._end == 0 and first < self.min_silence:
+            return 0
+        return max(self._end, self._down(max(0, first - WIDENED)))
 
     def push(self, activity: Activity, audible: np.ndarray | None = None) -> list[Span]:
         """Take in the next frames; returns the spans that are now certain.
@@ -288,38 +292,3 @@ class Segmenter:
 
     def _up(self, frame: int) -> int:
         return -(-frame // self.window) * self.window
-
-
-def cut_at_quiet(
-    samples: mx.array, sampling_rate: int, max_seconds: float
-) -> list[tuple[int, int]]:
-    """Spans of samples, one after the other, none longer than `max_seconds`.
-
-    A cut is in the middle of the quietest window among those that leave both sides a fair length:
-    at least a quarter of `max_seconds`.
-
-    Args:
-        samples: (n,).
-
-    Returns:
-        `(start, end)` of each span; together they are the whole recording.
-    """
-    longest = int(max_seconds * sampling_rate)
-    shift = max(1, round(WINDOW_S / 10 * sampling_rate))
-    spans, start = [], 0
-    while samples.size - start > longest:
-        low = start + longest // 2
-        high = min(start + longest, samples.size - longest // 4)
-        spans.append((start, low + _quietest(samples[low:high], shift)))
-        start = spans[-1][1]
-    return [*spans, (start, samples.size)]
-
-
-def _quietest(samples: mx.array, shift: int) -> int:
-    """Middle of the window of ten shifts with the least energy."""
-    count = samples.size // shift
-    energy = mx.square(samples[: count * shift]).reshape(count, shift).sum(axis=1)
-    if count <= 10:
-        return samples.size // 2
-    total = mx.concatenate([mx.zeros(1), mx.cumsum(energy)])
-    return (mx.argmin(total[10:] - total[:-10]).item() + 5) * shift

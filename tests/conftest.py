@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,6 +13,9 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_speech import LlamaConfig, LlamaForCausalLM, load, load_audio
+
+# a shell starts what runs in the background with Ctrl-C ignored, and what that starts inherits it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "examples" / "tiny-granite-speech"

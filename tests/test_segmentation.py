@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_speech import InputError, load_audio
-from mlx_speech.activity import Activity, EnergyActivity, ctc_activity
+from mlx_speech import InputError
+from mlx_speech.activity import Activity
 from mlx_speech.segmentation import ONSET, RELEASE, SHORT, WIDENED, Segmenter, Span, cut_at_quiet
 
 RATE = 16000
