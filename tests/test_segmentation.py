@@ -226,7 +226,7 @@ class TestSegmenter:
         "options", [{"window": 0}, {"min_silence": 0}, {"max_frames": 14}, {"max_frames": -1}]
     )
     def test_impossible_numbers(self, options):
-        with pytest.raises(InputError, match="must be at least 1|less than the window"):
+        with pytest.raises(InputError, match=r"must be at least 1|less than the window"):
             Segmenter(**({"window": 15, "max_frames": 450, "min_silence": 20} | options))
 
     def test_state_stays_small(self):
