@@ -266,10 +266,10 @@ def word_probabilities(
     if not said.startswith(text.strip()):
         raise InputError(f"the tokens say {whole!r}, not {text!r}")
     shift = len(whole) - len(said) - (len(text) - len(text.lstrip()))
-    first, last = np.array(_token_spans(tokens, whole, tokenizer), int).reshape(-1, 2).T
+    first, last = np.array(_token_spans(tokens, whole, tokenizer), int).reshape(-1, 2).T - shift
     logprobs = np.array(logprobs, np.float64)
     return [
-        float(np.exp(logprobs[(first < end + shift) & (last > begin + shift)].sum()))
+        float(np.exp(logprobs[np.maximum(first, begin) < np.minimum(last, end)].sum()))
         for begin, end in split_words(text)
     ]
 
