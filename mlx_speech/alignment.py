@@ -266,10 +266,10 @@ def word_probabilities(
     if not said.startswith(text.strip()):
         raise InputError(f"the tokens say {whole!r}, not {text!r}")
     shift = len(whole) - len(said) - (len(text) - len(text.lstrip()))
-    first, last = np.array(_token_spans(tokens, whole, tokenizer), int).reshape(-1, 2).T
+    first, last = np.array(_token_spans(tokens, whole, tokenizer), int).reshape(-1, 2).T - shift
     logprobs = np.array(logprobs, np.float64)
     return [
-        float(np.exp(logprobs[(first < end + shift) & (last > begin + shift)].sum()))
+        float(np.exp(logprobs[np.maximum(first, begin) < np.minimum(last, end)].sum()))
         for begin, end in split_words(text)
     ]
 
@@ -277,12 +277,12 @@ def word_probabilities(
 def _token_spans(tokens: Sequence[int], whole: str, tokenizer) -> list[tuple[int, int]]:
     """Which characters of their text come from each token, one only in part included."""
     spans, done = [], 0
-    for count, token in enumerate(tokens, 1):
+    for count in range(1, len(tokens) + 1):
         so_far = tokenizer.decode(tokens[:count])
         start = done
         while done < min(len(so_far), len(whole)) and so_far[done] == whole[done]:
             done += 1
         # what is left over is the replacement character of one that is not complete yet
         partly = len(so_far) > done
-        spans.append((start, done + partly) if tokenizer.decode([token]) else (start, start))
+        spans.append((start, done + partly))
     return spans

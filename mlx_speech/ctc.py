@@ -176,9 +176,8 @@ def _viterbi(
     state = last - (best[rows, last + 1] > best[rows, last + 2])
     path = np.zeros((frames, size), np.int64)
     for t in reversed(range(frames)):
-        n = active[t]
-        path[t, :n] = state[:n]
-        state[:n] -= steps[t, rows[:n], state[:n]]
+        path[t] = state
+        state = state - steps[t, rows, state]
     found = []
     for row, own in enumerate(labels):
         wanted = 2 * np.arange(len(own)) + 1

@@ -175,6 +175,12 @@ class TestWordTimes:
         assert [w[0] for w in found] == ["in", "1990", "no"]
         assert found[1][1:] == (5, 28)
 
+    def test_what_has_no_letter_begins_where_it_is_heard(self):
+        """Not where it could: the silence before belongs to nobody."""
+        heard = "..aab. " + 60 * "." + "fi.ve" + 60 * "."
+        found = align("ab 5", heard, len(heard) * "#")
+        assert found[1] == ("5", 67 - 20, 72 + 20)
+
     def test_other_scripts(self):
         """Kanji side by side share what is heard between the kana, hiragana as katakana."""
         heard = "..トーキョーノ.ハナ..."
@@ -252,17 +258,17 @@ def tokenizer() -> Tokenizer:
 
 class TestWordProbabilities:
     def probabilities(self, tokenizer, text: str) -> list[tuple[str, list[int]]]:
-        """Which tokens each word's probability is the product of: token i has e to the -2**i."""
+        """Which tokens' probabilities each word's is the product of, found by changing one."""
         tokens = tokenizer.encode(text, add_special_tokens=False)
-        logprobs = [-(2.0**i) * 1e-6 for i in range(len(tokens))]
         text = tokenizer.decode(tokens).strip()
-        values = word_probabilities(text, tokens, logprobs, tokenizer)
-        words = words_of(text)
-        sums = [round(-math.log(value) * 1e6) for value in values]
-        return [
-            (word, [i for i in range(len(tokens)) if total >> i & 1])
-            for word, total in zip(words, sums, strict=True)
-        ]
+        found = [(word, []) for word in words_of(text)]
+        for i in range(len(tokens)):
+            logprobs = [math.log(0.5) if j == i else 0.0 for j in range(len(tokens))]
+            values = word_probabilities(text, tokens, logprobs, tokenizer)
+            for (_, own), value in zip(found, values, strict=True):
+                assert value in (1.0, 0.5)
+                own += [i] if value == 0.5 else []
+        return found
 
     def test_tokens_of_each_word(self, tokenizer):
         text = "open the garage gate"
@@ -301,6 +307,16 @@ class TestWordProbabilities:
         assert found["鿌"] == at[3:]
         assert all(not set(own) & set(at) for word, own in found.items() if word in ("the", "dog"))
 
+    def test_white_space_before(self, tokenizer):
+        assert self.probabilities(tokenizer, "\r\r0 1")[0] == ("0", [2])
+
+    def test_special_token_within_a_word(self, tokenizer):
+        first, *rest = tokenizer.encode("gate")
+        assert rest
+        tokens = [first, tokenizer.eos_token_id, *rest]
+        (value,) = word_probabilities("gate", tokens, [-1, -9, *[0] * len(rest)], tokenizer)
+        assert value == pytest.approx(math.exp(-1))
+
     def test_special_tokens_and_what_comes_after(self, tokenizer):
         """The end token, and a text cut off before a stop string, though more was said."""
         tokens = tokenizer.encode(" open the gate")
@@ -311,6 +327,12 @@ class TestWordProbabilities:
         assert ended == full
         assert word_probabilities("open the", tokens, logprobs, tokenizer) == full[:2]
         assert word_probabilities(" open the ", tokens, logprobs, tokenizer) == full[:2]
+
+    def test_product(self, tokenizer):
+        tokens = tokenizer.encode("gate")
+        values = word_probabilities("gate", tokens, [-0.25] * len(tokens), tokenizer)
+        assert values == [pytest.approx(math.exp(-0.25 * len(tokens)))]
+        assert len(tokens) > 1
 
     def test_nothing_said(self, tokenizer):
         assert word_probabilities("", [], [], tokenizer) == []
