@@ -154,7 +154,7 @@ class CTCListener:
         if not self._for_alignment:
             return heard
         samples = self._recording.read(span.start * FRAME, span.end * FRAME)
-        return replace(heard, ctc_logits=logits, levels=frame_levels(samples, FRAME))
+        return replace(heard, ctc_logits=logits, levels=frame_levels(samples, len(logits)))
 
 
 class EnergyListener:
