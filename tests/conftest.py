@@ -19,6 +19,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "examples" / "tiny-granite-speech"
+TINY_S2T = ROOT / "examples" / "tiny-s2t"
 DATA = ROOT / "tests" / "data"
 TRANSCRIBE = "can you transcribe the speech into a written format?"
 
@@ -52,6 +53,12 @@ def golden() -> dict[str, np.ndarray]:
 def tiny():
     """(model, processor) of the bundled checkpoint in float32."""
     return load(TINY, dtype=mx.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_s2t():
+    """The same of the bundled Speech2Text."""
+    return load(TINY_S2T, dtype=mx.float32)
 
 
 @pytest.fixture

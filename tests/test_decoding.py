@@ -61,7 +61,7 @@ class Stuck:
         self.length = tokens.shape[1]
         if self.begun > self.attempts:
             return scores
-        return mx.where(mx.arange(scores.shape[-1]) == 100, 50.0, scores)
+        return mx.where(mx.arange(scores.shape[-1]) == 100, 1e4, scores)
 
 
 class TestLoops:
@@ -101,8 +101,8 @@ class TestBudget:
 
     @pytest.fixture(autouse=True)
     def endless(self, monkeypatch):
-        """A limit of two tokens a second, in which no sentence is finished."""
-        monkeypatch.setattr(decoding, "TOKENS_PER_SECOND", 2)
+        """A limit of one token a second, in which no sentence is finished."""
+        monkeypatch.setattr(decoding, "TOKENS_PER_SECOND", 1)
         monkeypatch.setattr(decoding, "TOKENS_BESIDES", 0)
 
     @pytest.mark.parametrize("options", [{}, {"num_beams": 2}])

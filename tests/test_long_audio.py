@@ -11,7 +11,7 @@ import pytest
 from conftest import DATA
 from mlx_speech.word_errors import word_errors
 
-from mlx_speech import InputError, load_audio, stream_transcribe, transcribe
+from mlx_speech import ContextLengthError, InputError, load_audio, stream_transcribe, transcribe
 
 LONG = DATA / "audio" / "long.flac"
 #: single sentences, which is what the tiny models were trained on
@@ -174,4 +174,5 @@ class TestWrongOptions:
 
     def test_segments_that_do_not_fit(self, tiny):
         """The model's context bounds them, and the message says what to do."""
-        ...
+        with pytest.raises(ContextLengthError, match=r"of 30.0 s and a text .* lower chunk_dur"):
+            transcribe(LONG, tiny, min_silence=20, max_new_tokens=1000)
