@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +23,8 @@ class Row:
     shape: of its weights, unpacked.
     settings: `group_size`, `bits` and `mode`; None where it is not quantized.
     dtype: type of what is not quantized in it, and of the scales of affine quantization.
-    before, after: bytes of all its tensors, in the source and in the result.
+    before, after: bytes of all its tensors, in the source (where a BatchNorm that is part of a
+        convolution now counts in float32) and in the result.
     note: why it is not as asked, or empty.
     """
 
@@ -71,11 +74,20 @@ class Plan:
             for note, found in paths.items()
         ]
 
+    def bits(self) -> dict[str, int | None]:
+        """What most weights of each part of the model have; None where they are not quantized."""
+        found: dict[str, dict[int | None, int]] = {}
+        for row in self.rows:
+            sizes = found.setdefault(_part(row.path), {})
+            bits = row.settings and row.settings["bits"]
+            sizes[bits] = sizes.get(bits, 0) + math.prod(row.shape)
+        return {part: max(sizes, key=sizes.get) for part, sizes in found.items()}
+
     def parts(self) -> dict[str, tuple[int, int]]:
         """Bytes before and after of each part of the model that it has."""
         sizes: dict[str, tuple[int, int]] = {}
         for row in self.rows:
-            part = next(name for name, start in PARTS.items() if re.match(start, row.path + "."))
+            part = _part(row.path)
             before, after = sizes.get(part, (0, 0))
             sizes[part] = before + row.before, after + row.after
         return sizes
@@ -90,7 +102,13 @@ class Plan:
         for part, sizes in self.parts().items():
             yield from _entry(part, "", "", *sizes)
         yield from _entry("total", "", "", self.before, self.after)
-        yield from (f"({note})" for note in self.notes)
+        for note in self.notes:
+            yield from textwrap.wrap(note, 80, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _part(path: str) -> str:
+    # the dot, for what is the part itself
+    return next(name for name, start in PARTS.items() if re.match(start, path + "."))
 
 
 def _entry(name: str, shape: str, storage: str, before: int, after: int) -> Iterator[str]:
