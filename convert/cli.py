@@ -1,0 +1,127 @@
+"""Command line: `python -m mlx_speech.convert [options] --model MODEL`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from mlx_speech.command_line import add_options, add_talk_options, run_command
+
+MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
+BITS = (2, 3, 4, 5, 6, 8)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options; nothing heavy is imported for them, so that --help answers at once."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__package__}",
+        usage="%(prog)s [options] --model MODEL",
+        description="Convert a Hugging Face checkpoint to MLX, quantized or not.",
+        epilog="What was written goes to standard output; everything else goes to standard error. "
+        "Exit status: 0 if all went well, 1 if not, 2 for wrong usage.",
+    )
+    add = parser.add_argument
+    add(
+        "--hf-path",
+        "--model",
+        dest="model",
+        metavar="MODEL",
+        required=True,
+        help="folder or Hugging Face repository",
+    )
+    add_options(parser, "--revision")
+    add(
+        "--mlx-path",
+        default="mlx_model",
+        metavar="FOLDER",
+        help="folder to write; with several numbers of bits it gets -4bit, -8bit and so on at its "
+        "end (default: mlx_model)",
+    )
+    add("--overwrite", action="store_true", help="replace a model that is there already")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="only tell what would be written: each module, its bits and bytes",
+    )
+    group = parser.add_argument_group("quantization")
+    add = group.add_argument
+    add("-q", "--quantize", action="store_true", help="quantize")
+    add(
+        "--q-bits",
+        type=_bits,
+        metavar="N[,N...]",
+        help="2, 3, 4, 5, 6 or 8 bits a weight, or several of them (default: what --q-mode has, "
+        "else 4). For a speech model that is for the decoder; its encoder and projector get 8",
+    )
+    add(
+        "--q-group-size",
+        type=int,
+        choices=(32, 64, 128),
+        help="weights that share a scale (default: 64, or what --q-mode has)",
+    )
+    add("--q-mode", choices=MODES, default="affine", help="(default: affine)")
+    add("--quant-predicate", metavar="RECIPE", help=f"which part gets how many bits: {_recipes()}")
+    add(
+        "-d",
+        "--dequantize",
+        action="store_true",
+        help="undo the quantization of a model; with -q, quantize it anew",
+    )
+    add_options(
+        group, "--dtype", help="store in this type what is not quantized (default: as it is)"
+    )
+    add(
+        "--fuse-adapter",
+        action="store_true",
+        help="add the LoRA adapter to the weights, before they are quantized: for transcription "
+        "only, the model cannot chat without it any more",
+    )
+    add_talk_options(parser)
+    return parser
+
+
+def _bits(text: str) -> tuple[int, ...]:
+    """What --q-bits names."""
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or len(set(found)) != len(found) or not set(found) <= set(BITS):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not one or several of {', '.join(map(str, BITS))}"
+        )
+    return found
+
+
+def _recipes() -> str:
+    from mlx_speech.quantization import RECIPES
+
+    return ", ".join(RECIPES)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return run_command(build_parser(), check_usage, run, argv)
+
+
+def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what contradicts itself, before anything is read."""
+    if not args.quantize:
+        for option in ("q_bits", "q_group_size", "quant_predicate"):
+            if getattr(args, option) is not None:
+                parser.error(f"--{option.replace('_', '-')} goes with -q")
+        if args.q_mode != "affine":
+            parser.error("--q-mode goes with -q")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert; returns the exit status."""
+    from .conversion import convert
+
+    for result in convert(args.model, args.mlx_path):
+        print(result.folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
