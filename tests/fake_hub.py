@@ -73,6 +73,7 @@ class FakeHub:
 
     tokens: who may write, by access token: the namespaces, the user's own first.
     objects: contents of the large files that were uploaded, by SHA-256.
+    xorbs: blocks of them that came by Xet.
     part_size: if set, larger files are asked for in parts of so many bytes.
     """
 
@@ -81,6 +82,7 @@ class FakeHub:
         self.repositories: dict[str, Repository] = {}
         self.tokens: dict[str, tuple[str, ...]] = {}
         self.objects: dict[str, bytes] = {}
+        self.xorbs: dict[str, bytes] = {}
         self.part_size: int | None = None
         self._folders = tempfile.TemporaryDirectory(prefix="fake-hub-")
         self.on_request: Callable[[Request], None] = lambda request: None

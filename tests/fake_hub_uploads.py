@@ -1,8 +1,10 @@
-"""The half of the Hub in miniature that takes uploads: huggingface_hub's requests, without Xet.
+"""The half of the Hub in miniature that takes uploads.
 
-whoami, repos/create, validate-yaml, preupload (which files are large), Git LFS's batch with basic
-and multipart transfers, verification, and the commit. With Xet, which tests keep away by
-HF_HUB_DISABLE_XET, preupload and commit are the same, and what is between goes to another server.
+whoami, repos/create, validate-yaml, preupload (which files are large), and the commit. Between
+these two the large files come: where HF_HUB_DISABLE_XET is set by Git LFS's batch, with basic and
+multipart transfers and verification; else by Xet, to a store that the Hub names and that is this
+server too. It takes xorbs, which are blocks of data, and knows nothing of what is in them: of a
+file that came so, a commit holds what Git has in its place, the pointer.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import base64
 import hashlib
 import json
 import re
+import time
 from fnmatch import fnmatchcase
 
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
@@ -19,6 +22,8 @@ _COMMIT = re.compile(rf"/api/models/{_REPO}/commit/(?P<revision>.+)")
 _BATCH = re.compile(rf"/{_REPO}\.git/info/lfs/objects/batch")
 _OBJECT = re.compile(r"/lfs/(?P<oid>[0-9a-f]{64})(/(?P<part>\d+))?")
 _COMPLETE = re.compile(r"/lfs/(?P<oid>[0-9a-f]{64})/complete")
+_XET_TOKEN = re.compile(rf"/api/models/{_REPO}/xet-write-token/.+")
+_XORB = re.compile(r"/v1/xorbs/default/(?P<key>[0-9a-f]{64})")
 #: as .gitattributes of a new repository has it
 _LARGE = "*.safetensors"
 
@@ -45,8 +50,18 @@ class Uploads:
             if namespaces := self._namespaces():
                 orgs = [{"name": name} for name in namespaces[1:]]
                 self._json({"type": "user", "name": namespaces[0], "orgs": orgs})
+        elif match := _XET_TOKEN.fullmatch(path):
+            if self._may_write(match["repo"]):
+                expiry = int(time.time()) + 3600
+                store = {"casUrl": self.server.hub.url, "accessToken": "xet", "exp": expiry}
+                self._json(store)
         elif self.command != "POST":
             return False
+        elif match := _XORB.fullmatch(path):
+            self.server.hub.xorbs[match["key"]] = body
+            self._json({"was_inserted": True})
+        elif path == "/v1/shards":
+            self._json({"result": 1})
         elif path == "/api/repos/create":
             self._create(json.loads(body))
         elif path == "/api/validate-yaml":
@@ -164,12 +179,18 @@ class Uploads:
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
-                files[value["path"]] = hub.objects[value["oid"]]
+                files[value["path"]] = hub.objects.get(value["oid"]) or _pointer(value)
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
         oid = hub.commit(repo_id, files)
         url = f"{hub.url}/{repo_id}/commit/{oid}"
         self._json({"success": True, "commitOid": oid, "commitUrl": url})
+
+
+def _pointer(value: dict) -> bytes:
+    """See https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md."""
+    lines = "version https://git-lfs.github.com/spec/v1", "oid sha256:{oid}", "size {size}", ""
+    return "\n".join(lines).format(**value).encode()
 
 
 def _oid(data: bytes, large: bool) -> str:

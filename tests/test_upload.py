@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import random
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from huggingface_hub import constants
 
 from convert.upload import check_name, check_token, upload
@@ -293,3 +298,46 @@ def test_progress_bars(me, folder, capsys, progress):
     assert ("100%" in shown.err) == progress
     assert shown.out == ""
     assert not are_progress_bars_disabled()
+
+
+# By Xet, as it is where nothing switches it off
+
+
+def xet_upload(me, folder: Path) -> subprocess.CompletedProcess:
+    """In a process of its own: Xet reads the environment, and keeps its threads."""
+    script = f"from convert.upload import upload\nupload({str(folder)!r}, {REPO!r}, progress=False)"
+    home = {"HF_HOME": constants.HF_HOME, "HF_ENDPOINT": me.url, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        cwd=ROOT,
+        env={**os.environ, **home},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_xet(me, tmp_path):
+    """A refused commit: the next upload does not send again what the store has taken."""
+    weights = random.Random(0).randbytes(300_000)  # which cannot be packed
+    folder = written(tmp_path / "model", {"config.json": b"{}", "model.safetensors": weights})
+    me.fail("POST /v1/xorbs/*", status=503, times=1)
+    me.fail("POST */commit/*", status=403)
+    refused = xet_upload(me, folder)
+    assert refused.returncode == 1
+    assert f"HubError: {REPO}: no right to write there (403)" in refused.stderr
+    assert sum("/v1/xorbs/" in request.path for request in me.requests) == 2
+    # blocks begin with a header, and so does each piece of data in them
+    (xorb,) = me.xorbs.values()
+    assert weights[:1000] in xorb
+    assert 0 < len(xorb) - len(weights) < 1000
+    assert held(me) == {}
+
+    me.forget()
+    done = xet_upload(me, folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not any("/v1/xorbs/" in request.path for request in me.requests)
+    oid = hashlib.sha256(weights).hexdigest()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 300000\n"
+    assert held(me) == {"config.json": b"{}", "model.safetensors": pointer.encode()}
+    assert not any("/lfs/" in request.path for request in me.requests)
