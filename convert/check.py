@@ -1,8 +1,8 @@
 """Original and converted weights over the same recordings: what the conversion cost.
 
-The two models are loaded one after the other, so that memory holds one of them. What the original
-computes waits in temporary files for the other: about 4 bytes for each entry of the vocabulary and
-each token, 25 MB for a minute of speech with Granite Speech.
+The models are loaded one after the other, so that memory holds one of them. What the original
+computes waits in temporary files for the others: mostly 4 bytes for each entry of the vocabulary
+and each token, which is 100 MB for a minute of speech with Granite Speech.
 """
 
 from __future__ import annotations
@@ -139,20 +139,23 @@ def check_recordings(
 
 def check(
     original: str | os.PathLike,
-    converted: str | os.PathLike,
+    converted: Sequence[str | os.PathLike],
     recordings: Sequence[str | os.PathLike] = (),
     *,
     revision: str | None = None,
     progress: Callable[[str], None] = lambda message: None,
-) -> CheckReport:
-    """Run two checkpoints over recordings, and measure how far apart they are.
+) -> list[CheckReport]:
+    """Run a checkpoint and conversions of it over recordings, and measure how far apart they are.
 
     Args:
         original: folder or repository of the weights that were converted.
-        converted: folder of what became of them.
+        converted: folders of what became of them.
         recordings: files to transcribe; by default the bundled ones.
         revision: of the original's repository.
         progress: told what is done next.
+
+    Returns:
+        A report for each conversion.
 
     Raises:
         AudioError: a recording cannot be read.
@@ -165,18 +168,21 @@ def check(
     with tempfile.TemporaryDirectory(prefix="mlx-speech-check-") as scratch:
         stems = [Path(scratch, f"{number}-") for number in range(len(files))]
         listener = _Listener(original, revision, progress)
-        before = listener.loaded
+        size_before = listener.loaded
         heard = [listener.record(file, stem) for file, stem in zip(files, stems, strict=True)]
-        # a model's modules refer to each other: it goes only when they are looked for
-        del listener
-        gc.collect()
-        mx.clear_cache()
-        listener = _Listener(converted, None, progress)
-        compared = [
-            listener.compare(file, stem, *said)
-            for file, stem, said in zip(files, stems, heard, strict=True)
-        ]
-    return CheckReport(before, listener.loaded, compared)
+        reports = []
+        for folder in converted:
+            # a model's modules refer to each other: it goes only when they are looked for
+            del listener
+            gc.collect()
+            mx.clear_cache()
+            listener = _Listener(folder, None, progress)
+            compared = [
+                listener.compare(file, stem, *said)
+                for file, stem, said in zip(files, stems, heard, strict=True)
+            ]
+            reports.append(CheckReport(size_before, listener.loaded, compared))
+    return reports
 
 
 class _Listener:
