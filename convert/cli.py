@@ -4,11 +4,38 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from mlx_speech.command_line import add_options, add_talk_options, run_command
+from mlx_speech.command_line import (
+    add_options,
+    add_talk_options,
+    as_option,
+    given,
+    in_options,
+    run_command,
+)
+from mlx_speech.errors import MlxSpeechError
+from mlx_speech.quantization import MODES, RECIPES
 
-MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
-BITS = (2, 3, 4, 5, 6, 8)
+from .plan import size
+
+if TYPE_CHECKING:
+    from .conversion import Conversion
+
+#: options by the library's names for them
+_OPTIONS = (
+    "quantize",
+    "q_group_size",
+    "q_mode",
+    "quant_predicate",
+    "dtype",
+    "dequantize",
+    "fuse_adapter",
+    "revision",
+    "overwrite",
+    "dry_run",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,7 +87,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="weights that share a scale (default: 64, or what --q-mode has)",
     )
     add("--q-mode", choices=MODES, default="affine", help="(default: affine)")
-    add("--quant-predicate", metavar="RECIPE", help=f"which part gets how many bits: {_recipes()}")
+    add(
+        "--quant-predicate",
+        choices=RECIPES,
+        metavar="RECIPE",
+        help=f"which part gets how many bits: {', '.join(RECIPES)} (default: speech_4bit for a "
+        "speech model and all_4bit for a text model, or the same with --q-bits)",
+    )
     add(
         "-d",
         "--dequantize",
@@ -82,21 +115,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _bits(text: str) -> tuple[int, ...]:
     """What --q-bits names."""
+    bits = sorted(MODES["affine"][1])
     try:
         found = tuple(int(part) for part in text.split(","))
     except ValueError:
         found = ()
-    if not found or len(set(found)) != len(found) or not set(found) <= set(BITS):
+    if not found or len(set(found)) != len(found) or not set(found) <= set(bits):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not one or several of {', '.join(map(str, BITS))}"
+            f"{text!r} is not one or several of {', '.join(map(str, bits))}"
         )
     return found
-
-
-def _recipes() -> str:
-    from mlx_speech.quantization import RECIPES
-
-    return ", ".join(RECIPES)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -109,18 +137,61 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     if not args.quantize:
         for option in ("q_bits", "q_group_size", "quant_predicate"):
             if getattr(args, option) is not None:
-                parser.error(f"--{option.replace('_', '-')} goes with -q")
+                parser.error(f"{as_option(option)} goes with -q")
         if args.q_mode != "affine":
             parser.error("--q-mode goes with -q")
+    if args.q_bits is not None and args.quant_predicate is not None:
+        parser.error("--quant-predicate says how many bits; leave out --q-bits")
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert; returns the exit status."""
     from .conversion import convert
 
-    for result in convert(args.model, args.mlx_path):
-        print(result.folder)
+    bits = args.q_bits
+    try:
+        results = convert(
+            args.model,
+            args.mlx_path,
+            **given(args, _OPTIONS),
+            q_bits=bits[0] if bits and len(bits) == 1 else bits,
+            progress=not args.quiet,
+            progress_callback=_progress(args),
+        )
+    except MlxSpeechError as error:
+        raise type(error)(in_options(str(error), (*_OPTIONS, "mlx_path", "q_bits"))) from error
+    for result in results:
+        tell(args, result)
     return 0
+
+
+def tell(args: argparse.Namespace, result: Conversion) -> None:
+    """Say what was done: on standard output the plan or the folder, the rest beside it."""
+    if args.dry_run:
+        print(*result.plan.lines(), sep="\n")
+    if not args.quiet:
+        how = f"in {result.dtype}"
+        if result.recipe is not None:
+            how = f"quantized as {result.recipe}, else {how}"
+        before, after = size(result.plan.before), size(result.plan.after)
+        print(f"{result.folder}: {how}; {before} -> {after}", file=sys.stderr)
+        notes = [] if args.dry_run else result.plan.notes
+        print(*(f"  {note}" for note in notes), sep="\n", end="\n" * bool(notes), file=sys.stderr)
+    if not args.dry_run:
+        print(result.folder)
+
+
+def _progress(args: argparse.Namespace) -> Callable[[int, int], None] | None:
+    """What shows on a terminal how far a conversion is."""
+    if args.quiet or not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        told = f"{size(done)} of {size(total)}" if done < total else ""
+        # over what was there before
+        print(f"\r\x1b[K{told}", end="", file=sys.stderr, flush=True)
+
+    return show
 
 
 if __name__ == "__main__":

@@ -1,10 +1,113 @@
-"""What a conversion will write: every tensor, before any is read."""
+"""What becomes of each module: shape, bits, bytes before and after."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+from mlx_speech.quantization import PARTS
+
+_SHORT = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+_WIDTHS = (37, 12, 9, 9, 9)  # with a space between them, 80 columns
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module.
+
+    path: its name.
+    shape: of its weights, unpacked.
+    settings: `group_size`, `bits` and `mode`; None where it is not quantized.
+    dtype: type of what is not quantized in it, and of the scales of affine quantization.
+    before, after: bytes of all its tensors, in the source and in the result.
+    note: why it is not as asked, or empty.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    settings: dict[str, Any] | None
+    dtype: str
+    before: int
+    after: int
+    note: str = ""
+
+    @property
+    def storage(self) -> str:
+        """`4/64` (bits and group size, where affine), the mode, or the type."""
+        if self.settings is None:
+            return _SHORT[self.dtype]
+        if self.settings["mode"] != "affine":
+            return self.settings["mode"]
+        return f"{self.settings['bits']}/{self.settings['group_size']}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """To come: rows of modules, bytes before and after."""
+    """A conversion, module by module."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def before(self) -> int:
+        """Bytes of the source's tensors."""
+        return sum(row.before for row in self.rows)
+
+    @property
+    def after(self) -> int:
+        """Bytes of the result's tensors."""
+        return sum(row.after for row in self.rows)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is not as asked, a line for each reason."""
+        paths: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row.note:
+                paths.setdefault(row.note, []).append(row.path)
+        return [
+            f"{note}: {', '.join(found[:2])}" + (f" and {len(found) - 2} more" * (len(found) > 2))
+            for note, found in paths.items()
+        ]
+
+    def parts(self) -> dict[str, tuple[int, int]]:
+        """Bytes before and after of each part of the model that it has."""
+        sizes: dict[str, tuple[int, int]] = {}
+        for row in self.rows:
+            part = next(name for name, start in PARTS.items() if re.match(start, row.path + "."))
+            before, after = sizes.get(part, (0, 0))
+            sizes[part] = before + row.before, after + row.after
+        return sizes
+
+    def lines(self) -> Iterator[str]:
+        """A table of 80 columns: each module, each part, the whole."""
+        yield _line("module", "shape", "stored", "before", "after")
+        for row in self.rows:
+            shape = "x".join(map(str, row.shape))
+            yield from _entry(row.path, shape, row.storage, row.before, row.after)
+        yield ""
+        for part, sizes in self.parts().items():
+            yield from _entry(part, "", "", *sizes)
+        yield from _entry("total", "", "", self.before, self.after)
+        yield from (f"({note})" for note in self.notes)
+
+
+def _entry(name: str, shape: str, storage: str, before: int, after: int) -> Iterator[str]:
+    if len(name) > _WIDTHS[0]:
+        yield name
+        name = ""
+    yield _line(name, shape, storage, size(before), size(after))
+
+
+def _line(name: str, *columns: str) -> str:
+    numbers = (f"{text:>{width}}" for text, width in zip(columns, _WIDTHS[1:], strict=True))
+    return " ".join((f"{name:<{_WIDTHS[0]}}", *numbers))
+
+
+def size(nbytes: int) -> str:
+    """Bytes for people: three digits and a unit."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.{1 if nbytes >= 100 * scale else 2}f} {unit}"
+    return f"{nbytes} B"

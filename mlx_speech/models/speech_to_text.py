@@ -305,7 +305,7 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
         for name, value in weights.items():
             if name.endswith(".embed_positions.weights"):
                 continue
-            if name == "lm_head.weight" and config.tie_word_embeddings:
+            if name.startswith("lm_head.") and config.tie_word_embeddings:
                 continue
             if ".conv_layers." in name and name.endswith(".weight"):
                 index = int(name.split(".")[-2])
