@@ -101,11 +101,12 @@ class Loaded:
 
 @dataclass
 class CheckReport:
-    """What `check` found."""
+    """What `check` found, and on what machine."""
 
     original: Loaded
     converted: Loaded
     recordings: list[RecordingCheck]
+    machine: str
 
     @property
     def total(self) -> Difference:
@@ -181,8 +182,16 @@ def check(
                 listener.compare(file, stem, *said)
                 for file, stem, said in zip(files, stems, heard, strict=True)
             ]
-            reports.append(CheckReport(size_before, listener.loaded, compared))
+            reports.append(CheckReport(size_before, listener.loaded, compared, machine()))
     return reports
+
+
+def machine() -> str:
+    """What MLX computes on, and its version."""
+    device = mx.default_device()
+    kind = "GPU" if device.type == mx.DeviceType.gpu else "CPU"
+    name = str(mx.device_info(device).get("device_name", ""))
+    return f"{kind} ({name}), MLX {mx.__version__}" if name else f"{kind}, MLX {mx.__version__}"
 
 
 class _Listener:
@@ -253,9 +262,24 @@ def differences(original: dict[str, mx.array], converted: dict[str, mx.array]) -
     pairs = [(name, value, converted[name]) for name, value in original.items()]
     pairs.append((STAGES[-1], before[:, 0], after[:, 0]))
     squares = {name: (mx.sum((a - b) ** 2).item(), mx.sum(a**2).item()) for name, a, b in pairs}
-    log_before, log_after = (x - mx.logsumexp(x, axis=-1, keepdims=True) for x in (before, after))
-    divergence = mx.sum(mx.exp(log_before) * (log_before - log_after)).item()
-    return Difference(squares=squares, divergence=divergence, tokens=before.shape[1])
+    return Difference(
+        squares=squares,
+        divergence=mx.sum(divergences(before, after)).item(),
+        tokens=before.shape[1],
+    )
+
+
+def divergences(before: mx.array, after: mx.array) -> mx.array:
+    """KL divergence of distributions from others, by their logits: (…, vocabulary) -> (…), nats.
+
+    As p (e^d - 1 - d), where d = log q - log p: that is no less than 0 for any entry, and has the
+    same sum as -p d, whose rounding errors are as large as what close distributions differ by.
+    """
+    log_p, log_q = (x - mx.logsumexp(x, axis=-1, keepdims=True) for x in (before, after))
+    p, q, d = mx.exp(log_p), mx.exp(log_q), log_q - log_p
+    # far apart, e^d may be too large for a float
+    terms = mx.where(d < 1, p * (mx.expm1(mx.minimum(d, 1)) - d), q - p - p * d)
+    return mx.sum(mx.maximum(terms, 0), axis=-1)
 
 
 def weights_size(folder: Path) -> int:

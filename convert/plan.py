@@ -71,14 +71,13 @@ class Plan:
             for note, found in paths.items()
         ]
 
-    def parts(self) -> dict[str, tuple[int, int]]:
-        """Bytes before and after of each part of the model that it has."""
-        sizes: dict[str, tuple[int, int]] = {}
+    def parts(self) -> dict[str, Plan]:
+        """The modules of each part of the model that it has."""
+        rows: dict[str, list[Row]] = {}
         for row in self.rows:
             part = next(name for name, start in PARTS.items() if re.match(start, row.path + "."))
-            before, after = sizes.get(part, (0, 0))
-            sizes[part] = before + row.before, after + row.after
-        return sizes
+            rows.setdefault(part, []).append(row)
+        return {part: Plan(tuple(found)) for part, found in rows.items()}
 
     def lines(self) -> Iterator[str]:
         """A table of 80 columns: each module, each part, the whole."""
@@ -87,8 +86,8 @@ class Plan:
             shape = "x".join(map(str, row.shape))
             yield from _entry(row.path, shape, row.storage, row.before, row.after)
         yield ""
-        for part, sizes in self.parts().items():
-            yield from _entry(part, "", "", *sizes)
+        for name, part in self.parts().items():
+            yield from _entry(name, "", "", part.before, part.after)
         yield from _entry("total", "", "", self.before, self.after)
         yield from (f"({note})" for note in self.notes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from .check import STAGES, CheckReport, Difference
+from .plan import size
 
 WIDTH = 80
 _COLUMNS = ("words", "WER %", *STAGES, "KL")
@@ -20,7 +21,7 @@ def check_table(report: CheckReport) -> str:
     lines += ["", f"{'':<{_NAME_WIDTH}}{'weights':>10}{'load':>10}"]
     for name, loaded in (("original", report.original), ("converted", report.converted)):
         seconds = f"{loaded.load_seconds:.2f} s"
-        lines.append(f"{name:<{_NAME_WIDTH}}{megabytes(loaded.size):>10}{seconds:>10}")
+        lines.append(f"{name:<{_NAME_WIDTH}}{size(loaded.size):>10}{seconds:>10}")
     for recording in report.recordings:
         if recording.original != recording.converted:
             lines += ["", shortened(recording.name, WIDTH)]
@@ -44,7 +45,7 @@ def check_markdown(report: CheckReport) -> str:
         lines.append(f"| {' | '.join([name.replace('|', chr(92) + '|'), *cells])} |")
     lines += ["", "| | weights | load |", "|---|---:|---:|"]
     for name, loaded in (("original", report.original), ("converted", report.converted)):
-        lines.append(f"| {name} | {megabytes(loaded.size)} | {loaded.load_seconds:.2f} s |")
+        lines.append(f"| {name} | {size(loaded.size)} | {loaded.load_seconds:.2f} s |")
     return "\n".join(lines)
 
 
@@ -68,8 +69,3 @@ def shortened(name: str, width: int) -> str:
     if len(name) <= width:
         return name
     return f"{name[: width // 2]}…{name[len(name) - (width - 1 - width // 2) :]}"
-
-
-def megabytes(size: int) -> str:
-    """Bytes as people read them."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"

@@ -23,6 +23,7 @@ from convert.check import (
     RecordingCheck,
     bundled_recordings,
     check,
+    divergences,
 )
 from convert.report import check_markdown, check_table, shortened
 from mlx_speech import load, load_audio, transcribe
@@ -169,7 +170,7 @@ def test_recordings_count_by_their_length():
     first = Difference(9, 0, {"encoder": (1.0, 100.0)}, 0.0, 30)
     second = Difference(1, 1, {"encoder": (8.0, 0.0)}, 4.0, 10)
     rows = [RecordingCheck(name, "", "", d) for name, d in (("a", first), ("b", second))]
-    total = CheckReport(Loaded(1, 1.0), Loaded(1, 1.0), rows).total
+    total = CheckReport(Loaded(1, 1.0), Loaded(1, 1.0), rows, "CPU").total
     assert total.wer == 10
     assert total.kl == 0.1
     assert total.relative_error("encoder") == 0.3
@@ -213,6 +214,22 @@ def test_same_weights_differ_in_nothing(monkeypatch):
         ] * 3
         assert report.original.size == report.converted.size == size
         assert 0 < report.original.load_seconds < 60
+
+
+def test_divergences_of_close_and_of_far_distributions():
+    """Against float64, where float32's plain sum would lose all digits, and e^d its range."""
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=(3, 1000)).astype(np.float32) * 3
+    after = before + rng.normal(size=(3, 1000)).astype(np.float32) * 1e-3
+    first, last, flat = np.array([[[200, 0, 0]], [[0, 0, 200]], [[0, 0, 0]]], np.float32)
+    for p, q in ((before, after), (before, before), (first, last), (flat, first)):
+        log_p, log_q = (
+            x - np.log(np.exp(x).sum(axis=-1, keepdims=True)) for x in map(np.float64, (p, q))
+        )
+        expected = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+        found = np.array(divergences(mx.array(p), mx.array(q)))
+        assert found.min() >= 0
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-12)
 
 
 # What is refused
@@ -275,7 +292,7 @@ def test_table(report):
 def test_table_fits_a_terminal(report):
     (recording,) = report.recordings
     recording = type(recording)("a" * 200 + ".wav", "word " * 60, "", recording.difference)
-    long = type(report)(report.original, report.converted, [recording])
+    long = type(report)(report.original, report.converted, [recording], "CPU")
     lines = check_table(long).splitlines()
     assert max(map(len, lines)) <= 80
     assert len({len(line) for line in lines[:3]}) == 1
