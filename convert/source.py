@@ -175,12 +175,12 @@ def _check_quantized(
         if quantize:
             raise CheckpointError(
                 f"{folder}: already quantized, to {bits} bits for the most part; convert what it "
-                "was made from, or add dequantize to quantize it anew, with the loss of both"
+                "was made from, or give dequantize as well, to do it anew with the loss of both"
             )
         if fuse_adapter:
             raise CheckpointError(
                 f"{folder}: quantized, and an adapter vanishes in quantized weights; fuse it into "
-                "what this was made from, or add dequantize"
+                "what this was made from, or give dequantize as well"
             )
     if dequantized and not found:
         raise CheckpointError(f"{folder}: not quantized; leave out dequantize")

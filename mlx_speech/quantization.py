@@ -214,7 +214,11 @@ def choose(
         if not set(vars(chosen).values()) & set(MODES[mode][1]):
             raise InputError(f"q_mode {mode} has {MODES[mode][1][0]} bits, which {name} has not")
     else:
-        bits = MODES[mode][1][0] if bits is None else bits
+        possible = MODES[mode][1]
+        bits = possible[0] if bits is None else bits
+        if bits not in possible:
+            able = ", ".join(map(str, sorted(possible)))
+            raise InputError(f"q_bits is {bits!r}, but {mode} has {able}")
         speech = any(re.match(PARTS["encoder"], path) for path, _ in model.named_modules())
         name = f"{'speech' if speech else 'all'}_{bits}bit"
         chosen = Recipe(8, 8, bits, bits)
