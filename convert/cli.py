@@ -19,6 +19,7 @@ from mlx_speech.errors import MlxSpeechError
 from mlx_speech.quantization import MODES, RECIPES
 
 from .plan import size
+from .publish import add_publish_options, check_publish_usage, prepare, publish
 
 if TYPE_CHECKING:
     from .conversion import Conversion
@@ -109,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="add the LoRA adapter to the weights, before they are quantized: for transcription "
         "only, the model cannot chat without it any more",
     )
+    add_publish_options(parser)
     add_talk_options(parser)
     return parser
 
@@ -142,12 +144,15 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
             parser.error("--q-mode goes with -q")
     if args.q_bits is not None and args.quant_predicate is not None:
         parser.error("--quant-predicate says how many bits; leave out --q-bits")
+    check_publish_usage(parser, args)
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert; returns the exit status."""
     from .conversion import convert
 
+    if not args.dry_run:
+        prepare(args)
     bits = args.q_bits
     try:
         results = convert(
@@ -162,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
         raise type(error)(in_options(str(error), (*_OPTIONS, "mlx_path", "q_bits"))) from error
     for result in results:
         tell(args, result)
-    return 0
+    return 0 if args.dry_run else publish(args, results)
 
 
 def tell(args: argparse.Namespace, result: Conversion) -> None:

@@ -19,6 +19,7 @@ from mlx_speech.errors import CheckpointError, InputError
 from mlx_speech.files import replacing_folder
 from mlx_speech.quantization import Quantization, choose, entries, kept
 
+from .card import model_card, write_card
 from .plan import Plan, Row, size
 from .shards import ShardWriter, TensorSpec
 from .source import OpenModel, Source, open_model
@@ -284,6 +285,7 @@ def _write(
         for folder, result, writer in zip(folders, results, writers, strict=True):
             writer.finish()
             source.copy_carried(folder, adapter=result.fused_adapter is None)
+            write_card(folder, model_card(result, source.folder))
             # last: without it, what is there does not load
             config = json.dumps(result_config(source, result), indent=2, ensure_ascii=False)
             (folder / "config.json").write_text(config + "\n", encoding="utf-8")

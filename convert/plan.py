@@ -76,21 +76,23 @@ class Plan:
 
     def bits(self) -> dict[str, int | None]:
         """What most weights of each part of the model have; None where they are not quantized."""
-        found: dict[str, dict[int | None, int]] = {}
+        return {name: part._most() for name, part in self.parts().items()}
+
+    def _most(self) -> int | None:
+        sizes: dict[int | None, int] = {}
         for row in self.rows:
-            sizes = found.setdefault(_part(row.path), {})
             bits = row.settings and row.settings["bits"]
             sizes[bits] = sizes.get(bits, 0) + math.prod(row.shape)
-        return {part: max(sizes, key=sizes.get) for part, sizes in found.items()}
+        return max(sizes, key=sizes.get)
 
-    def parts(self) -> dict[str, tuple[int, int]]:
-        """Bytes before and after of each part of the model that it has."""
-        sizes: dict[str, tuple[int, int]] = {}
+    def parts(self) -> dict[str, Plan]:
+        """The modules of each part of the model that it has."""
+        rows: dict[str, list[Row]] = {}
         for row in self.rows:
-            part = _part(row.path)
-            before, after = sizes.get(part, (0, 0))
-            sizes[part] = before + row.before, after + row.after
-        return sizes
+            # the dot, for what is the part itself
+            part = next(name for name, start in PARTS.items() if re.match(start, row.path + "."))
+            rows.setdefault(part, []).append(row)
+        return {part: Plan(tuple(found)) for part, found in rows.items()}
 
     def lines(self) -> Iterator[str]:
         """A table of 80 columns: each module, each part, the whole."""
@@ -99,16 +101,11 @@ class Plan:
             shape = "x".join(map(str, row.shape))
             yield from _entry(row.path, shape, row.storage, row.before, row.after)
         yield ""
-        for part, sizes in self.parts().items():
-            yield from _entry(part, "", "", *sizes)
+        for name, part in self.parts().items():
+            yield from _entry(name, "", "", part.before, part.after)
         yield from _entry("total", "", "", self.before, self.after)
         for note in self.notes:
             yield from textwrap.wrap(note, 80, subsequent_indent="  ", break_on_hyphens=False)
-
-
-def _part(path: str) -> str:
-    # the dot, for what is the part itself
-    return next(name for name, start in PARTS.items() if re.match(start, path + "."))
 
 
 def _entry(name: str, shape: str, storage: str, before: int, after: int) -> Iterator[str]:

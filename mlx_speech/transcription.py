@@ -69,8 +69,8 @@ class Transcript:
 
 
 @dataclass
-class _Request:
-    """A recording and what to do with it.
+class Request:
+    """A recording and what to do with it; `prepare` makes it.
 
     spans: the parts of the recording that the model hears one by one, in samples.
     instruction: what `speech_inputs` of the processor takes.
@@ -175,7 +175,7 @@ def transcribe(
         InputError: the arguments contradict each other.
         UnsupportedOptionError: the model was not trained for what is asked.
     """
-    request = _prepare(
+    request = prepare(
         audio,
         model,
         sampling_rate=sampling_rate,
@@ -203,7 +203,7 @@ def stream_transcribe(
     is what the generator returns: `transcript = yield from stream_transcribe(...)` in a generator
     of your own, or the `value` of the `StopIteration` that ends it.
     """
-    request = _prepare(audio, model, **options)
+    request = prepare(audio, model, **options)
     segments = []
     for span in request.spans:
         run = start(request.model, None, request.arguments(span), streaming=True)
@@ -229,7 +229,7 @@ def stream_transcribe(
     return request.transcript(segments)
 
 
-def _prepare(
+def prepare(
     audio,
     model,
     *,
@@ -241,7 +241,8 @@ def _prepare(
     prompt: str | None = None,
     max_new_tokens: int | None = None,
     **options: Any,
-) -> _Request:
+) -> Request:
+    """Load what is to be transcribed, and settle how; arguments and errors as in `transcribe`."""
     check_request(
         task,
         language=language,
@@ -271,7 +272,7 @@ def _prepare(
     text_language = processor.text_language(**instruction)
     rate, longest = processor.sampling_rate, processor.max_seconds
     samples = load_audio(audio, sampling_rate, rate)
-    return _Request(
+    return Request(
         model=model,
         processor=processor,
         samples=samples,

@@ -140,6 +140,12 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         """(recordings, frames, 160) -> (recordings, audio tokens, hidden_size of the decoder)."""
         return self.projector(self.encoder(input_features, feature_lengths).last_hidden_state)
 
+    def audio_stages(self, input_features: mx.array) -> dict[str, mx.array]:
+        """What `get_audio_features` computes on its way, with the adapter on, by stage."""
+        with use_adapter(True):
+            encoded = self.encoder(input_features).last_hidden_state
+            return {"encoder": encoded, "projector": self.projector(encoded)}
+
     def embed_text(self, input_ids: mx.array) -> mx.array:
         """Embeddings of token ids; an audio token, which may be beyond the table, has that of 0."""
         is_audio = input_ids == self.config.audio_token_index

@@ -224,6 +224,10 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
         shifted = mx.concatenate([start, labels[:, :-1]], axis=1)
         return mx.where(shifted == -100, self.config.pad_token_id, shifted)
 
+    def audio_stages(self, input_features: mx.array) -> dict[str, mx.array]:
+        """What becomes of an unpadded recording before the decoder hears it, by stage."""
+        return {"encoder": self.model.encoder(input_features).last_hidden_state}
+
     @property
     def context_length(self) -> int:
         """Positions that the decoder was made for."""
