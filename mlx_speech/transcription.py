@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ def transcribe(
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size is {batch_size!r}, but must be at least 1")
-    job = _prepare(
+    job = prepare(
         audio,
         model,
         sampling_rate=sampling_rate,
@@ -121,7 +121,7 @@ def stream_transcribe(
     transcript is what the generator returns: `transcript = yield from stream_transcribe(...)` in a
     generator of your own, or the `value` of the `StopIteration` that ends it.
     """
-    job = _prepare(audio, model, **options)
+    job = prepare(audio, model, **options)
     segments: list[Segment] = []
     with job.recording:
         for heard in job.listener:
@@ -145,11 +145,16 @@ def stream_transcribe(
 
 
 @dataclass
-class _Job:
-    """A recording and what to do with it."""
+class Job:
+    """A recording and what to do with it; `prepare` makes it.
+
+    listener: finds its segments.
+    decoder: makes texts of them.
+    language: code of the text's, if one was asked for.
+    """
 
     recording: Recording
-    listener: Any
+    listener: Iterable[Heard]
     decoder: SegmentDecoder
     language: str | None
 
@@ -168,7 +173,7 @@ class _Job:
         )
 
 
-def _prepare(
+def prepare(
     audio,
     model,
     *,
@@ -184,7 +189,8 @@ def _prepare(
     min_silence: float = Cutting.min_silence,
     max_new_tokens: int | None = None,
     **options: Any,
-) -> _Job:
+) -> Job:
+    """Load what is to be transcribed, and settle how; arguments and errors as in `transcribe`."""
     instruction = {
         "task": task,
         "language": language,
@@ -212,7 +218,7 @@ def _prepare(
     text_language = processor.text_language(**instruction)
     vocabulary = processor.ctc_vocabulary(model) if word_timestamps else None
     recording = open_recording(audio, sampling_rate, processor.sampling_rate)
-    return _Job(
+    return Job(
         recording=recording,
         listener=processor.listener(
             model, recording, cutting, for_alignment=vocabulary is not None

@@ -140,10 +140,16 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         """(recordings, frames, 160) -> (recordings, audio tokens, hidden_size of the decoder)."""
         return self.projector(self.encoder(input_features, feature_lengths).last_hidden_state)
 
+    def audio_stages(self, input_features: mx.array) -> dict[str, mx.array]:
+        """What `get_audio_features` computes on its way, with the adapter on, by stage."""
+        with use_adapter(True):
+            encoded = self.encoder(input_features).last_hidden_state
+            return {"encoder": encoded, "projector": self.projector(encoded)}
+
     def embed_text(self, input_ids: mx.array) -> mx.array:
         """Embeddings of token ids; an audio token, which may be beyond the table, has that of 0."""
         is_audio = input_ids == self.config.audio_token_index
-        return self.language_model.model.embed_tokens(mx.where(is_audio, 0, input_ids))
+        return self.language_model.model.embed(mx.where(is_audio, 0, input_ids))
 
     def merge_audio(
         self,
@@ -325,7 +331,8 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         renamed = {rename(name): value for name, value in weights.items()}
         renamed = {k: v for k, v in renamed.items() if not k.endswith("rotary_emb.inv_freq")}
         if config.tie_word_embeddings:
-            renamed.pop("language_model.lm_head.weight", None)
+            head = "language_model.lm_head."
+            renamed = {k: v for k, v in renamed.items() if not k.startswith(head)}
         return sanitize_encoder(renamed, "encoder.")
 
 

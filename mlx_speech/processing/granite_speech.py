@@ -64,6 +64,11 @@ class GraniteSpeechProcessor:
         processor = read_json(folder, "processor_config.json", required=False)
         data = read_json(folder)
         config = architecture(data.get("model_type")).model_class().config_class.from_dict(data)
+        # conversions by mlx-audio call the Plus variant by the name of the others
+        plus = config.encoder_config.cat_hidden_layers
+        model_type = "granite_speech_plus" if plus else config.model_type
+        # conversions by mlx_speech say what they were made from
+        name = str(data.get("base_model") or name)
         features = GraniteSpeechFeatureExtractor.from_pretrained(folder)
         for what, expected, found in (
             ("n_mels", config.encoder_config.input_dim / 2, features.melspec_kwargs["n_mels"]),
@@ -79,7 +84,7 @@ class GraniteSpeechProcessor:
             features,
             Tokenizer.from_pretrained(folder),
             processor.get("audio_token", "<|audio|>"),
-            prompts=prompt_style(config.model_type, config.audio_token_index, name),
+            prompts=prompt_style(model_type, config.audio_token_index, name),
         )
 
     def __call__(
@@ -157,6 +162,19 @@ class GraniteSpeechProcessor:
         self.prompts.instruction(**instruction)
         wanted = instruction.get("target_language") or instruction.get("language")
         return wanted and language_code(wanted)
+
+    def speech_inputs(
+        self, samples: mx.array, *, prompt: str | None = None, **instruction: Any
+    ) -> dict[str, Any]:
+        """What `model.generate` needs to transcribe or translate one recording as a whole.
+
+        Args:
+            samples: (n,).
+            prompt, instruction: as for `text_language`.
+        """
+        if prompt is None:
+            prompt = self.prompts.instruction(**instruction)
+        return self(self.speech_prompt(prompt), samples)
 
     def listener(self, model, recording: Recording, cutting: Cutting, **options) -> CTCListener:
         """What finds the segments of a recording; options as for `CTCListener`."""

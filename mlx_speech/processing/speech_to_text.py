@@ -117,7 +117,18 @@ class Speech2TextProcessor:
         Args:
             instruction: as for `text_language`.
         """
-        inputs: dict[str, Any] = self([segment.audio for segment in segments])
+        return self.speech_inputs([segment.audio for segment in segments], **instruction)
+
+    def speech_inputs(
+        self, samples: mx.array | Sequence[mx.array], **instruction: Any
+    ) -> dict[str, Any]:
+        """What `model.generate` needs to transcribe or translate recordings as a whole.
+
+        Args:
+            samples: (n,), or several such.
+            instruction: as for `text_language`.
+        """
+        inputs: dict[str, Any] = self(samples)
         code = self.text_language(**instruction)
         if code is not None:
             inputs["forced_bos_token_id"] = self.tokenizer.language_id(code)
