@@ -9,9 +9,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import DATA
-from mlx_speech.word_errors import word_errors
 
 from mlx_speech import ContextLengthError, InputError, load_audio, stream_transcribe, transcribe
+from mlx_speech.word_errors import word_errors
 
 LONG = DATA / "audio" / "long.flac"
 #: single sentences, which is what the tiny models were trained on
