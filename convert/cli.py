@@ -177,7 +177,8 @@ def tell(args: argparse.Namespace, result: Conversion) -> None:
     if not args.quiet:
         how = f"in {result.dtype}"
         if result.recipe is not None:
-            how = f"quantized as {result.recipe}, else {how}"
+            bits = ", ".join(f"{part} {bits}" for part, bits in result.plan.bits().items())
+            how = f"{result.recipe} (bits: {bits}), {how} what is not quantized"
         before, after = size(result.plan.before), size(result.plan.after)
         print(f"{result.folder}: {how}; {before} -> {after}", file=sys.stderr)
         notes = [] if args.dry_run else result.plan.notes

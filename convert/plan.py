@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +23,8 @@ class Row:
     shape: of its weights, unpacked.
     settings: `group_size`, `bits` and `mode`; None where it is not quantized.
     dtype: type of what is not quantized in it, and of the scales of affine quantization.
-    before, after: bytes of all its tensors, in the source and in the result.
+    before, after: bytes of all its tensors, in the source (where a BatchNorm that is part of a
+        convolution now counts in float32) and in the result.
     note: why it is not as asked, or empty.
     """
 
@@ -71,10 +74,22 @@ class Plan:
             for note, found in paths.items()
         ]
 
+    def bits(self) -> dict[str, int | None]:
+        """What most weights of each part of the model have; None where they are not quantized."""
+        return {name: part._most() for name, part in self.parts().items()}
+
+    def _most(self) -> int | None:
+        sizes: dict[int | None, int] = {}
+        for row in self.rows:
+            bits = row.settings and row.settings["bits"]
+            sizes[bits] = sizes.get(bits, 0) + math.prod(row.shape)
+        return max(sizes, key=sizes.get)
+
     def parts(self) -> dict[str, Plan]:
         """The modules of each part of the model that it has."""
         rows: dict[str, list[Row]] = {}
         for row in self.rows:
+            # the dot, for what is the part itself
             part = next(name for name, start in PARTS.items() if re.match(start, row.path + "."))
             rows.setdefault(part, []).append(row)
         return {part: Plan(tuple(found)) for part, found in rows.items()}
@@ -89,7 +104,8 @@ class Plan:
         for name, part in self.parts().items():
             yield from _entry(name, "", "", part.before, part.after)
         yield from _entry("total", "", "", self.before, self.after)
-        yield from (f"({note})" for note in self.notes)
+        for note in self.notes:
+            yield from textwrap.wrap(note, 80, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _entry(name: str, shape: str, storage: str, before: int, after: int) -> Iterator[str]:
