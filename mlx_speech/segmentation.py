@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 import numpy as np
@@ -14,10 +14,17 @@ from .errors import InputError
 WINDOW_S = 0.3
 
 # All of these are frames of 20 ms.
-#: a frame is found to have speech only when the sound is under way, and the last one before it has
-#: faded: speech is taken to begin and to end so much earlier and later
-ONSET = 8
+#: shortest pause that always ends a span, unless somebody knows better. People pause for breath or
+#: a thought for 0.2 to 0.7 s within sentences, which the decoder writes better in one piece; a
+#: second of silence is seldom but between sentences.
+MIN_SILENCE = 50
+#: a frame is found to have speech only when the sound is under way, and no more while it fades:
+#: speech is taken to begin and to end so much earlier and later
+ONSET = 10
 RELEASE = 14
+#: a CTC head may place a letter in the pause beside its word; where the energy tells better, speech
+#: begins and ends there, if that is no more than a second away
+REFINED = 50
 #: the level of a place to cut is the mean of so many on either side of it
 AROUND = 2
 #: what a span keeps of a pause beside it
@@ -79,16 +86,14 @@ class Segmenter:
     Args:
         window: frames that a model hears together; cuts are between windows.
         max_frames: longest span; what is no multiple of `window` is rounded down to one.
-        min_silence: shortest pause that always ends a span; at least `window`, or it might have no
-            place to cut. People pause for breath, and hesitate, for 0.2 to 0.7 s within sentences,
-            which the decoder writes better in one piece; 50 frames, a second, is seldom but between
-            sentences.
+        min_silence: shortest pause that always ends a span; a shorter one than `window` counts as
+            that, because it might have no place to cut.
 
     Raises:
         InputError: a number is below one, or `max_frames` below `window`.
     """
 
-    def __init__(self, *, window: int, max_frames: int, min_silence: int):
+    def __init__(self, *, window: int, max_frames: int, min_silence: int = MIN_SILENCE):
         if window < 1 or min_silence < 1:
             raise InputError(f"window {window} and min_silence {min_silence} must be at least 1")
         if max_frames < window:
@@ -105,18 +110,28 @@ class Segmenter:
         self._stretches: list[_Stretch] = []
         self._end = 0  # of the last span
         self._level = np.zeros(0, np.float32)  # of the latest frames
+        self._audible = np.zeros(0, bool)  # the same frames
 
-    def push(self, activity: Activity) -> list[Span]:
-        """Take in the next frames; returns the spans that are now certain."""
+    def push(self, activity: Activity, audible: np.ndarray | None = None) -> list[Span]:
+        """Take in the next frames; returns the spans that are now certain.
+
+        Args:
+            activity: n frames of it.
+            audible: (n,) boolean, where the energy allows for speech (`EnergyActivity`), for an
+                activity that comes from elsewhere. Spans without any such frame are left out, and
+                `first` and `last` of the others come nearer to the truth.
+        """
         edges = np.flatnonzero(np.diff(activity.speech.astype(np.int8), prepend=0, append=0))
         for first, last in (edges.reshape(-1, 2) + self._frames).tolist():
             self._add(max(0, first - ONSET), last + RELEASE)
         self._frames += activity.speech.size
         self._level = np.concatenate([self._level, activity.level])
+        audible = np.ones_like(activity.speech) if audible is None else audible
+        self._audible = np.concatenate([self._audible, audible])
         spans = self._certain()
         needed = self._stretches[0].first if self._stretches else self._frames - ONSET
-        kept = self._frames - needed + AROUND
-        self._level = self._level[max(0, self._level.size - kept) :]
+        oldest = max(0, self._level.size - (self._frames - needed + AROUND))
+        self._level, self._audible = self._level[oldest:], self._audible[oldest:]
         return spans
 
     def finish(self) -> list[Span]:
@@ -137,6 +152,23 @@ class Segmenter:
         latest.last = last
 
     def _certain(self) -> list[Span]:
+        return [heard for span in self._decided() if (heard := self._heard(span))]
+
+    def _heard(self, span: Span) -> Span | None:
+        """A span with its speech where the energy tells; None if that tells of none."""
+        oldest = self._frames - self._audible.size
+        audible = np.flatnonzero(self._audible[span.first - oldest : span.last - oldest])
+        if not audible.size:
+            return None
+        first = span.first + int(audible[0]) - ONSET
+        last = span.first + int(audible[-1]) + 1 + RELEASE
+        return replace(
+            span,
+            first=first if 0 < first - span.first <= REFINED else span.first,
+            last=last if 0 < span.last - last <= REFINED else span.last,
+        )
+
+    def _decided(self) -> list[Span]:
         spans = []
         while self._stretches:
             head = self._stretches[0]
