@@ -105,7 +105,9 @@ class EnergyActivity:
         """Level and RMS of whole frames."""
         window = np.hanning(FRAME + 1)[:-1].astype(np.float32)
         spectrum = np.fft.rfft(samples.reshape(-1, FRAME) * window)
-        power = np.square(np.abs(spectrum[:, : OCTAVES[-1]])) * (2 / FRAME / np.square(window).sum())
+        power = np.square(np.abs(spectrum[:, : OCTAVES[-1]])) * (
+            2 / FRAME / np.square(window).sum()
+        )
         octaves = np.add.reduceat(power, OCTAVES[:-1], axis=1) + 1e-13
         decibels = 10 * np.log10([np.exp(np.log(octaves).mean(axis=1)), octaves.sum(axis=1)])
         self._decibels = np.concatenate([self._decibels, decibels.T.astype(np.float32)])

@@ -193,11 +193,13 @@ class Segmenter:
 
     def _overfull(self, stretch: _Stretch) -> bool:
         """Whether it is so long that no cut of its first span can be too near its end."""
-        longest = self._start(stretch) + self.max_frames + self._fair
-        return min(stretch.last, self._frames) >= longest
+        longest = self._start(stretch) + self.max_frames
+        return min(stretch.last, self._frames) >= longest + max(self._fair, AROUND)
 
     def _fits(self, stretch: _Stretch, following: _Stretch) -> bool:
-        return self._up(following.last) - self._down(stretch.first) <= self.max_frames
+        """Whether both fit in one span, the second as far as it is certain."""
+        last = min(following.last, self._frames)
+        return self._up(last) - self._down(stretch.first) <= self.max_frames
 
     def _joins(self, head: _Stretch) -> bool | None:
         """Whether the next stretch is to be joined to the first one; None if not yet certain."""
@@ -218,9 +220,9 @@ class Segmenter:
             return True
         return False if self._over(2, self._far) else None
 
-    def _start(self, stretch: _Stretch) -> int:
+    def _start(self, stretch: _Stretch, margin: int = MARGIN) -> int:
         """The first frame that its span would like to hear; one that fits hears some speech."""
-        start = max(self._end, self._down(stretch.first - stretch.margin))
+        start = max(self._end, self._down(stretch.first - margin))
         if self._end == 0 and stretch.first < self.min_silence:
             start = 0
         return max(start, self._up(stretch.first + 1) - self.max_frames)
@@ -228,7 +230,7 @@ class Segmenter:
     def _whole(self, head: _Stretch) -> Span:
         """The first stretch as one span."""
         del self._stretches[0]
-        start = self._start(head)
+        start = self._start(head, head.margin)
         if self._stretches:
             end, _ = self._around(head.last, self._stretches[0].first, head.margin)
         elif self._finished and self._frames - head.last < self.min_silence:
@@ -246,8 +248,11 @@ class Segmenter:
         """The first span of a stretch that is too long for one; the stretch keeps the rest."""
         start = self._start(head)
         longest = start + self.max_frames
-        cuts = [(self._around(*pause)[0], *pause) for pause in head.pauses if self._has_edge(*pause)]
-        cuts = [cut for cut in cuts if cut[0] <= longest]
+        cuts = [
+            (min(self._around(*pause)[0], longest), *pause)
+            for pause in head.pauses
+            if self._up(pause[0]) <= min(pause[1], longest)
+        ]
         fair = [c for c in cuts if start + self._fair <= c[0] <= head.last - self._fair]
         if cuts:
             end, last, first = max(fair or cuts, key=lambda cut: cut[2] - cut[1])
@@ -277,9 +282,6 @@ class Segmenter:
             return end, start
         middle = self._down((last + first + self.window) // 2)
         return middle, middle
-
-    def _has_edge(self, last: int, first: int) -> bool:
-        return self._up(last) <= first
 
     def _down(self, frame: int) -> int:
         return frame // self.window * self.window
