@@ -14,10 +14,10 @@ from .errors import InputError
 WINDOW_S = 0.3
 
 # All of these are frames of 20 ms.
-#: shortest pause that always ends a span, unless somebody knows better. People pause for breath or
-#: a thought for 0.2 to 0.7 s within sentences, which the decoder writes better in one piece; a
-#: second of silence is seldom but between sentences.
-MIN_SILENCE = 50
+#: shortest pause that always ends a span, unless somebody knows better: with `RELEASE` and `ONSET`,
+#: which are no part of a pause, a second of silence. For breath or a thought people pause 0.2 to
+#: 0.7 s within sentences, which the decoder writes better in one piece.
+MIN_SILENCE = 30
 #: a frame is found to have speech only when the sound is under way, and no more while it fades:
 #: speech is taken to begin and to end so much earlier and later
 ONSET = 10
@@ -86,8 +86,9 @@ class Segmenter:
     Args:
         window: frames that a model hears together; cuts are between windows.
         max_frames: longest span; what is no multiple of `window` is rounded down to one.
-        min_silence: shortest pause that always ends a span; a shorter one than `window` counts as
-            that, because it might have no place to cut.
+        min_silence: shortest pause that always ends a span, counted from `RELEASE` after the last
+            frame with speech to `ONSET` before the next; less than `window` counts as that, because
+            a shorter pause might have no place to cut.
 
     Raises:
         InputError: a number is below one, or `max_frames` below `window`.

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_speech import InputError, load_audio
-from mlx_speech.activity import Activity, EnergyActivity, ctc_activity
+from mlx_speech import InputError
+from mlx_speech.activity import Activity
 from mlx_speech.segmentation import ONSET, RELEASE, SHORT, WIDENED, Segmenter, Span, cut_at_quiet
 
 RATE = 16000
@@ -228,7 +226,7 @@ class TestSegmenter:
         "options", [{"window": 0}, {"min_silence": 0}, {"max_frames": 14}, {"max_frames": -1}]
     )
     def test_impossible_numbers(self, options):
-        with pytest.raises(InputError, match="must be at least 1|less than the window"):
+        with pytest.raises(InputError, match=r"must be at least 1|less than the window"):
             Segmenter(**({"window": 15, "max_frames": 450, "min_silence": 20} | options))
 
     def test_state_stays_small(self):
