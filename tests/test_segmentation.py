@@ -111,7 +111,8 @@ class TestSegmenter:
         """In order, on the grid, not too long, all speech once, no silence of its own, cuts in
         pauses wherever there are any, and the same however it is pushed."""
         activity, divisions, options = case
-        window, min_silence = options["window"], max(options["min_silence"], options["window"])
+        window, wide = options["window"], ONSET + RELEASE
+        min_silence = max(options["min_silence"] - wide, window)
         longest = options["max_frames"] // window * window
         spans, size = segment(activity, **options), activity.speech.size
         assert segment(activity, divisions, **options) == spans
@@ -185,14 +186,14 @@ class TestSegmenter:
 
     def test_a_pause_of_min_silence_ends_a_span_and_a_shorter_one_does_not(self):
         for pause, count in ((49, 1), (50, 2)):
-            frames = activity_of(0, 100, pause + ONSET + RELEASE, 100)
+            frames = activity_of(0, 100, pause, 100)
             assert len(segment(frames, window=15, max_frames=1500, min_silence=50)) == count
 
     def test_cut_in_the_longest_pause_that_leaves_fair_lengths(self):
         wide = ONSET + RELEASE
         # pauses at 60 of 40 frames, unfairly early; at 260 of 20; at 360 of 30
         runs = (0, 60, 40 + wide, 160 - wide, 20 + wide, 80 - wide, 30 + wide, 200)
-        spans = segment(activity_of(*runs), window=5, max_frames=500, min_silence=50)
+        spans = segment(activity_of(*runs), window=5, max_frames=500, min_silence=50 + wide)
         assert len(spans) == 2
         assert spans[0].last == 360 + RELEASE
         assert spans[1].first == 360 + 30 + RELEASE
@@ -209,7 +210,7 @@ class TestSegmenter:
 
     def test_short_speech_goes_to_the_nearer_neighbour(self):
         wide = ONSET + RELEASE
-        left, right = 60 + wide, 70 + wide
+        left, right = 40 + wide, 45 + wide
         runs = [0, 200, left, 5, right, 200]
         (first, last) = segment(activity_of(*runs), window=15, max_frames=1500)
         assert first.last == 200 + left + 5 + RELEASE
