@@ -103,7 +103,7 @@ class Segmenter:
         # what is left of a pause, since speech is taken to begin earlier and to end later
         self._min_silence = max(min_silence - ONSET - RELEASE, window)
         self._fair = max(window, self._down(self.max_frames // 4))
-        self._near = 2 * self._min_silence
+        self._near = 2 * self._min_silence + ONSET + RELEASE
         # after so long a pause nothing that comes can matter to what was before it
         self._far = max(self._near, WIDENED // 2 + MARGIN + 2 * window)
         self._frames = 0
