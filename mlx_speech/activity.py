@@ -118,7 +118,7 @@ class EnergyActivity:
         if self._done == start:
             return Activity(np.zeros(0, bool), np.zeros(0, np.float32))
         reach = SMOOTHING // 2
-        around = np.pad(self._decibels, ((reach, reach), (0, 0)), mode="edge")
+        around = np.pad(self._decibels, ((reach, reach), (0, 0)), mode="reflect")
         around = np.sort(sliding_window_view(around, SMOOTHING, axis=0), axis=-1)
         level, rms = around[..., reach].T.copy()
         size = min(WINDOW, level.size)

@@ -198,6 +198,13 @@ class TestSegmenter:
         assert spans[0].last == 360 + RELEASE
         assert spans[1].first == 360 + 30 + RELEASE
 
+    @pytest.mark.parametrize("size", range(1, 60))
+    def test_the_end_counts_only_when_it_is_known(self, size):
+        """Speech up to the end fits or not by its real length, not by one with `RELEASE`."""
+        options = {"window": 1, "max_frames": 17, "min_silence": 1}
+        activity = activity_of(26, size)
+        assert segment(activity, range(26 + size), **options) == segment(activity, **options)
+
     def test_speech_without_pause_is_cut_at_its_lowest_level(self):
         activity = activity_of(0, 600)
         activity.level[298:302] = 0.5
