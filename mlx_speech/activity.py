@@ -23,6 +23,20 @@ STEADY = 0.2
 SHORTEST = 25
 #: clicks of less than half as many frames are smoothed away
 SMOOTHING = 5
+#: sound is speech from so many frames before a letter to so many after one
+ONSET = 18
+RELEASE = 16
+#: sound goes on over gaps of less than twice so many frames
+CLOSED = 2
+#: speech sets in and fades out beneath `CONTRAST_DB`: typically so many frames of it are not heard
+FAINT_ONSET = 7
+FAINT_RELEASE = 8
+#: letters may come so many frames before their sound
+EARLY = 40
+#: letters without sound within so many frames, a second, are none
+REACH = 50
+#: frames on either side that it takes to tell of one
+_CONTEXT = ONSET + REACH + CLOSED + FAINT_RELEASE
 #: edges of the octaves from 200 to 6400 Hz, in bins of 50 Hz
 OCTAVES = (4, 8, 16, 32, 64, 128)
 
@@ -150,3 +164,46 @@ class EnergyActivity:
         self._decibels = self._decibels[needed - self._oldest :]
         self._oldest = needed
         return Activity(speech, level[frames])
+
+
+class SpeechExtents:
+    """Where the speech begins and ends that a CTC head hears, while both are still coming in.
+
+    The head's letters are peaks: they tell what is speech, the energy how far it reaches. Speech are
+    the frames with sound from `ONSET` before a letter to `RELEASE` after one, and letters without
+    sound, unless there is some soon (`EARLY`): heads may place the first letters of a word before
+    it. Letters that have no sound within `REACH` are none: some heads mutter over noise.
+    """
+
+    def __init__(self):
+        self._letters, self._sound = Activity.none(), np.zeros(0, bool)
+        self._before = 0  # frames at their beginning that were told about already
+
+    def push(self, letters: Activity, sound: np.ndarray, last: bool = False) -> Activity:
+        """Take in the next frames; returns what is now certain, `_CONTEXT` frames late.
+
+        Args:
+            letters: what the head hears, n frames.
+            sound: (n,) what the energy tells of them.
+            last: the recording ends with them.
+        """
+        self._letters += letters
+        self._sound = np.concatenate([self._sound, sound])
+        heard = self._letters.speech
+        sound = _spread(self._sound, CLOSED, CLOSED)
+        heard = self._letters.speech & _spread(sound, REACH, REACH)
+        speech = _spread(heard, ONSET, RELEASE) & sound | heard & ~_spread(sound, EARLY, 0)
+        speech = _spread(speech, FAINT_ONSET, FAINT_RELEASE)
+        end = len(self._letters) - (0 if last else _CONTEXT)
+        certain = slice(self._before, max(self._before, end))
+        result = Activity(speech[certain], self._letters.level[certain])
+        forgotten = max(0, certain.stop - _CONTEXT)
+        self._letters, self._sound = self._letters[forgotten:], self._sound[forgotten:]
+        self._before = certain.stop - forgotten
+        return result
+
+
+def _spread(mask: np.ndarray, before: int, after: int) -> np.ndarray:
+    """True also so many frames before and after each that is."""
+    total = np.concatenate([[0], np.cumsum(np.pad(mask, (after, before)))])
+    return total[before + after + 1 :] > total[: mask.size]

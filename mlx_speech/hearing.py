@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
-from .activity import FRAME, Activity, EnergyActivity, ctc_activity
+from .activity import FRAME, Activity, EnergyActivity, SpeechExtents, ctc_activity
 from .alignment import frame_levels
 from .audio import Recording
 from .ctc import CTCVocabulary
@@ -115,8 +115,9 @@ class CTCListener:
         energy, frames = EnergyActivity(), 0
         hidden = logits = None
         held = 0  # the first frame of these
-        # what the head and the sound say of frames of which the other has not said anything yet
-        head, sound = Activity.none(), Activity.none()
+        extents = SpeechExtents()
+        # what the head and the energy say of frames of which the other has not said anything yet
+        letters, sound = Activity.none(), Activity.none()
         for features, last in _with_last(self._extractor.stream(self._recording)):
             start, frames = frames, frames + len(features)
             end = None if last else frames * FRAME
@@ -125,15 +126,15 @@ class CTCListener:
                 sound += energy.finish()
             with use_adapter(True):
                 output = stream.push(features, last=last)
-            heard = ctc_activity(output.ctc_logits[0], space=self._space)
-            self.speech.append(heard.speech)
-            head += heard
+            letters += ctc_activity(output.ctc_logits[0], space=self._space)
             hidden = _joined(hidden, output.last_hidden_state[0])
             logits = _joined(logits, output.ctc_logits[0])
             mx.eval(hidden, logits)
-            known = min(len(head), len(sound))
-            spans = self._segmenter.push(head[:known], audible=sound[:known].speech)
-            head, sound = head[known:], sound[known:]
+            known = min(len(letters), len(sound))
+            speech = extents.push(letters[:known], sound[:known].speech, last=last)
+            letters, sound = letters[known:], sound[known:]
+            self.speech.append(speech.speech)
+            spans = self._segmenter.push(speech)
             if last:
                 spans += self._segmenter.finish()
             for span in spans:
@@ -174,17 +175,21 @@ class EnergyListener:
         self.speech: list[np.ndarray] = []
 
     def __iter__(self) -> Iterator[Heard]:
-        energy = EnergyActivity()
+        energy, extents = EnergyActivity(), SpeechExtents()
         part = self._PART_FRAMES * FRAME
         for start in range(0, self._recording.size, part):
-            activity = energy.push(self._recording.read(start, start + part))
-            yield from self._cut(activity, self._segmenter.push(activity))
-        activity = energy.finish()
-        spans = self._segmenter.push(activity) + self._segmenter.finish()
-        yield from self._cut(activity, spans)
+            last = start + part >= self._recording.size
+            sound = energy.push(self._recording.read(start, start + part))
+            if last:
+                sound += energy.finish()
+            speech = extents.push(sound, sound.speech, last=last)
+            self.speech.append(speech.speech)
+            spans = self._segmenter.push(speech)
+            if last:
+                spans += self._segmenter.finish()
+            yield from self._heard(spans)
 
-    def _cut(self, activity: Activity, spans: list[Span]) -> Iterator[Heard]:
-        self.speech.append(activity.speech)
+    def _heard(self, spans: list[Span]) -> Iterator[Heard]:
         for span in spans:
             # what is left after the last frame, less than half of one, belongs to it
             rest = self._recording.size - span.end * FRAME

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,17 +14,10 @@ from .errors import InputError
 #: pause 0.2 to 0.7 s for breath or a thought, and the decoder writes these better in one piece; a
 #: second is seldom but between sentences.
 MIN_SILENCE = 50
-#: a frame is found to have speech only when the sound is under way, and no more while it fades:
-#: speech is taken to begin and to end so much earlier and later
-ONSET = 10
-RELEASE = 14
-#: a CTC head may place a letter in the pause beside its word; where the energy tells better, speech
-#: begins and ends there, if that is no more than a second away
-REFINED = 50
 #: the level of a place to cut is the mean of so many on either side of it
 AROUND = 2
 #: what a span keeps of a pause beside it
-MARGIN = 15
+MARGIN = 5
 #: speech shorter than this is joined to a neighbour
 SHORT = 40
 #: and where it cannot be, it gets so much of the pauses around it that the span is this long
@@ -82,8 +75,8 @@ class Segmenter:
     Args:
         window: frames that a model hears together; cuts are between windows.
         max_frames: longest span; what is no multiple of `window` is rounded down to one.
-        min_silence: shortest pause that always ends a span. A cut needs a whole window of silence
-            after `RELEASE` and before `ONSET`: less than the three together counts as that.
+        min_silence: shortest pause that always ends a span; at least `window`, for there to be a
+            place to cut in it.
 
     Raises:
         InputError: a number is below one, or `max_frames` below `window`.
@@ -96,10 +89,9 @@ class Segmenter:
             raise InputError(f"max_frames {max_frames} is less than the window of {window} frames")
         self.window = window
         self.max_frames = max_frames // window * window
-        # what is left of a pause, since speech is taken to begin earlier and to end later
-        self._min_silence = max(min_silence - ONSET - RELEASE, window)
+        self._min_silence = max(min_silence, window)
         self._fair = max(window, self._down(self.max_frames // 4))
-        self._near = 2 * self._min_silence + ONSET + RELEASE
+        self._near = 2 * self._min_silence
         # after so long a pause nothing that comes can matter to what was before it
         self._far = max(self._near, WIDENED // 2 + MARGIN + 2 * window)
         self._frames = 0
@@ -107,41 +99,28 @@ class Segmenter:
         self._stretches: list[_Stretch] = []
         self._end = 0  # of the last span
         self._level = np.zeros(0, np.float32)  # of the latest frames
-        self._audible = np.zeros(0, bool)  # the same frames
 
     @property
     def start(self) -> int:
         """The first frame that may be in a span to come."""
-        first = self._stretches[0].first if self._stretches else self._frames - ONSET
-        return self._start(_Stretch(max(0, first), max(0, first)), WIDENED)
+        first = self._stretches[0].first if self._stretches else self._frames
+        return self._start(_Stretch(first, first), WIDENED)
 
-    def push(self, activity: Activity, audible: np.ndarray | None = None) -> list[Span]:
-        """Take in the next frames; returns the spans that are now certain.
-
-        Args:
-            activity: n frames of it.
-            audible: (n,) boolean, where the energy allows for speech (`EnergyActivity`), for an
-                activity that comes from elsewhere. Spans without any such frame are left out, and
-                `first` and `last` of the others come nearer to the truth.
-        """
+    def push(self, activity: Activity) -> list[Span]:
+        """Take in the next frames; returns the spans that are now certain."""
         edges = np.flatnonzero(np.diff(activity.speech.astype(np.int8), prepend=0, append=0))
         for first, last in (edges.reshape(-1, 2) + self._frames).tolist():
-            self._add(max(0, first - ONSET), last + RELEASE)
-        self._frames += activity.speech.size
+            self._add(first, last)
+        self._frames += len(activity)
         self._level = np.concatenate([self._level, activity.level])
-        audible = np.ones_like(activity.speech) if audible is None else audible
-        self._audible = np.concatenate([self._audible, audible])
         spans = self._certain()
-        needed = self._stretches[0].first if self._stretches else self._frames - ONSET
-        oldest = max(0, self._level.size - (self._frames - needed + AROUND))
-        self._level, self._audible = self._level[oldest:], self._audible[oldest:]
+        needed = self._stretches[0].first if self._stretches else self._frames
+        self._level = self._level[max(0, self._level.size - (self._frames - needed + AROUND)) :]
         return spans
 
     def finish(self) -> list[Span]:
         """The recording ends here; returns the remaining spans."""
         self._finished = True
-        if self._stretches:
-            self._stretches[-1].last = min(self._stretches[-1].last, self._frames)
         return self._certain()
 
     def _add(self, first: int, last: int) -> None:
@@ -155,23 +134,6 @@ class Segmenter:
         latest.last = last
 
     def _certain(self) -> list[Span]:
-        return [heard for span in self._decided() if (heard := self._heard(span))]
-
-    def _heard(self, span: Span) -> Span | None:
-        """A span with its speech where the energy tells; None if that tells of none."""
-        oldest = self._frames - self._audible.size
-        audible = np.flatnonzero(self._audible[span.first - oldest : span.last - oldest])
-        if not audible.size:
-            return None
-        first = span.first + int(audible[0]) - ONSET
-        last = span.first + int(audible[-1]) + 1 + RELEASE
-        return replace(
-            span,
-            first=first if 0 < first - span.first <= REFINED else span.first,
-            last=last if 0 < span.last - last <= REFINED else span.last,
-        )
-
-    def _decided(self) -> list[Span]:
         spans = []
         while self._stretches:
             head = self._stretches[0]
@@ -191,7 +153,7 @@ class Segmenter:
 
     def _over(self, index: int, silence: int) -> bool:
         """Whether a stretch has ended, as the next or so much silence after it shows."""
-        heard = self._frames - ONSET - self._stretches[index].last
+        heard = self._frames - self._stretches[index].last
         return self._finished or index + 1 < len(self._stretches) or heard >= silence
 
     def _overfull(self, stretch: _Stretch) -> bool:
@@ -200,9 +162,8 @@ class Segmenter:
         return min(stretch.last, self._frames) >= longest + max(self._fair, AROUND)
 
     def _fits(self, stretch: _Stretch, following: _Stretch) -> bool:
-        """Whether both fit in one span, the second as far as it is certain."""
-        last = min(following.last, self._frames)
-        return self._up(last) - self._down(stretch.first) <= self.max_frames
+        """Whether both fit in one span."""
+        return self._up(following.last) - self._down(stretch.first) <= self.max_frames
 
     def _joins(self, head: _Stretch) -> bool | None:
         """Whether the next stretch is to be joined to the first one; None if not yet certain."""
@@ -226,7 +187,7 @@ class Segmenter:
     def _start(self, stretch: _Stretch, margin: int = MARGIN) -> int:
         """The first frame that its span would like to hear; one that fits hears some speech."""
         start = max(self._end, self._down(stretch.first - margin))
-        if self._end == 0 and stretch.first < self._min_silence + RELEASE:
+        if self._end == 0 and stretch.first < self._min_silence:
             start = 0
         return max(start, self._up(stretch.first + 1) - self.max_frames)
 
@@ -236,7 +197,7 @@ class Segmenter:
         start = self._start(head, head.margin)
         if self._stretches:
             end, _ = self._around(head.last, self._stretches[0].first, head.margin)
-        elif self._finished and self._frames - head.last < self._min_silence + ONSET:
+        elif self._finished and self._frames - head.last < self._min_silence:
             end = self._frames
         else:
             end = self._up(head.last + head.margin)

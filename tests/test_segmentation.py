@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlx_speech import InputError
 from mlx_speech.activity import Activity
-from mlx_speech.segmentation import ONSET, RELEASE, SHORT, WIDENED, Segmenter, Span
+from mlx_speech.segmentation import SHORT, WIDENED, Segmenter, Span
 
 
 def activity_of(*runs: int) -> Activity:
