@@ -135,7 +135,8 @@ class TestNames:
             (["http://h/x.mp3", "http://g/x.mp3"], ["h/x", "g/x"]),
             (["http://h/..%2f..%2fx.mp3"], [".._.._x"]),
             (["http://h/../../x.mp3", "http://g/x.mp3"], ["h/x", "g/x"]),
-            (["https://h"], ["h"]),
+            (["https://me:secret@h"], ["h"]),
+            (["http://[::1", "http://"], ["[::1", "address"]),
         ],
     )
     def test_as_much_of_the_path_as_tells_them_apart(self, sources, expected):
