@@ -276,8 +276,7 @@ def _fetched(address: str, name: str, target: float) -> Recording:
         hint = f", or {_INSTALL}" if http else ""
         raise AudioError(f"{name} is an address, not a file: download it first{hint}")
     # From there, it opens no files.
-    options = ["-protocol_whitelist", "http,https,httpproxy,tls,tcp,crypto"]
-    options += ["-rw_timeout", str(_FETCH_SECONDS * 1_000_000), "-i", address]
+    options = ["-rw_timeout", str(_FETCH_SECONDS * 1_000_000), "-i", address]
     is_mp3 = re.search(r"\.mp3($|[?#])", address, re.IGNORECASE)
     return _decode_with_ffmpeg(ffmpeg, options, name, target, strict=not is_mp3)
 

@@ -608,10 +608,12 @@ def test_addresses_where_nothing_is(tmp_path, server, monkeypatch):
 
 @needs_ffmpeg
 def test_a_playlist_from_afar_does_not_reach_files(tmp_path, server):
-    path = write(tmp_path / "a.wav", encoded(sine(), format="WAV"))
-    text = f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nfile://{path}\n#EXT-X-ENDLIST\n"
-    write(tmp_path / "list.m3u8", text.encode())
-    assert "list.m3u8 is not audio" in refused(f"{server}/list.m3u8")
+    ffmpeg("-i", write(tmp_path / "a.wav", encoded(sine(), format="WAV")), tmp_path / "a.ts")
+    head, tail = "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n", "\n#EXT-X-ENDLIST\n"
+    write(tmp_path / "far.m3u8", f"{head}{server}/a.ts{tail}".encode())
+    assert load(f"{server}/far.m3u8").size == pytest.approx(SAMPLING_RATE, rel=0.1)
+    write(tmp_path / "near.m3u8", f"{head}file://{tmp_path}/a.ts{tail}".encode())
+    assert "near.m3u8 is not audio" in refused(f"{server}/near.m3u8")
 
 
 @needs_ffmpeg
