@@ -98,6 +98,8 @@ def test_a_long_recording_takes_more_rows():
     ]
     assert [bars(row, "segments") for row in rows] == [[(1, 2), (18, 22)], [(18, 22)], []]
     assert [wave(row)[:, 1].min() for row in rows] == [0, -1, 0]
+    corners = wave(rows[1])
+    assert corners[corners[:, 1].argmin(), 0] == pytest.approx(30, abs=0.02)
     assert wave(rows[2])[:, 0].max() <= 50
 
 
@@ -148,6 +150,12 @@ def test_an_empty_recording_is_not_read():
     (row,) = draw_transcript(samples, RATE, transcript()).axes
     assert samples.reads == []
     assert row.get_xlim()[0] == 0
+
+
+def test_dollars_are_no_formula():
+    (row,) = draw_transcript(Samples(), RATE, transcript(spoken("from $5 to $6", 0))).axes
+    assert texts(row, "segment text") == ["from $5 to $6"]
+    assert not any(artist.get_parse_math() for artist in row.texts)
 
 
 def png_size(path) -> tuple[int, int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import re
 from html import unescape
 from io import StringIO
+from itertools import pairwise
 
 import pytest
 import srt
@@ -111,6 +114,35 @@ class TestOptions:
         assert texts(WRAPPED, *wordless.segments) == ["unlock the back\ngate"]
 
 
+ALPHABET = "ab1.,-<>&\"'!? \n\t\xa0日本語。「」かなー\u3099한글שלאב🙂\u0301"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_nothing_is_lost_whatever_is_said(seed):
+    """Every character is in one cue, in order; no line is too wide that could be broken."""
+    draw = random.Random(seed)
+    segments, time = [spoken("one word", 0.0)], 2.0
+    for _ in range(6):
+        text = "".join(draw.choices(ALPHABET, k=draw.randrange(60)))
+        time += draw.random()
+        said = spoken(text, time, draw.choice([0.0, 0.0004, 0.3]))
+        segments.append(said if draw.random() < 0.7 else segment(text, said.start, said.end))
+        time = said.end
+    said = transcript(*segments)
+    expected = re.sub(r"\s", "", "".join(s.text for s in segments))
+    for options in (o for o in OPTIONS.values() if not o.highlight_words):
+        cues = subtitle_cues(said, options)
+        shown = re.sub("[\\s\u200e\u200f]", "", "".join(cue.text for cue in cues))
+        assert shown == expected
+        assert all(cue.start < cue.end for cue in cues)
+        assert all(a.end <= b.start for a, b in pairwise(cues))
+        assert len(parse_srt(to_srt(said, "", options))) == len(cues)
+        assert len(parse_vtt(to_vtt(said, "", options))) == len(cues)
+        for line in "\n".join(cue.text for cue in cues).split("\n"):
+            wide = options.max_line_width and columns(line) > options.max_line_width
+            assert not (wide and line_breaks(line.strip("\u200e\u200f"))[1:])
+
+
 class TestLines:
     def test_filled_to_the_last_column(self):
         said = spoken("aaa bbb ccc ddd eee", 0)
@@ -143,6 +175,9 @@ class TestLines:
         assert texts(SubtitleOptions(max_line_width=6), segment("あいう。「えお」", 0, 2)) == [
             "あい\nう。\n「え\nお」"
         ]
+
+    def test_combining_characters_stay_with_theirs(self):
+        assert line_breaks("か\u3099き\ufe00く") == [0, 2, 4]
 
     def test_korean_is_broken_between_words(self):
         assert line_breaks("안녕하세요 세계") == [0, 6]
@@ -197,6 +232,10 @@ class TestWords:
         one = SubtitleOptions(max_words_per_line=1)
         assert texts(one, said) == ["say", '"hello" -', "now!"]
         assert times(one, said) == [(0, 1000), (1100, 2000), (2100, 3000)]
+
+    def test_punctuation_before_the_first_word(self):
+        said = segment("- one - two -", 0, 3, [("one", 0, 1), ("two", 2, 3)])
+        assert texts(SubtitleOptions(max_words_per_line=1), said) == ["- one -", "two -"]
 
     def test_words_that_cannot_be_parted_are_one(self):
         said = segment("don't go", 0, 3, [("don", 0, 1), ("'t", 1, 1.5), ("go", 2, 3)])
