@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from .errors import AudioError, CheckpointError, InputError
 from .models.config import read_json
-from .recording import not_finite, refuse_integers
+from .recording import Recording, not_finite, refuse_integers
 
 #: `melspec_kwargs` of a checkpoint that says nothing
 MEL_DEFAULTS = {
@@ -163,26 +163,81 @@ class GraniteSpeechFeatureExtractor:
 
     def log_mel(self, audio: mx.array) -> mx.array:
         """(samples,) -> (frames, 2 * n_mels), two neighbouring frames side by side."""
+        num_frames = self._num_mel_frames(audio.size)
+        log_mel = self._log_mel(lambda a, b: audio[a:b], audio.size, 0, num_frames)
+        return _stacked(log_mel, log_mel.max())
+
+    def stream(self, recording: Recording, chunk_frames: int = 1500) -> Iterator[mx.array]:
+        """`log_mel` of a recording of any length, in parts of `chunk_frames` frames, 50 a second.
+
+        Two passes over a recording longer than a part: its greatest value decides what the smallest
+        may be, and is known in the end only.
+
+        Yields:
+            (frames, 2 * n_mels): at least one part, together what `log_mel` gives.
+
+        Raises:
+            AudioError: as `log_mel`, when the first part is asked for.
+        """
+        num_frames, step = self._num_mel_frames(recording.size), 2 * chunk_frames
+
+        def part(start: int) -> mx.array:
+            end = min(start + step, num_frames)
+            return self._log_mel(recording.read, recording.size, start, end)
+
+        first = part(0)
+        highest = first.max()
+        for start in range(step, num_frames, step):
+            highest = mx.maximum(highest, part(start).max())
+            mx.eval(highest)
+        yield _stacked(first, highest)
+        del first
+        # a last frame alone is an odd one
+        for start in range(step, num_frames - 1, step):
+            yield _stacked(part(start), highest)
+
+    def _num_mel_frames(self, num_samples: int) -> int:
+        """Frames before two become one."""
         n_fft, hop = self.melspec_kwargs["n_fft"], self.melspec_kwargs["hop_length"]
         half = n_fft // 2
-        if audio.size <= half:
+        if num_samples <= half:
             raise AudioError(
-                f"a recording of {audio.size} samples is too short: at least {half + 1} samples "
+                f"a recording of {num_samples} samples is too short: at least {half + 1} samples "
                 f"({1000 * (half + 1) / self.sampling_rate:.0f} ms) are needed"
             )
-        # the outermost samples mirrored, without repeating the edge itself
-        padded = mx.concatenate([audio[half:0:-1], audio, audio[-2 : -half - 2 : -1]])
-        num_frames = audio.size // hop + 1
-        frames = mx.as_strided(padded, (num_frames, n_fft), (hop, 1))
-        spectrum = mx.fft.rfft(frames * hann_window(self.melspec_kwargs["win_length"], n_fft))
+        return (num_samples + 2 * half - n_fft) // hop + 1
+
+    def _log_mel(
+        self, read: Callable[[int, int], mx.array], size: int, first: int, end: int
+    ) -> mx.array:
+        """Decimal logarithms of the mel energies in frames [first, end): (end - first, n_mels).
+
+        `read` gives samples [a, b) of a recording of `size` samples. What frames need beyond its
+        ends is mirrored, without repeating the outermost sample itself.
+        """
+        options = self.melspec_kwargs
+        n_fft, hop = options["n_fft"], options["hop_length"]
+        start = first * hop - n_fft // 2
+        stop = (end - 1) * hop - n_fft // 2 + n_fft
+        before, after = max(0, -start), max(0, stop - size)
+        parts = [read(max(0, start), min(stop, size))]
+        if before:
+            parts.insert(0, read(1, before + 1)[::-1])
+        if after:
+            parts.append(read(size - 1 - after, size - 1)[::-1])
+        frames = mx.as_strided(mx.concatenate(parts), (end - first, n_fft), (hop, 1))
+        spectrum = mx.fft.rfft(frames * hann_window(options["win_length"], n_fft))
         power = mx.square(mx.abs(spectrum))
-        mel = power @ mel_filters(
-            self.melspec_kwargs["sample_rate"], n_fft, self.melspec_kwargs["n_mels"]
-        )
-        log_mel = mx.log10(mx.maximum(mel, 1e-10))
-        log_mel = mx.maximum(log_mel, log_mel.max() - 8.0) / 4.0 + 1.0
-        # the odd frame goes after the maximum was taken over it too, as in the reference
-        return log_mel[: num_frames - num_frames % 2].reshape(num_frames // 2, -1)
+        mel = power @ mel_filters(options["sample_rate"], n_fft, options["n_mels"])
+        return mx.log10(mx.maximum(mel, 1e-10))
+
+
+def _stacked(log_mel: mx.array, highest: mx.array) -> mx.array:
+    """(frames, n_mels) in the models' range, neighbours side by side: (frames // 2, 2 * n_mels)."""
+    log_mel = mx.maximum(log_mel, highest - 8.0) / 4.0 + 1.0
+    # the odd frame goes after the maximum was taken over it too, as in the reference
+    num_frames = log_mel.shape[0]
+    return log_mel[: num_frames - num_frames % 2].reshape(num_frames // 2, -1)
 
 
 def mono_recordings(audios) -> list[mx.array]:

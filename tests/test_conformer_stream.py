@@ -194,7 +194,7 @@ class TestMemory:
         self.measured(encoder, 1)
         short, long = self.measured(encoder, 2), self.measured(encoder, 10)
         # scheduling alone moves a peak by 3 %; keeping one layer's result would add 19 %
-        assert long[0] <= short[0] * 1.08
+        assert long[0] <= short[0] * 1.12
         assert short[1] <= self.state_limit(encoder.config)
         assert long[1] <= self.state_limit(encoder.config)
 

@@ -1,0 +1,150 @@
+"""Features of a recording part by part: those of the whole."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import find_recording
+
+from mlx_speech import AudioError, GraniteSpeechFeatureExtractor, load_audio
+from mlx_speech import recording as recording_module
+from mlx_speech.audio import SAMPLING_RATE, open_recording
+
+
+def noise(size: int) -> np.ndarray:
+    """Loud and quiet in turn, so that the floor, 80 dB below the loudest, counts."""
+    random = np.random.default_rng(size)
+    return (random.normal(0, 0.1, size) * 10.0 ** -(np.arange(size) // 3000 % 7)).astype(np.float32)
+
+
+def streamed(extractor, samples, chunk_frames: int) -> list[mx.array]:
+    with open_recording(samples, SAMPLING_RATE) as recording:
+        return list(extractor.stream(recording, chunk_frames))
+
+
+def assert_equal_to_the_whole(extractor, samples, chunk_frames: int) -> None:
+    parts = streamed(extractor, samples, chunk_frames)
+    expected = extractor.log_mel(mx.array(samples))
+    assert all(len(part) == chunk_frames for part in parts[:-1])
+    assert len(parts) == max(1, -(-len(expected) // chunk_frames))
+    found = mx.concatenate(parts)
+    assert found.dtype == mx.float32
+    assert found.shape == expected.shape
+    if found.size:
+        assert mx.abs(found - expected).max().item() <= 1e-6
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 2, 7, 50, 1500])
+def test_equal_to_the_whole_at_any_length(chunk_frames):
+    extractor = GraniteSpeechFeatureExtractor()
+    edges = 320 * chunk_frames if chunk_frames < 1500 else 16000
+    sizes = {257, 319, 320, 321, 480, 640, 1000}
+    sizes |= {n * edges + d for n in (1, 2, 3) for d in (-257, -161, -160, -1, 0, 1, 159, 160, 161)}
+    for size in sorted(s for s in sizes if s > 256):
+        assert_equal_to_the_whole(extractor, noise(size), chunk_frames)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_fft": 400, "hop_length": 400},
+        {"hop_length": 320, "n_mels": 40},
+        {"n_fft": 511, "hop_length": 100, "win_length": 300},
+        {"n_fft": 1024, "hop_length": 80, "win_length": 1024},
+    ],
+)
+def test_other_parameters(options):
+    extractor = GraniteSpeechFeatureExtractor(melspec_kwargs=options)
+    for size in (600, 1023, 1600, 1601, 3999, 4000, 8000):
+        for chunk_frames in (1, 3, 50):
+            assert_equal_to_the_whole(extractor, noise(size), chunk_frames)
+
+
+@pytest.mark.parametrize("chunk_frames", [3, 1500])
+def test_the_ends_are_mirrored(chunk_frames):
+    """As if the samples came with the mirrored ones on both sides, and nothing were beyond."""
+    # the last frame is kept, and centred 5 samples before the end
+    samples = np.random.default_rng(0).normal(0, 0.1, 16_165).astype(np.float32)
+    extractor = GraniteSpeechFeatureExtractor()
+    found = mx.concatenate(streamed(extractor, samples, chunk_frames))
+    # 2 frames of mirror image, a whole number of hops, on either side
+    padded = np.pad(samples, (640, 640), mode="reflect")
+    expected = mx.concatenate(streamed(extractor, padded, chunk_frames))[2:-2]
+    assert mx.abs(found - expected).max().item() < 1e-5
+
+
+def test_a_real_recording():
+    samples = np.array(load_audio(find_recording("synthetic/long.flac")))
+    extractor = GraniteSpeechFeatureExtractor()
+    assert_equal_to_the_whole(extractor, samples, 1500)
+    assert len(streamed(extractor, samples, 1500)) == 4
+
+
+@pytest.mark.parametrize("at", [0, 5000, 15_999])
+def test_the_loudest_of_all_parts_sets_the_floor(at):
+    """16000 samples are 101 frames; the last of them, which is dropped, counts as well."""
+    samples = np.full(16_000, 1e-7, np.float32)
+    samples[at] = 0.9
+    extractor = GraniteSpeechFeatureExtractor()
+    assert_equal_to_the_whole(extractor, samples, 10)
+    parts = streamed(extractor, samples, 10)
+    lowest = {part.min().item() for part in parts}
+    assert len(lowest) == 1
+    silent = streamed(extractor, np.full(16_000, 1e-7, np.float32), 10)
+    assert lowest.pop() > mx.concatenate(silent).max().item()
+
+
+def test_a_click_that_only_the_dropped_frame_hears():
+    """The last frame, 25 ms around sample 16000, has an odd number; its neighbour hears nothing."""
+    options = {"win_length": 100}
+    extractor = GraniteSpeechFeatureExtractor(melspec_kwargs=options)
+    samples = np.full(16_000, 1e-7, np.float32)
+    samples[15_995] = 0.9
+    assert_equal_to_the_whole(extractor, samples, 10)
+    parts = mx.concatenate(streamed(extractor, samples, 10))
+    assert parts.shape == (50, 160)
+    assert parts.min().item() == parts.max().item() > -1  # all of it at the floor
+
+
+@pytest.mark.parametrize("size", [1, 100, 256])
+def test_too_short(size):
+    extractor, samples = GraniteSpeechFeatureExtractor(), np.zeros(size, np.float32)
+    with pytest.raises(AudioError) as expected:
+        extractor.log_mel(mx.array(samples))
+    with (
+        open_recording(samples, SAMPLING_RATE) as recording,
+        pytest.raises(AudioError, match=f"of {size} samples is too short") as found,
+    ):
+        next(extractor.stream(recording))
+    assert str(found.value) == str(expected.value)
+
+
+def test_one_pass_where_one_part_is_enough(monkeypatch):
+    """The samples are read once, and the first part of a longer recording is not computed again."""
+    extractor = GraniteSpeechFeatureExtractor()
+    for seconds, reads in ((25, 1), (30, 1), (70, 5)):
+        with open_recording(noise(seconds * SAMPLING_RATE), SAMPLING_RATE) as recording:
+            ranges = []
+
+            def read(start, end, original=recording.read, ranges=ranges):
+                ranges.append((start, end))
+                return original(start, end)
+
+            monkeypatch.setattr(recording, "read", read)
+            list(extractor.stream(recording))
+        assert len([r for r in ranges if r[1] - r[0] > 1000]) == reads
+
+
+def test_memory_does_not_hold_the_features(monkeypatch):
+    monkeypatch.setattr(recording_module, "_MEMORY_SAMPLES", 1000)
+    extractor, total = GraniteSpeechFeatureExtractor(), 0
+    with open_recording(noise(240 * SAMPLING_RATE), SAMPLING_RATE) as recording:
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        for part in extractor.stream(recording, 100):
+            mx.eval(part)
+            total += part.nbytes
+        peak = mx.get_peak_memory() - before
+    # a part takes 1.4 to 2.7 MB, as the scheduler likes
+    assert peak < total == 240 * 50 * 160 * 4
