@@ -21,6 +21,7 @@ bench: $(VENV)/bench.stamp ## speed, beside mlx-audio, mlx-lm and transformers
 	$(BIN)/python tests/benchmarks/encoder.py
 	$(BIN)/python tests/benchmarks/decoder.py
 	$(BIN)/python tests/benchmarks/speech_to_text.py
+	$(BIN)/python tests/benchmarks/quantized.py
 
 lint: $(VENV)/lint.stamp ## ruff, without changing anything
 	$(BIN)/ruff check .

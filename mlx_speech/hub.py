@@ -14,7 +14,8 @@ from pathlib import Path
 
 from .errors import CheckpointError, HubError
 
-_SMALL_FILES = ("*.json", "*.jinja", "*.model", "*vocab*.txt", "*merges*.txt")
+#: what configurations and processors are read from
+SMALL_FILES = ("*.json", "*.jinja", "*.model", "*vocab*.txt", "*merges*.txt")
 # best first: index of shards, single file, other names for it
 _WEIGHTS = (
     ("model.safetensors.index.json", "model.safetensors", "model*.safetensors"),
@@ -29,6 +30,7 @@ def resolve_checkpoint(
     *,
     revision: str | None = None,
     weights: bool = True,
+    also: tuple[str, ...] = (),
     local_files_only: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -39,6 +41,7 @@ def resolve_checkpoint(
             `Path` is never read as a repository.
         revision: branch, tag or commit of the repository; the default branch if not given.
         weights: fetch the weights too; without, only what configurations and tokenizers read.
+        also: patterns of further files to fetch, where there are any.
         local_files_only: take the repository from the local cache, without asking the Hub.
         progress: show huggingface_hub's progress bars on standard error.
 
@@ -71,7 +74,7 @@ def resolve_checkpoint(
             f"no such folder: {name} (a Hub repository is given as text, in the form owner/name)"
         )
     _check_repo_id(name)
-    folder = _download(name, revision, _SMALL_FILES, local_files_only, progress)
+    folder = _download(name, revision, (*SMALL_FILES, *also), local_files_only, progress)
     if weights:
         _fetch_weights(name, folder, local_files_only, progress)
     return folder

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from .errors import CheckpointError
 from .hub import NO_WEIGHTS, resolve_checkpoint, weight_files
@@ -15,6 +15,7 @@ from .models.base import PretrainedModel
 from .models.config import read_json
 from .models.lora import LoraConfig, apply_adapter
 from .pytorch_bin import read_pytorch_bin
+from .quantization import quantize_as_stored, refuse_foreign
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -62,11 +63,36 @@ def load_model(
         model_class: the class that is expected, if it is one of those for the checkpoint's
             model_type; by default what its config.json names.
     """
-    from .generation import GenerationConfig
-
     folder = resolve_checkpoint(path_or_repo, revision=revision)
     data = read_json(folder)
+    model = lazy_model(folder, data, model_class)
+    if dtype is None and mx.default_device().type == mx.DeviceType.cpu:
+        dtype = mx.float32
+    dtype = dtype or checkpoint_dtype(data, dict(tree_flatten(model.parameters())))
+    cast(model, dtype)
+    attach_adapter(model, folder, dtype)
+    model.eval()
+    # reads the files, one tensor after the other: what is not needed in its stored type any more
+    # is freed before the next one is read
+    mx.eval(model.parameters())
+    return model
+
+
+def lazy_model(
+    folder: Path, data: dict, model_class: type[PretrainedModel] | None = None
+) -> PretrainedModel:
+    """A folder's model without its adapter, in the types and with the bits in which it is stored.
+
+    Tensors of safetensors are read when they are first used.
+
+    Args:
+        data: the folder's config.json.
+        model_class: as in `load_model`, which also has the errors.
+    """
+    from .generation import GenerationConfig
+
     classes = architecture(data.get("model_type"))
+    refuse_foreign(data)
     stated = data.get("architectures")
     name = stated[0] if isinstance(stated, list) and stated else None
     found = classes.model_class(model_class.__name__ if model_class else name)
@@ -82,25 +108,10 @@ def load_model(
         raise CheckpointError(f"{folder}: misshapen tensor {error}") from error
     found.complete_config(config, weights)
     model = found(config)
-    if dtype is None and mx.default_device().type == mx.DeviceType.cpu:
-        dtype = mx.float32
-    dtype = dtype or checkpoint_dtype(data, weights)
-    assign_weights(model, weights, dtype, folder)
-    # or they would stay in memory beside what they are converted to
-    del weights
-    if (folder / ADAPTER_CONFIG).is_file():
-        load_adapter(model, folder, dtype)
-    elif getattr(config, "has_lora_adapter", False):
-        raise CheckpointError(
-            f"{folder}: config.json says that the model needs its LoRA adapter, but there is no "
-            f"{ADAPTER_CONFIG}"
-        )
+    quantize_as_stored(model, weights)
+    assign_weights(model, weights, folder)
     model.folder = folder
     model.generation_config = GenerationConfig.from_pretrained(folder, data)
-    model.eval()
-    # reads the files, one tensor after the other: what is not needed in its stored type any more
-    # is freed before the next one is read
-    mx.eval(model.parameters())
     return model
 
 
@@ -155,10 +166,8 @@ def read_safetensors(file: Path) -> dict[str, mx.array]:
         ) from error
 
 
-def assign_weights(
-    model: PretrainedModel, weights: dict[str, mx.array], dtype: mx.Dtype, folder: Path
-) -> None:
-    """Put tensors into a model, in `dtype`.
+def assign_weights(model: PretrainedModel, weights: dict[str, mx.array], folder: Path) -> None:
+    """Put tensors into a model.
 
     Raises:
         CheckpointError: tensors are missing, superfluous or misshapen; lists the first of them.
@@ -180,12 +189,32 @@ def assign_weights(
     ]
     if told:
         raise CheckpointError(f"{folder}: the weights do not fit config.json; {'; '.join(told)}")
-    model.load_weights(
-        [
-            (name, value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value)
-            for name, value in weights.items()
-        ]
+    model.load_weights(list(weights.items()))
+
+
+def cast(model: PretrainedModel, dtype: mx.Dtype) -> None:
+    """Have a model's floating-point tensors in one type."""
+    model.update(
+        tree_map(
+            lambda v: v.astype(dtype) if mx.issubdtype(v.dtype, mx.floating) else v,
+            model.parameters(),
+        )
     )
+
+
+def attach_adapter(model: PretrainedModel, folder: Path, dtype: mx.Dtype) -> None:
+    """`load_adapter`, if the folder has one.
+
+    Raises:
+        CheckpointError: it has none though it says that it needs one.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        load_adapter(model, folder, dtype)
+    elif getattr(model.config, "has_lora_adapter", False):
+        raise CheckpointError(
+            f"{folder}: config.json says that the model needs its LoRA adapter, but there is no "
+            f"{ADAPTER_CONFIG}"
+        )
 
 
 def load_adapter(model: PretrainedModel, folder: Path, dtype: mx.Dtype) -> None:

@@ -2,42 +2,293 @@
 
 from __future__ import annotations
 
-import mlx.core as mx
+from dataclasses import dataclass, field, replace
 
-#: loudness is compared over windows of this length, in seconds, shifted by a tenth of it
-WINDOW_S = 0.3
+import numpy as np
+
+from .activity import Activity
+from .errors import InputError
+
+# All of these are frames of 20 ms.
+#: shortest pause that always ends a span, unless somebody knows better. People pause for breath or
+#: a thought for 0.2 to 0.7 s within sentences, which the decoder writes better in one piece; a
+#: second of silence is seldom but between sentences.
+MIN_SILENCE = 50
+#: a frame is found to have speech only when the sound is under way, and no more while it fades:
+#: speech is taken to begin and to end so much earlier and later
+ONSET = 10
+RELEASE = 14
+#: a CTC head may place a letter in the pause beside its word; where the energy tells better, speech
+#: begins and ends there, if that is no more than a second away
+REFINED = 50
+#: the level of a place to cut is the mean of so many on either side of it
+AROUND = 2
+#: what a span keeps of a pause beside it
+MARGIN = 15
+#: speech shorter than this is joined to a neighbour
+SHORT = 40
+#: and where it cannot be, it gets so much of the pauses around it that the span is this long
+WIDENED = 75
 
 
-def cut_at_quiet(
-    samples: mx.array, sampling_rate: int, max_seconds: float
-) -> list[tuple[int, int]]:
-    """Spans of samples, one after the other, none longer than `max_seconds`.
+@dataclass(frozen=True)
+class Span:
+    """A part of a recording that a model hears at once, in encoder frames.
 
-    A cut is in the middle of the quietest window among those that leave both sides a fair length:
-    at least a quarter of `max_seconds`.
+    start, end: what it hears, [start, end).
+    first, last: where in it there is speech, [first, last).
+    """
+
+    start: int
+    end: int
+    first: int
+    last: int
+
+
+@dataclass
+class _Stretch:
+    """Speech without a pause that must end it; `pauses` are those within, [start, end)."""
+
+    first: int
+    last: int
+    pauses: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def short(self) -> bool:
+        return self.last - self.first < SHORT
+
+    @property
+    def margin(self) -> int:
+        return max(MARGIN, (WIDENED - self.last + self.first) // 2) if self.short else MARGIN
+
+
+class Segmenter:
+    """Cuts a recording into spans where nobody speaks, while its activity is still coming in.
+
+    Every frame with speech is in exactly one span. Spans are in order, do not overlap, and start
+    and end at multiples of `window`, save that the last may end where the recording does; long
+    pauses between them are in none. How the activity is divided into pushes changes nothing.
+
+    A pause of `min_silence` frames ends a span. A span that would be longer than `max_frames` is
+    cut in its longest pause that leaves at least a quarter of `max_frames` on both sides; else in
+    its longest pause; else, in the middle of speech, at the multiple of `window` where the level
+    is lowest. Silence at the very beginning or end of the recording that is shorter than
+    `min_silence` belongs to the span beside it: a short recording is one span.
+
+    Speech shorter than `SHORT` is joined to the nearer neighbour, if the pause between is shorter
+    than twice `min_silence` and both together fit; else its span is widened with silence, as far
+    as there is some, to `WIDENED`.
 
     Args:
-        samples: (n,).
+        window: frames that a model hears together; cuts are between windows.
+        max_frames: longest span; what is no multiple of `window` is rounded down to one.
+        min_silence: shortest pause that always ends a span; a shorter one than `window` counts as
+            that, because it might have no place to cut.
 
-    Returns:
-        `(start, end)` of each span; together they are the whole recording.
+    Raises:
+        InputError: a number is below one, or `max_frames` below `window`.
     """
-    longest = int(max_seconds * sampling_rate)
-    shift = max(1, round(WINDOW_S / 10 * sampling_rate))
-    spans, start = [], 0
-    while samples.size - start > longest:
-        low = start + longest // 2
-        high = min(start + longest, samples.size - longest // 4)
-        spans.append((start, low + _quietest(samples[low:high], shift)))
-        start = spans[-1][1]
-    return [*spans, (start, samples.size)]
 
+    def __init__(self, *, window: int, max_frames: int, min_silence: int = MIN_SILENCE):
+        if window < 1 or min_silence < 1:
+            raise InputError(f"window {window} and min_silence {min_silence} must be at least 1")
+        if max_frames < window:
+            raise InputError(f"max_frames {max_frames} is less than the window of {window} frames")
+        self.window = window
+        self.max_frames = max_frames // window * window
+        self.min_silence = max(min_silence, window)
+        self._fair = max(window, self._down(self.max_frames // 4))
+        self._near = 2 * self.min_silence
+        # after so long a pause nothing that comes can matter to what was before it
+        self._far = max(self._near, WIDENED // 2 + MARGIN + 2 * window)
+        self._frames = 0
+        self._finished = False
+        self._stretches: list[_Stretch] = []
+        self._end = 0  # of the last span
+        self._level = np.zeros(0, np.float32)  # of the latest frames
+        self._audible = np.zeros(0, bool)  # the same frames
 
-def _quietest(samples: mx.array, shift: int) -> int:
-    """Middle of the window of ten shifts with the least energy."""
-    count = samples.size // shift
-    energy = mx.square(samples[: count * shift]).reshape(count, shift).sum(axis=1)
-    if count <= 10:
-        return samples.size // 2
-    total = mx.concatenate([mx.zeros(1), mx.cumsum(energy)])
-    return (mx.argmin(total[10:] - total[:-10]).item() + 5) * shift
+    @property
+    def start(self) -> int:
+        """The first frame that may be in a span to come."""
+        first = self._stretches[0].first if self._stretches else self._frames - ONSET
+        if self._end == 0 and first < self.min_silence:
+            return 0
+        return max(self._end, self._down(max(0, first - WIDENED)))
+
+    def push(self, activity: Activity, audible: np.ndarray | None = None) -> list[Span]:
+        """Take in the next frames; returns the spans that are now certain.
+
+        Args:
+            activity: n frames of it.
+            audible: (n,) boolean, where the energy allows for speech (`EnergyActivity`), for an
+                activity that comes from elsewhere. Spans without any such frame are left out, and
+                `first` and `last` of the others come nearer to the truth.
+        """
+        edges = np.flatnonzero(np.diff(activity.speech.astype(np.int8), prepend=0, append=0))
+        for first, last in (edges.reshape(-1, 2) + self._frames).tolist():
+            self._add(max(0, first - ONSET), last + RELEASE)
+        self._frames += activity.speech.size
+        self._level = np.concatenate([self._level, activity.level])
+        audible = np.ones_like(activity.speech) if audible is None else audible
+        self._audible = np.concatenate([self._audible, audible])
+        spans = self._certain()
+        needed = self._stretches[0].first if self._stretches else self._frames - ONSET
+        oldest = max(0, self._level.size - (self._frames - needed + AROUND))
+        self._level, self._audible = self._level[oldest:], self._audible[oldest:]
+        return spans
+
+    def finish(self) -> list[Span]:
+        """The recording ends here; returns the remaining spans."""
+        self._finished = True
+        if self._stretches:
+            self._stretches[-1].last = min(self._stretches[-1].last, self._frames)
+        return self._certain()
+
+    def _add(self, first: int, last: int) -> None:
+        """One more run of speech."""
+        latest = self._stretches[-1] if self._stretches else None
+        if latest is None or first - latest.last >= self.min_silence:
+            self._stretches.append(_Stretch(first, last))
+            return
+        if first > latest.last:
+            latest.pauses.append((latest.last, first))
+        latest.last = last
+
+    def _certain(self) -> list[Span]:
+        return [heard for span in self._decided() if (heard := self._heard(span))]
+
+    def _heard(self, span: Span) -> Span | None:
+        """A span with its speech where the energy tells; None if that tells of none."""
+        oldest = self._frames - self._audible.size
+        audible = np.flatnonzero(self._audible[span.first - oldest : span.last - oldest])
+        if not audible.size:
+            return None
+        first = span.first + int(audible[0]) - ONSET
+        last = span.first + int(audible[-1]) + 1 + RELEASE
+        return replace(
+            span,
+            first=first if 0 < first - span.first <= REFINED else span.first,
+            last=last if 0 < span.last - last <= REFINED else span.last,
+        )
+
+    def _decided(self) -> list[Span]:
+        spans = []
+        while self._stretches:
+            head = self._stretches[0]
+            if not self._fits(head, head):
+                if not self._over(0, self.min_silence) and not self._overfull(head):
+                    break
+                spans.append(self._cut(head))
+            elif (joins := self._joins(head)) is None:
+                break
+            elif joins:
+                other = self._stretches.pop(1)
+                head.pauses += [(head.last, other.first), *other.pauses]
+                head.last = other.last
+            else:
+                spans.append(self._whole(head))
+        return spans
+
+    def _over(self, index: int, silence: int) -> bool:
+        """Whether a stretch has ended, as the next or so much silence after it shows."""
+        heard = self._frames - ONSET - self._stretches[index].last
+        return self._finished or index + 1 < len(self._stretches) or heard >= silence
+
+    def _overfull(self, stretch: _Stretch) -> bool:
+        """Whether it is so long that no cut of its first span can be too near its end."""
+        longest = self._start(stretch) + self.max_frames
+        return min(stretch.last, self._frames) >= longest + max(self._fair, AROUND)
+
+    def _fits(self, stretch: _Stretch, following: _Stretch) -> bool:
+        """Whether both fit in one span, the second as far as it is certain."""
+        last = min(following.last, self._frames)
+        return self._up(last) - self._down(stretch.first) <= self.max_frames
+
+    def _joins(self, head: _Stretch) -> bool | None:
+        """Whether the next stretch is to be joined to the first one; None if not yet certain."""
+        if not self._over(0, self._far):
+            return None
+        if len(self._stretches) == 1:
+            return False
+        other = self._stretches[1]
+        pause = other.first - head.last
+        if pause >= self._near or not (head.short or other.short) or not self._fits(head, other):
+            return False
+        if not self._over(1, self._far):
+            return None
+        if head.short or len(self._stretches) == 2:
+            return True
+        third = self._stretches[2]
+        if third.first - other.last >= pause or not self._fits(other, third):
+            return True
+        return False if self._over(2, self._far) else None
+
+    def _start(self, stretch: _Stretch, margin: int = MARGIN) -> int:
+        """The first frame that its span would like to hear; one that fits hears some speech."""
+        start = max(self._end, self._down(stretch.first - margin))
+        if self._end == 0 and stretch.first < self.min_silence:
+            start = 0
+        return max(start, self._up(stretch.first + 1) - self.max_frames)
+
+    def _whole(self, head: _Stretch) -> Span:
+        """The first stretch as one span."""
+        del self._stretches[0]
+        start = self._start(head, head.margin)
+        if self._stretches:
+            end, _ = self._around(head.last, self._stretches[0].first, head.margin)
+        elif self._finished and self._frames - head.last < self.min_silence:
+            end = self._frames
+        else:
+            end = self._up(head.last + head.margin)
+        # silence gives way where it does not fit
+        end = max(self._up(head.last), min(end, start + self.max_frames))
+        end = min(end, self._frames)
+        start = min(self._down(head.first), max(start, self._up(end - self.max_frames)))
+        self._end = end
+        return Span(start, end, head.first, head.last)
+
+    def _cut(self, head: _Stretch) -> Span:
+        """The first span of a stretch that is too long for one; the stretch keeps the rest."""
+        start = self._start(head)
+        longest = start + self.max_frames
+        cuts = [
+            (min(self._around(*pause)[0], longest), *pause)
+            for pause in head.pauses
+            if self._up(pause[0]) <= min(pause[1], longest)
+        ]
+        fair = [c for c in cuts if start + self._fair <= c[0] <= head.last - self._fair]
+        if cuts:
+            end, last, first = max(fair or cuts, key=lambda cut: cut[2] - cut[1])
+        else:
+            low = max(start + self._fair, self._up(head.first + 1))
+            high = max(low, min(longest, self._down(head.last - self._fair)))
+            end = last = first = self._quietest(low, high)
+        span = Span(start, end, head.first, last)
+        head.first = first
+        head.pauses = [pause for pause in head.pauses if pause[0] > first]
+        self._end = end
+        return span
+
+    def _quietest(self, low: int, high: int) -> int:
+        """The multiple of `window` in [low, high] with the lowest level around it."""
+        oldest = self._frames - self._level.size
+
+        def level(edge: int) -> float:
+            return self._level[max(0, edge - AROUND - oldest) : edge + AROUND - oldest].mean()
+
+        return min(range(low, high + 1, self.window), key=level)
+
+    def _around(self, last: int, first: int, margin: int = MARGIN) -> tuple[int, int]:
+        """Where the span before a pause ends and the one after it starts."""
+        end, start = self._up(last + margin), self._down(first - MARGIN)
+        if end <= start:
+            return end, start
+        middle = self._down((last + first + self.window) // 2)
+        return middle, middle
+
+    def _down(self, frame: int) -> int:
+        return frame // self.window * self.window
+
+    def _up(self, frame: int) -> int:
+        return -(-frame // self.window) * self.window

@@ -130,13 +130,14 @@ class Terminal:
 
     def wait(self) -> int:
         """The exit status; reads what is still shown."""
-        while True:
-            try:
+        deadline = time.monotonic() + 60
+        with contextlib.suppress(OSError):  # how Linux says that nobody is there any more
+            while time.monotonic() < deadline:
+                if not select.select([self._master], [], [], 1)[0]:
+                    continue
                 data = os.read(self._master, 4096)
-            except OSError:
-                break
-            if not data:
-                break
-            self._rest += data.decode(errors="replace")
+                if not data:
+                    break
+                self._rest += data.decode(errors="replace")
         self.shown, self._rest = self.shown + self._rest, ""
         return self.process.wait(60)

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import socket
+import time
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from fake_hub import FakeHub
+from huggingface_hub import constants
+from huggingface_hub.utils import _detect_agent, _http
 from mlx.utils import tree_flatten
 
 from mlx_speech import LlamaConfig, LlamaForCausalLM, load, load_audio
 
+# a shell starts what runs in the background with Ctrl-C ignored, and what that starts inherits it
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "examples" / "tiny-granite-speech"
+TINY_S2T = ROOT / "examples" / "tiny-s2t"
 DATA = ROOT / "tests" / "data"
 TRANSCRIBE = "can you transcribe the speech into a written format?"
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--minutes", type=float, default=2, help="of the longest recording (default: 2)"
+    )
+
+
+@pytest.fixture(scope="session")
+def minutes(pytestconfig) -> float:
+    """How long the longest recording is."""
+    return pytestconfig.getoption("--minutes")
 
 
 def find_recording(name: str) -> Path:
@@ -48,6 +71,12 @@ def golden() -> dict[str, np.ndarray]:
 def tiny():
     """(model, processor) of the bundled checkpoint in float32."""
     return load(TINY, dtype=mx.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_s2t():
+    """The same of the bundled Speech2Text."""
+    return load(TINY_S2T, dtype=mx.float32)
 
 
 @pytest.fixture
@@ -98,3 +127,41 @@ def tiny_text(tmp_path_factory) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(TINY / name, folder)
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A fake Hub that this process takes for the real one, with an empty cache and no token."""
+    for name in list(os.environ):
+        if name.startswith("HF_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    with FakeHub() as fake:
+        url_template = fake.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {
+            "ENDPOINT": fake.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": url_template,
+            "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN_PATH": str(home / "token"),
+            "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
+            "AGENT_HARNESSES_PATH": str(home / "agents.json"),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DISABLE_TELEMETRY": True,
+            "HF_HUB_OFFLINE": False,
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(_detect_agent, "_registry", _detect_agent._EMPTY_REGISTRY)
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between retries
+        monkeypatch.setattr(socket, "getaddrinfo", only_loopback(socket.getaddrinfo))
+        _http.close_session()
+        yield fake
+        _http.close_session()
+
+
+def only_loopback(getaddrinfo):
+    def guarded(host, *args, **kwargs):
+        assert host in ("127.0.0.1", b"127.0.0.1"), f"a request to {host}"
+        return getaddrinfo(host, *args, **kwargs)
+
+    return guarded

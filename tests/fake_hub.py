@@ -1,7 +1,7 @@
 """A Hugging Face Hub in miniature, on 127.0.0.1, for tests: folders served as repositories.
 
-It speaks what huggingface_hub's download client asks for (model info, tree, resolve), records
-every request, and can be told to fail:
+It speaks what huggingface_hub's client asks for (model info, tree, resolve; for uploads see
+fake_hub_uploads.py), records every request, and can be told to fail:
 
     with FakeHub() as hub:
         commit = hub.add("owner/name", folder)
@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 import socket
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from fake_hub_uploads import Uploads
 
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
 _INFO = re.compile(rf"/api/models/{_REPO}(/revision/(?P<revision>[^/]+))?")
@@ -46,6 +49,7 @@ class Repository:
 
     commits: dict[str, Path] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
+    private: bool = False
 
     def commit(self, revision: str) -> str | None:
         commit = self.refs.get(revision, revision)
@@ -65,11 +69,22 @@ class Fault:
 
 
 class FakeHub:
-    """The server; a context manager. `url` is what HF_ENDPOINT has to be."""
+    """The server; a context manager. `url` is what HF_ENDPOINT has to be.
+
+    tokens: who may write, by access token: the namespaces, the user's own first.
+    objects: contents of the large files that were uploaded, by SHA-256.
+    xorbs: blocks of them that came by Xet.
+    part_size: if set, larger files are asked for in parts of so many bytes.
+    """
 
     def __init__(self):
         self.requests: list[Request] = []
         self.repositories: dict[str, Repository] = {}
+        self.tokens: dict[str, tuple[str, ...]] = {}
+        self.objects: dict[str, bytes] = {}
+        self.xorbs: dict[str, bytes] = {}
+        self.part_size: int | None = None
+        self._folders = tempfile.TemporaryDirectory(prefix="fake-hub-")
         self.on_request: Callable[[Request], None] = lambda request: None
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
@@ -88,6 +103,7 @@ class FakeHub:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(timeout=5)
+        self._folders.cleanup()
 
     def add(self, repo_id: str, folder: Path, ref: str = "main") -> str:
         """Make the files of `folder` the newest commit of branch `ref`; returns the commit."""
@@ -96,6 +112,19 @@ class FakeHub:
         repository.commits[commit] = Path(folder)
         repository.refs[ref] = commit
         return commit
+
+    def commit(self, repo_id: str, files: dict[str, bytes], ref: str = "main") -> str:
+        """The same with these files."""
+        folder = Path(tempfile.mkdtemp(dir=self._folders.name))
+        for name, data in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        return self.add(repo_id, folder, ref)
+
+    def files(self, repo_id: str, ref: str = "main") -> dict[str, bytes]:
+        """What a repository holds."""
+        repository = self.repositories[repo_id]
+        return _files(repository.commits[repository.commit(ref)])
 
     def fail(
         self,
@@ -110,7 +139,8 @@ class FakeHub:
         self._faults.append(Fault(pattern, times, status, error_code, body))
 
     def cut(self, pattern: str, *, after: int, times: int | None = None) -> None:
-        """Announce the whole file, send `after` bytes of it, and drop the connection."""
+        """Announce the whole file, send `after` bytes of it, and drop the connection; of a file
+        that is being uploaded, take so many bytes."""
         self._faults.append(Fault(pattern, times, cut_after=after))
 
     def fetched(self) -> list[str]:
@@ -135,7 +165,7 @@ class FakeHub:
         return None
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Uploads, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 10  # seconds; no connection of a test outlives it
 
@@ -145,6 +175,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self._handle()
 
+    def do_POST(self):
+        self._handle()
+
+    def do_PUT(self):
+        self._handle()
+
     def log_message(self, format, *args):
         pass
 
@@ -152,8 +188,15 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         headers = {name.lower(): value for name, value in self.headers.items()}
         fault = self.server.hub.record(Request(self.command, path, headers))
+        if fault and fault.cut_after is not None and self.command in ("POST", "PUT"):
+            self.rfile.read(fault.cut_after)
+            self._hang_up()
+            return
+        body = self._body()
         if fault and fault.cut_after is None:
             self._send(fault.status, fault.body, error_code=fault.error_code)
+        elif self._uploads(path, body):
+            pass
         elif match := _RESOLVE.fullmatch(path):
             self._file(*match.group("repo", "revision", "file"), fault)
         elif match := _TREE.fullmatch(path):
@@ -178,7 +221,16 @@ class _Handler(BaseHTTPRequestHandler):
         if found := self._find(repo_id, revision):
             commit, folder = found
             siblings = [{"rfilename": name} for name in _files(folder)]
-            self._json({"id": repo_id, "sha": commit, "siblings": siblings, "tags": []})
+            private = self.server.hub.repositories[repo_id].private
+            self._json(
+                {
+                    "id": repo_id,
+                    "sha": commit,
+                    "private": private,
+                    "siblings": siblings,
+                    "tags": [],
+                }
+            )
 
     def _tree(self, repo_id: str, revision: str) -> None:
         if found := self._find(repo_id, revision):
@@ -206,8 +258,8 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {first}-{size - 1}/{size}"
         self._send(status, data, headers=headers, cut_after=fault.cut_after if fault else None)
 
-    def _json(self, value: object) -> None:
-        self._send(200, json.dumps(value).encode(), headers={"Content-Type": "application/json"})
+    def _json(self, value: object, status: int = 200) -> None:
+        self._send(status, json.dumps(value).encode(), headers={"Content-Type": "application/json"})
 
     def _send(
         self,
@@ -230,8 +282,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[:cut_after])
         if cut_after is not None:
             self.wfile.flush()
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
 
 def _files(folder: Path) -> dict[str, bytes]:

@@ -488,9 +488,11 @@ class TestLibrary:
             mlx_speech.transcribe(samples, tiny)
 
     def test_stream(self, tiny):
-        pieces = list(mlx_speech.stream_transcribe(GATE, tiny))
-        assert len(pieces) > 3
-        assert "".join(pieces) == "unlock the back gate"
+        *deltas, last = mlx_speech.stream_transcribe(GATE, tiny)
+        assert len(deltas) > 3
+        assert "".join(delta.text for delta in deltas) + last.text == "unlock the back gate"
+        assert [delta.segment for delta in deltas] == [None] * len(deltas)
+        assert last.segment == mlx_speech.transcribe(GATE, tiny).segments[0]
 
     @pytest.mark.parametrize("limit", [{}, {"max_new_tokens": 2}])
     def test_stream_returns_the_transcript(self, tiny, limit):

@@ -6,14 +6,11 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from conftest import TINY
-from fake_hub import FakeHub
 from huggingface_hub import constants, file_download
-from huggingface_hub.utils import _detect_agent, _http
 
 import mlx_speech
 from mlx_speech.errors import CheckpointError, HubError
@@ -56,44 +53,6 @@ def sharded(index: str, shards: list[str]) -> dict[str, bytes]:
 SHARDED = sharded("model.safetensors.index.json", SHARDS)
 BIN_SHARDED = sharded("pytorch_model.bin.index.json", BIN_SHARDS)
 ADAPTER = {"adapter_config.json": b'{"a": 4}', "adapter_model.safetensors": b"lora"}
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A fake Hub that this process takes for the real one, with an empty cache and no token."""
-    for name in list(os.environ):
-        if name.startswith("HF_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    home = tmp_path / "home"
-    with FakeHub() as fake:
-        url_template = fake.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for name, value in {
-            "ENDPOINT": fake.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": url_template,
-            "HF_HOME": str(home),
-            "HF_HUB_CACHE": str(home / "hub"),
-            "HF_TOKEN_PATH": str(home / "token"),
-            "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
-            "AGENT_HARNESSES_PATH": str(home / "agents.json"),
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_DISABLE_TELEMETRY": True,
-            "HF_HUB_OFFLINE": False,
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr(_detect_agent, "_registry", _detect_agent._EMPTY_REGISTRY)
-        monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between retries
-        monkeypatch.setattr(socket, "getaddrinfo", only_loopback(socket.getaddrinfo))
-        _http.close_session()
-        yield fake
-        _http.close_session()
-
-
-def only_loopback(getaddrinfo):
-    def guarded(host, *args, **kwargs):
-        assert host in ("127.0.0.1", b"127.0.0.1"), f"a request to {host}"
-        return getaddrinfo(host, *args, **kwargs)
-
-    return guarded
 
 
 @pytest.fixture

@@ -29,11 +29,12 @@ def test_python(code, capsys, tmp_path, monkeypatch):
 
 
 def test_commands_are_right():
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
-    for module in ("transcribe", "generate", "chat"):
-        command_line = import_module(f"mlx_speech.{module}")
+    text = "\n".join(blocks("sh")).replace("\\\n", " ")
+    modules = {"convert": "convert.cli"}
+    for name in ("transcribe", "generate", "chat", "convert"):
+        command_line = import_module(modules.get(name, f"mlx_speech.{name}"))
         parser = command_line.build_parser()
-        commands = [line for line in lines if line.startswith(f"python -m mlx_speech.{module}")]
+        commands = re.findall(rf"^python -m mlx_speech\.{name}.*", text, re.MULTILINE)
         assert len(commands) >= 3
         for command in commands:
             words = shlex.split(re.sub(r" <.*", "", command), comments=True)

@@ -169,7 +169,8 @@ def start(
     unknown = inputs.keys() - {p.name for p in accepted if p.kind is p.KEYWORD_ONLY}
     if unknown:
         raise InputError(f"generate has no argument {', '.join(sorted(unknown))}")
-    if draft_model is not None and inputs.get("input_features") is not None:
+    hears = any(inputs.get(name) is not None for name in ("input_features", "audio_features"))
+    if draft_model is not None and hears:
         raise InputError("a draft model proposes answers to text; it cannot hear")
     config = config.limited(prompt.shape[1])
     rotating = cache_options.get("max_kv_size") or (cache and cache[0].max_size)

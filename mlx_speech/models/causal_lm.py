@@ -159,7 +159,7 @@ class CausalLM(PretrainedModel):
         """Drops what is computed and a head that is tied but stored all the same."""
         weights = without_computed(weights)
         if config.tie_word_embeddings:
-            weights.pop("lm_head.weight", None)
+            weights = {k: v for k, v in weights.items() if not k.startswith("lm_head.")}
         return weights
 
 

@@ -168,8 +168,8 @@ class BlockAttention(nn.Module):
             (blocks, heads, C, C).
         """
         size = self.context_size
-        nearest = slice(self.max_pos_emb - size + 1, self.max_pos_emb + size)
-        table = self.rel_pos_emb.weight[nearest][::-1] * self.scale
+        distances = mx.arange(self.max_pos_emb + size - 1, self.max_pos_emb - size, -1)
+        table = self.rel_pos_emb(distances).astype(queries.dtype) * self.scale
         by_distance = queries @ table.T
         blocks, heads, _, columns = by_distance.shape
         return mx.as_strided(
@@ -307,17 +307,18 @@ def sanitize_encoder(weights: dict[str, mx.array], prefix: str) -> dict[str, mx.
 
     Convolutions of width 1 become linear layers, and each BatchNorm, at inference a scale and a
     shift per channel, becomes part of the depthwise convolution before it. Applied to tensors that
-    already have these layouts it changes nothing.
+    already have these layouts it changes nothing; conversions by mlx-audio have MLX's layouts of
+    convolutions, (out, k, in), and separate BatchNorms.
     """
     result = {}
     for name, value in weights.items():
         if not name.startswith(prefix) or ".conv." not in name:
             result[name] = value
-        elif name.endswith((".up_conv.weight", ".down_conv.weight")) and value.shape[2:] == (1,):
-            result[name] = value.squeeze(-1)
+        elif name.endswith((".up_conv.weight", ".down_conv.weight")) and 1 in value.shape[1:]:
+            result[name] = value.flatten(1)
         elif name.endswith(".depth_conv.conv.weight") and value.ndim == 3:
             conv = name.removesuffix(".conv.weight")
-            kernel = value.swapaxes(1, 2)
+            kernel = value.swapaxes(1, 2) if value.shape[1] == 1 else value
             folded = _fold_batch_norm(kernel, weights, conv.removesuffix("depth_conv"))
             result[conv + ".weight"], result[conv + ".bias"] = folded
         elif ".batch_norm." not in name:

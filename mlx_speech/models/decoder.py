@@ -217,7 +217,7 @@ class DecoderModel(PretrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give exactly one of input_ids and inputs_embeds")
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
         batch, length, _ = x.shape
@@ -246,11 +246,19 @@ class DecoderModel(PretrainedModel):
             hidden_states=(*states[:-1], x) if output_hidden_states else None,
         )
 
+    def embed(self, input_ids: mx.array) -> mx.array:
+        """(batch, length) -> (batch, length, hidden_size), before the embedding multiplier.
+
+        A table in one of the floating-point modes of quantization gives bfloat16 always.
+        """
+        return self.embed_tokens(input_ids).astype(self.norm.weight.dtype)
+
     @staticmethod
     def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
         """Out of a checkpoint with or without a head: names without `model.`, the head dropped."""
-        heads = ("lm_head.weight", "score.weight")
-        renamed = {k.removeprefix("model."): v for k, v in weights.items() if k not in heads}
+        heads = ("lm_head.", "score.")
+        kept = {k: v for k, v in weights.items() if not k.startswith(heads)}
+        renamed = {k.removeprefix("model."): v for k, v in kept.items()}
         return without_computed(renamed)
 
 

@@ -140,10 +140,16 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         """(recordings, frames, 160) -> (recordings, audio tokens, hidden_size of the decoder)."""
         return self.projector(self.encoder(input_features, feature_lengths).last_hidden_state)
 
+    def audio_stages(self, input_features: mx.array) -> dict[str, mx.array]:
+        """What `get_audio_features` computes on its way, with the adapter on, by stage."""
+        with use_adapter(True):
+            encoded = self.encoder(input_features).last_hidden_state
+            return {"encoder": encoded, "projector": self.projector(encoded)}
+
     def embed_text(self, input_ids: mx.array) -> mx.array:
         """Embeddings of token ids; an audio token, which may be beyond the table, has that of 0."""
         is_audio = input_ids == self.config.audio_token_index
-        return self.language_model.model.embed_tokens(mx.where(is_audio, 0, input_ids))
+        return self.language_model.model.embed(mx.where(is_audio, 0, input_ids))
 
     def merge_audio(
         self,
@@ -193,6 +199,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         input_features: mx.array | None = None,
         input_features_mask: mx.array | None = None,
         feature_lengths: mx.array | None = None,
+        audio_features: mx.array | None = None,
         inputs_embeds: mx.array | None = None,
         attention_mask: mx.array | None = None,
         position_ids: mx.array | None = None,
@@ -210,18 +217,19 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
             input_features_mask: (recordings, audio tokens), zero where a shorter recording of the
                 batch has no audio features.
             feature_lengths: (recordings,) real frames of each, for a batch of different lengths.
+            audio_features: (recordings, audio tokens, hidden_size) what `get_audio_features` gave,
+                instead of `input_features`; `input_features_mask` goes with them as well.
             adapter: whether the LoRA adapter is on. By default it is on exactly when this call
                 brings audio; say True when continuing a cached prompt that did.
         """
-        if input_features is not None and (inputs_embeds is not None or input_ids is None):
-            raise InputError("input_features need input_ids to say where they belong")
-        audio = None
+        hears = input_features is not None or audio_features is not None
+        if hears and (inputs_embeds is not None or input_ids is None):
+            raise InputError("recordings need input_ids to say where they belong")
         # around the encoder as well: its layers may be adapted too
-        with use_adapter(input_features is not None if adapter is None else adapter):
+        with use_adapter(hears if adapter is None else adapter):
             if inputs_embeds is None and input_ids is not None:
-                if input_features is not None:
-                    audio = self.get_audio_features(input_features, feature_lengths)
-                inputs_embeds = self.merge_audio(input_ids, audio, input_features_mask)
+                audio_features = self._audio(input_features, feature_lengths, audio_features)
+                inputs_embeds = self.merge_audio(input_ids, audio_features, input_features_mask)
             output = self.language_model(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
@@ -233,7 +241,16 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         loss = None
         if labels is not None:
             loss = causal_lm_loss(output.logits, labels, attention_mask)
-        return GraniteSpeechOutput(**{**vars(output), "loss": loss, "audio_hidden_states": audio})
+        return GraniteSpeechOutput(
+            **{**vars(output), "loss": loss, "audio_hidden_states": audio_features}
+        )
+
+    def _audio(self, input_features, feature_lengths, audio_features) -> mx.array | None:
+        if input_features is None:
+            return audio_features
+        if audio_features is not None:
+            raise InputError("input_features and audio_features are the same; give one of them")
+        return self.get_audio_features(input_features, feature_lengths)
 
     @property
     def vocab_size(self) -> int:
@@ -259,13 +276,14 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         input_features: mx.array | None = None,
         input_features_mask: mx.array | None = None,
         feature_lengths: mx.array | None = None,
+        audio_features: mx.array | None = None,
         prefill_step_size: int = PREFILL_STEP_SIZE,
         prompt_progress_callback: Callable[[int, int], None] | None = None,
     ):
         """As `CausalLM.prefill`; the adapter stays on for the answer to a prompt with audio."""
-        adapter = input_features is not None
+        adapter = input_features is not None or audio_features is not None
         with use_adapter(adapter):
-            audio = self.get_audio_features(input_features, feature_lengths) if adapter else None
+            audio = self._audio(input_features, feature_lengths, audio_features)
             embeds = self.merge_audio(input_ids, audio, input_features_mask)
             logits = self.language_model.feed(
                 cache, prefill_step_size, prompt_progress_callback, inputs_embeds=embeds
@@ -313,7 +331,8 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         renamed = {rename(name): value for name, value in weights.items()}
         renamed = {k: v for k, v in renamed.items() if not k.endswith("rotary_emb.inv_freq")}
         if config.tie_word_embeddings:
-            renamed.pop("language_model.lm_head.weight", None)
+            head = "language_model.lm_head."
+            renamed = {k: v for k, v in renamed.items() if not k.startswith(head)}
         return sanitize_encoder(renamed, "encoder.")
 
 

@@ -224,6 +224,10 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
         shifted = mx.concatenate([start, labels[:, :-1]], axis=1)
         return mx.where(shifted == -100, self.config.pad_token_id, shifted)
 
+    def audio_stages(self, input_features: mx.array) -> dict[str, mx.array]:
+        """What becomes of an unpadded recording before the decoder hears it, by stage."""
+        return {"encoder": self.model.encoder(input_features).last_hidden_state}
+
     @property
     def context_length(self) -> int:
         """Positions that the decoder was made for."""
@@ -301,7 +305,7 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
         for name, value in weights.items():
             if name.endswith(".embed_positions.weights"):
                 continue
-            if name == "lm_head.weight" and config.tie_word_embeddings:
+            if name.startswith("lm_head.") and config.tie_word_embeddings:
                 continue
             if ".conv_layers." in name and name.endswith(".weight"):
                 index = int(name.split(".")[-2])

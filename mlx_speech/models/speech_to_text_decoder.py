@@ -56,7 +56,8 @@ class Speech2TextDecoder(nn.Module):
             raise InputError("give exactly one of decoder_input_ids and decoder_inputs_embeds")
         if inputs_embeds is None:
             real = input_ids != self.config.pad_token_id
-            x = self.embed_tokens(input_ids) * self.config.embedding_scale
+            x = self.embed_tokens(input_ids).astype(self.layer_norm.weight.dtype)
+            x = x * self.config.embedding_scale
         else:
             real = mx.ones(inputs_embeds.shape[:2])
             x = inputs_embeds.astype(self.layer_norm.weight.dtype)

@@ -10,9 +10,12 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..audio import Recording
+from ..ctc import CTCVocabulary
 from ..encoding import BatchEncoding, check_arrays
 from ..errors import CheckpointError, InputError
 from ..features import GraniteSpeechFeatureExtractor
+from ..hearing import CTCListener, Cutting, Heard
 from ..models import architecture
 from ..models.config import read_json
 from .prompts import GRANITE_4_1, PromptStyle, language_code, prompt_style
@@ -61,6 +64,11 @@ class GraniteSpeechProcessor:
         processor = read_json(folder, "processor_config.json", required=False)
         data = read_json(folder)
         config = architecture(data.get("model_type")).model_class().config_class.from_dict(data)
+        # conversions by mlx-audio call the Plus variant by the name of the others
+        plus = config.encoder_config.cat_hidden_layers
+        model_type = "granite_speech_plus" if plus else config.model_type
+        # conversions by mlx_speech say what they were made from
+        name = str(data.get("base_model") or name)
         features = GraniteSpeechFeatureExtractor.from_pretrained(folder)
         for what, expected, found in (
             ("n_mels", config.encoder_config.input_dim / 2, features.melspec_kwargs["n_mels"]),
@@ -76,7 +84,7 @@ class GraniteSpeechProcessor:
             features,
             Tokenizer.from_pretrained(folder),
             processor.get("audio_token", "<|audio|>"),
-            prompts=prompt_style(config.model_type, config.audio_token_index, name),
+            prompts=prompt_style(model_type, config.audio_token_index, name),
         )
 
     def __call__(
@@ -124,19 +132,20 @@ class GraniteSpeechProcessor:
                 f"the text mentions {mentioned} recordings ({self.audio_token}), but "
                 f"{len(sizes)} are given"
             )
-        remaining = iter(sizes)
-        pattern = re.escape(self.audio_token)
-        expanded = [re.sub(pattern, lambda m: m[0] * next(remaining), t) for t in texts]
+        expanded = self._expanded(texts, sizes)
         encoded = self.tokenizer(expanded, padding=padding, return_tensors=return_tensors)
         return BatchEncoding(encoded, **features)
+
+    def _expanded(self, texts: Sequence[str], sizes: Sequence[int]) -> list[str]:
+        """Prompts with as many audio tokens as each recording has."""
+        remaining = iter(sizes)
+        pattern = re.escape(self.audio_token)
+        return [re.sub(pattern, lambda m: m[0] * next(remaining), t) for t in texts]
 
     @property
     def sampling_rate(self) -> int:
         """Of the recordings, in Hz."""
         return self.audio_processor.sampling_rate
-
-    #: the context bounds a recording, not its length in itself
-    max_seconds = None
 
     def text_language(self, *, prompt: str | None = None, **instruction: Any) -> str | None:
         """Code of the language that the text will be in, if an instruction asks for one.
@@ -157,7 +166,7 @@ class GraniteSpeechProcessor:
     def speech_inputs(
         self, samples: mx.array, *, prompt: str | None = None, **instruction: Any
     ) -> dict[str, Any]:
-        """What `model.generate` needs to transcribe or translate one recording.
+        """What `model.generate` needs to transcribe or translate one recording as a whole.
 
         Args:
             samples: (n,).
@@ -166,6 +175,37 @@ class GraniteSpeechProcessor:
         if prompt is None:
             prompt = self.prompts.instruction(**instruction)
         return self(self.speech_prompt(prompt), samples)
+
+    def listener(self, model, recording: Recording, cutting: Cutting, **options) -> CTCListener:
+        """What finds the segments of a recording; options as for `CTCListener`."""
+        return CTCListener(model, self.audio_processor, recording, cutting, **options)
+
+    def ctc_vocabulary(self, model) -> CTCVocabulary | None:
+        """What the labels of the model's CTC head mean, where that is known."""
+        return CTCVocabulary.of_head(model.config.encoder_config.output_dim)
+
+    def segment_inputs(
+        self, segments: Sequence[Heard], *, prompt: str | None = None, **instruction: Any
+    ) -> dict[str, Any]:
+        """What `model.generate` needs to transcribe or translate segments.
+
+        Args:
+            prompt, instruction: as for `text_language`.
+        """
+        if prompt is None:
+            prompt = self.prompts.instruction(**instruction)
+        sizes = [segment.audio.shape[0] for segment in segments]
+        texts = self._expanded([self.speech_prompt(prompt)] * len(segments), sizes)
+        longest = max(sizes)
+        features = [
+            mx.pad(s.audio, ((0, longest - size), (0, 0)))
+            for s, size in zip(segments, sizes, strict=True)
+        ]
+        return {
+            **self.tokenizer(texts),
+            "audio_features": mx.stack(features),
+            "input_features_mask": mx.arange(longest)[None] < mx.array(sizes)[:, None],
+        }
 
     def apply_chat_template(
         self,

@@ -7,9 +7,11 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..audio import Recording
 from ..encoding import BatchEncoding
 from ..errors import InputError, UnsupportedOptionError
 from ..fbank import SHIFT_MS, Speech2TextFeatureExtractor
+from ..hearing import Cutting, EnergyListener, Heard
 from ..models.config import read_json
 from ..models.speech_to_text_layers import Speech2TextConfig
 from .prompts import LANGUAGES
@@ -100,11 +102,30 @@ class Speech2TextProcessor:
             )
         return code
 
-    def speech_inputs(self, samples: mx.array, **instruction: Any) -> dict[str, Any]:
-        """What `model.generate` needs to transcribe or translate one recording.
+    def listener(
+        self, model, recording: Recording, cutting: Cutting, *, for_alignment: bool = False
+    ) -> EnergyListener:
+        """What finds the segments of a recording; there is nothing to align words with."""
+        return EnergyListener(recording, cutting, self.max_seconds)
+
+    def ctc_vocabulary(self, model) -> None:
+        """These models have no CTC head."""
+
+    def segment_inputs(self, segments: Sequence[Heard], **instruction: Any) -> dict[str, Any]:
+        """What `model.generate` needs to transcribe or translate segments.
 
         Args:
-            samples: (n,).
+            instruction: as for `text_language`.
+        """
+        return self.speech_inputs([segment.audio for segment in segments], **instruction)
+
+    def speech_inputs(
+        self, samples: mx.array | Sequence[mx.array], **instruction: Any
+    ) -> dict[str, Any]:
+        """What `model.generate` needs to transcribe or translate recordings as a whole.
+
+        Args:
+            samples: (n,), or several such.
             instruction: as for `text_language`.
         """
         inputs: dict[str, Any] = self(samples)

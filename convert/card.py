@@ -1,0 +1,176 @@
+"""The model card of a conversion: README.md, with the metadata that the Hub reads at its top."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_speech import __version__
+from mlx_speech.files import replacing
+from mlx_speech.loading import ADAPTER_CONFIG
+from mlx_speech.models import architecture
+from mlx_speech.models.config import read_json
+
+from .plan import Plan, size
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+    from .check import CheckReport
+    from .conversion import Conversion
+
+CARD = "README.md"
+#: what of the source's metadata is true of the conversion as well; results of evaluations are not
+_CARRIED = ("language", "license", "license_name", "license_link", "datasets", "pipeline_tag")
+_TAG = "mlx"
+
+_SPEECH = """\
+import mlx_speech
+model = mlx_speech.load("{name}")
+print(mlx_speech.transcribe("talk.m4a", model).text)
+"""
+_TEXT = """\
+import mlx_speech
+model, tokenizer = mlx_speech.load("{name}")
+print(mlx_speech.generate(model, tokenizer, "Once upon a time", max_new_tokens=100))
+"""
+
+
+def source_metadata(folder: Path) -> dict[str, Any]:
+    """What the card of a checkpoint says at its top; nothing if there is none that can be read."""
+    import yaml
+    from huggingface_hub import metadata_load
+
+    try:
+        return metadata_load(folder / CARD) or {}
+    except (FileNotFoundError, UnicodeDecodeError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def model_card(
+    conversion: Conversion,
+    source: Path,
+    *,
+    name: str | None = None,
+    report: CheckReport | None = None,
+) -> ModelCard:
+    """Describe a conversion.
+
+    Args:
+        conversion: what was converted.
+        source: folder of what it was made from; its card, if there is one, gives the licence, the
+            languages and tags.
+        name: repository that it will be in; by default it goes by its folder.
+        report: what a check of it found.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    speech = hasattr(_architecture(source).processor_class, "speech_inputs")
+    metadata = source_metadata(source)
+    carried = {key: metadata[key] for key in _CARRIED if metadata.get(key)}
+    tags = metadata.get("tags")
+    tags = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+    # of a folder that is not the Hub's nobody knows the repository; what that was made from stays
+    known = "/" in conversion.source
+    base_model = conversion.source if known else metadata.get("base_model")
+    if known and conversion.bits is not None:
+        carried["base_model_relation"] = "quantized"
+    task = "automatic-speech-recognition" if speech else "text-generation"
+    data = ModelCardData(
+        **{"pipeline_tag": task, **carried},
+        base_model=base_model,
+        library_name="mlx",
+        tags=[*tags, _TAG],
+    )
+    name = name or conversion.folder.name
+    parts = [
+        f"# {name.rpartition('/')[2]}",
+        f"{_link(conversion)}, converted to [MLX](https://github.com/ml-explore/mlx) by mlx_speech "
+        f"{__version__}.",
+        "## How to run it",
+        f"```python\n{(_SPEECH if speech else _TEXT).format(name=name)}```",
+        "## What is in it",
+        *_weights(conversion, (source / ADAPTER_CONFIG).is_file()),
+        *(_check(report) if report is not None else []),
+        "## Licence",
+        _licence(metadata, conversion),
+    ]
+    text = "\n\n".join(parts)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Write README.md, at once."""
+    with replacing(folder / CARD) as file:
+        file.write_text(str(card), encoding="utf-8")
+
+
+def _architecture(folder: Path):
+    return architecture(read_json(folder).get("model_type"))
+
+
+def _link(conversion: Conversion) -> str:
+    if "/" not in conversion.source:
+        return f"`{conversion.source}`"
+    return f"[{conversion.source}](https://huggingface.co/{conversion.source})"
+
+
+def _weights(conversion: Conversion, adapted: bool) -> list[str]:
+    """What was quantized how, and what that came to."""
+    plan = conversion.plan
+    lines = ["| part | stored as | before | after |", "|---|---|---:|---:|"]
+    for part, rows in plan.parts().items():
+        lines.append(f"| {part} | {_stored(rows)} | {size(rows.before)} | {size(rows.after)} |")
+    lines.append(f"| **all** | | {size(plan.before)} | {size(plan.after)} |")
+    paragraphs = ["\n".join(lines)]
+    if conversion.bits is not None:
+        how = "" if conversion.recipe is None else f" by the recipe `{conversion.recipe}`"
+        paragraphs.append(f"Quantized{how}; what is not, such as norms, is in {conversion.dtype}.")
+    if plan.notes:
+        paragraphs.append("\n".join(f"- {note}" for note in plan.notes))
+    if adapted and conversion.fused_adapter is None:
+        paragraphs.append(
+            "The LoRA adapter lies beside the weights as it was, and is on where there is audio."
+        )
+    if conversion.fused_adapter is not None:
+        paragraphs.append(
+            "The LoRA adapter is part of the weights: this model transcribes and translates as the "
+            "original does, but does not answer texts as the original does with its adapter off."
+        )
+    return paragraphs
+
+
+def _stored(part: Plan) -> str:
+    """How a part's bytes are stored, the most common way first; single layers do not count."""
+    counts: dict[str, int] = {}
+    for row in part.rows:
+        if row.settings is None:
+            kind = row.dtype
+        else:
+            mode = "" if row.settings["mode"] == "affine" else f" ({row.settings['mode']})"
+            kind = f"{row.settings['bits']} bits{mode}, groups of {row.settings['group_size']}"
+        counts[kind] = counts.get(kind, 0) + row.after
+    shares = {kind: 100 * nbytes / part.after for kind, nbytes in counts.items()}
+    kinds = sorted((kind for kind in shares if shares[kind] >= 1), key=shares.get, reverse=True)
+    return "; ".join(f"{kind} ({shares[kind]:.0f} %)" for kind in kinds)
+
+
+def _check(report: CheckReport) -> list[str]:
+    from .report import check_markdown
+
+    return [
+        "## How close it is",
+        "Measured against the original: word error rate of the transcripts, the original's being "
+        "the reference; relative error of what each stage computes; KL divergence of the next "
+        "token's distribution along the original's transcript, in nats a token. On a "
+        f"{report.machine}.",
+        check_markdown(report),
+    ]
+
+
+def _licence(metadata: dict[str, Any], conversion: Conversion) -> str:
+    licence = metadata.get("license_name") or metadata.get("license")
+    if not licence:
+        return f"{_link(conversion)} names no licence: ask who made it before you pass this on."
+    named = ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+    return f"That of {_link(conversion)}: {named}."

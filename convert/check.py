@@ -1,0 +1,297 @@
+"""Original and converted weights over the same recordings: what the conversion cost.
+
+The models are loaded one after the other, so that memory holds one of them. What the original
+computes waits in temporary files for the others: mostly 4 bytes for each entry of the vocabulary
+and each token, which is 100 MB for a minute of speech with Granite Speech.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlx_speech.audio import load_audio, open_recording
+from mlx_speech.errors import AudioError, UnsupportedOptionError
+from mlx_speech.generation.api import start
+from mlx_speech.hub import resolve_checkpoint, weight_files
+from mlx_speech.loading import ADAPTER_WEIGHTS, load
+from mlx_speech.models import architecture
+from mlx_speech.models.config import read_json
+from mlx_speech.recording import Recording
+from mlx_speech.transcription import prepare, transcribe
+from mlx_speech.word_errors import word_error_rate, word_errors
+
+#: what is compared by relative error, in the order in which it is computed
+STAGES = ("encoder", "projector", "first logits")
+_LOGITS = "logits"
+
+
+def bundled_recordings() -> list[Path]:
+    """Short English recordings that come with the package."""
+    return sorted((Path(__file__).parent / "recordings").glob("*.flac"))
+
+
+@dataclass
+class Difference:
+    """How far the converted model is from the original, over one recording or several.
+
+    words: of the original's transcript; errors: the converted one's, against it.
+    squares: of each stage, the squared norms of the difference and of the original's output.
+    divergence: KL divergence of the next token's distribution, in nats, summed over `tokens`
+        positions along the original's output.
+    """
+
+    words: int = 0
+    errors: int = 0
+    squares: dict[str, tuple[float, float]] = field(default_factory=dict)
+    divergence: float = 0.0
+    tokens: int = 0
+
+    def add(self, other: Difference) -> None:
+        """Take in what was found elsewhere."""
+        self.words += other.words
+        self.errors += other.errors
+        self.divergence += other.divergence
+        self.tokens += other.tokens
+        for stage, (difference, norm) in other.squares.items():
+            so_far = self.squares.get(stage, (0.0, 0.0))
+            self.squares[stage] = so_far[0] + difference, so_far[1] + norm
+
+    @property
+    def wer(self) -> float:
+        """Word error rate in per cent, the original's transcript being the reference."""
+        return word_error_rate(self.errors, self.words)
+
+    @property
+    def kl(self) -> float:
+        """KL divergence from the original's distribution, in nats a token."""
+        return self.divergence / self.tokens
+
+    def relative_error(self, stage: str) -> float | None:
+        """Norm of the difference over that of the original; None if there is no such stage."""
+        if stage not in self.squares:
+            return None
+        difference, norm = self.squares[stage]
+        return math.sqrt(difference / norm) if norm else math.sqrt(difference)
+
+
+@dataclass
+class RecordingCheck:
+    """One recording, what each model heard in it, and how far apart they are."""
+
+    name: str
+    original: str
+    converted: str
+    difference: Difference
+
+
+@dataclass
+class Loaded:
+    """A checkpoint: bytes of its weights on disk, and how long it took to load, in seconds."""
+
+    size: int
+    load_seconds: float
+
+
+@dataclass
+class CheckReport:
+    """What `check` found, and on what machine."""
+
+    original: Loaded
+    converted: Loaded
+    recordings: list[RecordingCheck]
+    machine: str
+
+    @property
+    def total(self) -> Difference:
+        """All recordings together."""
+        total = Difference()
+        for recording in self.recordings:
+            total.add(recording.difference)
+        return total
+
+
+def check_recordings(
+    original: str | os.PathLike, recordings: Sequence[str | os.PathLike], revision: str | None
+) -> None:
+    """Refuse a check that cannot be done, before any work is done for it.
+
+    Raises:
+        AudioError: there is no such file, or it is no recording.
+        UnsupportedOptionError: the checkpoint is of a model for text alone.
+    """
+    folder = resolve_checkpoint(original, revision=revision, weights=False)
+    model_type = read_json(folder).get("model_type")
+    if not hasattr(architecture(model_type).processor_class, "speech_inputs"):
+        raise UnsupportedOptionError(
+            f"a check compares transcripts, and a {model_type} model has no ears; convert it "
+            "without a check"
+        )
+    for recording in recordings:
+        if not Path(recording).is_file():
+            raise AudioError(f"{os.fspath(recording)}: no such file to check with")
+        load_audio(recording)
+
+
+def check(
+    original: str | os.PathLike,
+    converted: Sequence[str | os.PathLike],
+    recordings: Sequence[str | os.PathLike] = (),
+    *,
+    revision: str | None = None,
+    progress: Callable[[str], None] = lambda message: None,
+) -> list[CheckReport]:
+    """Run a checkpoint and conversions of it over recordings, and measure how far apart they are.
+
+    Args:
+        original: folder or repository of the weights that were converted.
+        converted: folders of what became of them.
+        recordings: files to transcribe; by default the bundled ones.
+        revision: of the original's repository.
+        progress: told what is done next.
+
+    Returns:
+        A report for each conversion.
+
+    Raises:
+        AudioError: a recording cannot be read.
+        CheckpointError: a checkpoint cannot be loaded.
+        OSError: there is no room for the temporary files.
+        UnsupportedOptionError: the models do not hear.
+    """
+    files = [Path(file) for file in recordings] or bundled_recordings()
+    check_recordings(original, files, revision)
+    with tempfile.TemporaryDirectory(prefix="mlx-speech-check-") as scratch:
+        stems = [Path(scratch, f"{number}-") for number in range(len(files))]
+        listener = _Listener(original, revision, progress)
+        size_before = listener.loaded
+        heard = [listener.record(file, stem) for file, stem in zip(files, stems, strict=True)]
+        reports = []
+        for folder in converted:
+            # a model's modules refer to each other: it goes only when they are looked for
+            del listener
+            gc.collect()
+            mx.clear_cache()
+            listener = _Listener(folder, None, progress)
+            compared = [
+                listener.compare(file, stem, *said)
+                for file, stem, said in zip(files, stems, heard, strict=True)
+            ]
+            reports.append(CheckReport(size_before, listener.loaded, compared, machine()))
+    return reports
+
+
+def machine() -> str:
+    """What MLX computes on, and its version."""
+    device = mx.default_device()
+    kind = "GPU" if device.type == mx.DeviceType.gpu else "CPU"
+    name = str(mx.device_info(device).get("device_name", ""))
+    return f"{kind} ({name}), MLX {mx.__version__}" if name else f"{kind}, MLX {mx.__version__}"
+
+
+class _Said(NamedTuple):
+    """What the original model heard from one second of a recording to another."""
+
+    begin: float
+    end: float
+    tokens: list[int]
+
+
+class _Listener:
+    """A checkpoint, loaded, and what it makes of recordings."""
+
+    def __init__(
+        self,
+        source: str | os.PathLike,
+        revision: str | None,
+        progress: Callable[[str], None],
+    ):
+        folder = resolve_checkpoint(source, revision=revision)
+        self._progress = lambda doing: progress(f"{os.fspath(source)}: {doing}")
+        self._progress("loading")
+        start_s = time.perf_counter()
+        self._model = load(folder)
+        self.loaded = Loaded(weights_size(folder), time.perf_counter() - start_s)
+
+    def record(self, file: Path, stem: Path) -> tuple[str, list[_Said]]:
+        """Transcribe; write each segment's stages to a file. The text, and what was said where."""
+        self._progress(f"hearing {file.name}")
+        job = prepare(file, self._model)
+        segments, said = [], []
+        with job.recording:
+            for heard in job.listener:
+                (segment,) = job.decoder.decode([heard])
+                segments.append(segment)
+                said.append(_Said(heard.begin, heard.begin + heard.duration, segment.tokens))
+                mx.clear_cache()
+            for number, stages in enumerate(self._stages(job.recording, said)):
+                mx.save_safetensors(f"{stem}{number}.safetensors", stages)
+            return job.transcript(segments).text, said
+
+    def compare(self, file: Path, stem: Path, original: str, said: list[_Said]) -> RecordingCheck:
+        """The same, compared with what the original's `record` gave and wrote."""
+        self._progress(f"hearing {file.name}")
+        converted = transcribe(file, self._model).text
+        difference = Difference(len(original.split()), word_errors(original, converted))
+        with open_recording(file) as recording:
+            for number, stages in enumerate(self._stages(recording, said)):
+                difference.add(differences(mx.load(f"{stem}{number}.safetensors"), stages))
+                mx.clear_cache()
+        return RecordingCheck(file.name, original, converted, difference)
+
+    def _stages(self, recording: Recording, said: list[_Said]) -> Iterator[dict[str, mx.array]]:
+        """Of each segment: the encoder's and projector's outputs, and the logits along its tokens,
+        (1, tokens + 1, vocabulary); all in float32."""
+        model, processor = self._model
+        for begin, end, tokens in said:
+            rate = recording.sampling_rate
+            inputs = processor.speech_inputs(recording.read(round(begin * rate), round(end * rate)))
+            stages = model.audio_stages(inputs["input_features"])
+            run = start(model, None, {**inputs, "max_new_tokens": len(tokens) + 1})
+            logits = [run.logits[:, None]]
+            if tokens:
+                logits.append(run.step(mx.array([tokens], run.prompt.dtype)))
+            stages[_LOGITS] = mx.concatenate(logits, axis=1)
+            yield {name: value.astype(mx.float32) for name, value in stages.items()}
+
+
+def differences(original: dict[str, mx.array], converted: dict[str, mx.array]) -> Difference:
+    """How far apart two models' stages are, of the same recording and along the same tokens."""
+    before, after = original.pop(_LOGITS), converted.pop(_LOGITS)
+    pairs = [(name, value, converted[name]) for name, value in original.items()]
+    pairs.append((STAGES[-1], before[:, 0], after[:, 0]))
+    squares = {name: (mx.sum((a - b) ** 2).item(), mx.sum(a**2).item()) for name, a, b in pairs}
+    return Difference(
+        squares=squares,
+        divergence=mx.sum(divergences(before, after)).item(),
+        tokens=before.shape[1],
+    )
+
+
+def divergences(before: mx.array, after: mx.array) -> mx.array:
+    """KL divergence of distributions from others, by their logits: (…, vocabulary) -> (…), nats.
+
+    As p (e^d - 1 - d), where d = log q - log p: that is no less than 0 for any entry, and has the
+    same sum as -p d, whose rounding errors are as large as what close distributions differ by.
+    """
+    log_p, log_q = (x - mx.logsumexp(x, axis=-1, keepdims=True) for x in (before, after))
+    p, q, d = mx.exp(log_p), mx.exp(log_q), log_q - log_p
+    # far apart, e^d may be too large for a float
+    terms = mx.where(d < 1, p * (mx.expm1(mx.minimum(d, 1)) - d), q - p - p * d)
+    return mx.sum(mx.maximum(terms, 0), axis=-1)
+
+
+def weights_size(folder: Path) -> int:
+    """Bytes of the weights that `load` reads from a folder, the adapter's included."""
+    names = {file.name for file in folder.iterdir()}
+    files = weight_files(str(folder), folder, names)
+    return sum((folder / name).stat().st_size for name in [*files, *({ADAPTER_WEIGHTS} & names)])

@@ -1,0 +1,204 @@
+"""Command line: `python -m mlx_speech.convert [options] --model MODEL`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mlx_speech.command_line import (
+    add_options,
+    add_talk_options,
+    as_option,
+    given,
+    in_options,
+    run_command,
+)
+from mlx_speech.errors import MlxSpeechError
+from mlx_speech.quantization import MODES, RECIPES
+
+from .plan import size
+from .publish import add_publish_options, check_publish_usage, prepare, publish
+
+if TYPE_CHECKING:
+    from .conversion import Conversion
+
+#: options by the library's names for them
+_OPTIONS = (
+    "quantize",
+    "q_group_size",
+    "q_mode",
+    "quant_predicate",
+    "dtype",
+    "dequantize",
+    "fuse_adapter",
+    "revision",
+    "overwrite",
+    "dry_run",
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options; nothing heavy is imported for them, so that --help answers at once."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__package__}",
+        usage="%(prog)s [options] --model MODEL",
+        description="Convert a Hugging Face checkpoint to MLX, quantized or not.",
+        epilog="What was written goes to standard output; everything else goes to standard error. "
+        "Exit status: 0 if all went well, 1 if not, 2 for wrong usage.",
+    )
+    add = parser.add_argument
+    add(
+        "--hf-path",
+        "--model",
+        dest="model",
+        metavar="MODEL",
+        required=True,
+        help="folder or Hugging Face repository",
+    )
+    add_options(parser, "--revision")
+    add(
+        "--mlx-path",
+        default="mlx_model",
+        metavar="FOLDER",
+        help="folder to write; with several numbers of bits it gets -4bit, -8bit and so on at its "
+        "end (default: mlx_model)",
+    )
+    add("--overwrite", action="store_true", help="replace a model that is there already")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="only tell what would be written: each module, its bits and bytes",
+    )
+    group = parser.add_argument_group("quantization")
+    add = group.add_argument
+    add("-q", "--quantize", action="store_true", help="quantize")
+    add(
+        "--q-bits",
+        type=_bits,
+        metavar="N[,N...]",
+        help="2, 3, 4, 5, 6 or 8 bits a weight, or several of them (default: what --q-mode has, "
+        "else 4). For a speech model that is for the decoder; its encoder and projector get 8",
+    )
+    add(
+        "--q-group-size",
+        type=int,
+        choices=(32, 64, 128),
+        help="weights that share a scale (default: 64, or what --q-mode has)",
+    )
+    add("--q-mode", choices=MODES, default="affine", help="(default: affine)")
+    add(
+        "--quant-predicate",
+        choices=RECIPES,
+        metavar="RECIPE",
+        help=f"which part gets how many bits: {', '.join(RECIPES)} (default: speech_4bit for a "
+        "speech model and all_4bit for a text model, or the same with --q-bits)",
+    )
+    add(
+        "-d",
+        "--dequantize",
+        action="store_true",
+        help="undo the quantization of a model; with -q, quantize it anew",
+    )
+    add_options(
+        group, "--dtype", help="store in this type what is not quantized (default: as it is)"
+    )
+    add(
+        "--fuse-adapter",
+        action="store_true",
+        help="add the LoRA adapter to the weights, before they are quantized: for transcription "
+        "only, the model cannot chat without it any more",
+    )
+    add_publish_options(parser)
+    add_talk_options(parser)
+    return parser
+
+
+def _bits(text: str) -> tuple[int, ...]:
+    """What --q-bits names."""
+    bits = sorted(MODES["affine"][1])
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or len(set(found)) != len(found) or not set(found) <= set(bits):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not one or several of {', '.join(map(str, bits))}"
+        )
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return run_command(build_parser(), check_usage, run, argv)
+
+
+def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what contradicts itself, before anything is read."""
+    if not args.quantize:
+        for option in ("q_bits", "q_group_size", "quant_predicate"):
+            if getattr(args, option) is not None:
+                parser.error(f"{as_option(option)} goes with -q")
+        if args.q_mode != "affine":
+            parser.error("--q-mode goes with -q")
+    if args.q_bits is not None and args.quant_predicate is not None:
+        parser.error("--quant-predicate says how many bits; leave out --q-bits")
+    check_publish_usage(parser, args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert; returns the exit status."""
+    from .conversion import convert
+
+    if not args.dry_run:
+        prepare(args)
+    bits = args.q_bits
+    try:
+        results = convert(
+            args.model,
+            args.mlx_path,
+            **given(args, _OPTIONS),
+            q_bits=bits[0] if bits and len(bits) == 1 else bits,
+            progress=not args.quiet,
+            progress_callback=_progress(args),
+        )
+    except MlxSpeechError as error:
+        raise type(error)(in_options(str(error), (*_OPTIONS, "mlx_path", "q_bits"))) from error
+    for result in results:
+        tell(args, result)
+    return 0 if args.dry_run else publish(args, results)
+
+
+def tell(args: argparse.Namespace, result: Conversion) -> None:
+    """Say what was done: on standard output the plan or the folder, the rest beside it."""
+    if args.dry_run:
+        print(*result.plan.lines(), sep="\n")
+    if not args.quiet:
+        how = f"in {result.dtype}"
+        if result.recipe is not None:
+            bits = ", ".join(f"{part} {bits}" for part, bits in result.plan.bits().items())
+            how = f"{result.recipe} (bits: {bits}), {how} what is not quantized"
+        before, after = size(result.plan.before), size(result.plan.after)
+        print(f"{result.folder}: {how}; {before} -> {after}", file=sys.stderr)
+        notes = [] if args.dry_run else result.plan.notes
+        print(*(f"  {note}" for note in notes), sep="\n", end="\n" * bool(notes), file=sys.stderr)
+    if not args.dry_run:
+        print(result.folder)
+
+
+def _progress(args: argparse.Namespace) -> Callable[[int, int], None] | None:
+    """What shows on a terminal how far a conversion is."""
+    if args.quiet or not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        told = f"{size(done)} of {size(total)}" if done < total else ""
+        # over what was there before
+        print(f"\r\x1b[K{told}", end="", file=sys.stderr, flush=True)
+
+    return show
+
+
+if __name__ == "__main__":
+    sys.exit(main())

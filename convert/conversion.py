@@ -1,0 +1,317 @@
+"""Convert a checkpoint module by module: what is in memory is one of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_speech.errors import CheckpointError, InputError
+from mlx_speech.files import replacing_folder
+from mlx_speech.quantization import Quantization, choose, entries, kept
+
+from .card import model_card, write_card
+from .plan import Plan, Row, size
+from .shards import ShardWriter, TensorSpec
+from .source import OpenModel, Source, open_model
+
+#: where transformers and the Hub look for what MLX calls `quantization`
+_OTHER_NAME = "quantization_config"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One converted model.
+
+    folder: where it is, or for a plan would be.
+    plan: what became of each module, with bytes before and after.
+    bits, group_size, mode: the usual ones, as at the top of config.json's `quantization`; None
+        where the result is not quantized.
+    recipe: name of the recipe, `"custom"` for a predicate, None where there was neither.
+    dtype: type of what is not quantized, as in config.json: `"bfloat16"` and so on.
+    source: the repository (`owner/name`), or the name of the folder, that it was made from.
+    fused_adapter: `r`, `lora_alpha` and `target_modules` of the adapter that is in the weights.
+    """
+
+    folder: Path
+    plan: Plan
+    bits: int | None
+    group_size: int | None
+    mode: str | None
+    recipe: str | None
+    dtype: str
+    source: str
+    fused_adapter: dict[str, Any] | None = None
+
+
+def convert(
+    path_or_repo: str | os.PathLike,
+    mlx_path: str | os.PathLike = "mlx_model",
+    *,
+    quantize: bool = False,
+    q_bits: int | Sequence[int] | None = None,
+    q_group_size: int | None = None,
+    q_mode: str = "affine",
+    quant_predicate: str | Callable[[str, Any], bool | dict] | None = None,
+    dtype: str | None = None,
+    dequantize: bool = False,
+    fuse_adapter: bool = False,
+    revision: str | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: bool = True,
+    progress_callback: Callable[[int, int], None] | None = None,
+) -> list[Conversion]:
+    """Convert a checkpoint to MLX, once or with several numbers of bits in one pass.
+
+    It is read tensor by tensor and written so: in memory is one module at a time. A result appears
+    whole or not at all.
+
+    Args:
+        path_or_repo: a folder in the Hugging Face layout, or a repository id `owner/name`.
+        mlx_path: folder to write. Where `q_bits` are several, their number is added:
+            `mlx_model-4bit`, `mlx_model-8bit`.
+        quantize: quantize it. Of a speech model, `q_bits` are for the decoder.
+        q_bits, q_group_size, q_mode: see `mlx_speech.quantization.choose`.
+        quant_predicate: a name of `mlx_speech.quantization.RECIPES`, or a function that gets each
+            module's name and the module: False leaves it alone, True gives it the bits asked for,
+            a dict has other `bits`, `group_size` or `mode`.
+        dtype: `"bfloat16"`, `"float16"` or `"float32"` for what is not quantized; by default that
+            of the checkpoint.
+        dequantize: undo the quantization of a quantized checkpoint; with `quantize`, quantize it
+            anew.
+        fuse_adapter: add the LoRA adapter to the weights, before quantizing. The result transcribes
+            as with the adapter; its text decoder alone is not the original's any more.
+        revision: branch, tag or commit of the repository.
+        overwrite: replace models that are at `mlx_path`.
+        dry_run: plan only; write nothing.
+        progress: show a progress bar while downloading, on standard error.
+        progress_callback: called with (bytes done, all of them), bytes of the source.
+
+    Returns:
+        What was converted, in the order of `q_bits`.
+
+    Raises:
+        HubError: the repository cannot be had.
+        CheckpointError: the source is incomplete, malformed, of an unsupported kind or already
+            quantized; or the result cannot be written.
+        InputError: the arguments contradict each other or what is there.
+    """
+    several = q_bits if isinstance(q_bits, Sequence) else [q_bits]
+    if not quantize and (
+        several != [None] or q_group_size or q_mode != "affine" or quant_predicate
+    ):
+        raise InputError("q_bits, q_group_size, q_mode and quant_predicate need quantize")
+    if not several or len(set(several)) < len(several):
+        raise InputError(f"q_bits is {list(several)}, but must be different numbers")
+    source = Source.find(path_or_repo, revision, progress)
+    mlx_path = Path(os.path.expanduser(mlx_path))
+    targets = [
+        mlx_path.with_name(f"{mlx_path.name}-{bits}bit") if len(several) > 1 else mlx_path
+        for bits in several
+    ]
+    for target in targets:
+        _check_target(target, source.folder, overwrite)
+    options = {"group_size": q_group_size, "mode": q_mode, "recipe": quant_predicate}
+    with _writing(mlx_path), ExitStack() as stack:
+        if not dry_run:
+            mlx_path.parent.mkdir(parents=True, exist_ok=True)
+        # a dry run may not be allowed to write there
+        stage = stack.enter_context(source.staged(None if dry_run else mlx_path.parent))
+        opened = open_model(
+            stage,
+            source.config,
+            quantize=quantize,
+            dequantized=dequantize,
+            dtype=dtype,
+            fuse_adapter=fuse_adapter,
+        )
+        plans = [
+            choose(opened.model, bits=bits, **options) if quantize else None for bits in several
+        ]
+        results = [
+            _result(source, opened, target, quantization)
+            for target, quantization in zip(targets, plans, strict=True)
+        ]
+        if not dry_run:
+            _write(source, opened, results, overwrite, progress_callback)
+    return results
+
+
+def _check_target(target: Path, source: Path, overwrite: bool) -> None:
+    """Refuse to write over what should stay."""
+    if not target.exists() and not target.is_symlink():
+        return
+    if not target.is_dir():
+        raise InputError(f"{target} is a file; give another folder as mlx_path")
+    if source.resolve().is_relative_to(target.resolve()):
+        raise InputError(f"{target} is, or holds, the model to be converted; give another mlx_path")
+    held = os.listdir(target)
+    if not held:
+        return
+    if not overwrite:
+        raise InputError(f"{target} exists; give another mlx_path, or overwrite")
+    if "config.json" not in held:
+        raise InputError(f"{target} is no model folder and is not overwritten; remove it yourself")
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or target}: cannot be written: {error.strerror or error}; nothing "
+            "was kept of it"
+        ) from error
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[str]]]:
+    """Modules that have tensors of their own: name, module, names of the tensors in it."""
+    modules = dict(model.named_modules())
+    names: dict[str, list[str]] = {}
+    for full, _ in tree_flatten(model.parameters()):
+        path, _, name = full.rpartition(".")
+        names.setdefault(path, []).append(name)
+    for path, own in names.items():
+        yield path, modules[path], own
+
+
+def _tensors(
+    arrays: dict[str, mx.array], settings: dict[str, Any] | None
+) -> Iterator[tuple[str, mx.array]]:
+    """A module's tensors as they are to be written; computed when evaluated."""
+    for name, array in arrays.items():
+        if name == "weight" and settings and "scales" not in arrays:
+            parts = mx.quantize(array, **settings)
+            yield from zip(("weight", "scales", "biases"), parts, strict=False)
+        else:
+            yield name, array
+
+
+def _result(
+    source: Source, opened: OpenModel, folder: Path, quantization: Quantization | None
+) -> Conversion:
+    rows = []
+    for path, module, names in _modules(opened.model):
+        settings, note, shape = None, "", module[names[0]].shape
+        if "scales" in module:
+            settings = {name: getattr(module, name) for name in ("group_size", "bits", "mode")}
+            shape = (*shape[:-1], shape[-1] * 32 // module.bits)
+        elif quantization is not None:
+            settings = quantization(path, module) or None
+            note = _note(path, module, quantization, settings, opened.dtype)
+        after = _tensors({name: module[name] for name in names}, settings)
+        after = sum(array.nbytes for _, array in after)
+        rows.append(Row(path, shape, settings, opened.dtype, opened.stored[path], after, note))
+    default: dict[str, Any] = {}
+    if quantization is not None:
+        default = quantization.default
+    elif found := [row.settings for row in rows if row.settings]:
+        default = max(found, key=found.count)
+    return Conversion(
+        folder,
+        Plan(tuple(rows)),
+        default.get("bits"),
+        default.get("group_size"),
+        default.get("mode"),
+        quantization and quantization.name,
+        opened.dtype,
+        source.name,
+        opened.fused_adapter,
+    )
+
+
+def _note(path, module, quantization, settings, dtype) -> str:
+    """Why a module is not quantized as the recipe says."""
+    asked = quantization.asked(path, module)
+    if asked is None:
+        reason = hasattr(module, "to_quantized") and kept(path)
+        return f"kept in {dtype}, {reason}" if reason and quantization.predicate is None else ""
+    wanted, inputs = asked["group_size"], module.weight.shape[-1]
+    if settings is None:
+        return f"kept in {dtype}, {inputs} inputs are no multiple of a group"
+    if settings["group_size"] != wanted:
+        return f"in groups of {settings['group_size']}, {inputs} inputs are no multiple of {wanted}"
+    return ""
+
+
+def _write(
+    source: Source,
+    opened: OpenModel,
+    results: list[Conversion],
+    overwrite: bool,
+    progress_callback: Callable[[int, int], None] | None,
+) -> None:
+    """Write all results in one pass over the source."""
+    total, done = results[0].plan.before, 0
+    with ExitStack() as stack:
+        folders = [
+            stack.enter_context(replacing_folder(result.folder, overwrite=overwrite))
+            for result in results
+        ]
+        _check_space(folders[0], results)
+        settings = [{row.path: row.settings for row in r.plan.rows} for r in results]
+        writers = []
+        for folder, chosen in zip(folders, settings, strict=True):
+            specs = [
+                TensorSpec.of(f"{path}.{name}", array)
+                for path, module, names in _modules(opened.model)
+                for name, array in _tensors({n: module[n] for n in names}, chosen[path])
+            ]
+            writers.append(stack.enter_context(closing(ShardWriter(folder, specs))))
+        for path, module, names in list(_modules(opened.model)):
+            # out of the model, so that nothing holds them once they are written
+            arrays = {name: module.pop(name) for name in names}
+            outputs = [dict(_tensors(arrays, chosen[path])) for chosen in settings]
+            mx.eval(outputs)
+            for writer, output in zip(writers, outputs, strict=True):
+                for name, array in output.items():
+                    writer.write(f"{path}.{name}", array)
+            del arrays, outputs, output, array
+            mx.clear_cache()
+            done += opened.stored[path]
+            if progress_callback is not None:
+                progress_callback(done, total)
+        for folder, result, writer in zip(folders, results, writers, strict=True):
+            writer.finish()
+            source.copy_carried(folder, adapter=result.fused_adapter is None)
+            write_card(folder, model_card(result, source.folder))
+            # last: without it, what is there does not load
+            config = json.dumps(result_config(source, result), indent=2, ensure_ascii=False)
+            (folder / "config.json").write_text(config + "\n", encoding="utf-8")
+
+
+def _check_space(folder: Path, results: list[Conversion]) -> None:
+    needed, free = sum(r.plan.after for r in results), shutil.disk_usage(folder).free
+    if needed > free:
+        raise CheckpointError(
+            f"{results[0].folder}: {size(needed)} are to be written, but {size(free)} are free "
+            "there; make room, or give another mlx_path"
+        )
+
+
+def result_config(source: Source, result: Conversion) -> dict[str, Any]:
+    """The result's config.json: the source's, and what is different."""
+    config = {k: v for k, v in source.config.items() if k not in ("quantization", _OTHER_NAME)}
+    for name in ("dtype", "torch_dtype"):
+        if name in config or name == "dtype":
+            config[name] = result.dtype
+    config.setdefault("base_model", result.source)
+    if result.fused_adapter is not None:
+        config["has_lora_adapter"] = False
+        config["fused_adapter"] = result.fused_adapter
+    if result.bits is not None:
+        default = {"group_size": result.group_size, "bits": result.bits, "mode": result.mode}
+        settings = entries([(row.path, row.settings) for row in result.plan.rows], default)
+        config["quantization"] = config[_OTHER_NAME] = settings
+    return config

@@ -1,0 +1,118 @@
+"""Safetensors written tensor by tensor, so that no file is ever in memory as a whole.
+
+The format: 8 bytes with the header's length, the header as JSON (type, shape and place of each
+tensor), and the tensors' bytes one after the other
+(https://huggingface.co/docs/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import mlx.core as mx
+
+#: most bytes of tensors in one file, unless one alone has more
+SHARD_BYTES = 5 * 10**9
+INDEX = "model.safetensors.index.json"
+
+_TYPES = {
+    mx.bfloat16: "BF16",
+    mx.float16: "F16",
+    mx.float32: "F32",
+    mx.uint32: "U32",
+    mx.uint8: "U8",
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor to be written."""
+
+    name: str
+    dtype: mx.Dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str, array: mx.array) -> TensorSpec:
+        return cls(name, array.dtype, array.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.size
+
+
+class ShardWriter:
+    """Writes the tensors of a model, in the order announced, to as many files as they need.
+
+    Args:
+        folder: where to put the files, and their index.
+        specs: all tensors.
+        shard_bytes: most bytes of tensors in a file.
+    """
+
+    def __init__(self, folder: Path, specs: list[TensorSpec], shard_bytes: int = SHARD_BYTES):
+        self._folder = folder
+        shards: list[list[TensorSpec]] = [[]]
+        size = 0
+        for spec in specs:
+            if shards[-1] and size + spec.nbytes > shard_bytes:
+                shards.append([])
+                size = 0
+            shards[-1].append(spec)
+            size += spec.nbytes
+        count = len(shards)
+        names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+        self._shards = dict(zip(names if count > 1 else ["model.safetensors"], shards, strict=True))
+        self._specs = specs
+        self._waiting = iter(specs)
+        self._file: BinaryIO | None = None
+
+    def write(self, name: str, array: mx.array) -> None:
+        """Write the next tensor.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        spec = next(self._waiting)
+        if spec != TensorSpec.of(name, array):
+            raise ValueError(f"{spec} was announced, but {TensorSpec.of(name, array)} came")
+        for file, shard in self._shards.items():
+            if shard[0] is spec:
+                self._open(file, shard)
+        self._file.write(memoryview(mx.contiguous(array).reshape(-1).view(mx.uint8)))
+
+    def _open(self, name: str, specs: list[TensorSpec]) -> None:
+        self.close()
+        header: dict = {"__metadata__": {"format": "mlx"}}
+        start = 0
+        for spec in specs:
+            place = [start, start + spec.nbytes]
+            header[spec.name] = {
+                "dtype": _TYPES[spec.dtype],
+                "shape": spec.shape,
+                "data_offsets": place,
+            }
+            start = place[1]
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._file = (self._folder / name).open("wb")
+        self._file.write(len(text).to_bytes(8, "little") + text)
+
+    def finish(self) -> None:
+        """Write the index, after all tensors."""
+        self.close()
+        index = {
+            "metadata": {"total_size": sum(spec.nbytes for spec in self._specs)},
+            "weight_map": {s.name: file for file, shard in self._shards.items() for s in shard},
+        }
+        (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Close the file that is being written; what is there of it stays."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

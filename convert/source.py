@@ -1,0 +1,192 @@
+"""The checkpoint that is converted: its model, of which nothing is read yet, and its files."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_speech.errors import CheckpointError, InputError
+from mlx_speech.hub import SMALL_FILES, resolve_checkpoint, weight_files
+from mlx_speech.loading import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    attach_adapter,
+    cast,
+    checkpoint_dtype,
+    lazy_model,
+)
+from mlx_speech.models.base import PretrainedModel
+from mlx_speech.models.config import read_json
+from mlx_speech.models.lora import LoRALinear
+from mlx_speech.pytorch_bin import read_pytorch_bin
+from mlx_speech.quantization import dequantize
+
+#: files that stay beside the weights, as far as there are any
+_CARRIED = (*SMALL_FILES, "LICENSE*", "NOTICE*", "out_llm.safetensors")
+_DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass
+class Source:
+    """A checkpoint to be converted.
+
+    folder: where it is.
+    name: of the repository, or else of the folder.
+    config: its config.json.
+    """
+
+    folder: Path
+    name: str
+    config: dict[str, Any]
+
+    @classmethod
+    def find(cls, path_or_repo: str | os.PathLike, revision: str | None, progress: bool) -> Source:
+        """Find it, or fetch it from the Hub; errors are those of `load`."""
+        folder = resolve_checkpoint(
+            path_or_repo, revision=revision, also=(*_CARRIED, "README.md"), progress=progress
+        )
+        cached = re.search(r"models--(.+)--(.+?)/snapshots/", f"{folder.resolve()}/")
+        name = f"{cached[1]}/{cached[2]}" if cached else folder.resolve().name
+        return cls(folder, name, read_json(folder))
+
+    @contextmanager
+    def staged(self, beside: Path) -> Iterator[Path]:
+        """The folder in a form of which single tensors can be read: PyTorch's files are rewritten
+        as safetensors, one after the other, in a temporary folder inside `beside`."""
+        files = weight_files(str(self.folder), self.folder, set(os.listdir(self.folder)))
+        if not any(file.endswith(".bin") for file in files):
+            yield self.folder
+            return
+        with tempfile.TemporaryDirectory(dir=beside, prefix=".staged.") as name:
+            stage = Path(name)
+            for file in self.folder.iterdir():
+                if file.is_file() and not fnmatchcase(file.name, "*.bin*"):
+                    (stage / file.name).symlink_to(file.resolve())
+            for file in files:
+                mx.save_safetensors(
+                    str(stage / f"model-{Path(file).stem}.safetensors"),
+                    read_pytorch_bin(self.folder / file),
+                )
+            yield stage
+
+    def carried(self, adapter: bool) -> list[Path]:
+        """Files that the result has as they are: of tokenizers, processors, templates, generation,
+        the licence, the second head of the encoder, and the adapter, if it is kept."""
+        adapters = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+        patterns = (*_CARRIED, ADAPTER_WEIGHTS)
+        return sorted(
+            file
+            for file in self.folder.iterdir()
+            if any(fnmatchcase(file.name, pattern) for pattern in patterns)
+            and file.is_file()
+            and file.name != "config.json"
+            and not file.name.endswith(".index.json")
+            and (adapter or file.name not in adapters)
+        )
+
+    def copy_carried(self, to: Path, adapter: bool) -> None:
+        for file in self.carried(adapter):
+            shutil.copyfile(file, to / file.name)
+
+
+@dataclass
+class OpenModel:
+    """A source's model, ready to be written module by module; tensors are read when evaluated.
+
+    dtype: name of the type that is not quantized.
+    stored: bytes of each module's tensors in the source.
+    fused_adapter: what adapter_config.json says of the adapter that is in the weights now.
+    """
+
+    model: PretrainedModel
+    dtype: str
+    stored: dict[str, int]
+    fused_adapter: dict[str, Any] | None
+
+
+def open_model(
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    quantize: bool,
+    dequantized: bool,
+    dtype: str | None,
+    fuse_adapter: bool,
+) -> OpenModel:
+    """A folder's model with what comes before quantizing done to it, as far as asked.
+
+    Raises:
+        CheckpointError: it is no whole model, or it is quantized and asked for what cannot be done
+            to quantized weights.
+        InputError: it is asked for what it does not need.
+    """
+    if dtype not in (None, *_DTYPES):
+        raise InputError(f"dtype is {dtype!r}, but must be one of {', '.join(_DTYPES)}")
+    model = lazy_model(folder, config)
+    stored: dict[str, int] = {}
+    for name, value in tree_flatten(model.parameters()):
+        path = name.rpartition(".")[0]
+        stored[path] = stored.get(path, 0) + value.nbytes
+    _check_quantized(model, folder, quantize, dequantized, fuse_adapter)
+    weights = dict(tree_flatten(model.parameters()))
+    chosen = getattr(mx, dtype) if dtype else checkpoint_dtype(config, weights)
+    del weights
+    cast(model, chosen)
+    if dequantized:
+        dequantize(model, chosen)
+    attach_adapter(model, folder, mx.float32)
+    adapted = [(p, m) for p, m in model.named_modules() if isinstance(m, LoRALinear)]
+    if fuse_adapter and not adapted:
+        raise InputError(f"{folder}: there is no adapter to fuse; leave out fuse_adapter")
+    modules = dict(model.named_modules())
+    for path, layer in adapted:
+        if fuse_adapter:
+            layer.base.weight = fused(layer).astype(chosen)
+        parent, _, name = path.rpartition(".")
+        setattr(modules[parent], name, layer.base)
+    names = ("r", "lora_alpha", "target_modules")
+    adapter = read_json(folder, ADAPTER_CONFIG) if fuse_adapter else {}
+    return OpenModel(
+        model,
+        str(chosen).rpartition(".")[2],
+        stored,
+        {name: adapter.get(name) for name in names} if fuse_adapter else None,
+    )
+
+
+def _check_quantized(
+    model: nn.Module, folder: Path, quantize: bool, dequantized: bool, fuse_adapter: bool
+) -> None:
+    found = [m.bits for m in model.modules() if hasattr(m, "bits") and hasattr(m, "group_size")]
+    if found and not dequantized:
+        bits = max(set(found), key=found.count)
+        if quantize:
+            raise CheckpointError(
+                f"{folder}: already quantized, to {bits} bits for the most part; convert what it "
+                "was made from, or give dequantize as well, to do it anew with the loss of both"
+            )
+        if fuse_adapter:
+            raise CheckpointError(
+                f"{folder}: quantized, and an adapter vanishes in quantized weights; fuse it into "
+                "what this was made from, or give dequantize as well"
+            )
+    if dequantized and not found:
+        raise CheckpointError(f"{folder}: not quantized; leave out dequantize")
+
+
+def fused(layer: LoRALinear) -> mx.array:
+    """The weights of an adapted layer that do what it does, in float32."""
+    delta = layer.scale * (layer.lora_b @ layer.lora_a)
+    return layer.base.weight.astype(mx.float32) + delta

@@ -1,0 +1,152 @@
+"""Where in a recording somebody speaks, encoder frame by encoder frame (20 ms each)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from .audio import SAMPLING_RATE
+
+#: samples of a frame, one of the Granite encoder's
+FRAME = SAMPLING_RATE // 50
+#: quieter frames are silent: RMS between 200 and 6400 Hz in dBFS, where full scale is 1
+SILENCE_DBFS = -80.0
+#: speech is so much above what is steadily there
+CONTRAST_DB = 5.0
+#: the steady level of so many frames (3 s) is the one that a fifth of them are below
+WINDOW = 150
+STEADY = 0.2
+#: a recording of less frames (half a second) has nothing to contrast with
+SHORTEST = 25
+#: clicks of less than half as many frames are smoothed away
+SMOOTHING = 5
+#: edges of the octaves from 200 to 6400 Hz, in bins of 50 Hz
+OCTAVES = (4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Whether there is speech in each of n frames.
+
+    speech: (n,), boolean.
+    level: (n,), float32, the higher the more there is speech; tells the least bad of several bad
+        places to cut.
+    """
+
+    speech: np.ndarray
+    level: np.ndarray
+
+    @classmethod
+    def none(cls) -> Activity:
+        """That of no frames."""
+        return cls(np.zeros(0, bool), np.zeros(0, np.float32))
+
+    def __len__(self) -> int:
+        return self.speech.size
+
+    def __getitem__(self, frames: slice) -> Activity:
+        return Activity(self.speech[frames], self.level[frames])
+
+    def __add__(self, later: Activity) -> Activity:
+        return Activity(
+            np.concatenate([self.speech, later.speech]), np.concatenate([self.level, later.level])
+        )
+
+
+def ctc_activity(ctc_logits: mx.array, blank: int = 0, space: int | None = None) -> Activity:
+    """What a CTC head hears: speech is where its likeliest label is a part of a word.
+
+    Args:
+        ctc_logits: (frames, labels).
+        blank: the label for nothing.
+        space: the label between words, if there is one; where it is likely is the least bad place
+            to cut running speech.
+
+    Returns:
+        `level` is the probability of all other labels, less that of the space.
+    """
+    probabilities = mx.softmax(ctc_logits.astype(mx.float32), axis=-1)
+    likeliest = mx.argmax(ctc_logits, axis=-1)
+    speech, level = likeliest != blank, 1.0 - probabilities[:, blank]
+    if space is not None:
+        speech = speech & (likeliest != space)
+        level = level - 2.0 * probabilities[:, space]
+    return Activity(np.array(speech), np.array(level))
+
+
+class EnergyActivity:
+    """What the energy of the samples tells, while they are still coming in.
+
+    A frame has speech where its RMS between 200 and 6400 Hz is above `SILENCE_DBFS`, and its level
+    is at least `CONTRAST_DB` above the steady level both of the 3 s up to it and of the 3 s from it
+    on: speech has gaps and weak sounds everywhere, noise and hum have none, not even where they set
+    in or end. The level is the mean of the dBFS of five octaves, so that noise of any colour is as
+    steady, and speech stands out in the octaves where the noise is weak. RMS and level are medians
+    over five frames.
+
+    Each frame is of 20 ms; n samples have n / 320 of them, rounded as the Granite encoder's.
+    """
+
+    def __init__(self):
+        self._samples = np.zeros(0, np.float32)  # the latest
+        self._new = 0  # so many of them are in no frame yet
+        self._decibels = np.zeros((0, 2), np.float32)  # level and RMS of the latest frames
+        self._oldest = 0  # the frame of the first of these
+        self._done = 0  # frames told about
+
+    def push(self, samples: mx.array | np.ndarray) -> Activity:
+        """Take in the next samples, (n,); returns the activity of the frames that are now certain,
+        which is the latest 3 s too late. Memory grows with the samples of one push."""
+        samples = np.concatenate([self._samples, np.asarray(samples, np.float32)])
+        first = self._samples.size - self._new
+        whole = (samples.size - first) // FRAME * FRAME
+        self._add(samples[first : first + whole])
+        # a frame of samples stays: the recording's last frame may need some of them again
+        self._samples = samples[max(0, first + whole - FRAME) :]
+        self._new = samples.size - first - whole
+        return self._certain(self._oldest + len(self._decibels) - SMOOTHING // 2 - WINDOW + 1)
+
+    def finish(self) -> Activity:
+        """The recording ends here; returns the activity of the remaining frames."""
+        if 2 * self._new >= FRAME:
+            # zeros after the end would make a step, which sounds; earlier samples do not
+            latest = self._samples[-FRAME:]
+            self._add(np.pad(latest, (FRAME - latest.size, 0)))
+        return self._certain(self._oldest + len(self._decibels))
+
+    def _add(self, samples: np.ndarray) -> None:
+        """Level and RMS of whole frames."""
+        window = np.hanning(FRAME + 1)[:-1].astype(np.float32)
+        spectrum = np.fft.rfft(samples.reshape(-1, FRAME) * window)
+        power = np.square(np.abs(spectrum[:, : OCTAVES[-1]])) * (
+            2 / FRAME / np.square(window).sum()
+        )
+        octaves = np.add.reduceat(power, OCTAVES[:-1], axis=1) + 1e-13
+        decibels = 10 * np.log10([np.exp(np.log(octaves).mean(axis=1)), octaves.sum(axis=1)])
+        self._decibels = np.concatenate([self._decibels, decibels.T.astype(np.float32)])
+
+    def _certain(self, end: int) -> Activity:
+        """The activity of the frames from the last call's up to `end`."""
+        start, self._done = self._done, max(self._done, end)
+        if self._done == start:
+            return Activity.none()
+        reach = SMOOTHING // 2
+        around = np.pad(self._decibels, ((reach, reach), (0, 0)), mode="edge")
+        around = np.sort(sliding_window_view(around, SMOOTHING, axis=0), axis=-1)
+        level, rms = around[..., reach].T.copy()
+        size = min(WINDOW, level.size)
+        rank = int(STEADY * size)
+        steady = np.partition(sliding_window_view(level, size), rank, axis=1)[:, rank]
+        frames = np.arange(start, self._done) - self._oldest
+        speech = rms[frames] > SILENCE_DBFS
+        if self._oldest + level.size >= SHORTEST:
+            past = steady[np.maximum(frames - size + 1, 0)]
+            future = steady[np.minimum(frames, steady.size - 1)]
+            speech &= level[frames] >= np.maximum(past, future) + CONTRAST_DB
+        needed = max(self._oldest, self._done - WINDOW - SMOOTHING)
+        self._decibels = self._decibels[needed - self._oldest :]
+        self._oldest = needed
+        return Activity(speech, level[frames])

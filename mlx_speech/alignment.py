@@ -1,0 +1,288 @@
+"""When each word of a text was said, and how sure the decoder was of it.
+
+The letters' places come from the CTC head (`ctc.best_paths`), the words' edges from there and from
+the loudness of the recording. CTC labels are short peaks, a little later than the sound, far from
+the end of a drawn-out one, and now and then in the silence before the first; a pause is where it is
+quiet, and two words without a pause meet where the head has the space between them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from .ctc import ANY, BLANK, CTCVocabulary, best_paths, frames_needed
+from .errors import InputError
+
+#: length of an encoder frame
+FRAME_SAMPLES = 320
+FRAME_SECONDS = 0.02
+#: quiet is what is so far below the loud parts of the letters, in dB,
+QUIET_DB = 30.0
+#: or, in noise, no further above the quietest parts than this much of what lies between
+QUIET_PART = 0.25
+#: frames of quiet between two words that are a pause; the closures of p, t and k are shorter
+PAUSE_FRAMES = 6
+#: frames that a word can reach beyond its first and last letter; holds where noise hides the pauses
+REACH_FRAMES = 20
+
+_OPENING = re.escape("([{（［｛「『〈《【〔〖〘〚“‘«‹¿¡")
+_NO_SPACES = (
+    "[\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3038-\u303c\u3041-\u3096\u309d-\u309f\u30a1-\u30fa"
+    "\u30fc-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9d"
+    "\U00020000-\U0003ffff]"
+)
+_WORD = re.compile(
+    # a character of Chinese or Japanese with its brackets, marks and punctuation
+    rf"[{_OPENING}]*{_NO_SPACES}(?:[^\w\s{_OPENING}]|[\uff9e\uff9f])*"
+    rf"|(?:(?![{_OPENING}]*{_NO_SPACES})\S)+"
+)
+
+
+class WordTime(NamedTuple):
+    """A word with the punctuation that touches it, and when it was said, in seconds."""
+
+    text: str
+    start: float
+    end: float
+
+
+class _Unit(NamedTuple):
+    """Words that are placed as one: `words` of a segment have its labels from `first` to `last`."""
+
+    words: list[str]
+    first: int
+    last: int
+
+
+def split_words(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text begin and end, in characters.
+
+    Words are what white space separates. Chinese and Japanese, which have none, count character by
+    character. Punctuation belongs to the word it touches, so that between words there is nothing
+    but white space.
+    """
+    return [match.span() for match in _WORD.finditer(text)]
+
+
+def frame_levels(samples: mx.array, frames: int) -> np.ndarray:
+    """Loudness of each encoder frame, in dB.
+
+    That of the differences between neighbouring samples, in which consonants are about as loud as
+    vowels and rumble is faint.
+
+    Args:
+        samples: (n,), 16 kHz, from where the first frame begins; what the last one lacks is silent.
+        frames: how many.
+
+    Returns:
+        (frames,), float32.
+    """
+    samples = samples[: frames * FRAME_SAMPLES]
+    x = mx.concatenate([samples[:1], samples[1:] - 0.97 * samples[:-1]])
+    x = mx.pad(x, (0, frames * FRAME_SAMPLES - x.size)).reshape(frames, FRAME_SAMPLES)
+    return np.array(10 * mx.log10(mx.square(x).mean(axis=1) + 1e-10))
+
+
+def align_words(
+    texts: Sequence[str],
+    ctc_logits: Sequence[mx.array | np.ndarray],
+    levels: Sequence[np.ndarray],
+    vocabulary: CTCVocabulary,
+    starts: Sequence[float],
+) -> list[list[WordTime]]:
+    """Times of all words of several segments.
+
+    The words of a segment are in order, each once, none overlaps the next, and all lie within the
+    segment. One that the head has no letter for (a number, another script) takes the place that the
+    others leave it; such characters side by side share theirs. Where there are more letters than
+    frames, time is divided evenly.
+
+    Args:
+        texts: what was said in each segment; not a translation.
+        ctc_logits: (frames, labels) of each, logits or log-probabilities.
+        levels: (frames,) of each, see `frame_levels`.
+        vocabulary: what the labels mean.
+        starts: when each segment begins, in seconds.
+    """
+    logits = [np.asarray(mx.array(x, mx.float32)) for x in ctc_logits]
+    prepared = [_units(text, vocabulary) for text in texts]
+    fitting = [
+        i
+        for i, (labels, _) in enumerate(prepared)
+        if labels and frames_needed(labels) <= len(logits[i])
+    ]
+    paths = best_paths([logits[i] for i in fitting], [prepared[i][0] for i in fitting])
+    paths = dict(zip(fitting, paths, strict=True))
+    results = []
+    for i, (labels, units) in enumerate(prepared):
+        frames = len(logits[i])
+        if i in paths:
+            edges = _edges(units, labels, paths[i], logits[i], levels[i], vocabulary)
+        else:
+            edges = [
+                (unit.first * frames / len(labels), (unit.last + 1) * frames / len(labels))
+                for unit in units
+            ]
+        results.append(_times(units, edges, starts[i]))
+    return results
+
+
+def _units(text: str, vocabulary: CTCVocabulary) -> tuple[list[int], list[_Unit]]:
+    """Labels of a text, and its words with theirs."""
+    space = vocabulary.label(" ")
+    labels: list[int] = []
+    units: list[_Unit] = []
+    end = None
+    for first, last in split_words(text):
+        word = text[first:last]
+        own = vocabulary.labels(word)
+        joined = end == first
+        end = last
+        if joined and own == [ANY] and labels[-1] == ANY and units[-1].first == units[-1].last:
+            units[-1].words.append(word)
+            continue
+        if units and not joined:
+            labels.append(space)
+        units.append(_Unit([word], len(labels), len(labels) + len(own) - 1))
+        labels += own
+    return labels, units
+
+
+def _edges(
+    units: list[_Unit],
+    labels: list[int],
+    path: tuple[np.ndarray, np.ndarray],
+    logits: np.ndarray,
+    level: np.ndarray,
+    vocabulary: CTCVocabulary,
+) -> list[tuple[float, float]]:
+    """Start and end of each unit, in frames.
+
+    Between two units lies the longest run of quiet that touches the gap between their letters, if
+    it is a pause; else they meet at the space. Whatever is quiet there, each keeps the loudest
+    frame between its first and its last letter.
+    """
+    frames = len(logits)
+    first, last = _narrow(labels, path, logits, vocabulary)
+    quiet_from, quiet_to = _quiet_runs(level, _threshold(level, first, last))
+    begin = [int(first[unit.first]) for unit in units]
+    final = [int(last[unit.last]) for unit in units]
+    core = [b + int(level[b : f + 1].argmax()) for b, f in zip(begin, final, strict=True)]
+    starts, ends = [], []
+    for i in range(len(units) + 1):
+        # the gap between the letters, and how far a pause may reach into the words around it
+        low, lowest = (final[i - 1] + 1, core[i - 1] + 1) if i else (0, 0)
+        high, highest = (begin[i], core[i]) if i < len(units) else (frames, frames)
+        outside = i in (0, len(units))
+        near = slice(
+            np.searchsorted(quiet_to, low), np.searchsorted(quiet_from, high, side="right")
+        )
+        runs_from = quiet_from[near].clip(lowest, highest)
+        runs_to = quiet_to[near].clip(lowest, highest)
+        size = runs_to - runs_from
+        if size.size and size.max() >= (1 if outside else PAUSE_FRAMES):
+            before, after = int(runs_from[size.argmax()]), int(runs_to[size.argmax()])
+        elif outside:
+            before, after = frames, 0
+        elif units[i].first - units[i - 1].last > 1:
+            before = after = int(first[units[i].first - 1])
+        else:
+            before = after = (low + high) // 2
+        if i:
+            ends.append(min(before, final[i - 1] + 1 + REACH_FRAMES))
+        if i < len(units):
+            starts.append(max(after, begin[i] - REACH_FRAMES))
+    return list(zip(starts, ends, strict=True))
+
+
+def _narrow(
+    labels: list[int],
+    path: tuple[np.ndarray, np.ndarray],
+    logits: np.ndarray,
+    vocabulary: CTCVocabulary,
+) -> tuple[np.ndarray, np.ndarray]:
+    """First and last frame of each label; those of `ANY`, which takes every frame that it can get,
+    without those around it in which there is nothing."""
+    first, last = path
+    for i in np.flatnonzero(np.array(labels) == ANY):
+        best = logits[first[i] : last[i] + 1].argmax(axis=1)
+        heard = np.flatnonzero((best != BLANK) & (best != vocabulary.label(" ")))
+        if heard.size:
+            first[i], last[i] = first[i] + heard[0], first[i] + heard[-1]
+    return first, last
+
+
+def _threshold(level: np.ndarray, first: np.ndarray, last: np.ndarray) -> float:
+    """The level below which a frame is quiet."""
+    of_letters = np.concatenate([level[first], level[last]])
+    loud, floor = np.quantile(of_letters, 0.9), np.quantile(level, 0.05)
+    return max(loud - QUIET_DB, floor + QUIET_PART * (loud - floor))
+
+
+def _quiet_runs(level: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Where runs of quiet frames begin, and where they have ended."""
+    quiet = np.concatenate([[False], level < threshold, [False]])
+    changes = np.flatnonzero(quiet[1:] != quiet[:-1])
+    return changes[::2], changes[1::2]
+
+
+def _times(units: list[_Unit], edges: list[tuple[float, float]], start: float) -> list[WordTime]:
+    """Words of all units, in seconds; those of one unit share its time by their length."""
+    times = []
+    for unit, (begin, end) in zip(units, edges, strict=True):
+        sizes = list(itertools.accumulate(map(len, unit.words), initial=0))
+        frames = np.interp(sizes, [0, sizes[-1]], [begin, end])
+        at = [start + FRAME_SECONDS * float(frame) for frame in frames]
+        times += [WordTime(*w) for w in zip(unit.words, at[:-1], at[1:], strict=True)]
+    return times
+
+
+def word_probabilities(
+    text: str, tokens: Sequence[int], logprobs: Sequence[float], tokenizer
+) -> list[float]:
+    """How sure the decoder was of each word that `split_words` finds.
+
+    A word's probability is the product of those of the tokens that its characters come from. A
+    token that holds parts of two words counts for both, one that holds part of a character for the
+    word of that character, white space and special tokens for none.
+
+    Args:
+        text: what the tokens say, or the beginning of it; white space around it may be missing.
+        tokens: ids.
+        logprobs: natural logarithm of each one's probability.
+        tokenizer: what decodes them.
+
+    Raises:
+        InputError: the text is not what the tokens say.
+    """
+    whole = tokenizer.decode(tokens)
+    said = whole.lstrip()
+    if not said.startswith(text.strip()):
+        raise InputError(f"the tokens say {whole!r}, not {text!r}")
+    shift = len(whole) - len(said) - (len(text) - len(text.lstrip()))
+    first, last = np.array(_token_spans(tokens, whole, tokenizer), int).reshape(-1, 2).T - shift
+    logprobs = np.array(logprobs, np.float64)
+    return [
+        float(np.exp(logprobs[np.maximum(first, begin) < np.minimum(last, end)].sum()))
+        for begin, end in split_words(text)
+    ]
+
+
+def _token_spans(tokens: Sequence[int], whole: str, tokenizer) -> list[tuple[int, int]]:
+    """Which characters of their text come from each token, one only in part included."""
+    spans, done = [], 0
+    for count in range(1, len(tokens) + 1):
+        so_far = tokenizer.decode(tokens[:count])
+        start = done
+        while done < min(len(so_far), len(whole)) and so_far[done] == whole[done]:
+            done += 1
+        # what is left over is the replacement character of one that is not complete yet
+        partly = len(so_far) > done
+        spans.append((start, done + partly))
+    return spans

@@ -1,0 +1,335 @@
+"""Which module gets how many bits, and what a checkpoint says about it.
+
+A recipe is a row of `RECIPES`: bits for each part of a model. With mode and group size it makes a
+`Quantization`, which says for each module what MLX's `nn.quantize` does to it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Bits for the parts of a model; `sensitive` for what suffers most in the decoder."""
+
+    encoder: int
+    projector: int
+    decoder: int
+    sensitive: int
+
+
+#: 4 bits in a Conformer cost more words than anywhere else, hence its 8 nearly everywhere.
+#: From mixed_2_6 on they are mlx-lm's recipes, with an encoder and a projector.
+RECIPES = {
+    #                    encoder  projector  decoder  sensitive
+    "speech_4bit": Recipe(8, 8, 4, 4),
+    "speech_8bit": Recipe(8, 8, 8, 8),
+    "all_4bit": Recipe(4, 4, 4, 4),
+    "mixed_4_8": Recipe(8, 8, 4, 8),
+    "mixed_2_6": Recipe(8, 8, 2, 6),
+    "mixed_3_4": Recipe(8, 8, 3, 4),
+    "mixed_3_6": Recipe(8, 8, 3, 6),
+    "mixed_4_6": Recipe(8, 8, 4, 6),
+}
+
+#: the first that a module's name begins with
+PARTS = {"encoder": r"(model\.)?encoder\.", "projector": r"projector\.", "decoder": ""}
+
+#: What keeps its type, by the end of its name. So does what MLX cannot quantize: norms,
+#: convolutions that are not of width 1, the projector's queries.
+KEPT = {
+    r"\.rel_pos_emb": "table of positions",
+    r"encoder\.out(_mid)?": "CTC head",
+    r"score": "classifier",
+}
+
+#: group sizes and bits of each mode, the usual ones first; see the documentation of `mx.quantize`
+MODES = {
+    "affine": ((64, 128, 32), (4, 2, 3, 5, 6, 8)),
+    "mxfp4": ((32,), (4,)),
+    "mxfp8": ((32,), (8,)),
+    "nvfp4": ((16,), (4,)),
+}
+
+_DECODER_LAYER = re.compile(r"(?:language_model\.)?(?:model\.)?(?:decoder\.)?layers\.(\d+)\.(.*)")
+
+Predicate = Callable[[str, Any], "bool | dict"]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a model is to be quantized.
+
+    Calling it with a module's name and the module gives what the `class_predicate` of `nn.quantize`
+    gives: False to leave it alone, or its `group_size`, `bits` and `mode`.
+
+    Args:
+        recipe: bits by part of the model.
+        name: what the recipe is called.
+        mode: of the modules whose number of bits it has; any others are affine.
+        group_size: weights that share a scale; fewer where a layer's inputs do not divide so.
+        predicate: decides in the recipe's place, with a name and a module: False, True for the
+            decoder's bits, or a dict of what is to differ from those.
+        head: the module that gives the logits: the embeddings, where they are tied.
+        num_layers: layers of the decoder.
+    """
+
+    recipe: Recipe
+    name: str
+    mode: str
+    group_size: int
+    predicate: Predicate | None = None
+    head: str = "lm_head"
+    num_layers: int = 0
+
+    @property
+    def default(self) -> dict[str, Any]:
+        """What stands at the top of config.json's `quantization`."""
+        return self._settings(self.recipe.decoder)
+
+    def __call__(self, path: str, module: nn.Module) -> bool | dict[str, Any]:
+        asked = self.asked(path, module)
+        if not asked:
+            return False
+        group_size = fitting_group(module.weight.shape[-1], asked["group_size"], asked["mode"])
+        return group_size is not None and {**asked, "group_size": group_size}
+
+    def asked(self, path: str, module: nn.Module) -> dict[str, Any] | None:
+        """As calling it, but whether or not the group fits; None for what keeps its type.
+
+        Raises:
+            InputError: the predicate gives what MLX cannot do.
+        """
+        if not hasattr(module, "to_quantized"):
+            return None
+        if self.predicate is None:
+            return None if kept(path) else self._settings(self._bits(path, module))
+        answer = self.predicate(path, module)
+        if not isinstance(answer, bool | dict):
+            raise InputError(f"the predicate gives {answer!r} for {path}, not a bool or a dict")
+        if answer is False:
+            return None
+        return checked({**self.default, **(answer if isinstance(answer, dict) else {})}, path)
+
+    def _bits(self, path: str, module: nn.Module) -> int:
+        part = next(name for name, start in PARTS.items() if re.match(start, path))
+        if part == "decoder" and self._sensitive(path):
+            return self.recipe.sensitive
+        return getattr(self.recipe, part)
+
+    def _sensitive(self, path: str) -> bool:
+        """The head; and in the first and the last eighth of the layers and every third between, the
+        values and the end of the feed-forward part, as in llama.cpp's Q4_K_M."""
+        if path == self.head:
+            return True
+        match = _DECODER_LAYER.match(path)
+        if match is None or not match[2].endswith(("self_attn.v_proj", "mlp.down_proj", "fc2")):
+            return False
+        index, eighth = int(match[1]), self.num_layers // 8
+        outer = index < eighth or index >= 7 * self.num_layers // 8
+        return outer or (index - eighth) % 3 == 2
+
+    def _settings(self, bits: int) -> dict[str, Any]:
+        mode = self.mode if bits in MODES[self.mode][1] else "affine"
+        group_size = self.group_size if mode == self.mode else MODES[mode][0][0]
+        return {"group_size": group_size, "bits": bits, "mode": mode}
+
+
+def kept(path: str) -> str | None:
+    """Why a module keeps its type, if recipes leave it alone."""
+    for end, reason in KEPT.items():
+        if re.search(rf"{end}$", path):
+            return reason
+    return None
+
+
+def fitting_group(inputs: int, group_size: int, mode: str) -> int | None:
+    """The largest group size of a mode, up to the one asked for, that divides a layer's inputs."""
+    sizes = (size for size in sorted(MODES[mode][0], reverse=True) if size <= group_size)
+    return next((size for size in sizes if inputs % size == 0), None)
+
+
+def checked(settings: dict[str, Any], whose: str) -> dict[str, Any]:
+    """The same settings.
+
+    Raises:
+        InputError: MLX has no such quantization.
+    """
+    if extra := settings.keys() - {"group_size", "bits", "mode"}:
+        raise InputError(f"{whose}: {min(extra)} is no setting of a quantization")
+    mode, group_size, bits = (settings[name] for name in ("mode", "group_size", "bits"))
+    if mode not in MODES:
+        raise InputError(f"{whose}: mode is {mode!r}, but must be one of {', '.join(MODES)}")
+    for what, value, possible in zip(
+        ("q_group_size", "q_bits"), (group_size, bits), MODES[mode], strict=True
+    ):
+        if value not in possible:
+            able = ", ".join(map(str, sorted(possible)))
+            raise InputError(f"{whose}: {what} is {value!r}, but {mode} has {able}")
+    return settings
+
+
+def choose(
+    model: nn.Module,
+    *,
+    bits: int | None = None,
+    group_size: int | None = None,
+    mode: str = "affine",
+    recipe: str | Predicate | None = None,
+) -> Quantization:
+    """How to quantize a model.
+
+    Args:
+        bits: for the decoder, which is all that a text model has; by default 4 or what the mode
+            has. An encoder and a projector get 8.
+        group_size: weights that share a scale; by default what is usual in the mode.
+        mode: `"affine"`, `"mxfp4"`, `"mxfp8"` or `"nvfp4"`.
+        recipe: a name of `RECIPES`, which says the bits itself; or a function that decides for
+            each module, see `Quantization`.
+
+    Raises:
+        InputError: MLX has no such quantization, or the arguments contradict each other.
+    """
+    if mode not in MODES:
+        raise InputError(f"q_mode is {mode!r}, but must be one of {', '.join(MODES)}")
+    name = recipe if isinstance(recipe, str) else None
+    if name is not None:
+        if name not in RECIPES:
+            raise InputError(
+                f"quant_predicate is {name!r}, but must be one of {', '.join(RECIPES)}"
+            )
+        if bits is not None:
+            raise InputError(f"quant_predicate {name} says how many bits; leave out q_bits")
+        chosen = RECIPES[name]
+        if not set(vars(chosen).values()) & set(MODES[mode][1]):
+            raise InputError(f"q_mode {mode} has {MODES[mode][1][0]} bits, which {name} has not")
+    else:
+        possible = MODES[mode][1]
+        bits = possible[0] if bits is None else bits
+        if bits not in possible:
+            able = ", ".join(map(str, sorted(possible)))
+            raise InputError(f"q_bits is {bits!r}, but {mode} has {able}")
+        speech = any(re.match(PARTS["encoder"], path) for path, _ in model.named_modules())
+        name = f"{'speech' if speech else 'all'}_{bits}bit"
+        chosen = Recipe(8, 8, bits, bits)
+    sizes = MODES[mode][0]
+    if group_size is not None and group_size not in sizes:
+        able = " or ".join(map(str, sorted(sizes)))
+        raise InputError(f"q_group_size is {group_size!r}, but {mode} has {able}")
+    paths = [path for path, _ in model.named_modules()]
+    heads = [path for path in paths if path.endswith("lm_head")]
+    layers = [match for match in map(_DECODER_LAYER.match, paths) if match]
+    return Quantization(
+        chosen,
+        "custom" if callable(recipe) else name,
+        mode,
+        group_size or sizes[0],
+        recipe if callable(recipe) else None,
+        next(iter(heads or [path for path in paths if path.endswith("embed_tokens")]), ""),
+        max((int(match[1]) + 1 for match in layers), default=0),
+    )
+
+
+def quantize_as_stored(model: nn.Module, weights: dict[str, mx.array]) -> None:
+    """Give a model quantized layers where a checkpoint has them, so that its tensors fit.
+
+    The tensors tell by themselves: `<module>.scales` lies beside the weights of a quantized module,
+    and bits and group size are in their shapes. What config.json says about them, in the form of
+    MLX, mlx-lm or mlx-audio, can only be the same.
+
+    Raises:
+        CheckpointError: tensors have shapes that no quantization gives.
+    """
+    import mlx.nn as nn
+
+    def as_stored(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if f"{path}.scales" not in weights or not hasattr(module, "to_quantized"):
+            return False
+        return _stored(path, module.weight.shape[-1], weights)
+
+    nn.quantize(model, class_predicate=as_stored)
+
+
+def _stored(path: str, inputs: int, weights: dict[str, mx.array]) -> dict[str, Any]:
+    import mlx.core as mx
+
+    packed, scales = weights[f"{path}.weight"], weights[f"{path}.scales"]
+    group_size, uneven = divmod(inputs, scales.shape[-1])
+    bits, odd = divmod(packed.shape[-1] * 32, inputs)
+    affine = scales.dtype != mx.uint8
+    for mode, (group_sizes, possible) in MODES.items():
+        if (mode == "affine") == affine and group_size in group_sizes and bits in possible:
+            if uneven or odd or packed.dtype != mx.uint32:
+                break
+            return {"group_size": group_size, "bits": bits, "mode": mode}
+    raise CheckpointError(
+        f"{path}: weights of {packed.shape} and scales of {scales.shape} are no quantization of "
+        f"{inputs} inputs that MLX has"
+    )
+
+
+def refuse_foreign(config: dict[str, Any]) -> None:
+    """Check that a checkpoint is not quantized in a way that only other programs can read.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    stated = config.get("quantization_config")
+    if "quantization" not in config and isinstance(stated, dict) and "quant_method" in stated:
+        raise CheckpointError(
+            f"config.json: quantized with {stated['quant_method']!r}, which MLX cannot read; take "
+            "the checkpoint that it was made from"
+        )
+
+
+def dequantize(model: nn.Module, dtype: mx.Dtype) -> None:
+    """Put plain layers in the place of quantized ones; nothing is computed before it is used."""
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx.utils import tree_map
+
+    def plain(module: nn.Module) -> nn.Module:
+        if not isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+            return module
+        weight = mx.dequantize(
+            module.weight,
+            module.scales,
+            module.get("biases"),
+            group_size=module.group_size,
+            bits=module.bits,
+            mode=module.mode,
+        )
+        rows, inputs = weight.shape
+        if isinstance(module, nn.QuantizedEmbedding):
+            layer = nn.Embedding(rows, inputs)
+        else:
+            layer = nn.Linear(inputs, rows, bias="bias" in module)
+            if "bias" in module:
+                layer.bias = module.bias
+        # the floating-point modes give bfloat16, whatever the model is in
+        layer.weight = weight.astype(dtype)
+        return layer
+
+    model.update_modules(tree_map(plain, model.leaf_modules(), is_leaf=nn.Module.is_module))
+
+
+def entries(
+    settings: Iterable[tuple[str, dict[str, Any] | None]], default: dict[str, Any]
+) -> dict[str, Any]:
+    """What config.json says under `quantization`, as MLX and mlx-lm read it.
+
+    Args:
+        settings: each module's, None where it is not quantized.
+        default: those at the top; only modules that differ from it are listed.
+    """
+    return {**default, **{path: s for path, s in settings if s and s != default}}

@@ -1,0 +1,73 @@
+"""What a transcription gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Word:
+    """One word and when it was said, in seconds.
+
+    probability: of the word under the decoder, the product of its tokens'.
+    """
+
+    text: str
+    start: float
+    end: float
+    probability: float
+
+
+@dataclass
+class Segment:
+    """A stretch of the recording and what was said in it; times in seconds.
+
+    start, end: of the speech, as far as the pauses around it can be heard.
+    tokens: ids of the text, without the one that ended it; with those of a stop string.
+    avg_logprob: mean log-probability of the tokens, the ending one included.
+    words: if they were asked for.
+    truncated: the text was cut off by the limit on tokens, or where it repeated itself.
+    retried: the first attempt repeated itself, and this is another.
+    """
+
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    avg_logprob: float
+    words: list[Word] = field(default_factory=list)
+    truncated: bool = False
+    retried: bool = False
+
+
+@dataclass
+class Transcript:
+    """What was said in a recording of `duration` seconds.
+
+    language: code of the text's, if it was asked for; the models do not say which they heard.
+    speech: (frames,) boolean, where speech was heard, `SPEECH_FRAME_S` a frame.
+    """
+
+    text: str
+    language: str | None
+    duration: float
+    segments: list[Segment]
+    speech: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+
+#: seconds of a frame of `Transcript.speech`
+SPEECH_FRAME_S = 0.02
+
+
+@dataclass
+class TranscriptionDelta:
+    """A piece of a transcript.
+
+    text: what was added to the text.
+    segment: the whole segment, with its last piece.
+    """
+
+    text: str
+    segment: Segment | None = None

@@ -1,0 +1,178 @@
+"""Recordings that are longer than a model hears at once: nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import DATA
+
+from mlx_speech import ContextLengthError, InputError, load_audio, stream_transcribe, transcribe
+from mlx_speech.word_errors import word_errors
+
+LONG = DATA / "audio" / "long.flac"
+#: single sentences, which is what the tiny models were trained on
+CUTS = {"chunk_duration": 9, "min_silence": 0.4}
+
+
+@pytest.fixture(scope="module")
+def manifest() -> dict[str, dict]:
+    lines = (DATA / "audio" / "manifest.jsonl").read_text().splitlines()
+    return {entry["file"]: entry for entry in map(json.loads, lines)}
+
+
+@pytest.fixture(scope="module")
+def transcript(tiny):
+    return transcribe(LONG, tiny, word_timestamps=True, **CUTS)
+
+
+class TestLong:
+    def test_every_sentence_once(self, transcript, manifest):
+        """The reference implementation makes 3.6 % errors on such cuts."""
+        segments = manifest[LONG.name]["segments"]
+        assert len(transcript.segments) == len(segments)
+        errors = words = 0
+        for segment, (start, end, text) in zip(transcript.segments, segments, strict=True):
+            assert abs(segment.start - start) <= 0.3
+            assert abs(segment.end - end) <= 0.3
+            errors += word_errors(text, segment.text)
+            words += len(text.split())
+        assert errors / words <= 0.06
+
+    def test_words_lie_in_their_segments(self, transcript):
+        for segment in transcript.segments:
+            assert " ".join(word.text for word in segment.words) == segment.text
+            times = [time for word in segment.words for time in (word.start, word.end)]
+            assert times == sorted(times)
+            assert segment.start <= times[0] + 0.35
+            assert times[-1] <= segment.end + 0.35
+            assert all(0 < word.probability <= 1 for word in segment.words)
+
+    def test_text_is_that_of_the_segments(self, transcript):
+        assert transcript.text == " ".join(segment.text for segment in transcript.segments)
+        assert transcript.duration == pytest.approx(101.402, abs=0.001)
+
+    def test_batches_change_nothing(self, tiny):
+        """A part of it, to be quick."""
+        audio = load_audio(LONG)[: 30 * 16000]
+        one, five = (
+            transcribe(audio, tiny, sampling_rate=16000, batch_size=size, **CUTS) for size in (1, 5)
+        )
+        assert len(one.segments) > 5
+        for a, b in zip(one.segments, five.segments, strict=True):
+            assert (a.start, a.end, a.tokens) == (b.start, b.end, b.tokens)
+            assert a.avg_logprob == pytest.approx(b.avg_logprob, abs=1e-4)
+
+    def test_stream(self, tiny):
+        """Segment by segment, the same text."""
+        audio = load_audio(LONG)[: 18 * 16000]
+        deltas = list(stream_transcribe(audio, tiny, sampling_rate=16000, **CUTS))
+        whole = transcribe(audio, tiny, sampling_rate=16000, **CUTS)
+        assert "".join(delta.text for delta in deltas) == whole.text
+        segments = [delta.segment for delta in deltas if delta.segment]
+        assert [s.tokens for s in segments] == [s.tokens for s in whole.segments]
+        ends = [i for i, delta in enumerate(deltas) if delta.segment]
+        assert ends[0] > 1
+        assert ends[-1] == len(deltas) - 1
+
+
+class TestNothingSaid:
+    """No text is invented where nobody speaks."""
+
+    @pytest.fixture(params=["granite", "s2t"])
+    def model(self, request, tiny):
+        return tiny if request.param == "granite" else request.getfixturevalue("tiny_s2t")
+
+    @pytest.mark.parametrize("level", [None, -60, -30, -10])
+    @pytest.mark.parametrize("colour", ["white", "brown"])
+    def test_noise(self, model, level, colour):
+        noise = np.zeros(16000 * 4)
+        if level is not None:
+            noise = np.random.default_rng(1).standard_normal(noise.size)
+            noise = np.cumsum(noise) if colour == "brown" else noise
+            noise -= np.linspace(noise[0], noise[-1], noise.size)
+            noise *= 10 ** (level / 20) / np.sqrt(np.mean(noise**2))
+        transcript = transcribe(
+            np.clip(noise, -1, 1).astype(np.float32), model, sampling_rate=16000
+        )
+        assert transcript.text == ""
+        assert transcript.segments == []
+        assert transcript.duration == 4
+
+    def test_silence_between(self, model):
+        """Half a minute of it; what is before and after is as without it."""
+        parts = [load_audio(DATA / "audio" / f"espeak_0{i}.flac") for i in (1, 2)]
+        silence = mx.zeros(16000 * 30)
+        transcript = transcribe(
+            mx.concatenate([parts[0], silence, parts[1]]), model, sampling_rate=16000
+        )
+        first, second = transcript.segments
+        assert first.text == "add apples and milk to the shopping list"
+        assert second.text == "set the kitchen to thirty degrees"
+        assert first.end < 2.6
+        assert second.start > 32
+
+
+class TestProgress:
+    def test_ends_with_the_recording(self, tiny):
+        told = []
+        audio = load_audio(LONG)[: 12 * 16000]
+        transcribe(
+            audio,
+            tiny,
+            sampling_rate=16000,
+            batch_size=2,
+            progress=lambda *now: told.append(now),
+            **CUTS,
+        )
+        assert len(told) >= 3
+        assert [total for _, total in told] == [12.0] * len(told)
+        assert told[-1][0] == 12.0
+        assert told == sorted(told)
+        assert told[0][0] < 11
+
+
+class TestSpeech2Text:
+    def test_every_sentence_once(self, tiny_s2t, manifest):
+        segments = manifest[LONG.name]["segments"][:6]
+        audio = load_audio(LONG)[: int((segments[-1][1] + 0.4) * 16000)]
+        transcript = transcribe(audio, tiny_s2t, sampling_rate=16000, **CUTS)
+        assert len(transcript.segments) == len(segments)
+        errors = sum(
+            word_errors(text, segment.text)
+            for segment, (_, _, text) in zip(transcript.segments, segments, strict=True)
+        )
+        assert errors <= 2
+
+    def test_no_words_without_a_ctc_head(self, tiny_s2t):
+        transcript = transcribe(DATA / "audio" / "espeak_05.flac", tiny_s2t, word_timestamps=True)
+        assert [segment.words for segment in transcript.segments] == [[]]
+
+
+class TestWrongOptions:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"chunk_duration": 0}, "chunk_duration is 0 s, but must be at least 1 s"),
+            ({"chunk_duration": "30"}, "chunk_duration is '30', but must be a number of seconds"),
+            ({"chunk_duration": float("nan")}, "chunk_duration is nan s"),
+            ({"min_silence": 0.01}, "min_silence is 0.01 s, but must be at least 0.1 s"),
+            ({"batch_size": 0}, "batch_size is 0, but must be at least 1"),
+            ({"batch_size": True}, "batch_size is True"),
+            (
+                {"word_timestamps": True, "task": "translate", "target_language": "fr"},
+                "word_timestamps are of what was said, and a translation is not",
+            ),
+        ],
+    )
+    def test_refused(self, tiny, options, message):
+        with pytest.raises(InputError, match=re.escape(message)):
+            transcribe(LONG, tiny, **options)
+
+    def test_segments_that_do_not_fit(self, tiny):
+        """The model's context bounds them, and the message says what to do."""
+        with pytest.raises(ContextLengthError, match=r"of 30.0 s and a text .* lower chunk_dur"):
+            transcribe(LONG, tiny, min_silence=20, max_new_tokens=1000)
