@@ -134,7 +134,7 @@ class EnergyActivity:
         if self._done == start:
             return Activity.none()
         reach = SMOOTHING // 2
-        around = np.pad(self._decibels, ((reach, reach), (0, 0)), mode="edge")
+        around = np.pad(self._decibels, ((reach, reach), (0, 0)), mode="reflect")
         around = np.sort(sliding_window_view(around, SMOOTHING, axis=0), axis=-1)
         level, rms = around[..., reach].T.copy()
         size = min(WINDOW, level.size)

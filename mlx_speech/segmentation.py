@@ -10,9 +10,9 @@ from .activity import Activity
 from .errors import InputError
 
 # All of these are frames of 20 ms.
-#: shortest pause that always ends a span, unless somebody knows better. People pause for breath or
-#: a thought for 0.2 to 0.7 s within sentences, which the decoder writes better in one piece; a
-#: second of silence is seldom but between sentences.
+#: shortest pause that always ends a span, unless somebody knows better. Within sentences people
+#: pause 0.2 to 0.7 s for breath or a thought, and the decoder writes these better in one piece; a
+#: second is seldom but between sentences.
 MIN_SILENCE = 50
 #: a frame is found to have speech only when the sound is under way, and no more while it fades:
 #: speech is taken to begin and to end so much earlier and later
@@ -82,8 +82,8 @@ class Segmenter:
     Args:
         window: frames that a model hears together; cuts are between windows.
         max_frames: longest span; what is no multiple of `window` is rounded down to one.
-        min_silence: shortest pause that always ends a span; a shorter one than `window` counts as
-            that, because it might have no place to cut.
+        min_silence: shortest pause that always ends a span. A cut needs a whole window of silence
+            after `RELEASE` and before `ONSET`: less than the three together counts as that.
 
     Raises:
         InputError: a number is below one, or `max_frames` below `window`.
@@ -96,9 +96,10 @@ class Segmenter:
             raise InputError(f"max_frames {max_frames} is less than the window of {window} frames")
         self.window = window
         self.max_frames = max_frames // window * window
-        self.min_silence = max(min_silence, window)
+        # what is left of a pause, since speech is taken to begin earlier and to end later
+        self._min_silence = max(min_silence - ONSET - RELEASE, window)
         self._fair = max(window, self._down(self.max_frames // 4))
-        self._near = 2 * self.min_silence
+        self._near = 2 * self._min_silence + ONSET + RELEASE
         # after so long a pause nothing that comes can matter to what was before it
         self._far = max(self._near, WIDENED // 2 + MARGIN + 2 * window)
         self._frames = 0
@@ -112,9 +113,7 @@ class Segmenter:
     def start(self) -> int:
         """The first frame that may be in a span to come."""
         first = self._stretches[0].first if self._stretches else self._frames - ONSET
-        if self._end == 0 and first < self.min_silence:
-            return 0
-        return max(self._end, self._down(max(0, first - WIDENED)))
+        return self._start(_Stretch(max(0, first), max(0, first)), WIDENED)
 
     def push(self, activity: Activity, audible: np.ndarray | None = None) -> list[Span]:
         """Take in the next frames; returns the spans that are now certain.
@@ -148,7 +147,7 @@ class Segmenter:
     def _add(self, first: int, last: int) -> None:
         """One more run of speech."""
         latest = self._stretches[-1] if self._stretches else None
-        if latest is None or first - latest.last >= self.min_silence:
+        if latest is None or first - latest.last >= self._min_silence:
             self._stretches.append(_Stretch(first, last))
             return
         if first > latest.last:
@@ -177,7 +176,7 @@ class Segmenter:
         while self._stretches:
             head = self._stretches[0]
             if not self._fits(head, head):
-                if not self._over(0, self.min_silence) and not self._overfull(head):
+                if not self._over(0, self._min_silence) and not self._overfull(head):
                     break
                 spans.append(self._cut(head))
             elif (joins := self._joins(head)) is None:
@@ -227,7 +226,7 @@ class Segmenter:
     def _start(self, stretch: _Stretch, margin: int = MARGIN) -> int:
         """The first frame that its span would like to hear; one that fits hears some speech."""
         start = max(self._end, self._down(stretch.first - margin))
-        if self._end == 0 and stretch.first < self.min_silence:
+        if self._end == 0 and stretch.first < self._min_silence + RELEASE:
             start = 0
         return max(start, self._up(stretch.first + 1) - self.max_frames)
 
@@ -237,7 +236,7 @@ class Segmenter:
         start = self._start(head, head.margin)
         if self._stretches:
             end, _ = self._around(head.last, self._stretches[0].first, head.margin)
-        elif self._finished and self._frames - head.last < self.min_silence:
+        elif self._finished and self._frames - head.last < self._min_silence + ONSET:
             end = self._frames
         else:
             end = self._up(head.last + head.margin)
