@@ -34,7 +34,12 @@ _COPY_BYTES = 1 << 20
 _MAX_CHANNELS = 64
 _SF_ERR_MALFORMED_FILE = 3
 _MP3_FRAME = 1152
-_DATA_LOST = re.compile("partial file|ended prematurely|exceeds containing|CRC mismatch")
+_DATA_LOST = re.compile("partial file|end(ed|s) prematurely|exceeds containing|CRC mismatch")
+_TRANSFER_LOST = re.compile("Stream ends prematurely|Input/output error|timed out")
+_NOT_FETCHED = re.compile(
+    "Server returned|Connection to|resolve hostname|timed out|HTTP error|rotocol not found"
+)
+_FETCH_SECONDS = 60
 _INSTALL = "install ffmpeg (macOS: brew install ffmpeg; Debian or Ubuntu: apt install ffmpeg)"
 
 
@@ -48,9 +53,10 @@ def load_audio(
     Channels are averaged, and other rates resampled. Full scale is -1 to 1.
 
     Args:
-        source: path of an audio or video file (its first audio track is read), or "-" for the bytes
-            of one on standard input, or samples: a NumPy or MLX array of shape (samples,) or
-            (channels, samples), with at most 64 channels and fewer channels than samples.
+        source: path of an audio or video file (its first audio track is read), or http(s) address
+            of one, which ffmpeg fetches, or "-" for the bytes of one on standard input, or
+            samples: a NumPy or MLX array of shape (samples,) or (channels, samples), with at most
+            64 channels and fewer channels than samples.
             float arrays have full scale 1, int8, int16 and int32 arrays that of their type, and
             uint8 arrays are silent at 128.
         sampling_rate: rate of an array in hertz; required with one, and an error with a file, which
@@ -97,6 +103,8 @@ def open_recording(
         raise AudioError(
             f"sampling_rate is for arrays, and {name} states its own: leave sampling_rate out"
         )
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        return _fetched(path, name, target)
     with contextlib.ExitStack() as stack:
         source = sys.stdin.buffer if from_stdin else stack.enter_context(_opened(path, name))
         if from_stdin or not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
@@ -157,8 +165,6 @@ def _as_floats(array: np.ndarray | mx.array) -> np.ndarray:
 
 
 def _opened(path: str, name: str) -> io.FileIO:
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
-        raise AudioError(f"{name} is an address, not a file: download it first")
     with _reading(name):
         return open(path, "rb", buffering=0)
 
@@ -208,7 +214,8 @@ def _decode(file: io.FileIO, path: str, name: str, target: float) -> Recording:
     path = os.path.abspath(path)
     if ffmpeg := shutil.which("ffmpeg"):
         # Players skip junk between MP3 frames: joined files play. Elsewhere it is damage.
-        return _decode_with_ffmpeg(ffmpeg, path, name, target, strict=not is_mp3)
+        # From a file, it opens no addresses. "file:" for names like "talk 10:30.m4a".
+        return _decode_with_ffmpeg(ffmpeg, ["-i", f"file:{path}"], name, target, strict=not is_mp3)
     if afconvert := shutil.which("afconvert"):
         return _decode_with_afconvert(afconvert, path, name, target)
     raise AudioError(f"{name} is not in a format that soundfile reads; if it is audio, {_INSTALL}")
@@ -261,14 +268,25 @@ def _sound_blocks(sound, name: str, is_mp3: bool) -> Iterator[np.ndarray]:
 # Other programs
 
 
+def _fetched(address: str, name: str, target: float) -> Recording:
+    """What is at an address, http or https."""
+    ffmpeg = shutil.which("ffmpeg")
+    http = address.lower().startswith(("http://", "https://"))
+    if not (http and ffmpeg):
+        hint = f", or {_INSTALL}" if http else ""
+        raise AudioError(f"{name} is an address, not a file: download it first{hint}")
+    # From there, it opens no files.
+    options = ["-rw_timeout", str(_FETCH_SECONDS * 1_000_000), "-i", address]
+    is_mp3 = re.search(r"\.mp3($|[?#])", address, re.IGNORECASE)
+    return _decode_with_ffmpeg(ffmpeg, options, name, target, strict=not is_mp3)
+
+
 def _decode_with_ffmpeg(
-    ffmpeg: str, path: str, name: str, target: float, strict: bool
+    ffmpeg: str, source: list[str], name: str, target: float, strict: bool
 ) -> Recording:
-    # "file:" for names like "talk 10:30.m4a". From a file, ffmpeg opens no addresses.
     # AU: the simplest format that carries rate, channels and floats through a pipe, of any length.
     command = [ffmpeg, "-nostdin", "-v", "error", *(["-xerror"] if strict else [])]
-    command += ["-i", f"file:{path}", "-map", "0:a:0"]
-    command += ["-f", "au", "-c:a", "pcm_f32be", "-"]
+    command += [*source, "-map", "0:a:0", "-f", "au", "-c:a", "pcm_f32be", "-"]
     with (
         tempfile.TemporaryFile() as log,  # a pipe could fill up while the samples are read
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as process,
@@ -276,14 +294,15 @@ def _decode_with_ffmpeg(
 
         def errors() -> str:
             log.seek(0)
-            return log.read().decode(errors="replace").replace(f"file:{path}: ", "")
+            return log.read().decode(errors="replace").replace(f"{source[-1]}: ", "")
 
         def blocks(channels: int) -> Iterator[np.ndarray]:
             frame_bytes = 4 * channels
             while data := process.stdout.read(_BLOCK_FRAMES * frame_bytes):
                 data = data[: len(data) // frame_bytes * frame_bytes]
                 yield np.frombuffer(data, ">f4").astype(np.float32).reshape(-1, channels)
-            if process.wait() or (strict and _DATA_LOST.search(errors())):
+            lost = _DATA_LOST if strict else _TRANSFER_LOST
+            if process.wait() or lost.search(errors()):
                 reason = _one_line(errors())
                 raise AudioError(f"{name} is damaged or cut short ({reason}): {SALVAGE}")
 
@@ -298,6 +317,8 @@ def _decode_with_ffmpeg(
         finally:
             process.kill()
         reason = _one_line(errors())
+    if _NOT_FETCHED.search(reason):
+        raise AudioError(f"{name} cannot be fetched ({reason}): check the address")
     if "matches no streams" in reason:
         raise AudioError(f"{name} is not audio, or a video without sound: it has no audio track")
     raise AudioError(

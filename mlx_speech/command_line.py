@@ -125,12 +125,12 @@ def in_options(message: str, names: tuple[str, ...] = GENERATION + CACHE) -> str
 
 
 @contextmanager
-def told_in_options() -> Iterator[None]:
+def told_in_options(names: tuple[str, ...] = GENERATION + CACHE) -> Iterator[None]:
     """Within it, what the library finds wrong with options is told in terms of the options."""
     try:
         yield
     except (InputError, ContextLengthError) as error:
-        raise type(error)(in_options(str(error))) from error
+        raise type(error)(in_options(str(error), names)) from error
 
 
 def check_generation(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

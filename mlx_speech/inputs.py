@@ -53,13 +53,19 @@ def find_inputs(names: Sequence[str], recursive: bool = False) -> Found:
     found, seen = Found(), set()
     for name in names:
         try:
-            for each in _expand(name):
-                for recording in _recordings(each, recursive, found):
-                    if (identity := _identity(recording.source)) not in seen:
-                        seen.add(identity)
-                        found.inputs.append(recording)
-        except (InputError, OSError) as error:
+            expanded = _expand(name)
+        except InputError as error:
             found.failures.append((name, error))
+            continue
+        for recording in (r for each in expanded for r in _recordings(each, recursive, found)):
+            try:
+                identity = _identity(recording.source)
+            except InputError as error:
+                found.failures.append((recording.source, error))
+                continue
+            if identity not in seen:
+                seen.add(identity)
+                found.inputs.append(recording)
     return found
 
 
@@ -73,14 +79,15 @@ def _expand(name: str) -> list[str]:
 
 
 def _recordings(name: str, recursive: bool, found: Found) -> Iterator[Input]:
+    """The name itself, or the recordings in that folder; folders that fail go to `found`."""
     if name == "-" or ADDRESS.match(name) or not os.path.isdir(name):
         yield Input(name)
         return
+    empty, failures = True, len(found.failures)
 
     def failed(error: OSError) -> None:
         found.failures.append((error.filename, error))
 
-    empty, failures = True, len(found.failures)
     for folder, folders, files in os.walk(name, onerror=failed):
         folders[:] = sorted(f for f in folders if recursive and not f.startswith("."))
         for file in sorted(files):
@@ -90,7 +97,7 @@ def _recordings(name: str, recursive: bool, found: Found) -> Iterator[Input]:
                 yield Input(os.path.join(folder, file), Path(os.path.relpath(folder, name)))
     if empty and failures == len(found.failures):
         hint = "" if recursive else "; --recursive looks in its folders, too"
-        raise InputError(f"{shown(name)} holds no recordings{hint}")
+        found.failures.append((name, InputError(f"{shown(name)} holds no recordings{hint}")))
 
 
 def _identity(source: str) -> object:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from .command_line import shown
 from .errors import InputError
@@ -138,10 +139,9 @@ def _parts(source: str) -> list[str]:
     if source == "-":
         return ["stdin"]
     if ADDRESS.match(source):
-        address = urlsplit(source)
-        parts = [unquote(part).replace("/", "_") for part in address.path.split("/")]
-        parts = [part for part in parts if part.isprintable() and part.strip(".")]
-        return [address.hostname or "address", *parts]
+        host, *path = re.split(r"[?#]", source.partition("://")[2])[0].split("/")
+        parts = [host.rpartition("@")[2], *(unquote(part).replace("/", "_") for part in path)]
+        return [p for p in parts if p.isprintable() and p.strip(".")] or ["address"]
     return list(Path(os.path.abspath(source)).parts[1:])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -62,13 +63,19 @@ class Progress:
 def _bar(title: str, duration: float):
     from tqdm import tqdm
 
+    try:
+        size = os.get_terminal_size(sys.stderr.fileno())
+    except OSError:
+        size = (0, 0)
+    # terminals that do not tell their size would get no bar at all
+    width = {"dynamic_ncols": True} if all(size) else {"ncols": 80, "nrows": 24}
     return tqdm(
         desc=title if len(title) <= 40 else title[:18] + "..." + title[-19:],
         total=duration,
         file=sys.stderr,
         leave=False,
-        dynamic_ncols=True,
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {remaining} left{postfix}",
+        **width,
     )
 
 

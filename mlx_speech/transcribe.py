@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .command_line import (
     GENERATION,
+    as_option,
     given,
     load_named,
     need_standard_output,
@@ -17,6 +18,7 @@ from .command_line import (
     run_command,
     say,
     shown,
+    told_in_options,
     warn,
 )
 from .errors import InputError, MlxSpeechError, UnsupportedOptionError
@@ -90,6 +92,8 @@ def is_to_do(args: argparse.Namespace, tally: Tally, job: Job) -> bool:
 def transcribe_all(args: argparse.Namespace, tally: Tally, jobs: list[Job]) -> bool:
     """Transcribe one recording after the other; false if Ctrl-C ended it."""
     loaded = load_named(args)
+    if args.word_timestamps:
+        check_words(args, *loaded)
     # a bar would get in between the words
     shows_words = args.stream and sys.stdout.isatty()
     progress = Progress(
@@ -126,7 +130,8 @@ def transcribe_one(args, tally: Tally, job: Job, loaded: tuple, progress: Progre
     options = given(args, INSTRUCTIONS + SEGMENTS + GENERATION)
     start = time.perf_counter()
     mx.reset_peak_memory()
-    with progress.recording(index, shown(source)) as update:
+    told = told_in_options(SEGMENTS + GENERATION)
+    with progress.recording(index, shown(source)) as update, told:
         if args.stream:
             deltas = stream_transcribe(source, loaded, progress=update, **options)
             transcript = print_as_heard(deltas)
@@ -143,8 +148,7 @@ def transcribe_one(args, tally: Tally, job: Job, loaded: tuple, progress: Progre
         print(to_txt(transcript, args.model), end="", flush=True)
     if job.plot:
         plot(job, transcript)
-    if any(s.truncated for s in transcript.segments):
-        warn(args, f"{shown(source)}: the text was cut off; raise --max-tokens")
+    report_segments(args, shown(source), transcript)
     for path in job.targets:
         say(args, f"{shown(source)}: written to {shown(str(path))}")
     say(
@@ -156,6 +160,40 @@ def transcribe_one(args, tally: Tally, job: Job, loaded: tuple, progress: Progre
     tally.done += 1
     tally.audio += transcript.duration
     tally.seconds += seconds
+
+
+def check_words(args: argparse.Namespace, model, processor) -> None:
+    """Say where a model does not give the times of words.
+
+    Raises:
+        UnsupportedOptionError: there is an option that cannot do without them.
+    """
+    if not hasattr(processor, "ctc_vocabulary") or processor.ctc_vocabulary(model) is not None:
+        return
+    if option := args.subtitles.needs_words:
+        raise UnsupportedOptionError(
+            f"{as_option(option)} needs the times of words, which {args.model} does not give; "
+            "Granite Speech models do"
+        )
+    warn(args, f"{args.model} gives the times of segments, but not of words")
+
+
+def report_segments(args: argparse.Namespace, name: str, transcript: Transcript) -> None:
+    """Say where a text may not be what was said."""
+    cut = [clock(s.start) for s in transcript.segments if s.truncated]
+    if cut:
+        more = f" and {len(cut) - 5} more" if len(cut) > 5 else ""
+        warn(
+            args,
+            f"{name}: the text was cut off in the segments at {', '.join(cut[:5])}{more}: they ran "
+            "into the limit, which --max-tokens raises, or repeated themselves",
+        )
+    for segment in transcript.segments:
+        if segment.retried:
+            say(
+                args,
+                f"{name}: the segment at {clock(segment.start)} repeated itself; decoded again",
+            )
 
 
 def print_as_heard(deltas: Generator[TranscriptionDelta, None, Transcript]) -> Transcript:

@@ -169,6 +169,12 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     """
     if args.stream and args.num_beams is not None and args.num_beams > 1:
         parser.error("--stream: beam search knows its text only at the end; leave out --num-beams")
+    if args.stream and args.batch_size is not None:
+        parser.error("--stream decodes one segment after the other; leave out --batch-size")
+    if args.word_timestamps and args.task == "translate":
+        parser.error("--word-timestamps are of what was said, which a translation is not")
+    if args.batch_size is not None and args.batch_size < 1:
+        parser.error(f"--batch-size is {args.batch_size}, but must be at least 1")
     if args.audio.count("-") > 1:
         parser.error("standard input (-) can be read only once")
     if args.plot is not None:
@@ -176,8 +182,11 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     check_generation(parser, args)
     args.keywords = args.keywords and _keywords(parser, args.keywords)
 
+    from .hearing import Cutting
     from .processing.prompts import check_request
 
+    with _usage(parser, SEGMENTS):
+        Cutting(**given(args, ("chunk_duration", "min_silence")))
     with _usage(parser, INSTRUCTIONS):
         check_request(**given(args, INSTRUCTIONS))
     with _usage(parser, SUBTITLES):

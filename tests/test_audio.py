@@ -1,5 +1,6 @@
 """Every way in gives the same samples, and what is no recording gives an error that says so."""
 
+import http.server
 import io
 import os
 import re
@@ -7,6 +8,8 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
+import time
 import types
 from pathlib import Path
 
@@ -464,11 +467,6 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
     assert re.search(r"a\.wav may not be read", refused("a.wav"))
 
 
-@pytest.mark.parametrize("url", ["http://a.b/c.mp3", "https://a.b/c.wav", "s3://a/b.flac"])
-def test_addresses(url):
-    assert f"{url} is an address, not a file: download it first" in refused(url)
-
-
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3", "AIFF", "CAF", "RF64"])
 def test_files_cut_in_the_middle(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -553,6 +551,77 @@ def test_a_playlist_does_not_reach_the_network(tmp_path):
             server.accept()
 
 
+# Addresses
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The address of `tmp_path`; /cut/X gives half of X, /slow/X nothing for a while."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=tmp_path)
+
+        def do_GET(self):
+            kind, _, name = self.path[1:].partition("/")
+            if kind == "slow":
+                time.sleep(5)
+                return None
+            if kind != "cut":
+                return super().do_GET()
+            data = Path(self.translate_path(name)).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2])
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "m4a"])
+def test_addresses(tmp_path, server, kind):
+    path = write(tmp_path / "a.wav", encoded(sine(seconds=8), format="WAV"))
+    ffmpeg("-i", path, tmp_path / f"talk 1.{kind}")
+    samples = load(f"{server}/talk%201.{kind}?key=1")
+    assert abs(samples.size / SAMPLING_RATE - 8) < 0.1
+    assert 0.3 < np.sqrt((samples**2).mean()) < 0.4
+    assert "damaged" in refused(f"{server}/cut/talk%201.{kind}")
+
+
+@needs_ffmpeg
+def test_addresses_where_nothing_is(tmp_path, server, monkeypatch):
+    write(tmp_path / "notes.wav", b"no audio" * 99)
+    assert "notes.wav is not audio" in refused(f"{server}/notes.wav")
+    assert "none.wav cannot be fetched (Server returned 404" in refused(f"{server}/none.wav")
+    assert "cannot be fetched (Connection to" in refused("http://127.0.0.1:1/a.wav")
+    monkeypatch.setattr("mlx_speech.audio._FETCH_SECONDS", 1)
+    assert "cannot be fetched" in refused(f"{server}/slow/notes.wav")
+
+
+@needs_ffmpeg
+def test_a_playlist_from_afar_does_not_reach_files(tmp_path, server):
+    ffmpeg("-i", write(tmp_path / "a.wav", encoded(sine(), format="WAV")), tmp_path / "a.ts")
+    head, tail = "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n", "\n#EXT-X-ENDLIST\n"
+    write(tmp_path / "far.m3u8", f"{head}{server}/a.ts{tail}".encode())
+    assert load(f"{server}/far.m3u8").size == pytest.approx(SAMPLING_RATE, rel=0.1)
+    write(tmp_path / "near.m3u8", f"{head}file://{tmp_path}/a.ts{tail}".encode())
+    assert "near.m3u8 is not audio" in refused(f"{server}/near.m3u8")
+
+
+@needs_ffmpeg
+def test_other_addresses():
+    message = refused("s3://a/b.flac")
+    assert message == "s3://a/b.flac is an address, not a file: download it first"
+
+
 # Without ffmpeg
 
 
@@ -570,6 +639,12 @@ def test_without_ffmpeg_the_error_says_how_to_install_it(tmp_path, programs):
     assert "talk.m4a" in message
     assert "brew install ffmpeg" in message
     assert "apt install ffmpeg" in message
+
+
+@pytest.mark.parametrize("url", ["http://a.b/c.mp3", "https://a.b/c.wav"])
+def test_addresses_need_ffmpeg(programs, url):
+    message = refused(url)
+    assert message.startswith(f"{url} is an address, not a file: download it first, or install")
 
 
 def fake(folder, name, script):

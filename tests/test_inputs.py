@@ -104,6 +104,28 @@ class TestFind:
         assert source == name
         assert message in str(error)
 
+    def test_nor_those_of_a_folder_or_pattern(self, tree):
+        os.symlink("gone.wav", "week/aa.wav")
+        for name in ("week", "w*"):
+            result = find_inputs([name, "none", "talk.wav"])
+            assert [i.source for i in result.inputs] == ["week/a.flac", "week/b.MP3", "talk.wav"]
+            assert [name for name, _ in result.failures] == ["week/aa.wav", "none"]
+
+    def test_a_folder_that_may_not_be_read(self, tree, monkeypatch):
+        scan = os.scandir
+
+        def forbidden(path):
+            if "monday" in os.fspath(path):
+                raise PermissionError(13, "Permission denied", path)
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", forbidden)
+        result = find_inputs(["week", "week/monday"], recursive=True)
+        assert [i.source for i in result.inputs] == ["week/a.flac", "week/b.MP3"]
+        assert [(name, str(e)[:9]) for name, e in result.failures] == [
+            ("week/monday", "[Errno 13")
+        ] * 2
+
     def test_no_hint_at_what_is_done_already(self, tree):
         ((_, error),) = find_inputs(["none"], recursive=True).failures
         assert str(error) == "none holds no recordings"
@@ -135,7 +157,8 @@ class TestNames:
             (["http://h/x.mp3", "http://g/x.mp3"], ["h/x", "g/x"]),
             (["http://h/..%2f..%2fx.mp3"], [".._.._x"]),
             (["http://h/../../x.mp3", "http://g/x.mp3"], ["h/x", "g/x"]),
-            (["https://h"], ["h"]),
+            (["https://me:secret@h"], ["h"]),
+            (["http://[::1", "http://"], ["[::1", "address"]),
         ],
     )
     def test_as_much_of_the_path_as_tells_them_apart(self, sources, expected):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import commands
@@ -273,6 +274,60 @@ class TestInterrupted:
         assert "1 skipped" in err
         assert files(tmp_path / "out") == ["a.txt", "b.txt"]
         assert (tmp_path / "out" / "a.txt").stat().st_mtime_ns == before
+
+
+class TestPlot:
+    def test_for_real(self, cli, tmp_path):
+        pytest.importorskip("matplotlib")
+        path = tmp_path / "gate.png"
+        assert cli(GATE, "--plot", path) == (0, SAID[GATE], "")
+        assert path.read_bytes().startswith(b"\x89PNG")
+        status, _, err = cli(GATE, "--plot", path)
+        assert (status, err) == (
+            1,
+            f"error: {GATE}: {path} exists already; --overwrite replaces it\n",
+        )
+        assert cli(GATE, "--plot", path, "--resume")[2] == "0 of 1 done, 1 skipped\n"
+
+    def test_what_is_drawn(self, cli, heard, monkeypatch):
+        drawn = []
+
+        def plot_transcript(path, read, rate, transcript, speech):
+            drawn.append((path, read(0, rate).size, transcript.text, speech))
+            path.write_text("picture")
+
+        monkeypatch.setattr("mlx_speech.plotting.check_plot", lambda path: None)
+        monkeypatch.setattr("mlx_speech.plotting.plot_transcript", plot_transcript)
+        shutil.copy(GATE, "a.flac")
+        shutil.copy(DIGITS, "b.flac")
+        Path("drawn").mkdir()
+        assert cli("a.flac", "b.flac", "-o", "out", "--plot", "drawn/{stem}.png")[0] == 0
+        assert [(str(path), size) for path, size, *_ in drawn] == [
+            ("drawn/a.png", 16000),
+            ("drawn/b.png", 16000),
+        ]
+        assert drawn[0][2].startswith("first of a.flac")
+        assert files("out") == ["a.txt", "b.txt"]
+
+    def test_without_matplotlib(self, cli, heard, monkeypatch):
+        """It is missed before any work is done."""
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        touch("a.wav")
+        status, out, err = cli("a.wav", "--plot", "a.png")
+        assert (status, out) == (1, "")
+        assert "pip install 'mlx-speech[plot]'" in err
+        assert not heard
+
+    def test_a_picture_that_fails_costs_no_text(self, cli, heard, monkeypatch):
+        def plot_transcript(*args):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("mlx_speech.plotting.check_plot", lambda path: None)
+        monkeypatch.setattr("mlx_speech.plotting.plot_transcript", plot_transcript)
+        shutil.copy(GATE, "a.flac")
+        status, _, err = cli("a.flac", "-f", "txt", "--plot", "a.png")
+        assert (status, err) == (1, "error: a.flac: No space left on device\n")
+        assert files() == ["a.flac", "a.txt"]
 
 
 class TestStream:
