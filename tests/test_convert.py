@@ -441,6 +441,23 @@ class TestWhole:
         assert load_model(second.folder).config.model_type == "granite_speech"
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
+    def test_the_last_step_fails(self, monkeypatch, tmp_path):
+        """What was there has gone out of the way, and comes back."""
+        (first,) = convert(DECODERS / "llama", tmp_path / "out")
+        rename = Path.rename
+
+        def failing(path, target):
+            if path.name.startswith(".out.") and not path.name.endswith(".old"):
+                raise OSError(errno.EIO, "broken disk")
+            return rename(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", failing)
+            with pytest.raises(CheckpointError, match="broken disk"):
+                convert(TINY, tmp_path / "out", overwrite=True)
+        assert load_model(first.folder).config.model_type == "llama"
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
     def test_killed(self, tmp_path):
         """What is left of it does not load."""
         code = (
@@ -459,6 +476,26 @@ class TestWhole:
             load(left)
         # nor is it in the way
         assert convert(TINY, tmp_path / "out", quantize=True)
+
+    def test_disk_full_while_a_bin_is_rewritten(self, tmp_path):
+        """Under a limit that the system enforces."""
+        (tmp_path / "bin").mkdir()
+        shutil.copy(DECODERS / "llama" / "config.json", tmp_path / "bin")
+        weights = mx.load(str(DECODERS / "llama" / "model.safetensors"))
+        save_pytorch_bin(tmp_path / "bin" / "pytorch_model.bin", weights)
+        code = (
+            "import resource\n"
+            "from convert import convert\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+            f"convert({str(tmp_path / 'bin')!r}, {str(tmp_path / 'out')!r})\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        )
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("mlx_speech.errors.CheckpointError: ")
+        assert "cannot be written: File too large" in last
+        assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
     def test_too_little_room(self, monkeypatch, tmp_path):
         usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
