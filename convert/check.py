@@ -18,6 +18,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_speech.audio import load_audio
 from mlx_speech.errors import AudioError, UnsupportedOptionError
 from mlx_speech.generation.api import start
 from mlx_speech.hub import resolve_checkpoint, weight_files
@@ -123,7 +124,7 @@ def check_recordings(
     """Refuse a check that cannot be done, before any work is done for it.
 
     Raises:
-        AudioError: there is no such file.
+        AudioError: there is no such file, or it is no recording.
         UnsupportedOptionError: the checkpoint is of a model for text alone.
     """
     folder = resolve_checkpoint(original, revision=revision, weights=False)
@@ -136,6 +137,7 @@ def check_recordings(
     for recording in recordings:
         if not Path(recording).is_file():
             raise AudioError(f"{os.fspath(recording)}: no such file to check with")
+        load_audio(recording)
 
 
 def check(

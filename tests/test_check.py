@@ -240,16 +240,12 @@ def test_text_model(tiny_text):
         check(tiny_text, [tiny_text])
 
 
-def test_missing_recording_is_told_before_anything_is_loaded(monkeypatch):
+def test_recordings_are_looked_at_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(convert.check, "load", None)
-    with pytest.raises(AudioError, match=r"none\.wav: no such file"):
-        check(TINY, [TINY], [GATE, "none.wav"])
-
-
-def test_file_that_is_no_recording(tmp_path):
     (tmp_path / "noise.wav").write_bytes(b"noise")
-    with pytest.raises(AudioError, match=r"noise\.wav"):
-        check(TINY, [TINY], [tmp_path / "noise.wav"])
+    for name, said in (("none.wav", "none.wav: no such file"), ("noise.wav", "noise.wav")):
+        with pytest.raises(AudioError, match=said):
+            check(TINY, [TINY], [GATE, tmp_path / name])
 
 
 # The bundled recordings
