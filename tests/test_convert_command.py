@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import signal
 import subprocess
@@ -90,6 +91,10 @@ class TestUse:
         assert (status, out) == (0, f"{tmp_path / 'm-3bit'}\n{tmp_path / 'm-8bit'}\n")
         assert load_model(tmp_path / "m-3bit").lm_head.bits == 3
         assert load_model(tmp_path / "m-8bit").lm_head.bits == 8
+
+    def test_verbose(self, call, tmp_path):
+        err = call("--model", LLAMA, "--mlx-path", tmp_path / "m", "--verbose")[2]
+        assert re.match(r"llama: converted in \d+\.\d s\n", err)
 
     def test_options(self, call, tmp_path):
         options = ("-q", "--q-group-size", 32, "--q-mode", "mxfp4", "--dtype", "bfloat16")
