@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from mlx_speech.command_line import (
     given,
     in_options,
     run_command,
+    say,
 )
 from mlx_speech.errors import MlxSpeechError
 from mlx_speech.quantization import MODES, RECIPES
@@ -153,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.dry_run:
         prepare(args)
-    bits = args.q_bits
+    bits, start = args.q_bits, time.perf_counter()
     try:
         results = convert(
             args.model,
@@ -165,6 +167,7 @@ def run(args: argparse.Namespace) -> int:
         )
     except MlxSpeechError as error:
         raise type(error)(in_options(str(error), (*_OPTIONS, "mlx_path", "q_bits"))) from error
+    say(args, f"{results[0].source}: converted in {time.perf_counter() - start:.1f} s")
     for result in results:
         tell(args, result)
     return 0 if args.dry_run else publish(args, results)

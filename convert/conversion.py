@@ -287,7 +287,7 @@ def _write(
             source.copy_carried(folder, adapter=result.fused_adapter is None)
             write_card(folder, model_card(result, source.folder))
             # last: without it, what is there does not load
-            config = json.dumps(result_config(source, result), indent=2, ensure_ascii=False)
+            config = json.dumps(result_config(source, opened, result), indent=2, ensure_ascii=False)
             (folder / "config.json").write_text(config + "\n", encoding="utf-8")
 
 
@@ -300,13 +300,22 @@ def _check_space(folder: Path, results: list[Conversion]) -> None:
         )
 
 
-def result_config(source: Source, result: Conversion) -> dict[str, Any]:
-    """The result's config.json: the source's, and what is different."""
+def result_config(source: Source, opened: OpenModel, result: Conversion) -> dict[str, Any]:
+    """The result's config.json: the source's, and what is different.
+
+    What a source may leave to transformers' defaults, or say in transformers' newer way only, is
+    said as mlx-lm reads it too.
+    """
     config = {k: v for k, v in source.config.items() if k not in ("quantization", _OTHER_NAME)}
     for name in ("dtype", "torch_dtype"):
         if name in config or name == "dtype":
             config[name] = result.dtype
     config.setdefault("base_model", result.source)
+    config.setdefault("tie_word_embeddings", opened.model.config.tie_word_embeddings)
+    if rope := config.get("rope_parameters"):
+        config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
+        if rope.get("rope_type", "default") != "default":
+            config.setdefault("rope_scaling", rope)
     if result.fused_adapter is not None:
         config["has_lora_adapter"] = False
         config["fused_adapter"] = result.fused_adapter

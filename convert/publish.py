@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from mlx_speech.command_line import report as report_error
 from mlx_speech.command_line import say
-from mlx_speech.errors import InputError, MlxSpeechError
+from mlx_speech.errors import HubError, InputError, MlxSpeechError
+from mlx_speech.hub import resolve_checkpoint
 
 if TYPE_CHECKING:
     from .check import CheckReport
@@ -114,8 +115,6 @@ def publish(args: argparse.Namespace, results: list[Conversion]) -> int:
             revision=args.revision,
             progress=lambda message: say(args, message),
         )
-    from mlx_speech.hub import resolve_checkpoint
-
     source = resolve_checkpoint(
         args.model, revision=args.revision, weights=False, also=("README.md",), progress=False
     )
@@ -150,8 +149,6 @@ def _judge(args: argparse.Namespace, result: Conversion, report: CheckReport) ->
 
 def _upload(args: argparse.Namespace, result: Conversion, repo_id: str) -> None:
     """Upload, and print where it is; tells how to go on where that fails."""
-    from mlx_speech.errors import HubError
-
     from .upload import upload
 
     try:

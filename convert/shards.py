@@ -25,6 +25,14 @@ _TYPES = {
     mx.float32: "F32",
     mx.uint32: "U32",
     mx.uint8: "U8",
+    # of PyTorch's files
+    mx.int64: "I64",
+    mx.int32: "I32",
+    mx.int16: "I16",
+    mx.int8: "I8",
+    mx.bool_: "BOOL",
+    mx.uint16: "U16",
+    mx.uint64: "U64",
 }
 
 
@@ -83,24 +91,12 @@ class ShardWriter:
         for file, shard in self._shards.items():
             if shard[0] is spec:
                 self._open(file, shard)
-        self._file.write(memoryview(mx.contiguous(array).reshape(-1).view(mx.uint8)))
+        self._file.write(_bytes(array))
 
     def _open(self, name: str, specs: list[TensorSpec]) -> None:
         self.close()
-        header: dict = {"__metadata__": {"format": "mlx"}}
-        start = 0
-        for spec in specs:
-            place = [start, start + spec.nbytes]
-            header[spec.name] = {
-                "dtype": _TYPES[spec.dtype],
-                "shape": spec.shape,
-                "data_offsets": place,
-            }
-            start = place[1]
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
         self._file = (self._folder / name).open("wb")
-        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._file.write(_header(specs))
 
     def finish(self) -> None:
         """Write the index, after all tensors."""
@@ -116,3 +112,34 @@ class ShardWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def save_tensors(file: Path, arrays: dict[str, mx.array]) -> None:
+    """Write one file; unlike `mx.save_safetensors`, without a copy of all tensors.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    with file.open("wb") as out:
+        out.write(_header([TensorSpec.of(name, array) for name, array in arrays.items()]))
+        for array in arrays.values():
+            out.write(_bytes(array))
+
+
+def _header(specs: list[TensorSpec]) -> bytes:
+    header: dict = {"__metadata__": {"format": "mlx"}}
+    start = 0
+    for spec in specs:
+        header[spec.name] = {
+            "dtype": _TYPES[spec.dtype],
+            "shape": spec.shape,
+            "data_offsets": [start, start + spec.nbytes],
+        }
+        start += spec.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(array: mx.array) -> memoryview:
+    return memoryview(mx.contiguous(array).reshape(-1).view(mx.uint8))

@@ -33,6 +33,8 @@ from mlx_speech.models.lora import LoRALinear
 from mlx_speech.pytorch_bin import read_pytorch_bin
 from mlx_speech.quantization import dequantize
 
+from .shards import save_tensors
+
 #: files that stay beside the weights, as far as there are any
 _CARRIED = (*SMALL_FILES, "LICENSE*", "NOTICE*", "out_llm.safetensors")
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -75,10 +77,8 @@ class Source:
                 if file.is_file() and not fnmatchcase(file.name, "*.bin*"):
                     (stage / file.name).symlink_to(file.resolve())
             for file in files:
-                mx.save_safetensors(
-                    str(stage / f"model-{Path(file).stem}.safetensors"),
-                    read_pytorch_bin(self.folder / file),
-                )
+                arrays = read_pytorch_bin(self.folder / file)
+                save_tensors(stage / f"model-{Path(file).stem}.safetensors", arrays)
             yield stage
 
     def carried(self, adapter: bool) -> list[Path]:
