@@ -332,8 +332,9 @@ class TestWrongInput:
         assert err.startswith("error: nowhere.wav does not exist")
         assert err.endswith(", 1 failed\nfailed: nowhere.wav\n")
 
-    def test_too_long_for_the_model(self, cli):
-        self.one_line(cli(AUDIO / "long.flac"), "long.flac", "101.4 s", "context of 1024")
+    def test_too_long_for_the_model(self, cli, tiny_with_60_tokens):
+        result = cli(AUDIO / "espeak_03.flac", "--model", tiny_with_60_tokens)
+        self.one_line(result, "espeak_03.flac", "4.1 s", "context of 60")
 
     def test_model_that_is_not_there(self, cli):
         self.one_line(cli(GATE, "--model", "./nowhere"), "nowhere")
