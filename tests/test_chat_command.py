@@ -399,9 +399,8 @@ class TestTerminal:
             terminal.type("good night\r")
             terminal.expect("> ")
             terminal.type("\x04")
-            terminal.expect("\n")
-            assert terminal.process.stdout.read() == b"sleep well.\n"
             assert terminal.wait() == 0
+            assert terminal.process.stdout.read() == b"sleep well.\n"
 
 
 class TestUsage:
