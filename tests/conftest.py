@@ -85,6 +85,15 @@ def tiny_copy(tmp_path) -> Path:
     return Path(shutil.copytree(TINY, tmp_path / "checkpoint"))
 
 
+@pytest.fixture
+def tiny_with_60_tokens(tiny_copy) -> Path:
+    """A copy whose context is full after four seconds of speech."""
+    config = json.loads((tiny_copy / "config.json").read_text())
+    text_config = {**config["text_config"], "max_position_embeddings": 60}
+    edit_json(tiny_copy / "config.json", text_config=text_config)
+    return tiny_copy
+
+
 def speech_inputs(processor, *names: str, instruction: str = TRANSCRIBE) -> dict[str, mx.array]:
     """Inputs for a batch of recordings, one prompt each."""
     audio = [load_audio(find_recording(name)) for name in names]

@@ -229,7 +229,6 @@ class TestCommands:
             ("/audio -", "- does not exist"),
             ("/audio a\0b", "no file is called 'a\\x00b'"),
             (f"/audio {TINY / 'config.json'}", "config.json"),
-            (f"/audio {DATA / 'audio' / 'long.flac'}", "101.4 s"),
             ("/load nowhere", "nowhere: no such file"),
             (f"/load {TINY / 'config.json'}", "not a prompt cache"),
             (f"/load {TINY / 'model.safetensors'}", "not a prompt cache"),
@@ -241,6 +240,15 @@ class TestCommands:
         assert (status, out) == (1, REPLY)
         assert err.startswith("error: ")
         assert message in err
+        assert err.count("\n") == 1
+        assert "; /reset" not in err
+
+    def test_recordings_that_are_too_long(self, cli, tiny_with_60_tokens):
+        """Forgetting the conversation would not help."""
+        told = lines(f"/audio {DATA / 'audio' / 'espeak_03.flac'}", LIGHT)
+        status, out, err = cli("--model", tiny_with_60_tokens, stdin=told)
+        assert (status, out) == (1, REPLY)
+        assert err.startswith("error: a segment of 4.1 s and a text of ")
         assert err.count("\n") == 1
         assert "; /reset" not in err
 
@@ -391,9 +399,8 @@ class TestTerminal:
             terminal.type("good night\r")
             terminal.expect("> ")
             terminal.type("\x04")
-            terminal.expect("\n")
-            assert terminal.process.stdout.read() == b"sleep well.\n"
             assert terminal.wait() == 0
+            assert terminal.process.stdout.read() == b"sleep well.\n"
 
 
 class TestUsage:

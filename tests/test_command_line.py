@@ -368,10 +368,9 @@ class TestWrongInput:
         assert err.startswith("error: nowhere.wav does not exist")
         assert err.endswith(", 1 failed\nfailed: nowhere.wav\n")
 
-    def test_too_long_for_the_model(self, cli):
-        silence = ("--chunk-duration", 200, "--min-silence", 100)
-        result = cli(AUDIO / "long.flac", *silence)
-        self.one_line(result, "long.flac", "context of 1024", "lower --chunk-duration")
+    def test_too_long_for_the_model(self, cli, tiny_with_60_tokens):
+        result = cli(AUDIO / "espeak_03.flac", "--model", tiny_with_60_tokens)
+        self.one_line(result, "espeak_03.flac", "4.1 s", "context of 60")
 
     def test_model_that_is_not_there(self, cli):
         self.one_line(cli(GATE, "--model", "./nowhere"), "nowhere")

@@ -104,10 +104,10 @@ class TestEqualsOneCall:
 
     def test_a_real_recording(self, tiny):
         model, processor = tiny
-        audio = load_audio(find_recording("synthetic/long.flac"))
+        audio = load_audio(find_recording("synthetic/long.flac"))[: 20 * 16000]
         features = processor.audio_processor.log_mel(audio)
         expected = model.encoder(features[None])
-        hidden, logits = in_parts(model.encoder, features, [1500])
+        hidden, logits = in_parts(model.encoder, features, [320])
         # logits reach 21, where float32 rounds by 2e-6 a step: their probabilities are compared
         assert mx.abs(hidden - expected.last_hidden_state).max().item() < 1e-5
         gap = mx.abs(mx.softmax(logits, axis=-1) - mx.softmax(expected.ctc_logits, axis=-1))
