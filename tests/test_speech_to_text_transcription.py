@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -135,7 +136,11 @@ class TestEnd:
         assert not any(s.truncated for s in whole.segments)
         pieces, transcript = streamed(recording, short_model, stop_strings=stop, **options)
         assert "".join(pieces) == whole.text
-        assert transcript == whole
+        for one, other in zip(transcript.segments, whole.segments, strict=True):
+            # a batch may round otherwise than its rows do alone
+            assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-4)
+            assert one == replace(other, avg_logprob=one.avg_logprob)
+        assert replace(transcript, segments=whole.segments) == whole
         for segment, before in zip(whole.segments, plain.segments, strict=True):
             assert segment.tokens == before.tokens[: len(segment.tokens)]
 
