@@ -11,7 +11,7 @@ from typing import Any
 from .alignment import align_words, split_words, word_probabilities
 from .ctc import CTCVocabulary
 from .errors import ContextLengthError
-from .generation import TextStream
+from .generation import GenerationConfig, TextStream
 from .generation.api import Run, start
 from .generation.stopping import TextBefore
 from .hearing import Heard
@@ -59,7 +59,7 @@ class SegmentDecoder:
         run = start(self.model, None, arguments)
         segments = []
         for heard, limit, row in zip(batch, limits, run.rows(), strict=True):
-            if limit is not None and len(row.tokens) > limit:
+            if len(row.tokens) > limit:
                 # it went on while others of the batch had more room
                 segments += self._decode([heard])
                 continue
@@ -97,12 +97,12 @@ class SegmentDecoder:
 
     def _arguments(
         self, batch: Sequence[Heard], options: dict[str, Any]
-    ) -> tuple[dict[str, Any], list[int | None]]:
+    ) -> tuple[dict[str, Any], list[int]]:
         """What `generate` needs for a batch, and how many tokens each of its texts may have."""
         inputs = self.processor.segment_inputs(batch, **self.instruction)
         arguments = {"tokenizer": self.processor.tokenizer, **inputs, **options}
-        if options.get("max_length") is not None and self.max_new_tokens is None:
-            return arguments, [None] * len(batch)
+        if self.max_new_tokens is None:
+            arguments.pop("max_length", None)  # it bounds prompts that are padded alike
         prompt = inputs.get("attention_mask") if "input_ids" in inputs else None
         lengths = [1] * len(batch) if prompt is None else prompt.sum(axis=1).tolist()
         limits = [self._limit(h, length) for h, length in zip(batch, lengths, strict=True)]
@@ -110,6 +110,9 @@ class SegmentDecoder:
 
     def _limit(self, heard: Heard, prompt_length: int) -> int:
         limit, room = self.max_new_tokens, self.model.context_length - prompt_length
+        whole = self.options.get("max_length")
+        if limit is None and whole is not None:
+            limit = GenerationConfig(max_length=whole).limited(prompt_length).max_new_tokens
         if limit is None:
             own = getattr(self.model.generation_config, "max_length", None) or 0
             limit = max(own, TOKENS_BESIDES + math.ceil(TOKENS_PER_SECOND * heard.duration))

@@ -70,7 +70,8 @@ def _bar(title: str, duration: float):
     # terminals that do not tell their size would get no bar at all
     width = {"dynamic_ncols": True} if all(size) else {"ncols": 80, "nrows": 24}
     return tqdm(
-        desc=title if len(title) <= 40 else title[:18] + "..." + title[-19:],
+        # of 80 columns, numbers take 40
+        desc=title if len(title) <= 30 else title[:10] + "..." + title[-17:],
         total=duration,
         file=sys.stderr,
         leave=False,

@@ -65,7 +65,8 @@ def transcribe(
         min_silence: a pause of so many seconds always ends a segment.
         batch_size: segments that are decoded together; more take more memory, and less time. The
             texts do not depend on it, unless tokens are drawn.
-        progress: called with (seconds that are done, those of the recording) after each batch.
+        progress: called with (seconds that are done, those of the recording) before the first
+            batch and after each.
         max_new_tokens: limit on each segment's text; by default one that speech does not reach.
         options: further ones of `GenerationConfig`, e.g. `num_beams`, `temperature` or
             `stop_strings`, before which the text of a segment ends.
@@ -97,6 +98,8 @@ def transcribe(
     )
     segments: list[Segment] = []
     with job.recording:
+        if progress is not None:
+            progress(0.0, job.duration)
         for batch in _batches(job.listener, batch_size):
             segments += job.decoder.decode(batch)
             mx.clear_cache()
@@ -124,6 +127,8 @@ def stream_transcribe(
     job = prepare(audio, model, **options)
     segments: list[Segment] = []
     with job.recording:
+        if progress is not None:
+            progress(0.0, job.duration)
         for heard in job.listener:
             gap = " " if any(segment.text for segment in segments) else ""
             pieces = job.decoder.stream(heard)

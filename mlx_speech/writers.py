@@ -37,18 +37,19 @@ def to_tsv(transcript: Transcript, model: str, options: SubtitleOptions | None =
 
 
 def to_json(transcript: Transcript, model: str, options: SubtitleOptions | None = None) -> str:
-    """Everything but the token ids; times in seconds. What is not a finite number is null."""
+    """Everything but the token ids; times in seconds, to the millisecond. What is not a finite
+    number is null."""
     segments = [
         {
-            "start": segment.start,
-            "end": segment.end,
+            "start": round(segment.start, 3),
+            "end": round(segment.end, 3),
             "text": segment.text,
             "avg_logprob": _number(segment.avg_logprob),
             "words": [
                 {
                     "word": word.text,
-                    "start": word.start,
-                    "end": word.end,
+                    "start": round(word.start, 3),
+                    "end": round(word.end, 3),
                     "probability": _number(word.probability),
                 }
                 for word in segment.words
@@ -59,7 +60,7 @@ def to_json(transcript: Transcript, model: str, options: SubtitleOptions | None 
     document = {
         "text": transcript.text,
         "language": transcript.language,
-        "duration": transcript.duration,
+        "duration": round(transcript.duration, 3),
         "model": model,
         "segments": segments,
     }

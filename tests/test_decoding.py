@@ -121,6 +121,17 @@ class TestBudget:
         assert second.truncated
         assert len(first.tokens) < len(second.tokens)
 
+    def test_of_the_whole(self, tiny):
+        """Prompts of a batch are padded to the longest, which takes no room from the others."""
+        audio = mx.concatenate([load_audio(GATE), mx.zeros(32000), load_audio(LONGER)])
+        together, alone = (
+            transcribe(audio, tiny, sampling_rate=16000, batch_size=size, max_length=92)
+            for size in (2, 1)
+        )
+        assert together == alone
+        assert [len(segment.tokens) for segment in together.segments] == [5, 3]
+        assert [segment.truncated for segment in together.segments] == [False, True]
+
     def test_can_be_given(self, tiny):
         (segment,) = transcribe(GATE, tiny, max_new_tokens=3).segments
         assert len(segment.tokens) == 3

@@ -65,7 +65,7 @@ def test_bar(wait, capsys):
         time.sleep(0.2)  # tqdm draws no more often than every 0.1 s
         update(100, 200)
         last = capsys.readouterr().err.rpartition("\r")[2]
-    assert "[2/2] aaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaa:  50%|" in last
+    assert "[2/2] aaaa...aaaaaaaaaaaaaaaaa:  50%|" in last
     assert "left, 10.0 x real time" in last
     assert capsys.readouterr().err.endswith("\r")  # nothing of it stays
 
