@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--dry-run",
         action="store_true",
-        help="only tell what would be written: each module, its bits and bytes",
+        help="only tell what would be written: each module, its bits and bytes. Fetches no weights",
     )
     group = parser.add_argument_group("quantization")
     add = group.add_argument
@@ -180,8 +180,9 @@ def tell(args: argparse.Namespace, result: Conversion) -> None:
     if not args.quiet:
         how = f"in {result.dtype}"
         if result.recipe is not None:
-            bits = ", ".join(f"{part} {bits}" for part, bits in result.plan.bits().items())
-            how = f"{result.recipe} (bits: {bits}), {how} what is not quantized"
+            bits = {name: part.bits() for name, part in result.plan.parts().items()}
+            told = [f"{n} {' and '.join(map(str, found)) or 'none'}" for n, found in bits.items()]
+            how = f"{result.recipe} (bits: {', '.join(told)}), {how} what is not quantized"
         before, after = size(result.plan.before), size(result.plan.after)
         print(f"{result.folder}: {how}; {before} -> {after}", file=sys.stderr)
         notes = [] if args.dry_run else result.plan.notes
