@@ -18,7 +18,7 @@ from mlx_speech.command_line import (
     say,
 )
 from mlx_speech.errors import MlxSpeechError
-from mlx_speech.quantization import MODES, RECIPES
+from mlx_speech.quantization import MODES, RECIPES, Recipe
 
 from .plan import size
 from .publish import add_publish_options, check_publish_usage, prepare, publish
@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--dry-run",
         action="store_true",
-        help="only tell what would be written: each module, its bits and bytes",
+        help="only tell what would be written: each module, its bits and bytes. Fetches no weights",
     )
     group = parser.add_argument_group("quantization")
     add = group.add_argument
@@ -94,8 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--quant-predicate",
         choices=RECIPES,
         metavar="RECIPE",
-        help=f"which part gets how many bits: {', '.join(RECIPES)} (default: speech_4bit for a "
-        "speech model and all_4bit for a text model, or the same with --q-bits)",
+        help="bits of encoder, projector, decoder and what is sensitive in the decoder: "
+        f"{', '.join(f'{name} {_told(recipe)}' for name, recipe in RECIPES.items())} (default: "
+        "speech_4bit for a speech model and all_4bit for a text model, or the same with --q-bits)",
     )
     add(
         "-d",
@@ -115,6 +116,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_publish_options(parser)
     add_talk_options(parser)
     return parser
+
+
+def _told(recipe: Recipe) -> str:
+    return "-".join(map(str, vars(recipe).values()))
 
 
 def _bits(text: str) -> tuple[int, ...]:
@@ -180,8 +185,9 @@ def tell(args: argparse.Namespace, result: Conversion) -> None:
     if not args.quiet:
         how = f"in {result.dtype}"
         if result.recipe is not None:
-            bits = ", ".join(f"{part} {bits}" for part, bits in result.plan.bits().items())
-            how = f"{result.recipe} (bits: {bits}), {how} what is not quantized"
+            bits = {name: part.bits() for name, part in result.plan.parts().items()}
+            told = [f"{n} {' and '.join(map(str, found)) or 'none'}" for n, found in bits.items()]
+            how = f"{result.recipe} (bits: {', '.join(told)}), {how} what is not quantized"
         before, after = size(result.plan.before), size(result.plan.after)
         print(f"{result.folder}: {how}; {before} -> {after}", file=sys.stderr)
         notes = [] if args.dry_run else result.plan.notes

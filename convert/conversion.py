@@ -93,7 +93,7 @@ def convert(
             as with the adapter; its text decoder alone is not the original's any more.
         revision: branch, tag or commit of the repository.
         overwrite: replace models that are at `mlx_path`.
-        dry_run: plan only; write nothing.
+        dry_run: plan only; write nothing, and of a repository's safetensors fetch only headers.
         progress: show a progress bar while downloading, on standard error.
         progress_callback: called with (bytes done, all of them), bytes of the source.
 
@@ -113,7 +113,7 @@ def convert(
         raise InputError("q_bits, q_group_size, q_mode and quant_predicate need quantize")
     if not several or len(set(several)) < len(several):
         raise InputError(f"q_bits is {list(several)}, but must be different numbers")
-    source = Source.find(path_or_repo, revision, progress)
+    source = Source.find(path_or_repo, revision, values=not dry_run, progress=progress)
     mlx_path = Path(os.path.expanduser(mlx_path))
     targets = [
         mlx_path.with_name(f"{mlx_path.name}-{bits}bit") if len(several) > 1 else mlx_path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import textwrap
 from collections.abc import Iterator
@@ -74,16 +73,9 @@ class Plan:
             for note, found in paths.items()
         ]
 
-    def bits(self) -> dict[str, int | None]:
-        """What most weights of each part of the model have; None where they are not quantized."""
-        return {name: part._most() for name, part in self.parts().items()}
-
-    def _most(self) -> int | None:
-        sizes: dict[int | None, int] = {}
-        for row in self.rows:
-            bits = row.settings and row.settings["bits"]
-            sizes[bits] = sizes.get(bits, 0) + math.prod(row.shape)
-        return max(sizes, key=sizes.get)
+    def bits(self) -> list[int]:
+        """What the quantized modules have."""
+        return sorted({row.settings["bits"] for row in self.rows if row.settings})
 
     def parts(self) -> dict[str, Plan]:
         """The modules of each part of the model that it has."""

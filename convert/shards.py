@@ -126,6 +126,15 @@ def save_tensors(file: Path, arrays: dict[str, mx.array]) -> None:
             out.write(_bytes(array))
 
 
+def save_hollow(file: Path, header: dict[str, dict]) -> None:
+    """Write a file that has a header and room for its tensors, which takes none on the disk."""
+    start = _encoded(header)
+    with file.open("wb") as out:
+        out.write(start)
+        size = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        out.truncate(len(start) + size)
+
+
 def _header(specs: list[TensorSpec]) -> bytes:
     header: dict = {"__metadata__": {"format": "mlx"}}
     start = 0
@@ -136,6 +145,10 @@ def _header(specs: list[TensorSpec]) -> bytes:
             "data_offsets": [start, start + spec.nbytes],
         }
         start += spec.nbytes
+    return _encoded(header)
+
+
+def _encoded(header: dict) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -18,7 +18,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_speech.errors import CheckpointError, InputError
-from mlx_speech.hub import SMALL_FILES, resolve_checkpoint, weight_files
+from mlx_speech.hub import SMALL_FILES, resolve_checkpoint, weight_files, weight_headers
 from mlx_speech.loading import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -33,7 +33,7 @@ from mlx_speech.models.lora import LoRALinear
 from mlx_speech.pytorch_bin import read_pytorch_bin
 from mlx_speech.quantization import dequantize
 
-from .shards import save_tensors
+from .shards import save_hollow, save_tensors
 
 #: files that stay beside the weights, as far as there are any
 _CARRIED = (*SMALL_FILES, "LICENSE*", "NOTICE*", "out_llm.safetensors")
@@ -47,28 +47,46 @@ class Source:
     folder: where it is.
     name: of the repository, or else of the folder.
     config: its config.json.
+    headers: of weights that are not in the folder, see `weight_headers`.
     """
 
     folder: Path
     name: str
     config: dict[str, Any]
+    headers: dict[str, dict]
 
     @classmethod
-    def find(cls, path_or_repo: str | os.PathLike, revision: str | None, progress: bool) -> Source:
-        """Find it, or fetch it from the Hub; errors are those of `load`."""
+    def find(
+        cls,
+        path_or_repo: str | os.PathLike,
+        revision: str | None,
+        *,
+        values: bool,
+        progress: bool,
+    ) -> Source:
+        """Find it, or fetch it from the Hub; errors are those of `load`.
+
+        Args:
+            values: of the weights, which a plan does not need.
+        """
+        also = (*_CARRIED, "README.md") if values else ()
         folder = resolve_checkpoint(
-            path_or_repo, revision=revision, also=(*_CARRIED, "README.md"), progress=progress
+            path_or_repo, revision=revision, weights=values, also=also, progress=progress
         )
+        headers = {} if values else weight_headers(path_or_repo, folder, progress)
         cached = re.search(r"models--(.+)--(.+?)/snapshots/", f"{folder.resolve()}/")
         name = f"{cached[1]}/{cached[2]}" if cached else folder.resolve().name
-        return cls(folder, name, read_json(folder))
+        return cls(folder, name, read_json(folder), headers)
 
     @contextmanager
     def staged(self, beside: Path) -> Iterator[Path]:
-        """The folder in a form of which single tensors can be read: PyTorch's files are rewritten
-        as safetensors, one after the other, in a temporary folder inside `beside`."""
-        files = weight_files(str(self.folder), self.folder, set(os.listdir(self.folder)))
-        if not any(file.endswith(".bin") for file in files):
+        """The folder in a form of which single tensors can be read, a temporary one inside `beside`
+        if need be: PyTorch's files are rewritten as safetensors, one after the other, and for
+        headers there are files with holes instead of values."""
+        held = {*os.listdir(self.folder), *self.headers}
+        files = weight_files(str(self.folder), self.folder, held)
+        rewritten = [file for file in files if file.endswith(".bin")]
+        if not rewritten and not self.headers:
             yield self.folder
             return
         with tempfile.TemporaryDirectory(dir=beside, prefix=".staged.") as name:
@@ -76,7 +94,9 @@ class Source:
             for file in self.folder.iterdir():
                 if file.is_file() and not fnmatchcase(file.name, "*.bin*"):
                     (stage / file.name).symlink_to(file.resolve())
-            for file in files:
+            for file, header in self.headers.items():
+                save_hollow(stage / file, header)
+            for file in rewritten:
                 arrays = read_pytorch_bin(self.folder / file)
                 save_tensors(stage / f"model-{Path(file).stem}.safetensors", arrays)
             yield stage

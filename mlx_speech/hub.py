@@ -108,6 +108,47 @@ def _fetch_weights(repo_id: str, folder: Path, local_files_only: bool, progress:
         raise HubError(f"{repo_id}: {_lacks(missing)}: run again with downloads allowed")
 
 
+def weight_headers(
+    path_or_repo: str | os.PathLike, folder: Path, progress: bool
+) -> dict[str, dict[str, dict]]:
+    """What a repository's weights are, for who does not need their values.
+
+    Args:
+        folder: what `resolve_checkpoint` gave without weights.
+        progress: as there.
+
+    Returns:
+        The headers of safetensors files that are not in the cache, by name: `dtype`, `shape` and
+        `data_offsets` of each tensor. PyTorch's files are fetched whole, as they have none.
+
+    Raises:
+        CheckpointError, HubError: as `resolve_checkpoint` for weights.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError, SafetensorsParsingError
+
+    repo_id, commit = os.fspath(path_or_repo), folder.name
+    if os.path.isdir(os.path.expanduser(repo_id)):
+        return {}
+    missing = _missing(folder, _files_to_fetch(repo_id, folder, _listing(repo_id, commit)))
+    if any(name.endswith(".bin") for name in missing):
+        _fetch_weights(repo_id, folder, False, progress)
+        return {}
+    headers = {}
+    for name in missing:
+        try:
+            read = HfApi().parse_safetensors_file_metadata(repo_id, name, revision=commit)
+        except SafetensorsParsingError as error:
+            raise CheckpointError(f"{repo_id}: {name} is not a safetensors file") from error
+        except (HTTPError, OSError) as error:
+            raise HubError(_explain(error, repo_id, commit, missing)) from error
+        headers[name] = {
+            tensor: {"dtype": info.dtype, "shape": info.shape, "data_offsets": info.data_offsets}
+            for tensor, info in read.tensors.items()
+        }
+    return headers
+
+
 def _missing(folder: Path, names: list[str]) -> list[str]:
     return [name for name in names if not (folder / name).is_file()]
 

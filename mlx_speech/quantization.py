@@ -31,14 +31,14 @@ class Recipe:
 #: 4 bits in a Conformer cost more words than anywhere else, hence its 8 nearly everywhere
 RECIPES = {
     #                    encoder  projector  decoder  sensitive
-    "speech_4bit": Recipe(8, 8, 4, 6),
+    "speech_4bit": Recipe(8, 8, 4, 4),
     "speech_8bit": Recipe(8, 8, 8, 8),
     "all_4bit": Recipe(4, 4, 4, 4),
     "mixed_4_8": Recipe(8, 8, 4, 8),
 }
 
 #: What 4 bits hurt most in a decoder, by the end of its name: on the bundled model, having these
-#: in 6 bits halves the divergence of the next token's distribution; having others so does little.
+#: in 6 or 8 bits halves the divergence of the next token's distribution; others do little.
 SENSITIVE = r"self_attn\.[kv]_proj|\.down_proj|\.fc2"
 
 #: the first that a module's name begins with
@@ -204,7 +204,7 @@ def choose(
             raise InputError(f"q_bits is {bits!r}, but {mode} has {able}")
         speech = any(re.match(PARTS["encoder"], path) for path, _ in model.named_modules())
         name = f"{'speech' if speech else 'all'}_{bits}bit"
-        chosen = Recipe(8, 8, bits, max(bits, 6) if speech else bits)
+        chosen = Recipe(8, 8, bits, bits)
     sizes = MODES[mode][0]
     if group_size is not None and group_size not in sizes:
         able = " or ".join(map(str, sorted(sizes)))

@@ -252,10 +252,10 @@ class _Handler(Uploads, BaseHTTPRequestHandler):
             return
         headers = {"X-Repo-Commit": commit, "ETag": f'"{_etag(data)}"', "Accept-Ranges": "bytes"}
         status, size = 200, len(data)
-        if start := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
-            first = int(start[1])
-            status, data = 206, data[first:]
-            headers["Content-Range"] = f"bytes {first}-{size - 1}/{size}"
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(asked[1]), min(int(asked[2] or size), size - 1)
+            status, data = 206, data[first : last + 1]
+            headers["Content-Range"] = f"bytes {first}-{last}/{size}"
         self._send(status, data, headers=headers, cut_after=fault.cut_after if fault else None)
 
     def _json(self, value: object, status: int = 200) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from benchmarks.checkpoint import checkpoint_config, write_checkpoint
 from conftest import DATA, ROOT, TINY, find_recording, random_decoder, speech_inputs
 from mlx.utils import tree_flatten
 from pytorch_files import save_pytorch_bin
@@ -160,11 +161,10 @@ class TestOutput:
                 "affine",
             ]
             # of the 8-bit one, everything else is as at the top
-            modules = {"projector.linear": 8, "language_model.model.layers.0.mlp.down_proj": 6}
-            for path, entry_bits in modules.items() if bits == 4 else ():
-                entry = stated.pop(path)
-                assert entry == {"group_size": 64, "bits": entry_bits, "mode": "affine"}
             assert bool(stated) == (bits == 4)
+            for path, entry in stated.items():
+                assert path.startswith(("encoder.", "projector."))
+                assert entry == {"group_size": 64, "bits": 8, "mode": "affine"}
 
     def test_the_entries_are_what_mlx_reads(self, quantized):
         """As mlx-lm does it: entries for some modules, the top for others that have scales."""
@@ -256,13 +256,16 @@ def said(reference, tiny) -> dict[str, str]:
 
 
 def test_word_errors(quantized, said):
-    """8 bits change no word, 4 bits few."""
+    """8 bits change no word; 4 bits cost at most 3 points, measured against what was spoken."""
     models = {result.bits: load_model(result.folder) for result in quantized}
     _, processor = load(TINY)
     parts = (tensors(result.folder) for result in quantized)
     encoders = [{k: v for k, v in p.items() if not k.startswith("language_")} for p in parts]
     assert same(*encoders)
-    errors = dict.fromkeys(models, 0)
+    manifest = (DATA / "audio" / "manifest.jsonl").read_text(encoding="utf-8")
+    recordings = map(json.loads, manifest.splitlines())
+    spoken = {f"synthetic/{recording['file']}": recording["text"] for recording in recordings}
+    words, errors = 0, dict.fromkeys((4, "original"), 0)
     for name, expected in said.items():
         inputs = speech_inputs(processor, name)
         # which therefore need to hear it only once
@@ -271,10 +274,16 @@ def test_word_errors(quantized, said):
             model.get_audio_features = lambda *_, audio=audio: audio
             output = model.generate(**inputs, max_new_tokens=60)
             heard = output[0, inputs["input_ids"].shape[1] :].tolist()
-            errors[bits] += word_errors(expected, processor.decode(heard, skip_special_tokens=True))
+            heard = processor.decode(heard, skip_special_tokens=True)
+            if bits == 8:
+                assert heard == expected
+            else:
+                errors[bits] += word_errors(spoken[name], heard)
             del model.get_audio_features
-    assert errors[8] == 0
-    assert errors[4] / sum(len(text.split()) for text in said.values()) <= 0.03
+        words += len(spoken[name].split())
+        errors["original"] += word_errors(spoken[name], expected)
+    assert words > 100
+    assert (errors[4] - errors["original"]) / words <= 0.03
 
 
 class TestQuantizedSource:
@@ -362,7 +371,7 @@ class TestAdapter:
             if isinstance(layer, LoRALinear):
                 delta = layer.scale * layer.lora_b @ layer.lora_a
                 weight = (layer.base.weight + delta).astype(mx.bfloat16)
-                expected = mx.quantize(weight, 64, 6 if path.endswith("v_proj") else 4)
+                expected = mx.quantize(weight, 64, 4)
                 for name, part in zip(("weight", "scales", "biases"), expected, strict=True):
                     assert mx.array_equal(written[f"{path}.{name}"], part).item()
 
@@ -500,7 +509,7 @@ class TestWhole:
     def test_too_little_room(self, monkeypatch, tmp_path):
         usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-        with pytest.raises(CheckpointError, match=r"4.19 MB are to be written, but 1.00 MB are fr"):
+        with pytest.raises(CheckpointError, match=r"4.13 MB are to be written, but 1.00 MB are fr"):
             convert(TINY, tmp_path / "out", quantize=True)
         assert not list(tmp_path.iterdir())
 
@@ -533,7 +542,7 @@ class TestWhole:
 
     def test_a_dry_run_writes_nothing(self, tmp_path):
         (result,) = convert(TINY, tmp_path / "a" / "out", quantize=True, dry_run=True)
-        assert result.plan.after == 4191360
+        assert result.plan.after == 4125824
         assert not list(tmp_path.iterdir())
 
 
@@ -601,22 +610,48 @@ def sharded(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def hearing(tmp_path_factory) -> Path:
+    """A Granite Speech of 39 MB with BatchNorms to be folded; its largest layer has 0.5 MB."""
+    folder = tmp_path_factory.mktemp("hearing")
+    config = checkpoint_config(8, 4, "bfloat16")
+    config["encoder_config"] |= {"hidden_dim": 256, "dim_head": 32}
+    projector = {"hidden_size": 256, "intermediate_size": 1024, "encoder_hidden_size": 256}
+    config["projector_config"] |= projector
+    text = {"vocab_size": 1000, "hidden_size": 256, "intermediate_size": 512}
+    config["text_config"] |= text | {"num_attention_heads": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_checkpoint(folder)
+    return folder
+
+
 class TestMemory:
     """One module at a time, however large the checkpoint."""
 
     @pytest.mark.parametrize("options", [{}, {"q_bits": [4, 8]}, {"dtype": "bfloat16"}])
     def test_peak(self, sharded, tmp_path, options):
+        peak, written = self.measure(sharded, tmp_path / "out", options)
+        assert written > 10_000_000
+        # far below the promise of two shards and a layer: a layer in every form that it takes
+        assert peak < 3 * 2_100_000
+
+    @pytest.mark.parametrize("options", [{}, {"q_bits": [4, 8]}])
+    def test_peak_of_a_speech_model(self, hearing, tmp_path, options):
+        peak, written = self.measure(hearing, tmp_path / "out", options)
+        assert written > 19_000_000
+        assert peak < 3 * 526_336
+
+    def measure(self, source: Path, target: Path, options: dict) -> tuple[int, int]:
+        """Most bytes in use at a time, and those of the results."""
         done = subprocess.run(
-            [sys.executable, "-c", MEMORY, sharded, tmp_path / "out", json.dumps(options)],
+            [sys.executable, "-c", MEMORY, source, target, json.dumps(options)],
             capture_output=True,
             text=True,
             check=True,
             cwd=ROOT,
         )
         peak, written = map(int, done.stdout.split())
-        assert written > 10_000_000
-        # far below the promise of two shards and a layer: a layer in every form that it takes
-        assert peak < 3 * 2_100_000
+        return peak, written
 
 
 def test_installed_under_the_package(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import mlx.core as mx
 import pytest
 from commands import Caller
 from conftest import DATA, ROOT, TINY
+from pytorch_files import save_pytorch_bin
 
 from convert.cli import main
 from mlx_speech.loading import load_model
@@ -68,6 +70,8 @@ class TestUse:
         status, _, err = call(*arguments)
         assert status == 0
         assert "speech_4bit (bits: encoder 8, projector 8, decoder 4)" in err
+        err = call(*arguments, "--quant-predicate", "mixed_4_8")[2]
+        assert "mixed_4_8 (bits: encoder 8, projector 8, decoder 4 and 8)" in err
         assert not list(tmp_path.iterdir())
 
     def test_plan(self, call, tmp_path):
@@ -83,7 +87,7 @@ class TestUse:
                 name = path.removesuffix(".base")
                 assert any(line.split()[0] == name for line in lines if line)
         total = next(line.split() for line in lines if line.startswith("total"))
-        assert total == ["total", "8.32", "MB", "4.19", "MB"]
+        assert total == ["total", "8.32", "MB", "4.13", "MB"]
 
     def test_several_bits(self, call, tmp_path):
         options = ("-q", "--q-bits", "3,8")
@@ -132,6 +136,36 @@ class TestUse:
         assert held >= {"out_llm.safetensors", "LICENSE", "adapter_model.safetensors"}
         config = json.loads((tmp_path / "out" / "config.json").read_text())
         assert config["base_model"] == "ibm-granite/granite-speech-4.1-2b"
+
+    def test_a_plan_fetches_no_weights(self, call, tmp_path, hub):
+        """Only their headers, and it is what it would be with them."""
+        hub.add("ibm-granite/granite-speech-4.1-2b", TINY)
+        options = ("--mlx-path", tmp_path / "out", "-q", "--q-bits", "4,8", "--dry-run")
+        status, out, _ = call("--model", "ibm-granite/granite-speech-4.1-2b", *options)
+        assert (status, out) == (0, call("--model", TINY, *options)[1])
+        weights = [r for r in hub.requests if r.path.endswith("/model.safetensors")]
+        # the length of the header, and the header
+        assert {r.headers["range"].split("-")[0] for r in weights} <= {"bytes=0", "bytes=8"}
+        assert sum(file.stat().st_size for file in tmp_path.rglob("*")) < 1_000_000
+
+    def test_a_plan_of_pytorch_files(self, call, tmp_path, hub):
+        """They have no headers, and come whole."""
+        (tmp_path / "bin").mkdir()
+        shutil.copy(LLAMA / "config.json", tmp_path / "bin")
+        weights = mx.load(str(LLAMA / "model.safetensors"))
+        save_pytorch_bin(tmp_path / "bin" / "pytorch_model.bin", weights)
+        hub.add("some/llama", tmp_path / "bin")
+        options = ("--mlx-path", tmp_path / "out", "-q", "--dry-run")
+        assert call("--model", "some/llama", *options)[:2] == call("--model", LLAMA, *options)[:2]
+
+    def test_a_plan_without_the_hub(self, call, tmp_path, hub):
+        hub.add("some/llama", LLAMA)
+        hub.fail("GET */model.safetensors", status=500)
+        options = ("--mlx-path", tmp_path / "out", "--dry-run", "--quiet")
+        status, out, err = call("--model", "some/llama", *options)
+        assert (status, out) == (1, "")
+        assert err.startswith("error: some/llama: the Hub has a fault of its own (500)")
+        assert err.count("\n") == 1
 
 
 class TestMistakes:

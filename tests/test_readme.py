@@ -48,6 +48,11 @@ def test_make_targets_exist():
 
 
 def test_layout():
-    for name in re.findall(r"^  (\S.*?)(?:  .*)?$", blocks("")[-1], re.MULTILINE):
-        for path in name.split():
-            assert (ROOT / "mlx_speech" / path).exists(), path
+    layout = re.search(r"```\n(mlx_speech/\n.*?)```", README, re.DOTALL)[1]
+    found = re.findall(r"^( *)(\S.*?)(?:  .*)?$", layout, re.MULTILINE)
+    for indent, names in found:
+        if not indent:
+            folder = ROOT / names
+        for name in names.split() if indent else ():
+            assert (folder / name).exists(), name
+    assert [names for indent, names in found if not indent] == ["mlx_speech/", "convert/"]
