@@ -178,7 +178,7 @@ class SegmentDecoder:
             [heard.ctc_logits for heard in batch],
             [heard.levels for heard in batch],
             self.vocabulary,
-            [heard.begin for heard in batch],
+            [heard.start for heard in batch],
         )
         for segment, times in zip(segments, placed, strict=True):
             for word, time in zip(segment.words, times, strict=True):

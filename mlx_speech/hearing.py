@@ -66,7 +66,7 @@ class Heard:
     begin: where what the model hears of it begins, in seconds.
     duration: of what the model hears, in seconds.
     audio: for Granite Speech (audio tokens, hidden_size), for Speech2Text (samples,).
-    ctc_logits: (frames, labels) of the CTC head from `begin` on, where word times are wanted.
+    ctc_logits: (frames, labels) of the CTC head from `start` to `end`, where word times are wanted.
     levels: (frames,) loudness, likewise.
     """
 
@@ -154,7 +154,10 @@ class CTCListener:
         heard = _heard(span, self._recording, audio)
         if not self._for_alignment:
             return heard
-        samples = self._recording.read(span.start * FRAME, span.end * FRAME)
+        # words are where the speech is, though their first letters may come before it
+        first = round(heard.start * FRAMES_PER_SECOND)
+        logits = logits[first - span.start : round(heard.end * FRAMES_PER_SECOND) - span.start]
+        samples = self._recording.read(first * FRAME, (first + len(logits)) * FRAME)
         return replace(heard, ctc_logits=logits, levels=frame_levels(samples, len(logits)))
 
 
