@@ -26,17 +26,15 @@ SMOOTHING = 5
 #: sound is speech from so many frames before a letter to so many after one
 ONSET = 18
 RELEASE = 16
-#: sound goes on over gaps of less than twice so many frames
-CLOSED = 2
-#: speech sets in and fades out beneath `CONTRAST_DB`: typically so many frames of it are not heard
-FAINT_ONSET = 7
-FAINT_RELEASE = 8
 #: letters may come so many frames before their sound
 EARLY = 40
+#: but not if they go on with what was said before, from which no more frames than these part them
+LINK = 12
 #: letters without sound within so many frames, a second, are none
 REACH = 50
-#: frames on either side that it takes to tell of one
-_CONTEXT = ONSET + REACH + CLOSED + FAINT_RELEASE
+#: frames ahead and behind that it takes to tell of one: letters near it, and sound near these
+_AHEAD = ONSET + REACH
+_BEHIND = 2 * REACH + LINK
 #: edges of the octaves from 200 to 6400 Hz, in bins of 50 Hz
 OCTAVES = (4, 8, 16, 32, 64, 128)
 
@@ -169,10 +167,10 @@ class EnergyActivity:
 class SpeechExtents:
     """Where the speech begins and ends that a CTC head hears, while both are still coming in.
 
-    The head's letters are peaks: they tell what is speech, the energy how far it reaches. Speech are
-    the frames with sound from `ONSET` before a letter to `RELEASE` after one, and letters without
-    sound, unless there is some soon (`EARLY`): heads may place the first letters of a word before
-    it. Letters that have no sound within `REACH` are none: some heads mutter over noise.
+    The head's letters are peaks: they tell what is speech, the energy how far it reaches. Speech
+    are the frames with sound from `ONSET` before a letter to `RELEASE` after one, and letters
+    without sound, unless there is some soon (`EARLY`): heads may place the first letters of a word
+    before it. Letters that have no sound within `REACH` are none: some heads mutter over noise.
     """
 
     def __init__(self):
@@ -180,24 +178,27 @@ class SpeechExtents:
         self._before = 0  # frames at their beginning that were told about already
 
     def push(self, letters: Activity, sound: np.ndarray, last: bool = False) -> Activity:
-        """Take in the next frames; returns what is now certain, `_CONTEXT` frames late.
+        """Take in the next frames; returns what is now certain, `_AHEAD` frames late.
 
         Args:
             letters: what the head hears, n frames.
             sound: (n,) what the energy tells of them.
             last: the recording ends with them.
+
+        Returns:
+            `speech` is what the class describes, `level` that of the letters.
         """
         self._letters += letters
         self._sound = np.concatenate([self._sound, sound])
-        heard = self._letters.speech
-        sound = _spread(self._sound, CLOSED, CLOSED)
-        heard = self._letters.speech & _spread(sound, REACH, REACH)
-        speech = _spread(heard, ONSET, RELEASE) & sound | heard & ~_spread(sound, EARLY, 0)
-        speech = _spread(speech, FAINT_ONSET, FAINT_RELEASE)
-        end = len(self._letters) - (0 if last else _CONTEXT)
+        heard = self._letters.speech & _spread(self._sound, REACH, REACH)
+        speech = _spread(heard, ONSET, RELEASE) & self._sound
+        silence = ~_spread(heard | self._sound, 0, LINK)
+        goes_on = _spread(self._sound, 0, REACH) & (_latest(self._sound) > _latest(silence))
+        speech |= heard & (goes_on | ~_spread(self._sound, EARLY, 0))
+        end = len(self._letters) - (0 if last else _AHEAD)
         certain = slice(self._before, max(self._before, end))
         result = Activity(speech[certain], self._letters.level[certain])
-        forgotten = max(0, certain.stop - _CONTEXT)
+        forgotten = max(0, certain.stop - _BEHIND)
         self._letters, self._sound = self._letters[forgotten:], self._sound[forgotten:]
         self._before = certain.stop - forgotten
         return result
@@ -207,3 +208,8 @@ def _spread(mask: np.ndarray, before: int, after: int) -> np.ndarray:
     """True also so many frames before and after each that is."""
     total = np.concatenate([[0], np.cumsum(np.pad(mask, (after, before)))])
     return total[before + after + 1 :] > total[: mask.size]
+
+
+def _latest(mask: np.ndarray) -> np.ndarray:
+    """Of each frame the latest one up to it that is, -1 if there is none."""
+    return np.maximum.accumulate(np.where(mask, np.arange(mask.size), -1))

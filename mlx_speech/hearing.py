@@ -24,6 +24,9 @@ from .segmentation import Segmenter, Span
 
 #: encoder frames a second
 FRAMES_PER_SECOND = 50
+#: speech sets in and fades out too faintly to stand out: up to so many frames of it are not heard
+FAINT_ONSET = 7
+FAINT_RELEASE = 9
 
 
 @dataclass(frozen=True)
@@ -205,8 +208,8 @@ def _heard(span: Span, recording: Recording, audio: mx.array) -> Heard:
     end = min(span.end / FRAMES_PER_SECOND, recording.duration)
     begin = span.start / FRAMES_PER_SECOND
     return Heard(
-        start=span.first / FRAMES_PER_SECOND,
-        end=min(span.last / FRAMES_PER_SECOND, end),
+        start=max(begin, (span.first - FAINT_ONSET) / FRAMES_PER_SECOND),
+        end=min(end, (span.last + FAINT_RELEASE) / FRAMES_PER_SECOND),
         begin=begin,
         duration=end - begin,
         audio=audio,

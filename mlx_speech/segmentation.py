@@ -16,10 +16,12 @@ from .errors import InputError
 MIN_SILENCE = 50
 #: the level of a place to cut is the mean of so many on either side of it
 AROUND = 2
-#: what a span keeps of a pause beside it
-MARGIN = 5
+#: shorter silence is no pause: there is such in many a word
+PAUSE = 12
+#: what a span keeps of a pause beside it: as much as faint speech may take of it, see `hearing.py`
+MARGIN = 9
 #: speech shorter than this is joined to a neighbour
-SHORT = 40
+SHORT = 25
 #: and where it cannot be, it gets so much of the pauses around it that the span is this long
 WIDENED = 75
 
@@ -40,7 +42,7 @@ class Span:
 
 @dataclass
 class _Stretch:
-    """Speech without a pause that must end it; `pauses` are those within, [start, end)."""
+    """Speech without a pause that must end it; `pauses` is all silence within, [start, end)."""
 
     first: int
     last: int
@@ -63,9 +65,10 @@ class Segmenter:
     pauses between them are in none. How the activity is divided into pushes changes nothing.
 
     A pause of `min_silence` frames ends a span. A span that would be longer than `max_frames` is
-    cut in its longest pause that leaves at least a quarter of `max_frames` on both sides; else in
-    its longest pause; else, in the middle of speech, at the multiple of `window` where the level
-    is lowest. Silence at the very beginning or end of the recording that is shorter than
+    cut in its longest pause that has a multiple of `window` in it and leaves at least a quarter of
+    `max_frames` on both sides; else in its longest with such a multiple; else, in the middle of
+    speech, at the multiple of `window` where the level is lowest. Silence shorter than `PAUSE` is
+    no pause. Silence at the very beginning or end of the recording that is shorter than
     `min_silence` belongs to the span beside it: a short recording is one span.
 
     Speech shorter than `SHORT` is joined to the nearer neighbour, if the pause between is shorter
@@ -215,7 +218,7 @@ class Segmenter:
         cuts = [
             (min(self._around(*pause)[0], longest), *pause)
             for pause in head.pauses
-            if self._up(pause[0]) <= min(pause[1], longest)
+            if pause[1] - pause[0] >= PAUSE and self._up(pause[0]) <= min(pause[1], longest)
         ]
         fair = [c for c in cuts if start + self._fair <= c[0] <= head.last - self._fair]
         if cuts:
@@ -223,7 +226,9 @@ class Segmenter:
         else:
             low = max(start + self._fair, self._up(head.first + 1))
             high = max(low, min(longest, self._down(head.last - self._fair)))
-            end = last = first = self._quietest(low, high)
+            end = self._quietest(low, high)
+            silent = (pause for pause in head.pauses if pause[0] <= end <= pause[1])
+            last, first = next(silent, (end, end))
         span = Span(start, end, head.first, last)
         head.first = first
         head.pauses = [pause for pause in head.pauses if pause[0] > first]

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import DATA
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlx_speech import load_audio
-from mlx_speech.activity import SILENCE_DBFS, Activity, EnergyActivity, ctc_activity
-from mlx_speech.segmentation import Segmenter
+from mlx_speech.activity import (
+    EARLY,
+    LINK,
+    ONSET,
+    REACH,
+    RELEASE,
+    SILENCE_DBFS,
+    Activity,
+    EnergyActivity,
+    SpeechExtents,
+    ctc_activity,
+)
+from mlx_speech.segmentation import Segmenter, Span
 
 RATE = 16000
 RECORDINGS = sorted(p.name for p in (DATA / "audio").glob("*_??.flac"))
@@ -56,9 +69,22 @@ def ctc(tiny, samples: np.ndarray) -> Activity:
     return ctc_activity(model.encoder(features).ctc_logits[0], space=ord(" "))
 
 
-def spans(activity: Activity, audible=None, *, window=15, max_frames=450, min_silence=30):
-    segmenter = Segmenter(window=window, max_frames=max_frames, min_silence=min_silence)
-    return segmenter.push(activity, audible) + segmenter.finish()
+def extents(letters: Activity, sound: np.ndarray, divisions=()) -> Activity:
+    """Extents of letters and sound that are pushed in parts that end at `divisions`."""
+    stage, told = SpeechExtents(), Activity.none()
+    edges = [0, *sorted(d for d in divisions if d < len(letters)), len(letters)]
+    for a, b in itertools.pairwise(edges):
+        told += stage.push(letters[a:b], sound[a:b])
+        assert len(told) <= b
+    return told + stage.push(Activity.none(), np.zeros(0, bool), last=True)
+
+
+def spans(letters: Activity, sound: Activity | None = None, **options) -> list[Span]:
+    """The spans by letters and sound, or by sound alone, in which there are no windows."""
+    window = 15 if sound else 1
+    options = {"window": window, "max_frames": 450, "min_silence": 30} | options
+    segmenter = Segmenter(**options)
+    return segmenter.push(extents(letters, (sound or letters).speech)) + segmenter.finish()
 
 
 class TestSilenceAndNoise:
@@ -94,8 +120,8 @@ class TestSilenceAndNoise:
     def test_ctc_head(self, tiny):
         sounds = [noise(6, slope, -30) for slope in (0, 2)] + [recording("silence.wav")]
         for sound in sounds:
-            assert spans(ctc(tiny, sound)) == []
-            assert spans(energy(sound), window=1) == []
+            assert spans(ctc(tiny, sound), energy(sound)) == []
+            assert spans(energy(sound)) == []
 
 
 class TestSpeech:
@@ -103,10 +129,10 @@ class TestSpeech:
     def test_loud_or_quiet(self, name):
         """Down to a loudest frame of -65 dBFS, all of it is one stretch of speech."""
         samples = recording(name)
-        (usual,) = spans(energy(samples), window=1)
+        (usual,) = spans(energy(samples))
         for dbfs in (-50, -60, -65):
             quiet = samples * np.float32(10 ** ((dbfs - loudest(samples)) / 20))
-            (span,) = spans(energy(quiet), window=1)
+            (span,) = spans(energy(quiet))
             assert abs(span.first - usual.first) <= 15
             assert abs(span.last - usual.last) <= 15
 
@@ -123,9 +149,7 @@ class TestSpeech:
         loud, quiet = recording("flite_11.flac"), recording("espeak_03.flac")
         quiet = quiet * np.float32(10 ** ((loudest(loud) - 40 - loudest(quiet)) / 20))
         pause = np.zeros(RATE, np.float32)
-        found = spans(
-            energy(np.concatenate([loud, pause, quiet, pause, loud])), window=1, min_silence=20
-        )
+        found = spans(energy(np.concatenate([loud, pause, quiet, pause, loud])))
         start = (loud.size + RATE) // 320
         assert len(found) == 3
         assert start - 15 <= found[1].first <= start + 25
@@ -138,8 +162,8 @@ class TestSpeech:
         samples = recording(name)
         speech = np.pad(samples, 2 * RATE)
         level = 10 * np.log10(np.square(samples).mean()) - 10
-        (found,) = spans(energy(speech + noise(speech.size / RATE, slope, level)), window=1)
-        (usual,) = spans(energy(speech), window=1)
+        (found,) = spans(energy(speech + noise(speech.size / RATE, slope, level)))
+        (usual,) = spans(energy(speech))
         assert abs(found.first - usual.first) <= 15
         assert abs(found.last - usual.last) <= 15
 
@@ -190,38 +214,108 @@ class TestCtc:
         assert (activity.speech == np.array(mx.argmax(logits, axis=-1) != 0)).all()
 
 
-@pytest.fixture(scope="module")
-def sentences():
-    lines = (DATA / "audio" / "manifest.jsonl").read_text().splitlines()
-    (entry,) = (e for e in map(json.loads, lines) if e["file"] == "long.flac")
-    return [(start, end) for start, end, _ in entry["segments"]]
+def frames(mask: np.ndarray) -> Activity:
+    """Letters in these frames; of no two frames is the level the same."""
+    return Activity(mask, np.arange(mask.size, dtype=np.float32))
 
 
-@pytest.fixture(scope="module")
-def samples():
-    return recording("long.flac")
+def defined_extents(letters: list[bool], sound: list[bool]) -> list[bool]:
+    """Frame by frame what `SpeechExtents` says that speech is."""
+
+    def any_of(mask, start, end):
+        return any(mask[max(0, start) : end])
+
+    heard = [letter and any_of(sound, t - REACH, t + REACH + 1) for t, letter in enumerate(letters)]
+
+    def early(t):
+        before = t
+        for u in range(t, max(-1, t - REACH - 1), -1):
+            if before - u > LINK + 1:
+                break
+            if sound[u]:
+                return False
+            before = u if heard[u] else before
+        return any_of(sound, t, t + EARLY + 1)
+
+    return [
+        any_of(heard, t - RELEASE, t + ONSET + 1) if sound[t] else heard[t] and not early(t)
+        for t in range(len(letters))
+    ]
 
 
-class TestLongRecording:
-    """24 sentences with pauses; each is one span, and its times are true to 0.3 s."""
+@st.composite
+def patterns(draw):
+    """Any letters and sound of as many frames."""
+    masks = []
+    for longest in (20, 70):
+        runs = st.tuples(st.integers(0, longest), st.integers(0, 3) | st.integers(0, 40))
+        runs = list(itertools.chain(*draw(st.lists(runs, max_size=12))))
+        masks.append(np.repeat(np.arange(len(runs)) % 2 == 1, runs))
+    size = max(mask.size for mask in masks)
+    return [np.pad(mask, (0, size - mask.size)) for mask in masks]
 
-    def check(self, found, sentences, *, first=0.3):
-        assert len(found) == len(sentences)
-        for span, (start, end) in zip(found, sentences, strict=True):
-            assert abs(span.last / 50 - end) <= 0.3
-            assert -first <= span.first / 50 - start <= 0.3
-            # what is cut off is within the silence that the manifest's times include
-            assert span.start / 50 <= start + 0.15
-            assert span.end / 50 >= end - 0.15
 
-    @pytest.mark.parametrize("min_silence", [30, 50])
-    @pytest.mark.parametrize("max_frames", [450, 1500])
-    def test_energy(self, samples, sentences, min_silence, max_frames):
-        found = spans(energy(samples), window=1, min_silence=min_silence, max_frames=max_frames)
-        self.check(found, sentences)
+class TestSpeechExtents:
+    @settings(max_examples=200, deadline=None)
+    @given(patterns(), st.lists(st.integers(0, 800), max_size=8))
+    def test_any_pattern(self, pattern, divisions):
+        """As defined, every letter that sounds included, and the same however it is pushed."""
+        letters, sound = pattern
+        told = extents(frames(letters), sound)
+        assert told.speech.tolist() == defined_extents(letters.tolist(), sound.tolist())
+        assert told.speech[letters & sound].all()
+        assert not told.speech[~letters & ~sound].any()
+        assert (told.level == np.arange(letters.size)).all()
+        for edges in (divisions, range(0, letters.size, 7)):
+            parts = extents(frames(letters), sound, edges)
+            assert (parts.speech == told.speech).all()
+            assert (parts.level == told.level).all()
 
-    def test_ctc(self, tiny, samples, sentences):
-        """The head places first letters up to 0.6 s early, which only the energy can tell."""
-        heard = ctc(tiny, samples)
-        self.check(spans(heard, min_silence=20), sentences, first=0.8)
-        self.check(spans(heard, energy(samples).speech, min_silence=20), sentences)
+    @settings(max_examples=30, deadline=None)
+    @given(patterns())
+    def test_letters_need_sound_and_sound_needs_letters(self, pattern):
+        for letters, sound in (
+            (pattern[0], np.zeros_like(pattern[0])),
+            (pattern[1] & False, *pattern[1:]),
+        ):
+            assert not extents(frames(letters), sound).speech.any()
+
+    def told(self, letters: str, sound: str) -> str:
+        mask = np.array([c == "a" for c in letters])
+        speech = extents(frames(mask), np.array([c == "#" for c in sound])).speech
+        return "".join("s" if s else "." for s in speech)
+
+    def test_sound_tells_where_peaks_begin_and_end(self):
+        """A word whose letters are in the middle of its sound."""
+        letters = "." * 20 + "a..a" + "." * 30
+        sound = "." * 10 + "#" * 25 + "." * 19
+        assert self.told(letters, sound) == sound.replace("#", "s")
+
+    def test_sound_far_from_letters_is_none(self):
+        letters = "." * 50 + "a" + "." * 50
+        assert self.told(letters, "#" * 101) == "." * 32 + "s" * 35 + "." * 34
+        assert (ONSET, RELEASE) == (18, 16)
+
+    def test_early_letters_do_not_count(self):
+        """Those that come in the pause, before the sound of their word, do not fill it."""
+        letters = "a" * 10 + "." * 20 + "aa" + "." * 20 + "a" * 10
+        sound = "#" * 10 + "." * 42 + "#" * 10
+        assert self.told(letters, sound) == sound.replace("#", "s")
+
+    def test_late_letters_go_on(self):
+        """Those that follow on sound count, sound or not: somebody speaks more and more faintly, or
+        the noise hides it; even if there is sound soon, to which they would be early."""
+        letters = "a" * 10 + "....aa" * 4 + "." * 20 + "a" * 10
+        sound = "#" * 10 + "." * 44 + "#" * 10
+        assert self.told(letters, sound) == letters[:34].replace("a", "s") + "." * 20 + "s" * 10
+
+    def test_letters_without_sound_count_for_a_second(self):
+        letters = "a" * 200
+        told = self.told(letters, "#" * 10 + "." * 190)
+        assert told == "s" * (10 + REACH) + "." * (190 - REACH)
+
+    def test_state_stays_small(self):
+        stage, part = SpeechExtents(), np.arange(1000) % 50 < 30
+        for _ in range(20):
+            stage.push(frames(part), part)
+            assert len(stage._letters) == len(stage._sound) < 300
