@@ -28,13 +28,12 @@ ONSET = 18
 RELEASE = 16
 #: letters may come so many frames before their sound
 EARLY = 40
-#: but not if they go on with what was said before, from which no more frames than these part them
+#: but not those that go on with what was said before, from which no more frames than these
+#: part them
 LINK = 12
-#: letters without sound within so many frames, a second, are none
+#: letters without sound within so many frames, a second, are none; nor does any frame depend on
+#: what is farther away, since letters near sound have that within reach
 REACH = 50
-#: frames ahead and behind that it takes to tell of one: letters near it, and sound near these
-_AHEAD = ONSET + REACH
-_BEHIND = 2 * REACH + LINK
 #: edges of the octaves from 200 to 6400 Hz, in bins of 50 Hz
 OCTAVES = (4, 8, 16, 32, 64, 128)
 
@@ -169,8 +168,9 @@ class SpeechExtents:
 
     The head's letters are peaks: they tell what is speech, the energy how far it reaches. Speech
     are the frames with sound from `ONSET` before a letter to `RELEASE` after one, and letters
-    without sound, unless there is some soon (`EARLY`): heads may place the first letters of a word
-    before it. Letters that have no sound within `REACH` are none: some heads mutter over noise.
+    without sound, which noise may hide. Of these do not count: those with sound soon (`EARLY`) and
+    none just before (`LINK`, from letter to letter), since heads may place the first letters of a
+    word before it; and those that have no sound within `REACH`, since some mutter over noise.
     """
 
     def __init__(self):
@@ -178,7 +178,7 @@ class SpeechExtents:
         self._before = 0  # frames at their beginning that were told about already
 
     def push(self, letters: Activity, sound: np.ndarray, last: bool = False) -> Activity:
-        """Take in the next frames; returns what is now certain, `_AHEAD` frames late.
+        """Take in the next frames; returns what is now certain, `REACH` frames late.
 
         Args:
             letters: what the head hears, n frames.
@@ -195,10 +195,10 @@ class SpeechExtents:
         silence = ~_spread(heard | self._sound, 0, LINK)
         goes_on = _spread(self._sound, 0, REACH) & (_latest(self._sound) > _latest(silence))
         speech |= heard & (goes_on | ~_spread(self._sound, EARLY, 0))
-        end = len(self._letters) - (0 if last else _AHEAD)
+        end = len(self._letters) - (0 if last else REACH)
         certain = slice(self._before, max(self._before, end))
         result = Activity(speech[certain], self._letters.level[certain])
-        forgotten = max(0, certain.stop - _BEHIND)
+        forgotten = max(0, certain.stop - REACH)
         self._letters, self._sound = self._letters[forgotten:], self._sound[forgotten:]
         self._before = certain.stop - forgotten
         return result

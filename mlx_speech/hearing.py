@@ -24,7 +24,8 @@ from .segmentation import Segmenter, Span
 
 #: encoder frames a second
 FRAMES_PER_SECOND = 50
-#: speech sets in and fades out too faintly to stand out: up to so many frames of it are not heard
+#: speech sets in and fades out too faintly to stand out: up to so many frames are not heard, which
+#: pauses are measured without, and times of segments given with
 FAINT_ONSET = 7
 FAINT_RELEASE = 9
 

@@ -314,6 +314,19 @@ class TestSpeechExtents:
         told = self.told(letters, "#" * 10 + "." * 190)
         assert told == "s" * (10 + REACH) + "." * (190 - REACH)
 
+    @pytest.mark.parametrize("pattern", [("a.", ".#"), (".a", "#."), ("aa", ".#"), ("a", ".")])
+    def test_frame_by_frame(self, pattern):
+        """Nothing is told before all is known that it depends on, and nothing forgotten."""
+        for far in (LINK, ONSET, RELEASE, EARLY, REACH):
+            for gap in (far - 1, far, far + 1):
+                letters, sound = (
+                    np.array([c in "a#" for c in marks[0] * 3 + "." * gap + marks[1:] * 3])
+                    for marks in pattern
+                )
+                told = extents(frames(letters), sound)
+                parts = extents(frames(letters), sound, range(letters.size))
+                assert (parts.speech == told.speech).all()
+
     def test_state_stays_small(self):
         stage, part = SpeechExtents(), np.arange(1000) % 50 < 30
         for _ in range(20):

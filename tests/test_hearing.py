@@ -48,7 +48,7 @@ def loud(samples: np.ndarray) -> tuple[float, float]:
 def check(heard: Heard, start: float, end: float) -> None:
     """All of the speech from `start` to `end` is in it, and its times are true."""
     assert abs(heard.start - start) <= 0.25
-    assert -0.25 <= heard.end - end <= 0.4  # voices fade slowly
+    assert heard.end >= end - 0.25  # and later, where the voice fades slowly
     assert heard.begin <= start
     assert end <= heard.begin + heard.duration
 
@@ -92,6 +92,7 @@ class TestPauses:
         assert len(found) == len(parts)
         for heard, start, part in zip(found, starts, parts, strict=True):
             check(heard, *(start + edge for edge in loud(part)))
+            assert heard.end <= start + part.size / RATE + 0.2
 
     def test_shorter_ones_do_not(self, model):
         parts = [recording(name) for name in SENTENCES[:2]]

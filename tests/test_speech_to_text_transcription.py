@@ -92,9 +92,9 @@ def recording() -> mx.array:
 
 @pytest.fixture(scope="module")
 def short_model(tmp_path_factory):
-    """One that hears 5 s at most."""
+    """One that hears 4.5 s at most."""
     folder = Path(shutil.copytree(TINY, tmp_path_factory.mktemp("s2t") / "short"))
-    edit_json(folder / "config.json", max_source_positions=500)
+    edit_json(folder / "config.json", max_source_positions=450)
     return load(folder)
 
 
