@@ -1,7 +1,7 @@
 """Recordings of an hour: as good as the sentences in them one by one, in memory that stays flat.
 
-They are joined here from the bundled ones, two minutes by default; `pytest --minutes 60` joins an
-hour, for which a BLAS that is faster than MLX's own on Linux should be preloaded (see README).
+They are joined here from the bundled ones: two minutes by default, an hour with `--minutes 60` (and
+`-o faulthandler_timeout=0`, since that takes minutes).
 """
 
 from __future__ import annotations
