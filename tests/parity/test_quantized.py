@@ -10,6 +10,8 @@ import pytest
 from convert import convert
 from mlx_speech.loading import load_model
 
+pytest.importorskip("mlx_lm", reason="mlx-lm needs Python 3.11")
+
 ROOT = Path(__file__).parents[2]
 DECODERS = ROOT / "tests" / "data" / "decoders"
 TOKENS = mx.array([[5, 9, 33, 2, 60]])
