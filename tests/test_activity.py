@@ -274,11 +274,9 @@ class TestSpeechExtents:
     @settings(max_examples=30, deadline=None)
     @given(patterns())
     def test_letters_need_sound_and_sound_needs_letters(self, pattern):
-        for letters, sound in (
-            (pattern[0], np.zeros_like(pattern[0])),
-            (pattern[1] & False, *pattern[1:]),
-        ):
-            assert not extents(frames(letters), sound).speech.any()
+        letters, sound = pattern
+        assert not extents(frames(letters), np.zeros_like(sound)).speech.any()
+        assert not extents(frames(np.zeros_like(letters)), sound).speech.any()
 
     def told(self, letters: str, sound: str) -> str:
         mask = np.array([c == "a" for c in letters])
@@ -314,14 +312,16 @@ class TestSpeechExtents:
         told = self.told(letters, "#" * 10 + "." * 190)
         assert told == "s" * (10 + REACH) + "." * (190 - REACH)
 
-    @pytest.mark.parametrize("pattern", [("a.", ".#"), (".a", "#."), ("aa", ".#"), ("a", ".")])
-    def test_frame_by_frame(self, pattern):
+    @pytest.mark.parametrize("first", ["a", "#"])
+    @pytest.mark.parametrize("then", ["a", "#"])
+    def test_frame_by_frame(self, first, then):
         """Nothing is told before all is known that it depends on, and nothing forgotten."""
         for far in (LINK, ONSET, RELEASE, EARLY, REACH):
-            for gap in (far - 1, far, far + 1):
+            for gap in (far - 1, far):
+                runs = [REACH, 3, gap, 3, REACH]
                 letters, sound = (
-                    np.array([c in "a#" for c in marks[0] * 3 + "." * gap + marks[1:] * 3])
-                    for marks in pattern
+                    np.repeat([False, mark == first, False, mark == then, False], runs)
+                    for mark in "a#"
                 )
                 told = extents(frames(letters), sound)
                 parts = extents(frames(letters), sound, range(letters.size))

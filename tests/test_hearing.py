@@ -130,6 +130,6 @@ class TestNoise:
     def test_speech_over_it_is_one_segment(self, tiny, name, decibels):
         """What the CTC head hears is not taken away since the energy hears little of it."""
         samples = recording(name)
-        (heard,) = listen(tiny, over_noise(samples, decibels))
+        (heard,) = listen(tiny, over_noise(samples, decibels), min_silence=0.4)
         assert abs(heard.start - 2) <= 0.5
         assert abs(heard.end - 2 - samples.size / RATE) <= 0.5
