@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from itertools import cycle
 
 import mlx.core as mx
@@ -79,7 +80,8 @@ def test_nothing_lost_and_nothing_doubled(tiny, sentences, tmp_path, minutes):
     assert errors / words <= sum(alone[text] for text in said) / words + 0.03
     # of no sentence is there nothing, or another's
     for text, segment in zip(said, transcript.segments, strict=True):
-        assert word_errors(text, segment.text) <= len(text.split()) / 2
+        found = Counter(text.split()) & Counter(segment.text.split())
+        assert found.total() >= len(text.split()) / 2
 
 
 def test_memory_stays_flat(sentences, tmp_path, minutes):
