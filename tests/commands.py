@@ -47,6 +47,16 @@ def shell(command: str, module: str, **env: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
+def one_line(result: tuple[int, str, str], *words: str) -> None:
+    """Check that a command failed, and said so in one line with these words in it."""
+    status, out, err = result
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    for word in words:
+        assert word in err
+
+
 class Caller:
     """Calls a command line's `main`: quicker than a process of its own."""
 

@@ -115,6 +115,27 @@ def random_decoder(seed: int = 1, **options):
     return model
 
 
+def output_dtypes(model, monkeypatch) -> list[tuple[str, mx.Dtype]]:
+    """Appended to with the class and the type of the output of each of its modules called."""
+    outputs = []
+
+    def record(kind):
+        original = kind.__call__
+
+        def spy(layer, *args, **kwargs):
+            out = original(layer, *args, **kwargs)
+            if isinstance(out, mx.array):
+                outputs.append((type(layer).__name__, out.dtype))
+            return out
+
+        monkeypatch.setattr(kind, "__call__", spy)
+
+    for kind in {type(m) for m in model.modules()}:
+        if kind is not type(model) and "__call__" in kind.__dict__:
+            record(kind)
+    return outputs
+
+
 def edit_json(path: Path, **changes) -> None:
     """Change fields of a JSON file; None removes one."""
     data = json.loads(path.read_text()) if path.exists() else {}

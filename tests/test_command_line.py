@@ -10,9 +10,9 @@ import shutil
 import subprocess
 import sys
 
-import commands
 import mlx.core as mx
 import pytest
+from commands import Caller, one_line, run, shell
 from conftest import DATA, ROOT, TINY
 
 import mlx_speech
@@ -25,40 +25,17 @@ GATE = AUDIO / "flite_08.flac"
 DIGITS = AUDIO / "espeak_00.flac"
 
 
-def run(*args, stdin=None, env=None, cwd=None):
-    """A process of its own: (exit status, standard output, standard error)."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mlx_speech.transcribe", *map(str, args)],
-        input=stdin,
-        capture_output=True,
-        cwd=cwd,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "MLX_SPEECH_MODEL": str(TINY), **(env or {})},
-    )
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
-
-
 @pytest.fixture
-def cli(monkeypatch, capsys):
-    """The same within this process: quicker."""
-    monkeypatch.setenv("MLX_SPEECH_MODEL", str(TINY))
-
-    def call(*args):
-        try:
-            status = main([str(a) for a in args])
-        except SystemExit as error:
-            status = error.code
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return call
+def cli(monkeypatch, capsys) -> Caller:
+    return Caller(main, monkeypatch, capsys)
 
 
 def test_only_the_transcript_on_standard_output():
-    status, out, err = run(GATE, DIGITS)
+    status, out, err = run("transcribe", GATE, DIGITS)
     assert (status, out) == (0, "unlock the back gate\neight three seven seven\n")
     assert re.fullmatch(r"2 of 2 done \(0:00:0\d of audio, [\d.]+ x real time\)\n", err)
-    assert run(GATE) == (0, "unlock the back gate\n", "")
-    assert run(GATE, DIGITS, "--quiet") == (status, out, "")
+    assert run("transcribe", GATE) == (0, "unlock the back gate\n", "")
+    assert run("transcribe", GATE, DIGITS, "--quiet") == (status, out, "")
 
 
 def test_demo(reference):
@@ -72,7 +49,7 @@ def test_demo(reference):
 
 
 def test_standard_input():
-    assert run("-", stdin=GATE.read_bytes())[:2] == (0, "unlock the back gate\n")
+    assert run("transcribe", "-", stdin=GATE.read_bytes())[:2] == (0, "unlock the back gate\n")
 
 
 def test_44_khz_stereo(cli):
@@ -102,7 +79,7 @@ def test_help_imports_nothing_heavy(module):
 
 @pytest.mark.parametrize("module", ["transcribe", "generate", "chat"])
 def test_help_fits_80_columns(module):
-    status, out, _ = commands.run(module, "--help", COLUMNS="80")
+    status, out, _ = run(module, "--help", COLUMNS="80")
     assert status == 0
     assert max(map(len, out.splitlines())) <= 80
 
@@ -347,20 +324,12 @@ class TestWords:
 
 
 class TestWrongInput:
-    def one_line(self, result, *words):
-        status, out, err = result
-        assert (status, out) == (1, "")
-        assert err.startswith("error: ")
-        assert err.count("\n") == 1, err
-        for word in words:
-            assert word in err
-
     def test_missing_file(self, cli):
-        self.one_line(cli("nowhere.wav"), "nowhere.wav")
+        one_line(cli("nowhere.wav"), "nowhere.wav")
 
     def test_not_audio(self, cli, tmp_path):
         (tmp_path / "notes.txt").write_text("these are notes\n" * 50)
-        self.one_line(cli(tmp_path / "notes.txt"), "notes.txt")
+        one_line(cli(tmp_path / "notes.txt"), "notes.txt")
 
     def test_others_still_get_done(self, cli):
         status, out, err = cli(GATE, "nowhere.wav", DIGITS)
@@ -370,25 +339,25 @@ class TestWrongInput:
 
     def test_too_long_for_the_model(self, cli, tiny_with_60_tokens):
         result = cli(AUDIO / "espeak_03.flac", "--model", tiny_with_60_tokens)
-        self.one_line(result, "espeak_03.flac", "4.1 s", "context of 60")
+        one_line(result, "espeak_03.flac", "4.1 s", "context of 60")
 
     def test_model_that_is_not_there(self, cli):
-        self.one_line(cli(GATE, "--model", "./nowhere"), "nowhere")
+        one_line(cli(GATE, "--model", "./nowhere"), "nowhere")
 
     def test_repository_while_offline(self):
-        result = run(GATE, "--model", "ibm-granite/granite-speech-3.3-2b", env={"HF_HOME": "/nil"})
-        self.one_line(result, "ibm-granite/granite-speech-3.3-2b")
+        name = "ibm-granite/granite-speech-3.3-2b"
+        one_line(run("transcribe", GATE, "--model", name, HF_HOME="/nil"), name)
 
     def test_option_that_the_model_cannot_honour(self, cli):
-        self.one_line(cli(GATE, DIGITS, "--punctuate"), "punctuate", "Granite Speech 4.1")
+        one_line(cli(GATE, DIGITS, "--punctuate"), "punctuate", "Granite Speech 4.1")
 
     def test_damaged_model(self, cli, tiny_copy):
         (tiny_copy / "config.json").write_text("{")
-        self.one_line(cli(GATE, "--model", tiny_copy), "config.json")
+        one_line(cli(GATE, "--model", tiny_copy), "config.json")
 
     def test_a_name_of_two_lines(self, cli, tmp_path):
         name = tmp_path / "first\nsecond.flac"
-        self.one_line(cli(name), "first\\nsecond.flac")
+        one_line(cli(name), "first\\nsecond.flac")
         shutil.copy(GATE, name)
         for words in ("the text was cut off", "exists already"):
             _, _, err = cli(name, "--max-tokens", 2, "-o", tmp_path)
@@ -461,26 +430,14 @@ class TestWrongInput:
 
     def test_reader_that_goes_away(self):
         """`... | head -1` is no reason for a traceback."""
-        command = f"{sys.executable} -m mlx_speech.transcribe {GATE} {DIGITS} {GATE} | head -c 1"
-        env = {**os.environ, "MLX_SPEECH_MODEL": str(TINY)}
-        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=env)
-        assert (done.stdout, done.stderr) == ("u", "")
+        command = f"CLI {GATE} {DIGITS} {GATE} | head -c 1"
+        assert shell(command, "transcribe") == (0, "u", "")
 
 
 class TestStandardStreams:
-    @staticmethod
-    def shell(command, *args, **env):
-        """Run `command`, in which CLI stands for the command line with one recording."""
-        done = subprocess.run(
-            [
-                "sh",
-                "-c",
-                command.replace("CLI", f"{sys.executable} -m mlx_speech.transcribe {GATE}"),
-            ],
-            capture_output=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "MLX_SPEECH_MODEL": str(TINY), **env},
-        )
-        return done.returncode, done.stdout.decode(), done.stderr.decode()
+    def shell(self, command: str, **env: str) -> tuple[int, str, str]:
+        """A line in which CLI stands for the command line with one recording."""
+        return shell(command.replace("CLI", f"CLI {GATE}"), "transcribe", **env)
 
     def test_an_encoding_without_the_characters(self):
         status, out, err = self.shell(

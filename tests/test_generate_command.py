@@ -9,7 +9,7 @@ import shutil
 import sys
 
 import pytest
-from commands import Caller, Terminal, run, shell
+from commands import Caller, Terminal, one_line, run, shell
 from conftest import TINY, edit_json
 
 import mlx_speech
@@ -30,15 +30,6 @@ def cli(monkeypatch, capsys) -> Caller:
 def ask(text: str = LIGHT, system: str | None = None) -> list[dict[str, str]]:
     told = [] if system is None else [{"role": "system", "content": system}]
     return [*told, {"role": "user", "content": text}]
-
-
-def one_line(result, *words: str) -> None:
-    status, out, err = result
-    assert (status, out) == (1, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1, err
-    for word in words:
-        assert word in err
 
 
 class TestAnswers:

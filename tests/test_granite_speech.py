@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import TINY, TRANSCRIBE, edit_json, find_recording, speech_inputs
+from conftest import TINY, TRANSCRIBE, edit_json, find_recording, output_dtypes, speech_inputs
 from mlx.utils import tree_flatten
 
 from mlx_speech import InputError, load, load_audio
@@ -164,22 +164,7 @@ class TestDtype:
     def test_bfloat16_stays_bfloat16(self, monkeypatch):
         """One stray float32 array would promote everything behind it."""
         model, processor = load(TINY, dtype=mx.bfloat16)
-        outputs = []
-
-        def record(kind):
-            original = kind.__call__
-
-            def spy(layer, *args, **kwargs):
-                out = original(layer, *args, **kwargs)
-                if isinstance(out, mx.array):
-                    outputs.append((type(layer).__name__, out.dtype))
-                return out
-
-            monkeypatch.setattr(kind, "__call__", spy)
-
-        for kind in {type(m) for m in model.modules()}:
-            if kind is not type(model) and "__call__" in kind.__dict__:
-                record(kind)
+        outputs = output_dtypes(model, monkeypatch)
         inputs = speech_inputs(processor, *MIXED)
         output = model(**inputs)
         assert {name for name, _ in outputs} >= {"ConformerBlock", "QFormerLayer", "DecoderLayer"}
