@@ -44,6 +44,34 @@ class TestGrowing:
         assert cache.state[0][:, 0, 0, 0].tolist() == [1, 0, 1]
         assert cache.offset.tolist() == [3, 1, 3]
 
+    @pytest.mark.parametrize(
+        "options", [{}, {"kv_bits": 8}, {"kv_bits": 8, "quantized_kv_start": 9}, {"max_kv_size": 9}]
+    )
+    def test_reorder_of_the_latest_positions(self, options):
+        """As that of all, where the others are the same in all rows; they stay where they are."""
+        ours, whole = (make_cache(1, **options)[0] for _ in range(2))
+        prompt = mx.repeat(mx.random.normal((1, 2, 6, 64)), 3, axis=0)
+        new = mx.random.normal((3, 2, 2, 64))
+        for cache in (ours, whole):
+            for part in (prompt, new):
+                cache.update_and_fetch(part, part + 1)
+        ours.reorder(mx.array([2, 0, 0]), latest=2)
+        whole.reorder(mx.array([2, 0, 0]))
+        for found, expected in zip(ours.stored(), whole.stored(), strict=True):
+            assert mx.array_equal(found, expected).item()
+        ours.reorder(mx.array([1, 0, 0]), latest=0)
+        for found, expected in zip(ours.stored(), whole.stored(), strict=True):
+            assert mx.array_equal(found, expected).item()
+
+    def test_reorder_past_the_size(self):
+        """Positions are no longer in order there, so all of them follow."""
+        cache = RotatingKVCache(8)
+        for i in range(11):
+            cache.update_and_fetch(*[mx.array([i, 100 + i]).reshape(2, 1, 1, 1)] * 2)
+        before = cache.stored()[0]
+        cache.reorder(mx.array([1, 1]), latest=1)
+        assert mx.array_equal(cache.stored()[0], before[mx.array([1, 1])]).item()
+
     def test_padding_is_masked_and_attends_to_itself(self):
         cache = KVCache(left_padding=[2, 0])
         assert cache.make_mask(3)[:, 0].tolist() == [

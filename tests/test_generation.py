@@ -181,9 +181,9 @@ class TestBeams:
         orders = []
         original = KVCache.reorder
 
-        def spy(cache, rows):
+        def spy(cache, rows, latest=None):
             orders.append(rows.tolist())
-            original(cache, rows)
+            original(cache, rows, latest)
 
         monkeypatch.setattr(KVCache, "reorder", spy)
         model = MarkovModel(9, seed=5)
@@ -193,6 +193,29 @@ class TestBeams:
         assert orders[0] == [0, 0]
         assert [0, 1] not in orders
         assert 1 < len(orders) < model.steps
+
+    def test_only_positions_that_change_are_copied(self, monkeypatch):
+        """All before them are the same in the rows that trade places, and one more is not."""
+        spared, exact = [], []
+        original = KVCache.reorder
+
+        def spy(cache, rows, latest=None):
+            if latest is not None:
+                before, after = cache.stored()[0], cache.stored()[0][rows]
+                same = mx.all(before == after, axis=(0, 1, 3)).tolist()
+                start = cache.length - latest
+                assert all(same[:start])
+                exact.append(start == cache.length or not same[start])
+                spared.append(start > 1)
+            original(cache, rows, latest)
+
+        monkeypatch.setattr(KVCache, "reorder", spy)
+        model = MarkovModel(9, seed=5)
+        prompt = mx.array([[2], [4]])
+        config = GenerationConfig(num_beams=3, max_new_tokens=12)
+        beam_search(model.start(prompt), model.feed, model.cache, config, prompt)
+        assert all(exact)
+        assert sum(spared) > 3
 
     def test_batch_equals_single(self):
         config = GenerationConfig(num_beams=3, max_new_tokens=8, eos_token_id=EOS)

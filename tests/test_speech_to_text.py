@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import DATA, ROOT, edit_json
+from conftest import DATA, ROOT, edit_json, output_dtypes
 from mlx.utils import tree_flatten
 
 from mlx_speech import (
@@ -52,7 +52,9 @@ def model() -> Speech2TextForConditionalGeneration:
 @pytest.fixture(scope="module")
 def recordings(golden) -> list[mx.array]:
     """Features of the three, (1, frames, 80): 149, 162 and 171 frames."""
-    return [mx.array(golden[f"{i}.input_features"])[None] for i in range(3)]
+    features = [mx.array(golden[f"{i}.input_features"])[None] for i in range(3)]
+    mx.eval(features)  # another thread can only use what is
+    return features
 
 
 @pytest.fixture
@@ -174,9 +176,9 @@ class TestCache:
         same = []
         original = CrossAttentionCache.reorder
 
-        def spy(cross, rows):
+        def spy(cross, *args):
             before = [k for pair in cross.layers for k in pair]
-            original(cross, rows)
+            original(cross, *args)
             after = [k for pair in cross.layers for k in pair]
             same.append(all(x is y for x, y in zip(before, after, strict=True)))
 
@@ -382,22 +384,7 @@ class TestDtype:
     def test_half_precision_stays(self, recordings, monkeypatch, dtype):
         """One stray float32 array would promote everything behind it."""
         model = load_model(TINY_S2T, dtype=dtype)
-        outputs = []
-
-        def record(kind):
-            original = kind.__call__
-
-            def spy(layer, *args, **kwargs):
-                out = original(layer, *args, **kwargs)
-                if isinstance(out, mx.array):
-                    outputs.append((type(layer).__name__, out.dtype))
-                return out
-
-            monkeypatch.setattr(kind, "__call__", spy)
-
-        for kind in {type(m) for m in model.modules()}:
-            if kind is not type(model) and "__call__" in kind.__dict__:
-                record(kind)
+        outputs = output_dtypes(model, monkeypatch)
         output = model(
             **padded(recordings),
             decoder_input_ids=mx.full((3, 4), 7),

@@ -133,7 +133,7 @@ def beam_search(
         top_logprobs = mx.take_along_axis(logprobs.reshape(num_rows, -1), index, axis=-1)
         mx.eval(index, top_scores, top_logprobs)
 
-        source, tokens = [], []
+        source, tokens, latest = [], [], 0
         for number, (row, ids, totals, own) in enumerate(
             zip(rows, index.tolist(), top_scores.tolist(), top_logprobs.tolist(), strict=True)
         ):
@@ -152,7 +152,9 @@ def beam_search(
                             ),
                         )
                     )
+                before = row.running
                 beams = row.advance(candidates) or beams
+                latest = max(latest, *map(_differing, before, row.running))
                 beam_scores[number] = [h.score for h in row.running]
             source += [number * num_beams + beam for beam in beams]
             # what a row is fed after it is done does not matter
@@ -162,7 +164,14 @@ def beam_search(
         next_tokens = mx.array(tokens)[:, None]
         if source != list(range(len(source))):
             for layer in cache:
-                layer.reorder(mx.array(source))
+                layer.reorder(mx.array(source), latest)
         if processors:
             history = mx.concatenate([history[mx.array(source)], next_tokens], axis=1)
         logits = step(next_tokens)[:, -1]
+
+
+def _differing(before: Hypothesis, after: Hypothesis) -> int:
+    """How many of the latest tokens of `before` are other ones in `after`."""
+    pairs = enumerate(zip(before.tokens, after.tokens, strict=False))
+    same = next((i for i, (old, new) in pairs if old != new), len(before.tokens))
+    return len(before.tokens) - same

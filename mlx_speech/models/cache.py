@@ -131,8 +131,18 @@ class KVCache:
         self.length -= count
         return count
 
-    def reorder(self, rows: mx.array) -> None:
-        """Make row i what row `rows[i]` was; the number of rows may change."""
+    def reorder(self, rows: mx.array, latest: int | None = None) -> None:
+        """Make row i what row `rows[i]` was.
+
+        Args:
+            latest: only so many of the latest positions change by that, and only these are copied;
+                without it all do, and the number of rows may change.
+        """
+        if latest is not None and self.is_trimmable():
+            changing = slice(self.length - latest, self.length)
+            for stored in self.state if latest else []:
+                stored[:, :, changing] = stored[:, :, changing][rows]
+            return
         self.state = [part[rows] for part in self.state]
         if self._left_padding is not None:
             self._left_padding = self._left_padding[rows]

@@ -29,7 +29,9 @@ class CrossAttentionCache:
             layers: each layer's keys and values, (recordings, heads, frames, head_dim).
             mask: boolean (recordings, 1, 1, frames), true where there is a recording.
         """
-        self.layers, self.mask = list(layers), mask
+        # whatever they are views of would be copied at every step
+        self.layers = [(mx.contiguous(keys), mx.contiguous(values)) for keys, values in layers]
+        self.mask = mask
 
     @property
     def num_rows(self) -> int:
@@ -40,8 +42,9 @@ class CrossAttentionCache:
         """Nothing here belongs to a position of the decoder, so all `count` are forgotten."""
         return count
 
-    def reorder(self, rows: mx.array) -> None:
-        """As `KVCache.reorder`; copies only where a row changes to another recording."""
+    def reorder(self, rows: mx.array, latest: int | None = None) -> None:
+        """As `KVCache.reorder`, but of no positions; copies only where a row changes to another
+        recording."""
         recordings = (rows // self.rows_per_recording).tolist()
         runs = [(recording, len(list(run))) for recording, run in groupby(recordings)]
         if len({length for _, length in runs}) == 1:
