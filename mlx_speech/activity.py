@@ -26,14 +26,11 @@ SMOOTHING = 5
 #: sound is speech from so many frames before a letter to so many after one
 ONSET = 18
 RELEASE = 16
-#: letters may come so many frames before their sound
-EARLY = 40
-#: but not those that go on with what was said before, from which no more frames than these
-#: part them
-LINK = 12
-#: letters without sound within so many frames, a second, are none; nor does any frame depend on
-#: what is farther away, since letters near sound have that within reach
+#: letters are at most so many frames, a second, from their sound, or they are none; nor does any
+#: frame depend on what is farther away
 REACH = 50
+#: those that go on with what was said before have no more frames of silence than this before them
+LINK = 12
 #: edges of the octaves from 200 to 6400 Hz, in bins of 50 Hz
 OCTAVES = (4, 8, 16, 32, 64, 128)
 
@@ -168,9 +165,10 @@ class SpeechExtents:
 
     The head's letters are peaks: they tell what is speech, the energy how far it reaches. Speech
     are the frames with sound from `ONSET` before a letter to `RELEASE` after one, and letters
-    without sound, which noise may hide. Of these do not count: those with sound soon (`EARLY`) and
-    none just before (`LINK`, from letter to letter), since heads may place the first letters of a
-    word before it; and those that have no sound within `REACH`, since some mutter over noise.
+    without sound, which noise may hide. Of these do not count: those that sound follows within
+    `REACH` and that do not go on with earlier sound (`LINK`, from letter to letter), since heads
+    may place the first letters of a word before it; and those that have no sound within `REACH`
+    on either side, since some mutter over noise.
     """
 
     def __init__(self):
@@ -194,7 +192,7 @@ class SpeechExtents:
         speech = _spread(heard, ONSET, RELEASE) & self._sound
         silence = ~_spread(heard | self._sound, 0, LINK)
         goes_on = _spread(self._sound, 0, REACH) & (_latest(self._sound) > _latest(silence))
-        speech |= heard & (goes_on | ~_spread(self._sound, EARLY, 0))
+        speech |= heard & (goes_on | ~_spread(self._sound, REACH, 0))
         end = len(self._letters) - (0 if last else REACH)
         certain = slice(self._before, max(self._before, end))
         result = Activity(speech[certain], self._letters.level[certain])

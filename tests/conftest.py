@@ -30,18 +30,6 @@ DATA = ROOT / "tests" / "data"
 TRANSCRIBE = "can you transcribe the speech into a written format?"
 
 
-def pytest_addoption(parser) -> None:
-    parser.addoption(
-        "--minutes", type=float, default=2, help="of the longest recording (default: 2)"
-    )
-
-
-@pytest.fixture(scope="session")
-def minutes(pytestconfig) -> float:
-    """How long the longest recording is."""
-    return pytestconfig.getoption("--minutes")
-
-
 def find_recording(name: str) -> Path:
     """A recording by its name in the reference, `synthetic/...` or `human/...`; the human ones are
     not ours to bundle and are tested where they lie beside the checkout."""

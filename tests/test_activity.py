@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from mlx_speech import load_audio
 from mlx_speech.activity import (
-    EARLY,
     LINK,
     ONSET,
     REACH,
@@ -235,7 +234,7 @@ def defined_extents(letters: list[bool], sound: list[bool]) -> list[bool]:
             if sound[u]:
                 return False
             before = u if heard[u] else before
-        return any_of(sound, t, t + EARLY + 1)
+        return any_of(sound, t, t + REACH + 1)
 
     return [
         any_of(heard, t - RELEASE, t + ONSET + 1) if sound[t] else heard[t] and not early(t)
@@ -316,7 +315,7 @@ class TestSpeechExtents:
     @pytest.mark.parametrize("then", ["a", "#"])
     def test_frame_by_frame(self, first, then):
         """Nothing is told before all is known that it depends on, and nothing forgotten."""
-        for far in (LINK, ONSET, RELEASE, EARLY, REACH):
+        for far in (LINK, ONSET, RELEASE, REACH):
             for gap in (far - 1, far):
                 runs = [REACH, 3, gap, 3, REACH]
                 letters, sound = (

@@ -1,16 +1,13 @@
-"""Recordings of an hour: as good as the sentences in them one by one, in memory that stays flat.
-
-They are joined here from the bundled ones: two minutes by default, an hour with `--minutes 60` (and
-`-o faulthandler_timeout=0`, since that takes minutes).
-"""
+"""A recording of an hour: as good as the sentences in it one by one, in memory that stays flat."""
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import subprocess
 import sys
 from collections import Counter
-from itertools import cycle
+from itertools import cycle, pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -22,22 +19,32 @@ from mlx_speech import load_audio, transcribe
 from mlx_speech.word_errors import word_errors
 
 AUDIO = DATA / "audio"
-#: single sentences, which is what the model was trained on
-CUTS = {"chunk_duration": 9, "min_silence": 0.4}
+HOUR = 3600
 
-#: transcribes a file; prints the most memory that it took on the way, MLX's and the process's
-MEASURED = """
-import resource, sys
+#: transcribes a file; prints its segments and the most memory, MLX's and the process's, that it had
+#: taken after ten minutes of it and at its end
+TRANSCRIBE = """
+import json, resource, sys
 import mlx.core as mx
 from mlx_speech import load, transcribe
+
+peaks = []
+
+def progress(done, duration):
+    if done >= (600, duration)[min(len(peaks), 1)]:
+        peaks.append([mx.get_peak_memory(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])
+
 model = load(sys.argv[2], dtype=mx.float32)
 mx.reset_peak_memory()
-transcribe(sys.argv[1], model, chunk_duration=9, min_silence=0.4)
-print(mx.get_peak_memory(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# the model was trained on single sentences, and hears nothing sensible in several at once
+cuts = {"chunk_duration": 9, "min_silence": 0.4}
+transcript = transcribe(sys.argv[1], model, batch_size=16, progress=progress, **cuts)
+segments = [[s.start, s.end, s.text] for s in transcript.segments]
+print(json.dumps({"peaks": [peaks[0], peaks[-1]], "segments": segments}))
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def sentences() -> list[tuple[str, mx.array]]:
     """The bundled sentences and how they sound."""
     entries = map(json.loads, (AUDIO / "manifest.jsonl").read_text().splitlines())
@@ -48,53 +55,53 @@ def sentences() -> list[tuple[str, mx.array]]:
     ]
 
 
-def join(sentences, seconds: float, path) -> list[str]:
-    """Write sentences with pauses of 0.7 to 2 s to a file of about so many seconds; the texts."""
-    pauses, texts, length = np.random.default_rng(0), [], 0
+def join(sentences, seconds: float, path) -> list[tuple[str, float, float]]:
+    """Write sentences with pauses of 0.7 to 2 s to a file of about so many seconds; the texts, and
+    when each begins and ends."""
+    pauses, said, length = np.random.default_rng(0), [], 0
     with soundfile.SoundFile(path, "w", 16000, 1) as file:
         for text, samples in cycle(sentences):
             pause = np.zeros(int(pauses.uniform(0.7, 2.0) * 16000))
             file.write(np.concatenate([samples, pause]))
-            texts.append(text)
+            said.append((text, length / 16000, (length + samples.size) / 16000))
             length += samples.size + pause.size
             if length >= seconds * 16000:
-                return texts
+                return said
 
 
-def test_nothing_lost_and_nothing_doubled(tiny, sentences, tmp_path, minutes):
-    said = join(sentences, 60 * minutes, tmp_path / "long.flac")
-    transcript = transcribe(tmp_path / "long.flac", tiny, batch_size=16, **CUTS)
-    assert len(transcript.segments) == len(said)
-    times = [time for segment in transcript.segments for time in (segment.start, segment.end)]
-    assert times == sorted(times)
-    assert times[-1] <= transcript.duration
+def test_an_hour(tiny, sentences, tmp_path):
+    faulthandler.cancel_dump_traceback_later()  # without a fast BLAS it takes a quarter of one
+    said = join(sentences, HOUR, tmp_path / "hour.flac")
+    done = subprocess.run(
+        [sys.executable, "-c", TRANSCRIBE, tmp_path / "hour.flac", TINY],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result = json.loads(done.stdout)
+    segments = result["segments"]
+
+    # every sentence once, where it is; the files have silence of their own at both ends
+    assert len(segments) == len(said) > 800
+    assert all(a[1] <= b[0] for a, b in pairwise(segments))
+    unheard = 0
+    for (text, begin, end), (start, stop, heard) in zip(said, segments, strict=True):
+        assert begin - 0.2 < start < begin + 0.5
+        assert end - 0.5 < stop < end + 0.2
+        found = Counter(text.split()) & Counter(heard.split())
+        unheard += found.total() < len(text.split()) / 2
+    # the model takes one for another now and then, depending on where in its blocks it lies
+    assert unheard < len(said) / 100
+
     alone = {
         text: word_errors(text, transcribe(samples, tiny, sampling_rate=16000).text)
         for text, samples in sentences
     }
-    words = sum(len(text.split()) for text in said)
+    words = sum(len(text.split()) for text, *_ in said)
     errors = sum(
-        word_errors(text, segment.text)
-        for text, segment in zip(said, transcript.segments, strict=True)
+        word_errors(text, heard) for (text, *_), (*_, heard) in zip(said, segments, strict=True)
     )
-    assert errors / words <= sum(alone[text] for text in said) / words + 0.03
-    # of no sentence is there nothing, or another's
-    for text, segment in zip(said, transcript.segments, strict=True):
-        found = Counter(text.split()) & Counter(segment.text.split())
-        assert found.total() >= len(text.split()) / 2
+    assert errors / words <= sum(alone[text] for text, *_ in said) / words + 0.03
 
-
-def test_memory_stays_flat(sentences, tmp_path, minutes):
-    peaks = []
-    for part in (max(minutes / 6, 1), minutes):
-        join(sentences, 60 * part, tmp_path / "long.flac")
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURED, tmp_path / "long.flac", TINY],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        peaks.append([int(number) for number in done.stdout.split()])
-    (mlx_short, all_short), (mlx_long, all_long) = peaks
-    assert mlx_long <= 1.1 * mlx_short
-    assert all_long <= 1.1 * all_short
+    for early, late in zip(*result["peaks"], strict=True):
+        assert late <= 1.1 * early
