@@ -10,9 +10,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .audio import Recording, open_recording
+from .audio import SAMPLING_RATE, Recording, open_recording
 from .decoding import SegmentDecoder
-from .errors import InputError, UnsupportedOptionError
+from .errors import CheckpointError, InputError, UnsupportedOptionError
 from .hearing import Cutting, Heard
 from .loading import load
 from .processing.prompts import check_request
@@ -220,9 +220,14 @@ def prepare(
         raise UnsupportedOptionError(
             f"a {model.config.model_type} model has no ears; transcription needs a speech model"
         )
+    if processor.sampling_rate != SAMPLING_RATE:
+        raise CheckpointError(
+            f"the model hears {processor.sampling_rate} samples a second; only those that hear "
+            f"{SAMPLING_RATE} can be used for transcription"
+        )
     text_language = processor.text_language(**instruction)
     vocabulary = processor.ctc_vocabulary(model) if word_timestamps else None
-    recording = open_recording(audio, sampling_rate, processor.sampling_rate)
+    recording = open_recording(audio, sampling_rate)
     return Job(
         recording=recording,
         listener=processor.listener(

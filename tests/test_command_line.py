@@ -535,3 +535,11 @@ class TestLibrary:
         model, processor = tiny
         with pytest.raises(mlx_speech.UnsupportedOptionError, match="has no ears"):
             mlx_speech.transcribe(GATE, (model.language_model, processor.tokenizer))
+
+    @pytest.mark.parametrize("name", ["tiny", "tiny_s2t"])
+    def test_other_sampling_rates_are_refused(self, request, monkeypatch, name):
+        """Times are counted in frames of 16 kHz."""
+        model, processor = request.getfixturevalue(name)
+        monkeypatch.setattr(type(processor), "sampling_rate", 8000)
+        with pytest.raises(mlx_speech.CheckpointError, match="hears 8000 samples a second"):
+            mlx_speech.transcribe(GATE, (model, processor))
