@@ -50,9 +50,14 @@ def test_make_targets_exist():
 def test_layout():
     layout = re.search(r"```\n(mlx_speech/\n.*?)```", README, re.DOTALL)[1]
     found = re.findall(r"^( *)(\S.*?)(?:  .*)?$", layout, re.MULTILINE)
+    shown = {name for _, names in found for name in names.split()}
     for indent, names in found:
         if not indent:
             folder = ROOT / names
         for name in names.split() if indent else ():
             assert (folder / name).exists(), name
     assert [names for indent, names in found if not indent] == ["mlx_speech/", "convert/"]
+    modules = {
+        path.name for name in ("mlx_speech", "convert") for path in (ROOT / name).glob("*.py")
+    }
+    assert {name for name in modules if not name.startswith("__")} <= shown

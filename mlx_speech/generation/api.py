@@ -238,7 +238,7 @@ def uncached(prompt: mx.array, cache: Sequence[Any]) -> mx.array:
     """What of a prompt a cache does not hold yet.
 
     Raises:
-        InputError: nothing.
+        InputError: it holds all of it.
     """
     held = cache[0].length
     if held >= prompt.shape[1]:
