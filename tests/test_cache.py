@@ -11,7 +11,13 @@ from conftest import random_decoder
 
 from mlx_speech import CheckpointError, InputError, load_prompt_cache, save_prompt_cache
 from mlx_speech.models.attention import scaled_dot_product_attention
-from mlx_speech.models.cache import KVCache, QuantizedKVCache, RotatingKVCache, make_cache
+from mlx_speech.models.cache import (
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+    make_cache,
+    reorder_latest,
+)
 
 PARTS = [[1] * 20, [3, 1, 1, 5, 2, 1, 1, 6], [14, 1, 1, 1, 1, 2], [2, 18], [20]]
 
@@ -55,13 +61,21 @@ class TestGrowing:
         for cache in (ours, whole):
             for part in (prompt, new):
                 cache.update_and_fetch(part, part + 1)
-        ours.reorder(mx.array([2, 0, 0]), latest=2)
+        reorder_latest([ours], mx.array([2, 0, 0]), 2)
         whole.reorder(mx.array([2, 0, 0]))
         for found, expected in zip(ours.stored(), whole.stored(), strict=True):
             assert mx.array_equal(found, expected).item()
-        ours.reorder(mx.array([1, 0, 0]), latest=0)
-        for found, expected in zip(ours.stored(), whole.stored(), strict=True):
-            assert mx.array_equal(found, expected).item()
+
+    def test_reorder_of_the_latest_positions_copies_no_others(self):
+        cache = KVCache()
+        large = mx.zeros((4, 2, 2000, 64))
+        cache.update_and_fetch(large, large)
+        mx.eval(cache.state)
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        reorder_latest([cache], mx.array([1, 0, 2, 2]), 3)
+        mx.eval(cache.state)
+        assert mx.get_peak_memory() - before < large.nbytes / 4
 
     def test_reorder_past_the_size(self):
         """Positions are no longer in order there, so all of them follow."""
@@ -69,7 +83,7 @@ class TestGrowing:
         for i in range(11):
             cache.update_and_fetch(*[mx.array([i, 100 + i]).reshape(2, 1, 1, 1)] * 2)
         before = cache.stored()[0]
-        cache.reorder(mx.array([1, 1]), latest=1)
+        reorder_latest([cache], mx.array([1, 1]), 1)
         assert mx.array_equal(cache.stored()[0], before[mx.array([1, 1])]).item()
 
     def test_padding_is_masked_and_attends_to_itself(self):

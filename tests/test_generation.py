@@ -14,11 +14,11 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from mlx_speech import ContextLengthError, GenerationConfig, InputError
-from mlx_speech.generation import TextStream, stream_tokens
+from mlx_speech.generation import TextStream, beam, stream_tokens
 from mlx_speech.generation.beam import beam_search
 from mlx_speech.generation.sampling import sampler, truncate
 from mlx_speech.generation.search import search
-from mlx_speech.models.cache import KVCache
+from mlx_speech.models.cache import KVCache, reorder_latest
 from mlx_speech.processing import Tokenizer
 
 EOS = 0
@@ -177,45 +177,27 @@ class TestBeams:
         for row, hypotheses in zip(rows, (final[:3], final[3:]), strict=True):
             assert row.tokens[:-1] in [h[1:] for h in hypotheses]
 
-    def test_rows_that_stay_are_not_reordered(self, monkeypatch):
-        orders = []
-        original = KVCache.reorder
+    def test_only_what_changes_is_copied(self, monkeypatch):
+        """Positions before are the same in the rows that trade places, and one more is not."""
+        counts, spared = [], []
 
-        def spy(cache, rows, latest=None):
-            orders.append(rows.tolist())
-            original(cache, rows, latest)
+        def spy(cache, rows, count):
+            for stored in cache[0].stored():
+                same = mx.all(stored == stored[rows], axis=(0, 1, 3)).tolist()
+                assert all(same[:-count])
+                assert not same[-count]
+            counts.append(count)
+            spared.append(len(same) - count)
+            reorder_latest(cache, rows, count)
 
-        monkeypatch.setattr(KVCache, "reorder", spy)
-        model = MarkovModel(9, seed=5)
-        prompt = mx.array([[2]])
-        config = GenerationConfig(num_beams=2, max_new_tokens=12)
-        beam_search(model.start(prompt), model.feed, model.cache, config, prompt)
-        assert orders[0] == [0, 0]
-        assert [0, 1] not in orders
-        assert 1 < len(orders) < model.steps
-
-    def test_only_positions_that_change_are_copied(self, monkeypatch):
-        """All before them are the same in the rows that trade places, and one more is not."""
-        spared, exact = [], []
-        original = KVCache.reorder
-
-        def spy(cache, rows, latest=None):
-            if latest is not None:
-                before, after = cache.stored()[0], cache.stored()[0][rows]
-                same = mx.all(before == after, axis=(0, 1, 3)).tolist()
-                start = cache.length - latest
-                assert all(same[:start])
-                exact.append(start == cache.length or not same[start])
-                spared.append(start > 1)
-            original(cache, rows, latest)
-
-        monkeypatch.setattr(KVCache, "reorder", spy)
+        monkeypatch.setattr(beam, "reorder_latest", spy)
         model = MarkovModel(9, seed=5)
         prompt = mx.array([[2], [4]])
         config = GenerationConfig(num_beams=3, max_new_tokens=12)
         beam_search(model.start(prompt), model.feed, model.cache, config, prompt)
-        assert all(exact)
-        assert sum(spared) > 3
+        assert 1 < len(counts) < model.steps
+        assert min(counts) > 0
+        assert max(spared) > 3
 
     def test_batch_equals_single(self):
         config = GenerationConfig(num_beams=3, max_new_tokens=8, eos_token_id=EOS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import mlx.core as mx
 import numpy as np
 
-from ..models.cache import KVCache
+from ..models.cache import KVCache, reorder_latest
 from .config import GenerationConfig
 from .sampling import LogitsProcessor, logits_processors
 from .search import Step
@@ -162,9 +162,8 @@ def beam_search(
         if all(row.done for row in rows):
             return [row.finished[0] for row in rows]
         next_tokens = mx.array(tokens)[:, None]
-        if source != list(range(len(source))):
-            for layer in cache:
-                layer.reorder(mx.array(source), latest)
+        if latest:
+            reorder_latest(cache, mx.array(source), latest)
         if processors:
             history = mx.concatenate([history[mx.array(source)], next_tokens], axis=1)
         logits = step(next_tokens)[:, -1]

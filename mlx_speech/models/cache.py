@@ -131,21 +131,31 @@ class KVCache:
         self.length -= count
         return count
 
-    def reorder(self, rows: mx.array, latest: int | None = None) -> None:
-        """Make row i what row `rows[i]` was.
-
-        Args:
-            latest: only so many of the latest positions change by that, and only these are copied;
-                without it all do, and the number of rows may change.
-        """
-        if latest is not None and self.is_trimmable():
-            changing = slice(self.length - latest, self.length)
-            for stored in self.state if latest else []:
-                stored[:, :, changing] = stored[:, :, changing][rows]
-            return
+    def reorder(self, rows: mx.array) -> None:
+        """Make row i what row `rows[i]` was; the number of rows may change."""
         self.state = [part[rows] for part in self.state]
         if self._left_padding is not None:
             self._left_padding = self._left_padding[rows]
+
+    def latest(self, count: int) -> slice | None:
+        """Where in `state` the latest positions are; None if not together."""
+        return slice(self.length - count, self.length)
+
+
+def reorder_latest(cache: Sequence[Any], rows: mx.array, count: int) -> None:
+    """Make row i of every layer what row `rows[i]` was, where these are the same but for the
+    `count` latest positions: only those are copied."""
+    updates = []
+    for layer in cache:
+        places = layer.latest(count)
+        if places is None:
+            layer.reorder(rows)
+        else:
+            updates += [(stored, places, stored[:, :, places][rows]) for stored in layer.state]
+    # all is copied after all if what is written to is still to be read from
+    mx.eval([part for *_, part in updates])
+    for stored, places, part in updates:
+        stored[:, :, places] = part
 
 
 class RotatingKVCache(KVCache):
@@ -226,6 +236,10 @@ class RotatingKVCache(KVCache):
     def trim(self, count: int) -> int:
         """As in `KVCache`; nothing once positions were overwritten."""
         return super().trim(count) if self.is_trimmable() else 0
+
+    def latest(self, count: int) -> slice | None:
+        """As in `KVCache`; nowhere once positions were overwritten."""
+        return super().latest(count) if self.is_trimmable() else None
 
 
 class QuantizedKVCache(KVCache):

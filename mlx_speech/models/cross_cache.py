@@ -42,9 +42,11 @@ class CrossAttentionCache:
         """Nothing here belongs to a position of the decoder, so all `count` are forgotten."""
         return count
 
-    def reorder(self, rows: mx.array, latest: int | None = None) -> None:
-        """As `KVCache.reorder`, but of no positions; copies only where a row changes to another
-        recording."""
+    def latest(self, count: int) -> None:
+        """No position of the decoder is here, see `KVCache.latest`."""
+
+    def reorder(self, rows: mx.array) -> None:
+        """As `KVCache.reorder`; copies only where a row changes to another recording."""
         recordings = (rows // self.rows_per_recording).tolist()
         runs = [(recording, len(list(run))) for recording, run in groupby(recordings)]
         if len({length for _, length in runs}) == 1:
