@@ -6,7 +6,6 @@ import faulthandler
 import json
 import subprocess
 import sys
-from collections import Counter
 from itertools import cycle, pairwise
 
 import mlx.core as mx
@@ -40,7 +39,8 @@ mx.reset_peak_memory()
 cuts = {"chunk_duration": 9, "min_silence": 0.4}
 transcript = transcribe(sys.argv[1], model, batch_size=16, progress=progress, **cuts)
 segments = [[s.start, s.end, s.text] for s in transcript.segments]
-print(json.dumps({"peaks": [peaks[0], peaks[-1]], "segments": segments}))
+ends = {"peaks": [peaks[0], peaks[-1]], "duration": transcript.duration}
+print(json.dumps({**ends, "segments": segments}))
 """
 
 
@@ -84,13 +84,13 @@ def test_an_hour(tiny, sentences, tmp_path):
     # every sentence once, where it is; the files have silence of their own at both ends
     assert len(segments) == len(said) > 800
     assert all(a[1] <= b[0] for a, b in pairwise(segments))
+    assert segments[-1][1] <= result["duration"]
     unheard = 0
     for (text, begin, end), (start, stop, heard) in zip(said, segments, strict=True):
         assert begin - 0.2 < start < begin + 0.5
         assert end - 0.5 < stop < end + 0.2
-        found = Counter(text.split()) & Counter(heard.split())
-        unheard += found.total() < len(text.split()) / 2
-    # the model takes one for another now and then, depending on where in its blocks it lies
+        unheard += word_errors(text, heard) > len(text.split()) / 2
+    # the model mishears one now and then, depending on where in its blocks it lies
     assert unheard < len(said) / 100
 
     alone = {

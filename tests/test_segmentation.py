@@ -62,7 +62,7 @@ def cases(draw):
 
 
 class TestSegmenter:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=300, deadline=None)
     @given(cases())
     def test_any_pattern(self, case):
         """In order, on the grid, not too long, all speech once, no silence of its own, cuts in

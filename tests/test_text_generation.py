@@ -57,11 +57,11 @@ def interrupted_after(lines: int):
         sys.settrace(None)
 
 
-def same_reply(one, other, tolerance: float = 1e-4) -> None:
+def same_reply(one, other) -> None:
     """Also in its probabilities: the likeliest tokens may be the same by accident."""
     one, other = list(one), list(other)
     assert [r.token for r in one] == [r.token for r in other]
-    assert [r.logprob for r in one] == pytest.approx([r.logprob for r in other], abs=tolerance)
+    assert [r.logprob for r in one] == pytest.approx([r.logprob for r in other], abs=1e-4)
 
 
 class TestGenerate:
@@ -147,7 +147,7 @@ class TestGenerate:
     def test_stop_strings(self, tiny, length, num_beams):
         """The text ends before the string, wherever it begins and ends within tokens."""
         whole = mlx_speech.generate(*tiny, ask(COMMAND), num_beams=num_beams)
-        for start in range(1, len(whole) - length, 5 if num_beams == 1 else 10):
+        for start in range(1, len(whole) - length, 3 if num_beams == 1 else 10):
             stop = whole[start : start + length]
             options = {"stop_strings": ["never said", stop], "num_beams": num_beams}
             cut = mlx_speech.generate(*tiny, ask(COMMAND), **options)
@@ -356,11 +356,9 @@ class TestChat:
     @pytest.mark.parametrize("options", [{}, {"max_kv_size": 64}, {"kv_bits": 8}], ids=str)
     def test_interrupted_anywhere(self, tiny, options):
         """Wherever Ctrl-C hits, the conversation goes on from its messages, as if fed anew."""
-        tolerance = 1e-4
         if "kv_bits" in options:
-            options = options | {"kv_group_size": 32}
-            # a key that is computed in another product may be a step apart in 8 bits
-            tolerance = 1e-3
+            # a key that is computed in a larger product may be a step apart in 8 bits
+            options = options | {"kv_group_size": 32, "prefill_step_size": 1}
         for line in random.Random(1).sample(range(1, 3000), 6):
             session = ChatSession(*tiny, max_new_tokens=6, **options)
             session.send("repeat: hello")
@@ -369,7 +367,7 @@ class TestChat:
             gc.collect()  # the reply that nobody takes to its end any more
             anew = ChatSession(*tiny, max_new_tokens=6, **options)
             anew.messages = list(session.messages)
-            same_reply(session.stream(COMMAND), anew.stream(COMMAND), tolerance)
+            same_reply(session.stream(COMMAND), anew.stream(COMMAND))
 
     def test_reset(self, tiny):
         session = ChatSession(*tiny, system="be brief", max_new_tokens=20)
