@@ -24,8 +24,9 @@ from .segmentation import Segmenter, Span
 
 #: encoder frames a second
 FRAMES_PER_SECOND = 50
-#: speech sets in and fades out too faintly to stand out: up to so many frames are not heard, which
-#: pauses are measured without, and times of segments given with
+#: speech sets in and fades out too faintly to stand out: up to so many frames of it are not heard.
+#: Times of segments are given with them; pauses are taken as they are heard, longer than they are
+#: by as much, so that none that must end a segment is missed
 FAINT_ONSET = 7
 FAINT_RELEASE = 9
 
