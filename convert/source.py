@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten
 
 from mlx_speech.errors import CheckpointError, InputError
 from mlx_speech.hub import SMALL_FILES, resolve_checkpoint, weight_files, weight_headers
+from mlx_speech.layers.lora import LoRALinear
 from mlx_speech.loading import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -29,7 +30,6 @@ from mlx_speech.loading import (
 )
 from mlx_speech.models.base import PretrainedModel
 from mlx_speech.models.config import read_json
-from mlx_speech.models.lora import LoRALinear
 from mlx_speech.pytorch_bin import read_pytorch_bin
 from mlx_speech.quantization import dequantize
 

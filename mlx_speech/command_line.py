@@ -161,7 +161,7 @@ def check_cache(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         if name in options and "kv_bits" not in options:
             parser.error(f"{as_option(name)} is for a quantized cache; it needs --kv-bits")
 
-    from .models.cache import make_cache
+    from .layers.cache import make_cache
 
     try:
         make_cache(1, **options)

@@ -18,8 +18,8 @@ from .alignment import frame_levels
 from .audio import Recording
 from .ctc import CTCVocabulary
 from .errors import InputError
+from .layers.lora import use_adapter
 from .models.conformer_stream import EncoderStream
-from .models.lora import use_adapter
 from .segmentation import Segmenter, Span
 
 #: encoder frames a second

@@ -10,10 +10,10 @@ from mlx.utils import tree_flatten, tree_map
 
 from .errors import CheckpointError
 from .hub import NO_WEIGHTS, resolve_checkpoint, weight_files
+from .layers.lora import LoraConfig, apply_adapter
 from .models import architecture
 from .models.base import PretrainedModel
 from .models.config import read_json
-from .models.lora import LoraConfig, apply_adapter
 from .pytorch_bin import read_pytorch_bin
 from .quantization import quantize_as_stored, refuse_foreign
 

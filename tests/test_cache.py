@@ -10,8 +10,8 @@ import pytest
 from conftest import random_decoder
 
 from mlx_speech import CheckpointError, InputError, load_prompt_cache, save_prompt_cache
-from mlx_speech.models.attention import scaled_dot_product_attention
-from mlx_speech.models.cache import (
+from mlx_speech.layers.attention import scaled_dot_product_attention
+from mlx_speech.layers.cache import (
     KVCache,
     QuantizedKVCache,
     RotatingKVCache,

@@ -148,7 +148,7 @@ def test_half_precision_stays(name, dtype):
 
 def test_squared_relu_in_float32():
     """In float16 300 squared is too large, and 1e-4 squared too small, unless it is scaled."""
-    from mlx_speech.models.activations import relu2
+    from mlx_speech.layers.activations import relu2
 
     x = mx.array([-3.0, 0.0, 200.0], mx.float16)
     assert relu2(x).tolist() == [0.0, 0.0, 40000.0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from mlx_speech.models import attention
+from mlx_speech.layers import attention
 from mlx_speech.models.granite_speech import (
     GraniteSpeechConfig,
     GraniteSpeechForConditionalGeneration,

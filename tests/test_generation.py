@@ -18,7 +18,7 @@ from mlx_speech.generation import TextStream, beam, stream_tokens
 from mlx_speech.generation.beam import beam_search
 from mlx_speech.generation.sampling import sampler, truncate
 from mlx_speech.generation.search import search
-from mlx_speech.models.cache import KVCache, reorder_latest
+from mlx_speech.layers.cache import KVCache, reorder_latest
 from mlx_speech.processing import Tokenizer
 
 EOS = 0

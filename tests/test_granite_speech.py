@@ -12,9 +12,9 @@ from conftest import TINY, TRANSCRIBE, edit_json, find_recording, output_dtypes,
 from mlx.utils import tree_flatten
 
 from mlx_speech import InputError, load, load_audio
-from mlx_speech.models.activations import glu, silu
+from mlx_speech.layers.activations import glu, silu
+from mlx_speech.layers.lora import LoRALinear, use_adapter
 from mlx_speech.models.conformer import DepthwiseConv, _sum_of_shifts
-from mlx_speech.models.lora import LoRALinear, use_adapter
 
 # 87, 205 and 10 frames: none a multiple of the context of 50, nor of the window of 15
 MIXED = ("synthetic/espeak_00.flac", "synthetic/espeak_03.flac", "synthetic/short.wav")
@@ -149,7 +149,7 @@ class TestAdapter:
         seen = {}
 
         def other():
-            from mlx_speech.models.lora import _adapter_in_use
+            from mlx_speech.layers.lora import _adapter_in_use
 
             seen["other"] = _adapter_in_use.get()
 

@@ -11,8 +11,8 @@ from conftest import DATA, ROOT, TINY, edit_json, find_recording, random_decoder
 from mlx.utils import tree_flatten
 
 from mlx_speech import CheckpointError, InputError, load, transcribe
+from mlx_speech.layers.lora import LoRALinear
 from mlx_speech.loading import load_model
-from mlx_speech.models.lora import LoRALinear
 from mlx_speech.quantization import (
     MODES,
     RECIPES,

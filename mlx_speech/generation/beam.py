@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import mlx.core as mx
 import numpy as np
 
-from ..models.cache import KVCache, reorder_latest
+from ..layers.cache import KVCache, reorder_latest
 from .config import GenerationConfig
 from .sampling import LogitsProcessor, logits_processors
 from .search import Step

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError, InputError
 from ..files import replacing
-from ..models.cache import KVCache, QuantizedKVCache, RotatingKVCache
+from ..layers.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
 _FORMAT = "mlx_speech prompt cache 1"
 #: what each kind of cache is made with, beside what is in it

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import mlx.core as mx
 
 from ..errors import InputError
-from ..models.cache import KVCache
+from ..layers.cache import KVCache
 from .config import GenerationConfig
 from .sampling import Chooser, LogitsProcessor
 from .search import Step, TokenStep

@@ -10,8 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
+from ..layers.cache import CACHE_OPTIONS, KVCache, make_cache
 from .base import PretrainedModel
-from .cache import CACHE_OPTIONS, KVCache, make_cache
 from .decoder import DecoderConfig, DecoderModel, without_computed
 
 #: positions of a prompt that are fed at once
@@ -103,7 +103,7 @@ class CausalLM(PretrainedModel):
     def make_cache(
         self, left_padding: Sequence[int] | None = None, **options: Any
     ) -> list[KVCache]:
-        """An empty cache, one entry a layer; see `mlx_speech.models.cache.make_cache`."""
+        """An empty cache, one entry a layer; see `mlx_speech.layers.cache.make_cache`."""
         return make_cache(self.config.num_hidden_layers, left_padding, **options)
 
     def prefill(

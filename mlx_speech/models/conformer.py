@@ -13,8 +13,8 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from .activations import glu, silu
-from .attention import merge_heads, scaled_dot_product_attention, split_heads
+from ..layers.activations import glu, silu
+from ..layers.attention import merge_heads, scaled_dot_product_attention, split_heads
 from .config import PretrainedConfig
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,19 +10,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
-from .activations import relu2, silu
-from .attention import causal_mask, merge_heads, scaled_dot_product_attention, split_heads
+from ..layers.activations import ACTIVATIONS
+from ..layers.attention import causal_mask, merge_heads, scaled_dot_product_attention, split_heads
+from ..layers.rope import RotaryEmbedding, normalize_rope_parameters
 from .base import PretrainedModel
 from .config import PretrainedConfig
-from .rope import RotaryEmbedding, normalize_rope_parameters
-
-ACTIVATIONS: dict[str, Callable] = {
-    "silu": silu,
-    "gelu": nn.gelu,
-    "gelu_pytorch_tanh": nn.gelu_approx,
-    "relu": nn.relu,
-    "relu2": relu2,
-}
 
 
 @dataclass(kw_only=True)

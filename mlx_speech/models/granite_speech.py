@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import mlx.core as mx
 
 from ..errors import CheckpointError, InputError
+from ..layers.cache import CACHE_OPTIONS, KVCache
+from ..layers.lora import use_adapter
 from .base import PretrainedModel
-from .cache import CACHE_OPTIONS, KVCache
 from .causal_lm import PREFILL_STEP_SIZE, CausalLMOutput, causal_lm_loss
 from .config import PretrainedConfig, as_config
 from .conformer import (
@@ -21,7 +22,6 @@ from .conformer import (
     sanitize_encoder,
 )
 from .granite import GraniteConfig, GraniteForCausalLM
-from .lora import use_adapter
 from .qformer import Blip2QFormerConfig, WindowedProjector
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from .attention import merge_heads, scaled_dot_product_attention, split_heads
+from ..layers.attention import merge_heads, scaled_dot_product_attention, split_heads
 from .config import PretrainedConfig
 
 

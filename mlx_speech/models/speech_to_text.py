@@ -11,9 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
+from ..layers.cache import CrossAttentionCache, KVCache
 from .base import PretrainedModel
-from .cache import KVCache
-from .cross_cache import CrossAttentionCache
 from .speech_to_text_decoder import Speech2TextDecoder
 from .speech_to_text_encoder import EncoderOutput, Speech2TextEncoder
 from .speech_to_text_layers import Speech2TextConfig

@@ -8,9 +8,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
-from .attention import causal_mask
-from .cache import KVCache
-from .cross_cache import CrossAttentionCache
+from ..layers.attention import causal_mask
+from ..layers.cache import CrossAttentionCache, KVCache
 from .speech_to_text_layers import Attention, Layer, SinusoidalPositions, Speech2TextConfig
 
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
-from .activations import glu
+from ..layers.activations import glu
 from .speech_to_text_layers import Layer, SinusoidalPositions, Speech2TextConfig
 
 

@@ -25,8 +25,8 @@ from mlx.utils import tree_flatten
 from workers import blas_name, device_name, machine_name, preload_openblas
 
 from mlx_speech.generation import GenerationConfig, stream_tokens
+from mlx_speech.layers.attention import scaled_dot_product_attention
 from mlx_speech.models import architecture
-from mlx_speech.models.attention import scaled_dot_product_attention
 
 OURS, THEIRS = "mlx-speech", "mlx-lm"
 #: a 1b-like shape

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig
 
 from mlx_speech.generation.api import generate_rows
-from mlx_speech.models.lora import use_adapter
+from mlx_speech.layers.lora import use_adapter
 
 from .random_models import (
     TEXT,

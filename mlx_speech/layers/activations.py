@@ -1,4 +1,4 @@
-"""SiLU and GLU that are fast on an x86 CPU too.
+"""Activations; SiLU and GLU that are fast on an x86 CPU too.
 
 MLX's exponential is scalar there, 14 ns an element, so that these would take a third of a Conformer
 block's time. On a CPU the sigmoid is therefore 1/2 + tanh(x/2)/2, with the tanh of the Eigen
@@ -6,6 +6,8 @@ library: a ratio of two polynomials, one vectorised loop, within 3e-7 of the tru
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -55,3 +57,13 @@ def _gated(x: mx.array, gate: mx.array) -> mx.array:
 def relu2(x: mx.array) -> mx.array:
     """The square of the positive part, squared in float32: half precisions overflow or lose it."""
     return mx.square(mx.maximum(x, 0).astype(mx.float32)).astype(x.dtype)
+
+
+#: by the name that configurations have for it
+ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
+    "silu": silu,
+    "gelu": nn.gelu,
+    "gelu_pytorch_tanh": nn.gelu_approx,
+    "relu": nn.relu,
+    "relu2": relu2,
+}

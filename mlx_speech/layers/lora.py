@@ -11,13 +11,12 @@ import re
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Any, Protocol, get_type_hints
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError
-from .base import PretrainedModel
 
 # per context, hence per thread: two callers of one model do not see each other's choice
 _adapter_in_use: ContextVar[bool | None] = ContextVar("adapter_in_use", default=None)
@@ -31,6 +30,18 @@ def use_adapter(enabled: bool):
         yield
     finally:
         _adapter_in_use.reset(token)
+
+
+class AdaptableModel(Protocol):
+    """What an adapter is put over: a model that knows its names in each layout of checkpoints."""
+
+    adapter_by_default: bool
+
+    def named_modules(self) -> list[tuple[str, nn.Module]]: ...
+
+    def rename(self, name: str) -> str: ...
+
+    def checkpoint_names(self, name: str) -> tuple[str, ...]: ...
 
 
 class LoRALinear(nn.Module):
@@ -176,7 +187,7 @@ def _names(modules: str | list | None, module: str) -> bool:
 
 
 def apply_adapter(
-    model: PretrainedModel, config: LoraConfig, weights: dict[str, mx.array], dtype: mx.Dtype
+    model: AdaptableModel, config: LoraConfig, weights: dict[str, mx.array], dtype: mx.Dtype
 ) -> None:
     """Wrap the layers that an adapter names.
 
@@ -223,7 +234,7 @@ def apply_adapter(
 
 
 def check_targets(
-    model: PretrainedModel, config: LoraConfig, modules: dict[str, nn.Module], found: set[str]
+    model: AdaptableModel, config: LoraConfig, modules: dict[str, nn.Module], found: set[str]
 ) -> None:
     """Check that an adapter is on all modules that its configuration names, and on no others.
 

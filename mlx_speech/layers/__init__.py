@@ -1,0 +1,1 @@
+"""What architectures share: attention, its caches, rotary positions, activations, adapters."""
