@@ -33,7 +33,7 @@ _HOMES = {
     "generation": ("GenerationConfig",),
     "generation.prompt_cache": ("load_prompt_cache", "save_prompt_cache"),
     "loading": ("load",),
-    "models.conformer": (
+    "models.granite_speech.encoder": (
         "GraniteSpeechCTCEncoder",
         "GraniteSpeechEncoderConfig",
         "GraniteSpeechPlusEncoderConfig",
@@ -52,8 +52,11 @@ _HOMES = {
         "LlamaForSequenceClassification",
         "LlamaModel",
     ),
-    "models.speech_to_text": ("Speech2TextForConditionalGeneration", "Speech2TextModel"),
-    "models.speech_to_text_layers": ("Speech2TextConfig",),
+    "models.speech_to_text": (
+        "Speech2TextConfig",
+        "Speech2TextForConditionalGeneration",
+        "Speech2TextModel",
+    ),
     "processing": (
         "AutoTokenizer",
         "GraniteSpeechProcessor",

@@ -19,7 +19,7 @@ from .audio import Recording
 from .ctc import CTCVocabulary
 from .errors import InputError
 from .layers.lora import use_adapter
-from .models.conformer_stream import EncoderStream
+from .models.granite_speech.encoder_stream import EncoderStream
 from .segmentation import Segmenter, Span
 
 #: encoder frames a second

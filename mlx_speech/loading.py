@@ -106,7 +106,7 @@ def lazy_model(
         raise CheckpointError(f"{folder}: tensor {error} is missing") from error
     except ValueError as error:
         raise CheckpointError(f"{folder}: misshapen tensor {error}") from error
-    found.complete_config(config, weights)
+    found.infer_config_from_weights(config, weights)
     model = found(config)
     quantize_as_stored(model, weights)
     assign_weights(model, weights, folder)

@@ -10,7 +10,7 @@ from conftest import find_recording
 from mlx.utils import tree_map
 
 from mlx_speech import GraniteSpeechCTCEncoder, GraniteSpeechEncoderConfig, load_audio
-from mlx_speech.models.conformer_stream import EncoderStream
+from mlx_speech.models.granite_speech.encoder_stream import EncoderStream
 
 SMALL = {
     "input_dim": 6,

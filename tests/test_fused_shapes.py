@@ -10,12 +10,12 @@ import mlx.core as mx
 import pytest
 
 from mlx_speech.layers import attention
-from mlx_speech.models.granite_speech import (
+from mlx_speech.models.granite_speech.model import (
     GraniteSpeechConfig,
     GraniteSpeechForConditionalGeneration,
 )
-from mlx_speech.models.speech_to_text import Speech2TextForConditionalGeneration
-from mlx_speech.models.speech_to_text_layers import Speech2TextConfig
+from mlx_speech.models.speech_to_text.layers import Speech2TextConfig
+from mlx_speech.models.speech_to_text.model import Speech2TextForConditionalGeneration
 
 ENCODER = {"num_layers": 16, "hidden_dim": 1024, "num_heads": 8, "dim_head": 128}
 PROJECTOR = {

@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_speech import InputError, load, load_audio
 from mlx_speech.layers.activations import glu, silu
 from mlx_speech.layers.lora import LoRALinear, use_adapter
-from mlx_speech.models.conformer import DepthwiseConv, _sum_of_shifts
+from mlx_speech.models.granite_speech.encoder import DepthwiseConv, _sum_of_shifts
 
 # 87, 205 and 10 frames: none a multiple of the context of 50, nor of the window of 15
 MIXED = ("synthetic/espeak_00.flac", "synthetic/espeak_03.flac", "synthetic/short.wav")

@@ -20,7 +20,7 @@ from mlx_speech import (
 from mlx_speech.layers.lora import use_adapter
 from mlx_speech.loading import checkpoint_dtype, load_model, read_weights
 from mlx_speech.models import ARCHITECTURES, architecture
-from mlx_speech.models.granite_speech import GraniteSpeechForConditionalGeneration
+from mlx_speech.models.granite_speech.model import GraniteSpeechForConditionalGeneration
 
 RECORDING = "synthetic/flite_08.flac"
 

@@ -24,7 +24,7 @@ from mlx_speech.generation import stream_tokens
 from mlx_speech.generation.config import GenerationConfig
 from mlx_speech.layers.cache import CrossAttentionCache
 from mlx_speech.loading import load_model, read_weights
-from mlx_speech.models.speech_to_text_layers import Attention, SinusoidalPositions
+from mlx_speech.models.speech_to_text.layers import Attention, SinusoidalPositions
 
 TINY_S2T = ROOT / "examples" / "tiny-s2t"
 REFERENCE = json.loads((DATA / "reference" / "tiny_s2t_reference.json").read_text())

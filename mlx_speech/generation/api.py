@@ -24,7 +24,7 @@ def generate(model, input_ids: mx.array | None = None, **kwargs: Any) -> mx.arra
     """Continue prompts, or answer recordings, with the strategy that the options ask for.
 
     Args:
-        model: has `take_prompt`, `make_cache` and `prefill`.
+        model: has `prepare_prompt`, `make_cache` and `prefill`.
         input_ids: (batch, length), padded on the left where lengths differ; not for an
             encoder-decoder, whose answers start from a token of its own.
         attention_mask: (batch, length), zero at padding.
@@ -162,7 +162,7 @@ def start(
     cache = inputs.pop("past_key_values", None) or None
     if input_ids is not None:
         inputs["input_ids"] = input_ids
-    prompt, attention_mask = model.take_prompt(inputs, config)
+    prompt, attention_mask = model.prepare_prompt(inputs, config)
     check_prompt(prompt, model.vocab_size)
     cache_options = {name: inputs.pop(name) for name in inputs.keys() & set(model.cache_options)}
     accepted = inspect.signature(model.prefill).parameters.values()

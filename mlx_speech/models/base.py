@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..errors import InputError
+from ..errors import InputError, UnsupportedOptionError
 
 
 class PretrainedModel(nn.Module):
@@ -56,7 +56,7 @@ class PretrainedModel(nn.Module):
         return weights
 
     @staticmethod
-    def complete_config(config, weights: dict[str, mx.array]) -> None:
+    def infer_config_from_weights(config, weights: dict[str, mx.array]) -> None:
         """Settle from the sanitized tensors what the configuration left open."""
 
     @property
@@ -66,17 +66,48 @@ class PretrainedModel(nn.Module):
         return next(leaf.dtype for leaf in leaves if mx.issubdtype(leaf.dtype, mx.floating))
 
     def resize_token_embeddings(
-        self, new_num_tokens: int, *, padding_idx: int | None = None
+        self, new_num_tokens: int, padding_idx: int | None = None
     ) -> nn.Embedding:
-        """Make room for tokens that were added to the tokenizer: `len(tokenizer)` of them in all.
+        """Make room for tokens that were added to the tokenizer, or less.
 
-        See `mlx_speech.models.embeddings.resize_token_embeddings`.
+        Rows are kept; new ones, at the end, are the mean of the old, which changes the
+        probabilities of the old tokens least (Hewitt, "Initializing New Word Embeddings for
+        Pretrained Language Models", 2021). Updates the configuration's `vocab_size`, and
+        `pad_token_id` if that is given.
+
+        Args:
+            new_num_tokens: rows to have, as in `len(tokenizer)`.
+            padding_idx: id of the padding token; its embedding becomes zero.
+
+        Returns:
+            The embeddings, with weights (new_num_tokens, hidden_size).
+
+        Raises:
+            InputError: there are to be no rows, or none for `padding_idx`.
+            UnsupportedOptionError: the model is quantized.
         """
-        from .embeddings import resize_token_embeddings
+        if new_num_tokens < 1:
+            raise InputError(f"a model cannot have embeddings of {new_num_tokens} tokens")
+        if padding_idx is not None and not 0 <= padding_idx < new_num_tokens:
+            raise InputError(f"padding_idx {padding_idx} is not one of {new_num_tokens} tokens")
+        named = {name.rpartition(".")[2]: module for name, module in self.named_modules()}
+        embeddings = named["embed_tokens"]
+        tables = [table for table in (embeddings, named.get("lm_head")) if table is not None]
+        for table in tables:
+            if not isinstance(table, (nn.Embedding, nn.Linear)):
+                raise UnsupportedOptionError(
+                    f"a {type(table).__name__} cannot be resized: do it before quantizing the model"
+                )
+        for table in tables:
+            table.weight = _resized(table.weight, new_num_tokens)
+        config = getattr(self.config, "text_config", self.config)
+        config.vocab_size = new_num_tokens
+        if padding_idx is not None:
+            embeddings.weight[padding_idx] = 0
+            config.pad_token_id = padding_idx
+        return embeddings
 
-        return resize_token_embeddings(self, new_num_tokens, padding_idx)
-
-    def take_prompt(self, inputs: dict[str, Any], config) -> tuple[mx.array, mx.array | None]:
+    def prepare_prompt(self, inputs: dict[str, Any], config) -> tuple[mx.array, mx.array | None]:
         """Take what is to be continued out of the arguments of `generate`.
 
         Args:
@@ -101,3 +132,9 @@ class PretrainedModel(nn.Module):
         from ..generation import generate
 
         return generate(self, input_ids, **kwargs)
+
+
+def _resized(rows: mx.array, count: int) -> mx.array:
+    added = max(count - len(rows), 0)
+    mean = rows.astype(mx.float32).mean(axis=0, keepdims=True).astype(rows.dtype)
+    return mx.concatenate([rows[:count], mx.repeat(mean, added, axis=0)])

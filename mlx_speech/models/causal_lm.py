@@ -12,7 +12,8 @@ import mlx.nn as nn
 from ..errors import InputError
 from ..layers.cache import CACHE_OPTIONS, KVCache, make_cache
 from .base import PretrainedModel
-from .decoder import DecoderConfig, DecoderModel, without_computed
+from .decoder import DecoderConfig, DecoderModel, drop_rotary_buffers
+from .loss import causal_lm_loss
 
 #: positions of a prompt that are fed at once
 PREFILL_STEP_SIZE = 2048
@@ -157,27 +158,7 @@ class CausalLM(PretrainedModel):
     @staticmethod
     def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
         """Drops what is computed and a head that is tied but stored all the same."""
-        weights = without_computed(weights)
+        weights = drop_rotary_buffers(weights)
         if config.tie_word_embeddings:
             weights = {k: v for k, v in weights.items() if not k.startswith("lm_head.")}
         return weights
-
-
-def causal_lm_loss(
-    logits: mx.array, labels: mx.array, attention_mask: mx.array | None = None
-) -> mx.array:
-    """Mean cross-entropy of each position's logits against the next position's label.
-
-    Args:
-        logits: (batch, length, vocab_size).
-        labels: (batch, length), -100 where there is no loss.
-        attention_mask: (batch, length); labels at its zeros do not count either.
-    """
-    targets = labels[:, 1:]
-    counts = targets != -100
-    if attention_mask is not None:
-        counts = counts & (attention_mask[:, 1:] != 0)
-    losses = nn.losses.cross_entropy(
-        logits[:, :-1].astype(mx.float32), mx.where(counts, targets, 0), reduction="none"
-    )
-    return (losses * counts).sum() / counts.sum()

@@ -251,9 +251,9 @@ class DecoderModel(PretrainedModel):
         heads = ("lm_head.", "score.")
         kept = {k: v for k, v in weights.items() if not k.startswith(heads)}
         renamed = {k.removeprefix("model."): v for k, v in kept.items()}
-        return without_computed(renamed)
+        return drop_rotary_buffers(renamed)
 
 
-def without_computed(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+def drop_rotary_buffers(weights: dict[str, mx.array]) -> dict[str, mx.array]:
     """Old checkpoints store the rotary frequencies, which are computed here."""
     return {k: v for k, v in weights.items() if not k.endswith("rotary_emb.inv_freq")}

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from ..errors import InputError
 from .base import PretrainedModel
 from .causal_lm import CausalLM
-from .decoder import DecoderConfig, DecoderModel, without_computed
+from .decoder import DecoderConfig, DecoderModel, drop_rotary_buffers
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -154,4 +154,4 @@ class LlamaForSequenceClassification(PretrainedModel):
     @staticmethod
     def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
         """Drops what is computed."""
-        return without_computed(weights)
+        return drop_rotary_buffers(weights)

@@ -13,7 +13,7 @@ from ..errors import InputError, UnsupportedOptionError
 from ..fbank import SHIFT_MS, Speech2TextFeatureExtractor
 from ..hearing import Cutting, EnergyListener, Heard
 from ..models.config import read_json
-from ..models.speech_to_text_layers import Speech2TextConfig
+from ..models.speech_to_text.layers import Speech2TextConfig
 from .prompts import LANGUAGES
 from .speech_to_text_tokenizer import Speech2TextTokenizer
 

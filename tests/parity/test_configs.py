@@ -7,7 +7,7 @@ import transformers
 from transformers import PreTrainedConfig
 
 import mlx_speech
-from mlx_speech.models.qformer import Blip2QFormerConfig
+from mlx_speech.models.granite_speech.projector import Blip2QFormerConfig
 
 #: fields of every configuration, about the classes of transformers
 COMMON = PreTrainedConfig().to_dict().keys()

@@ -13,9 +13,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import InputError
-from ..layers.activations import glu
-from .speech_to_text_layers import Layer, SinusoidalPositions, Speech2TextConfig
+from ...errors import InputError
+from ...layers.activations import glu
+from .layers import Layer, SinusoidalPositions, Speech2TextConfig
 
 
 def real_lengths(attention_mask: mx.array | None) -> list[int] | None:

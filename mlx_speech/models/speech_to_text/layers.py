@@ -14,14 +14,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..layers.activations import ACTIVATIONS
-from ..layers.attention import (
+from ...layers.activations import ACTIVATIONS
+from ...layers.attention import (
     attention_weights,
     merge_heads,
     scaled_dot_product_attention,
     split_heads,
 )
-from .config import PretrainedConfig
+from ..config import PretrainedConfig
 
 
 @dataclass(kw_only=True)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import InputError
-from ..layers.attention import causal_mask
-from ..layers.cache import CrossAttentionCache, KVCache
-from .speech_to_text_layers import Attention, Layer, SinusoidalPositions, Speech2TextConfig
+from ...errors import InputError
+from ...layers.attention import causal_mask
+from ...layers.cache import CrossAttentionCache, KVCache
+from .layers import Attention, Layer, SinusoidalPositions, Speech2TextConfig
 
 
 class DecoderLayer(Layer):

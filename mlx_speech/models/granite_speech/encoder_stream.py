@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from .conformer import ConformerBlock, EncoderOutput, FrameMask, GraniteSpeechCTCEncoder
+from .encoder import ConformerBlock, EncoderOutput, FrameMask, GraniteSpeechCTCEncoder
 
 
 class EncoderStream:

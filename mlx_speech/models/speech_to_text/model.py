@@ -10,12 +10,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import InputError
-from ..layers.cache import CrossAttentionCache, KVCache
-from .base import PretrainedModel
-from .speech_to_text_decoder import Speech2TextDecoder
-from .speech_to_text_encoder import EncoderOutput, Speech2TextEncoder
-from .speech_to_text_layers import Speech2TextConfig
+from ...errors import InputError
+from ...layers.cache import CrossAttentionCache, KVCache
+from ..base import PretrainedModel
+from ..loss import cross_entropy
+from .decoder import Speech2TextDecoder
+from .encoder import EncoderOutput, Speech2TextEncoder
+from .layers import Speech2TextConfig
 
 
 @dataclass(kw_only=True)
@@ -250,12 +251,12 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
             kwargs: `attention_mask` of the features; `decoder_input_ids` to begin with others than
                 the starting token; options of generation.
         """
-        from ..generation import generate
+        from ...generation import generate
 
         return generate(self, input_features=input_features, **kwargs)
 
-    def take_prompt(self, inputs: dict[str, Any], config) -> tuple[mx.array, None]:
-        """The tokens that an answer starts from; see `PretrainedModel.take_prompt`."""
+    def prepare_prompt(self, inputs: dict[str, Any], config) -> tuple[mx.array, None]:
+        """The tokens that an answer starts from; see `PretrainedModel.prepare_prompt`."""
         source = inputs.get("input_features")
         if source is None and inputs.get("encoder_outputs") is not None:
             source = EncoderOutput.of(inputs["encoder_outputs"]).last_hidden_state
@@ -314,17 +315,3 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
                     value = value.swapaxes(1, 2)
             result[name] = value
         return result
-
-
-def cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
-    """Mean over the labels that are not -100, in float32.
-
-    Args:
-        logits: (rows, length, vocab_size).
-        labels: (rows, length), for the same positions.
-    """
-    counts = labels != -100
-    losses = nn.losses.cross_entropy(
-        logits.astype(mx.float32), mx.where(counts, labels, 0), reduction="none"
-    )
-    return (losses * counts).sum() / counts.sum()

@@ -9,20 +9,22 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 
-from ..errors import CheckpointError, InputError
-from ..layers.cache import CACHE_OPTIONS, KVCache
-from ..layers.lora import use_adapter
-from .base import PretrainedModel
-from .causal_lm import PREFILL_STEP_SIZE, CausalLMOutput, causal_lm_loss
-from .config import PretrainedConfig, as_config
-from .conformer import (
+from ...errors import CheckpointError, InputError
+from ...layers.cache import CACHE_OPTIONS, KVCache
+from ...layers.lora import use_adapter
+from ..base import PretrainedModel
+from ..causal_lm import PREFILL_STEP_SIZE, CausalLMOutput
+from ..config import PretrainedConfig, as_config
+from ..decoder import drop_rotary_buffers
+from ..granite import GraniteConfig, GraniteForCausalLM
+from ..loss import causal_lm_loss
+from .encoder import (
     GraniteSpeechCTCEncoder,
     GraniteSpeechEncoderConfig,
     GraniteSpeechPlusEncoderConfig,
     sanitize_encoder,
 )
-from .granite import GraniteConfig, GraniteForCausalLM
-from .qformer import Blip2QFormerConfig, WindowedProjector
+from .projector import Blip2QFormerConfig, WindowedProjector
 
 
 @dataclass(kw_only=True)
@@ -297,7 +299,9 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         return logits, step
 
     @staticmethod
-    def complete_config(config: GraniteSpeechConfig, weights: dict[str, mx.array]) -> None:
+    def infer_config_from_weights(
+        config: GraniteSpeechConfig, weights: dict[str, mx.array]
+    ) -> None:
         """Settle from the (sanitized) tensors what the configuration left open."""
         if config.tie_word_embeddings is None:
             config.tie_word_embeddings = "language_model.lm_head.weight" not in weights
@@ -328,8 +332,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
     def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
         """See `rename` and `sanitize_encoder`; drops what is computed or tied."""
         rename = GraniteSpeechForConditionalGeneration.rename
-        renamed = {rename(name): value for name, value in weights.items()}
-        renamed = {k: v for k, v in renamed.items() if not k.endswith("rotary_emb.inv_freq")}
+        renamed = drop_rotary_buffers({rename(name): value for name, value in weights.items()})
         if config.tie_word_embeddings:
             head = "language_model.lm_head."
             renamed = {k: v for k, v in renamed.items() if not k.startswith(head)}

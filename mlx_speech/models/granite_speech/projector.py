@@ -11,8 +11,8 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..layers.attention import merge_heads, scaled_dot_product_attention, split_heads
-from .config import PretrainedConfig
+from ...layers.attention import merge_heads, scaled_dot_product_attention, split_heads
+from ..config import PretrainedConfig
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,62 @@
+"""Cross-entropy, as models compute it where labels are given."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..errors import InputError
+
+#: label of a position that does not count
+IGNORED = -100
+
+
+def cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
+    """Mean over the labels that are not -100, in float32.
+
+    Args:
+        logits: (rows, length, vocab_size).
+        labels: (rows, length), for the same positions.
+
+    Raises:
+        InputError: a label is no id of the vocabulary.
+    """
+    counts = labels != IGNORED
+    check_labels(mx.where(counts, labels, 0), logits.shape[-1])
+    losses = nn.losses.cross_entropy(
+        logits.astype(mx.float32), mx.where(counts, labels, 0), reduction="none"
+    )
+    return (losses * counts).sum() / counts.sum()
+
+
+def causal_lm_loss(
+    logits: mx.array, labels: mx.array, attention_mask: mx.array | None = None
+) -> mx.array:
+    """Mean cross-entropy of each position's logits against the next position's label.
+
+    Args:
+        logits: (batch, length, vocab_size).
+        labels: (batch, length), -100 where there is no loss.
+        attention_mask: (batch, length); labels at its zeros do not count either.
+
+    Raises:
+        InputError: a label is no id of the vocabulary.
+    """
+    targets = labels[:, 1:]
+    if attention_mask is not None:
+        targets = mx.where(attention_mask[:, 1:] != 0, targets, IGNORED)
+    return cross_entropy(logits[:, :-1], targets)
+
+
+def check_labels(labels: mx.array, size: int) -> None:
+    """Refuse labels that are not within 0 and `size`, whose loss would mean nothing.
+
+    Raises:
+        InputError: one of them is not.
+    """
+    low, high = mx.min(labels).item(), mx.max(labels).item()
+    if low < 0 or high >= size:
+        raise InputError(
+            f"labels hold {low if low < 0 else high}, but must be within 0 and {size - 1}, or "
+            f"{IGNORED} where there is no loss"
+        )
