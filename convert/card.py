@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_speech import __version__
+from mlx_speech.checkpoint.folder import read_json
+from mlx_speech.checkpoint.weights import ADAPTER_CONFIG
 from mlx_speech.files import replacing
-from mlx_speech.loading import ADAPTER_CONFIG
-from mlx_speech.models import architecture
-from mlx_speech.models.config import read_json
+from mlx_speech.loading import architecture
 
 from .plan import Plan, size
 
@@ -65,7 +65,7 @@ def model_card(
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    speech = hasattr(_architecture(source).processor_class, "speech_inputs")
+    speech = _architecture(source).is_speech
     metadata = source_metadata(source)
     carried = {key: metadata[key] for key in _CARRIED if metadata.get(key)}
     tags = metadata.get("tags")

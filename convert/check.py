@@ -20,12 +20,12 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_speech.audio import load_audio, open_recording
+from mlx_speech.checkpoint.folder import read_json, weight_files
+from mlx_speech.checkpoint.hub import resolve_checkpoint
+from mlx_speech.checkpoint.weights import ADAPTER_WEIGHTS
 from mlx_speech.errors import AudioError, UnsupportedOptionError
 from mlx_speech.generation.api import start
-from mlx_speech.hub import resolve_checkpoint, weight_files
-from mlx_speech.loading import ADAPTER_WEIGHTS, load
-from mlx_speech.models import architecture
-from mlx_speech.models.config import read_json
+from mlx_speech.loading import architecture, load
 from mlx_speech.recording import Recording
 from mlx_speech.transcription import prepare, transcribe
 from mlx_speech.word_errors import word_error_rate, word_errors
@@ -131,7 +131,7 @@ def check_recordings(
     """
     folder = resolve_checkpoint(original, revision=revision, weights=False)
     model_type = read_json(folder).get("model_type")
-    if not hasattr(architecture(model_type).processor_class, "speech_inputs"):
+    if not architecture(model_type).is_speech:
         raise UnsupportedOptionError(
             f"a check compares transcripts, and a {model_type} model has no ears; convert it "
             "without a check"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mlx_speech.checkpoint.quantization import MODES, RECIPES, Recipe
 from mlx_speech.command_line import (
     add_options,
     add_talk_options,
@@ -18,7 +19,6 @@ from mlx_speech.command_line import (
     say,
 )
 from mlx_speech.errors import MlxSpeechError
-from mlx_speech.quantization import MODES, RECIPES, Recipe
 
 from .plan import size
 from .publish import add_publish_options, check_publish_usage, prepare, publish

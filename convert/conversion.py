@@ -15,9 +15,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_speech.checkpoint.quantization import Quantization, choose, entries, kept
 from mlx_speech.errors import CheckpointError, InputError
 from mlx_speech.files import replacing_folder
-from mlx_speech.quantization import Quantization, choose, entries, kept
 
 from .card import model_card, write_card
 from .plan import Plan, Row, size
@@ -81,10 +81,10 @@ def convert(
         mlx_path: folder to write. Where `q_bits` are several, their number is added:
             `mlx_model-4bit`, `mlx_model-8bit`.
         quantize: quantize it. Of a speech model, `q_bits` are for the decoder.
-        q_bits, q_group_size, q_mode: see `mlx_speech.quantization.choose`.
-        quant_predicate: a name of `mlx_speech.quantization.RECIPES`, or a function that gets each
-            module's name and the module: False leaves it alone, True gives it the bits asked for,
-            a dict has other `bits`, `group_size` or `mode`.
+        q_bits, q_group_size, q_mode: see `mlx_speech.checkpoint.quantization.choose`.
+        quant_predicate: a name of `mlx_speech.checkpoint.quantization.RECIPES`, or a function that
+            gets each module's name and the module: False leaves it alone, True gives it the bits
+            asked for, a dict has other `bits`, `group_size` or `mode`.
         dtype: `"bfloat16"`, `"float16"` or `"float32"` for what is not quantized; by default that
             of the checkpoint.
         dequantize: undo the quantization of a quantized checkpoint; with `quantize`, quantize it

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_speech.quantization import PARTS
+from mlx_speech.checkpoint.quantization import PARTS
 
 _SHORT = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 _WIDTHS = (37, 12, 9, 9, 9)  # with a space between them, 80 columns

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from mlx_speech.checkpoint.hub import resolve_checkpoint
 from mlx_speech.command_line import report as report_error
 from mlx_speech.command_line import say
 from mlx_speech.errors import HubError, InputError, MlxSpeechError
-from mlx_speech.hub import resolve_checkpoint
 
 if TYPE_CHECKING:
     from .check import CheckReport

@@ -17,10 +17,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_speech.errors import CheckpointError, InputError
-from mlx_speech.hub import SMALL_FILES, resolve_checkpoint, weight_files, weight_headers
-from mlx_speech.layers.lora import LoRALinear
-from mlx_speech.loading import (
+from mlx_speech.checkpoint.folder import SMALL_FILES, read_json, weight_files
+from mlx_speech.checkpoint.hub import resolve_checkpoint, weight_headers
+from mlx_speech.checkpoint.pytorch import read_pytorch_bin
+from mlx_speech.checkpoint.quantization import dequantize
+from mlx_speech.checkpoint.weights import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     attach_adapter,
@@ -28,10 +29,10 @@ from mlx_speech.loading import (
     checkpoint_dtype,
     lazy_model,
 )
+from mlx_speech.errors import CheckpointError, InputError
+from mlx_speech.layers.lora import LoRALinear
+from mlx_speech.loading import model_class
 from mlx_speech.models.base import PretrainedModel
-from mlx_speech.models.config import read_json
-from mlx_speech.pytorch_bin import read_pytorch_bin
-from mlx_speech.quantization import dequantize
 
 from .shards import save_hollow, save_tensors
 
@@ -154,7 +155,7 @@ def open_model(
     """
     if dtype not in (None, *_DTYPES):
         raise InputError(f"dtype is {dtype!r}, but must be one of {', '.join(_DTYPES)}")
-    model = lazy_model(folder, config)
+    model = lazy_model(folder, config, model_class(config))
     stored: dict[str, int] = {}
     for name, value in tree_flatten(model.parameters()):
         path = name.rpartition(".")[0]

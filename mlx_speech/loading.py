@@ -1,24 +1,120 @@
-"""From a path or repository id to a model: config -> classes -> weights -> adapter."""
+"""The registry of families, and `load`: a path or repository id -> model and processor."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_map
 
+from .checkpoint.folder import read_json
+from .checkpoint.hub import resolve_checkpoint
+from .checkpoint.weights import load_weights
 from .errors import CheckpointError
-from .hub import NO_WEIGHTS, resolve_checkpoint, weight_files
-from .layers.lora import LoraConfig, apply_adapter
-from .models import architecture
-from .models.base import PretrainedModel
-from .models.config import read_json
-from .pytorch_bin import read_pytorch_bin
-from .quantization import quantize_as_stored, refuse_foreign
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+@dataclass(frozen=True)
+class Architecture:
+    """The classes that serve one model_type, as `module:name`, so that listing imports nothing.
+
+    models: what a checkpoint's `architectures` may name; the first where it does not say.
+    processor: turns text and audio into the model's inputs and its tokens back into text.
+    transcription: for speech models, what differs in transcribing with them; see
+        `mlx_speech.transcription.family`.
+    """
+
+    models: tuple[str, ...]
+    processor: str
+    transcription: str | None = None
+
+    def model_class(self, name: str | None = None) -> type:
+        """The model class of that name, or the first; its `config_class` is the configuration."""
+        named = {model.partition(":")[2]: model for model in self.models}
+        return _imported(named.get(name or "", self.models[0]))
+
+    @property
+    def processor_class(self) -> type:
+        return _imported(self.processor)
+
+    @property
+    def is_speech(self) -> bool:
+        """Whether recordings can be transcribed with it."""
+        return self.transcription is not None
+
+    @property
+    def transcription_class(self) -> type:
+        return _imported(self.transcription or "")
+
+
+def _imported(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module, __package__), name)
+
+
+_GRANITE_SPEECH = (
+    ".processing.granite_speech:GraniteSpeechProcessor",
+    ".transcription.granite_speech:GraniteSpeechTranscription",
+)
+#: `model_type` of config.json -> the family
+ARCHITECTURES = {
+    "granite": Architecture(
+        (".models.granite:GraniteForCausalLM", ".models.granite:GraniteModel"),
+        ".processing.tokenizer:Tokenizer",
+    ),
+    "granite_speech": Architecture(
+        (".models.granite_speech:GraniteSpeechForConditionalGeneration",), *_GRANITE_SPEECH
+    ),
+    "granite_speech_plus": Architecture(
+        (".models.granite_speech:GraniteSpeechPlusForConditionalGeneration",), *_GRANITE_SPEECH
+    ),
+    "jais2": Architecture(
+        (".models.jais2:Jais2ForCausalLM", ".models.jais2:Jais2Model"),
+        ".processing.tokenizer:Tokenizer",
+    ),
+    "llama": Architecture(
+        (
+            ".models.llama:LlamaForCausalLM",
+            ".models.llama:LlamaForSequenceClassification",
+            ".models.llama:LlamaModel",
+        ),
+        ".processing.tokenizer:Tokenizer",
+    ),
+    "speech_to_text": Architecture(
+        (
+            ".models.speech_to_text:Speech2TextForConditionalGeneration",
+            ".models.speech_to_text:Speech2TextModel",
+        ),
+        ".processing.speech_to_text:Speech2TextProcessor",
+        ".transcription.speech_to_text:Speech2TextTranscription",
+    ),
+}
+
+
+def architecture(model_type: str | None) -> Architecture:
+    """The classes for a `model_type`.
+
+    Raises:
+        CheckpointError: it is not supported; the message lists those that are.
+    """
+    try:
+        return ARCHITECTURES[model_type]  # type: ignore[index]
+    except (KeyError, TypeError):  # TypeError: a list or an object
+        raise CheckpointError(
+            f"model_type {model_type!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
+        ) from None
+
+
+def model_class(config: dict[str, Any]) -> type:
+    """The model class for a checkpoint's config.json.
+
+    Raises:
+        CheckpointError: its model_type is not supported.
+    """
+    stated = config.get("architectures")
+    name = stated[0] if isinstance(stated, list) and stated else None
+    return architecture(config.get("model_type")).model_class(name)
 
 
 def load(
@@ -55,178 +151,8 @@ def load_model(
     *,
     revision: str | None = None,
     dtype: mx.Dtype | None = None,
-    model_class: type[PretrainedModel] | None = None,
-) -> PretrainedModel:
-    """Load a model alone; arguments and errors as in `load`.
-
-    Args:
-        model_class: the class that is expected, if it is one of those for the checkpoint's
-            model_type; by default what its config.json names.
-    """
+):
+    """Load a model alone; arguments and errors as in `load`."""
     folder = resolve_checkpoint(path_or_repo, revision=revision)
-    data = read_json(folder)
-    model = lazy_model(folder, data, model_class)
-    if dtype is None and mx.default_device().type == mx.DeviceType.cpu:
-        dtype = mx.float32
-    dtype = dtype or checkpoint_dtype(data, dict(tree_flatten(model.parameters())))
-    cast(model, dtype)
-    attach_adapter(model, folder, dtype)
-    model.eval()
-    # reads the files, one tensor after the other: what is not needed in its stored type any more
-    # is freed before the next one is read
-    mx.eval(model.parameters())
-    return model
-
-
-def lazy_model(
-    folder: Path, data: dict, model_class: type[PretrainedModel] | None = None
-) -> PretrainedModel:
-    """A folder's model without its adapter, in the types and with the bits in which it is stored.
-
-    Tensors of safetensors are read when they are first used.
-
-    Args:
-        data: the folder's config.json.
-        model_class: as in `load_model`, which also has the errors.
-    """
-    from .generation import GenerationConfig
-
-    classes = architecture(data.get("model_type"))
-    refuse_foreign(data)
-    stated = data.get("architectures")
-    name = stated[0] if isinstance(stated, list) and stated else None
-    found = classes.model_class(model_class.__name__ if model_class else name)
-    if model_class is not None and not issubclass(found, model_class):
-        raise CheckpointError(f"{folder}: holds a {found.__name__}, not a {model_class.__name__}")
-    config = found.config_class.from_dict(data)
-    weights = read_weights(folder)
-    try:
-        weights = found.sanitize(weights, config)
-    except KeyError as error:
-        raise CheckpointError(f"{folder}: tensor {error} is missing") from error
-    except ValueError as error:
-        raise CheckpointError(f"{folder}: misshapen tensor {error}") from error
-    found.infer_config_from_weights(config, weights)
-    model = found(config)
-    quantize_as_stored(model, weights)
-    assign_weights(model, weights, folder)
-    model.folder = folder
-    model.generation_config = GenerationConfig.from_pretrained(folder, data)
-    return model
-
-
-def checkpoint_dtype(config: dict, weights: dict[str, mx.array]) -> mx.Dtype:
-    """The type that a checkpoint says it is in, or else that most of its tensors have.
-
-    A `text_config` may say something else and is not asked: released ones are stale.
-    """
-    stated = config.get("dtype") or config.get("torch_dtype")
-    if stated in ("bfloat16", "float16", "float32"):
-        return getattr(mx, stated)
-    sizes: dict[mx.Dtype, int] = {}
-    for value in weights.values():
-        if mx.issubdtype(value.dtype, mx.floating):
-            sizes[value.dtype] = sizes.get(value.dtype, 0) + value.size
-    return max(sizes, key=sizes.get, default=mx.float32)
-
-
-def read_weights(folder: Path) -> dict[str, mx.array]:
-    """The tensors of a folder: of its safetensors, or where there are none of its PyTorch files.
-
-    Only files that the index names, or else the model's own by their name; other safetensors
-    beside them (adapters, `out_llm.safetensors`) belong to something else. Safetensors are
-    memory-mapped: nothing is read before it is evaluated.
-
-    Raises:
-        CheckpointError: there are no weights, or a file of them is missing, damaged or unsafe.
-    """
-    files = weight_files(str(folder), folder, {file.name for file in folder.iterdir()})
-    if not files:
-        raise CheckpointError(f"{folder}: {NO_WEIGHTS} here")
-    weights: dict[str, mx.array] = {}
-    for name in files:
-        read = read_pytorch_bin if name.endswith(".bin") else read_safetensors
-        weights.update(read(folder / name))
-    return weights
-
-
-def read_safetensors(file: Path) -> dict[str, mx.array]:
-    """One safetensors file, memory-mapped.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
-    if not file.is_file():
-        raise CheckpointError(f"{file.parent}: {file.name} is missing; download it again")
-    try:
-        return mx.load(str(file))
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{file}: not a whole safetensors file; download it again ({error})"
-        ) from error
-
-
-def assign_weights(model: PretrainedModel, weights: dict[str, mx.array], folder: Path) -> None:
-    """Put tensors into a model.
-
-    Raises:
-        CheckpointError: tensors are missing, superfluous or misshapen; lists the first of them.
-    """
-    expected = {name: value.shape for name, value in tree_flatten(model.parameters())}
-    problems = {
-        "missing": sorted(expected.keys() - weights.keys()),
-        "not part of this model": sorted(weights.keys() - expected.keys()),
-        "of the wrong shape": [
-            f"{name} {weights[name].shape} instead of {shape}"
-            for name, shape in sorted(expected.items())
-            if name in weights and weights[name].shape != shape
-        ],
-    }
-    told = [
-        f"{len(names)} tensors {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
-        for what, names in problems.items()
-        if names
-    ]
-    if told:
-        raise CheckpointError(f"{folder}: the weights do not fit config.json; {'; '.join(told)}")
-    model.load_weights(list(weights.items()))
-
-
-def cast(model: PretrainedModel, dtype: mx.Dtype) -> None:
-    """Have a model's floating-point tensors in one type."""
-    model.update(
-        tree_map(
-            lambda v: v.astype(dtype) if mx.issubdtype(v.dtype, mx.floating) else v,
-            model.parameters(),
-        )
-    )
-
-
-def attach_adapter(model: PretrainedModel, folder: Path, dtype: mx.Dtype) -> None:
-    """`load_adapter`, if the folder has one.
-
-    Raises:
-        CheckpointError: it has none though it says that it needs one.
-    """
-    if (folder / ADAPTER_CONFIG).is_file():
-        load_adapter(model, folder, dtype)
-    elif getattr(model.config, "has_lora_adapter", False):
-        raise CheckpointError(
-            f"{folder}: config.json says that the model needs its LoRA adapter, but there is no "
-            f"{ADAPTER_CONFIG}"
-        )
-
-
-def load_adapter(model: PretrainedModel, folder: Path, dtype: mx.Dtype) -> None:
-    """Put the LoRA adapter of a checkpoint folder over a loaded model.
-
-    Raises:
-        CheckpointError: the adapter is incomplete, of another kind, or made for another model.
-    """
-    config = LoraConfig.from_dict(read_json(folder, ADAPTER_CONFIG))
-    # peft saves with this prefix, transformers without it
-    weights = {
-        name.removeprefix("base_model.model."): value
-        for name, value in read_safetensors(folder / ADAPTER_WEIGHTS).items()
-    }
-    apply_adapter(model, config, weights, dtype)
+    config = read_json(folder)
+    return load_weights(folder, config, model_class(config), dtype)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlx_speech import CheckpointError
-from mlx_speech.pytorch_bin import read_pytorch_bin
+from mlx_speech.checkpoint.pytorch import read_pytorch_bin
 
 FORMATS = pytest.mark.parametrize("kind", ["zip", "legacy"])
 FOUR = np.arange(4, dtype=np.float32).tobytes()

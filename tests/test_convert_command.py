@@ -17,8 +17,8 @@ from conftest import DATA, ROOT, TINY
 from pytorch_files import save_pytorch_bin
 
 from convert.cli import main
+from mlx_speech.checkpoint.quantization import RECIPES
 from mlx_speech.loading import load_model
-from mlx_speech.quantization import RECIPES
 
 LLAMA = DATA / "decoders" / "llama"
 

@@ -13,8 +13,8 @@ from conftest import TINY
 from huggingface_hub import constants, file_download
 
 import mlx_speech
+from mlx_speech.checkpoint.hub import resolve_checkpoint
 from mlx_speech.errors import CheckpointError, HubError
-from mlx_speech.hub import resolve_checkpoint
 
 REPO = "owner/model"
 SMALL = {
@@ -283,8 +283,8 @@ def test_malformed_index(publish, name, index):
 # Without the network
 
 
-def go_offline(hub, monkeypatch, how: str) -> dict:
-    """Take the network away; returns the arguments to call with."""
+def go_offline(hub, monkeypatch, how: str = "environment") -> None:
+    """Take the network away."""
     if how == "environment":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     elif how == "closed port":
@@ -295,12 +295,10 @@ def go_offline(hub, monkeypatch, how: str) -> dict:
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     elif how == "server error":
         hub.fail("*", status=500)
-    return {"local_files_only": how == "argument"}
 
 
-WAYS = pytest.mark.parametrize("how", ["argument", "environment", "closed port", "server error"])
+WAYS = pytest.mark.parametrize("how", ["environment", "closed port", "server error"])
 SAID = {
-    "argument": "downloads are switched off",
     "environment": "downloads are switched off",
     "closed port": "no working connection to http://127.0.0.1:",
     "server error": "the Hub has a fault of its own (500)",
@@ -311,16 +309,16 @@ SAID = {
 def test_cache_serves_without_network(hub, publish, monkeypatch, how):
     publish(SMALL, SHARDED, ADAPTER)
     first = resolve_checkpoint(REPO)
-    offline = go_offline(hub, monkeypatch, how)
-    assert resolve_checkpoint(REPO, **offline) == first
-    assert resolve_checkpoint(REPO, revision=first.name, **offline) == first
+    go_offline(hub, monkeypatch, how)
+    assert resolve_checkpoint(REPO) == first
+    assert resolve_checkpoint(REPO, revision=first.name) == first
 
 
 @WAYS
 def test_empty_cache_without_network(hub, publish, monkeypatch, how):
     publish(SMALL, SHARDED)
-    offline = go_offline(hub, monkeypatch, how)
-    assert SAID[how] in error_of(REPO, **offline)
+    go_offline(hub, monkeypatch, how)
+    assert SAID[how] in error_of(REPO)
     assert hub.fetched() == []
 
 
@@ -329,9 +327,9 @@ def test_empty_cache_without_network(hub, publish, monkeypatch, how):
 def test_half_cache_names_the_missing_file(hub, publish, monkeypatch, how, lost):
     commit = publish(SMALL, SHARDED, ADAPTER)
     (resolve_checkpoint(REPO) / lost).unlink()
-    offline = go_offline(hub, monkeypatch, how)
+    go_offline(hub, monkeypatch, how)
     for revision in (None, commit):
-        message = error_of(REPO, revision=revision, **offline)
+        message = error_of(REPO, revision=revision)
         assert SAID[how] in message
         assert f"the local cache lacks {lost}" in message
 
@@ -341,24 +339,26 @@ def forget_listing(folder: Path) -> None:
     file_download.read_tree_cache.__globals__["_IN_MEMORY_TREE_CACHE"].clear()
 
 
-def test_pytorch_cache_of_another_tool(hub, publish):
+def test_pytorch_cache_of_another_tool(hub, publish, monkeypatch):
     publish(SMALL, BIN)
     folder = resolve_checkpoint(REPO)
     forget_listing(folder)
-    assert resolve_checkpoint(REPO, local_files_only=True) == folder
+    go_offline(hub, monkeypatch)
+    assert resolve_checkpoint(REPO) == folder
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "adapter_model.safetensors"])
-def test_half_cache_of_another_tool(hub, publish, lost):
+def test_half_cache_of_another_tool(hub, publish, lost, monkeypatch):
     """Files fetched one by one leave no listing: what must be there is still missed."""
     publish(SMALL, SINGLE, ADAPTER)
     folder = resolve_checkpoint(REPO)
     forget_listing(folder)
-    assert resolve_checkpoint(REPO, local_files_only=True) == folder
+    go_offline(hub, monkeypatch)
+    assert resolve_checkpoint(REPO) == folder
     (folder / lost).unlink()
     if lost == "config.json":
         (folder / "adapter_config.json").unlink()
-    assert f"lacks {lost}" in error_of(REPO, local_files_only=True)
+    assert f"lacks {lost}" in error_of(REPO)
 
 
 def test_half_cache_is_completed(hub, publish):
@@ -465,7 +465,7 @@ def test_cache_that_cannot_be_written(publish, monkeypatch, code):
 
 def run(hub, home, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     script = (
-        "import sys, mlx_speech.hub as hub\n"
+        "import sys, mlx_speech.checkpoint.hub as hub\n"
         "assert 'huggingface_hub' not in sys.modules\n"
         f"print(hub.resolve_checkpoint({REPO!r}, {', '.join(arguments)}))\n"
         "from huggingface_hub.utils import are_progress_bars_disabled\n"

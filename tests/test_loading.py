@@ -17,9 +17,9 @@ from mlx_speech import (
     loading,
     transcribe,
 )
+from mlx_speech.checkpoint.weights import checkpoint_dtype, read_weights
 from mlx_speech.layers.lora import use_adapter
-from mlx_speech.loading import checkpoint_dtype, load_model, read_weights
-from mlx_speech.models import ARCHITECTURES, architecture
+from mlx_speech.loading import ARCHITECTURES, architecture, load_model
 from mlx_speech.models.granite_speech.model import GraniteSpeechForConditionalGeneration
 
 RECORDING = "synthetic/flite_08.flac"

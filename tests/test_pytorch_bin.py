@@ -35,7 +35,7 @@ from pytorch_files import (
 )
 
 from mlx_speech import CheckpointError
-from mlx_speech.pytorch_bin import read_pytorch_bin
+from mlx_speech.checkpoint.pytorch import read_pytorch_bin
 
 FILES = DATA / "pytorch_bin"
 SHARED = ROOT.parent / "shared" / "checkpoints"
@@ -156,7 +156,7 @@ def test_peak_memory(tmp_path):
     save_pytorch_bin(tmp_path / "a.bin", weights)
     script = (
         "import resource, sys, mlx.core as mx\n"
-        "from mlx_speech.pytorch_bin import read_pytorch_bin\n"
+        "from mlx_speech.checkpoint.pytorch import read_pytorch_bin\n"
         "mx.eval(mx.zeros(10))\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "weights = read_pytorch_bin(sys.argv[1])\n"

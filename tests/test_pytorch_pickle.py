@@ -26,7 +26,7 @@ from pytorch_files import (
     write,
 )
 
-from mlx_speech.pytorch_bin import read_pytorch_bin
+from mlx_speech.checkpoint.pytorch import read_pytorch_bin
 
 
 def stack_named(module: str, name: str) -> bytes:

@@ -11,9 +11,7 @@ from conftest import DATA, ROOT, TINY, edit_json, find_recording, random_decoder
 from mlx.utils import tree_flatten
 
 from mlx_speech import CheckpointError, InputError, load, transcribe
-from mlx_speech.layers.lora import LoRALinear
-from mlx_speech.loading import load_model
-from mlx_speech.quantization import (
+from mlx_speech.checkpoint.quantization import (
     MODES,
     RECIPES,
     choose,
@@ -22,6 +20,8 @@ from mlx_speech.quantization import (
     fitting_group,
     quantize_as_stored,
 )
+from mlx_speech.layers.lora import LoRALinear
+from mlx_speech.loading import load_model
 
 TINY_S2T = ROOT / "examples" / "tiny-s2t"
 RECORDING = "synthetic/flite_08.flac"

@@ -20,10 +20,11 @@ from mlx_speech import (
     Speech2TextForConditionalGeneration,
     Speech2TextModel,
 )
+from mlx_speech.checkpoint.weights import read_weights
 from mlx_speech.generation import stream_tokens
 from mlx_speech.generation.config import GenerationConfig
 from mlx_speech.layers.cache import CrossAttentionCache
-from mlx_speech.loading import load_model, read_weights
+from mlx_speech.loading import load_model
 from mlx_speech.models.speech_to_text.layers import Attention, SinusoidalPositions
 
 TINY_S2T = ROOT / "examples" / "tiny-s2t"

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError
@@ -156,18 +155,18 @@ class GenerationConfig:
         return dataclasses.replace(self, **{name: getattr(other, name) for name in lacking})
 
     @classmethod
-    def from_pretrained(cls, folder: Path, model_config: dict[str, Any]) -> GenerationConfig:
+    def from_checkpoint(
+        cls, stored: dict[str, Any], model_config: dict[str, Any]
+    ) -> GenerationConfig:
         """A checkpoint's defaults.
 
-        generation_config.json counts, or config.json where there is no such file, as in old
-        repositories. Token ids that are missing there are taken from config.json (and its
-        `text_config`). Whether to sample is left to the caller: chat defaults in that file are not
-        meant for speech. `max_length` is read for encoder-decoders only, where it bounds the
-        answer; others state their whole context there.
+        Of its generation_config.json (`stored`), or of its config.json where there is no such
+        file, as in old repositories. Token ids that are missing there are taken from config.json
+        (and its `text_config`). Whether to sample is left to the caller: chat defaults in that file
+        are not meant for speech. `max_length` is read for encoder-decoders only, where it bounds
+        the answer; others state their whole context there.
         """
-        from ..models.config import read_json
-
-        data = read_json(folder, "generation_config.json", required=False) or model_config
+        data = stored or model_config
         places = (data, model_config.get("text_config") or {}, model_config)
         names = ["eos_token_id", "pad_token_id"]
         kept = ["num_beams", "length_penalty", "early_stopping", "repetition_penalty"]

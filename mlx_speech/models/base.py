@@ -9,7 +9,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..errors import InputError, UnsupportedOptionError
+from ..checkpoint.folder import read_json
+from ..checkpoint.hub import resolve_checkpoint
+from ..checkpoint.weights import load_weights
+from ..errors import CheckpointError, InputError, UnsupportedOptionError
+from ..generation import generate
 
 
 class PretrainedModel(nn.Module):
@@ -35,10 +39,30 @@ class PretrainedModel(nn.Module):
     def from_pretrained(
         cls, path_or_repo, *, revision: str | None = None, dtype: mx.Dtype | None = None
     ):
-        """Load a model from a local folder or a Hugging Face repository; see `mlx_speech.load`."""
-        from ..loading import load_model
+        """Load a model from a local folder or a Hugging Face repository.
 
-        return load_model(path_or_repo, revision=revision, dtype=dtype, model_class=cls)
+        Args:
+            path_or_repo: a folder in the Hugging Face layout, or a repository id `owner/name`.
+            revision: branch, tag or commit of the repository.
+            dtype: floating type to compute in; by default that of the checkpoint, on a CPU float32.
+
+        Raises:
+            HubError: the repository cannot be had.
+            CheckpointError: the folder is incomplete, malformed, or holds another kind of model.
+        """
+        folder = resolve_checkpoint(path_or_repo, revision=revision)
+        config = read_json(folder)
+        return load_weights(folder, config, cls._class_for(folder, config), dtype)
+
+    @classmethod
+    def _class_for(cls, folder: Path, config: dict[str, Any]) -> type[PretrainedModel]:
+        """This class, or the one derived from it that a checkpoint's model_type asks for."""
+        model_type = config.get("model_type")
+        for candidate in (cls, *cls.__subclasses__()):
+            known = candidate.config_class
+            if model_type in (known.model_type, *known.other_types):
+                return candidate
+        raise CheckpointError(f"{folder}: holds a {model_type} model, not a {cls.__name__}")
 
     @staticmethod
     def rename(name: str) -> str:
@@ -129,8 +153,6 @@ class PretrainedModel(nn.Module):
 
     def generate(self, input_ids: mx.array, **kwargs) -> mx.array:
         """Token ids that continue `input_ids`; see `mlx_speech.generation.generate`."""
-        from ..generation import generate
-
         return generate(self, input_ids, **kwargs)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
+from ..checkpoint.folder import read_json
+from ..checkpoint.hub import resolve_checkpoint
 from ..errors import CheckpointError
 
 
@@ -55,8 +55,6 @@ class PretrainedConfig:
     @classmethod
     def from_pretrained(cls, path_or_repo, *, revision: str | None = None):
         """Read the configuration of a local folder or a Hugging Face repository."""
-        from ..hub import resolve_checkpoint
-
         folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         return cls.from_dict(read_json(folder))
 
@@ -80,26 +78,6 @@ def _fits(value, hint) -> bool:
     if isinstance(hint, UnionType):
         return any(_fits(value, member) for member in get_args(hint))
     return isinstance(value, int | float if hint is float else get_origin(hint) or hint)
-
-
-def read_json(folder: Path, name: str = "config.json", *, required: bool = True) -> dict[str, Any]:
-    """Parse one JSON file of a checkpoint folder; an absent optional one reads as `{}`.
-
-    Raises:
-        CheckpointError: the file is missing though required, or is not a JSON object.
-    """
-    path = Path(folder) / name
-    if not path.is_file():
-        if required:
-            raise CheckpointError(f"{folder}: no {name} here, so this is not a model folder")
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")
-    return data
 
 
 def as_config(value, cls):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import ARCHITECTURES
+from ..loading import ARCHITECTURES
 
 
 class Release(NamedTuple):
@@ -35,7 +35,7 @@ RELEASED = {
 }
 
 #: kinds of checkpoints that hear, by their `model_type`
-_KINDS = [kind for kind, a in ARCHITECTURES.items() if a.processor != "Tokenizer"]
+_KINDS = [kind for kind, a in ARCHITECTURES.items() if a.is_speech]
 
 
 def list_models() -> str:

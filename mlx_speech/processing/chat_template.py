@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.folder import read_json
 from ..errors import CheckpointError, InputError
-from ..models.config import read_json
 
 
 def find_chat_templates(

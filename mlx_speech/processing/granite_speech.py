@@ -11,13 +11,13 @@ from typing import Any
 import mlx.core as mx
 
 from ..audio import Recording
+from ..checkpoint.folder import read_json
 from ..ctc import CTCVocabulary
 from ..encoding import BatchEncoding, check_arrays
 from ..errors import CheckpointError, InputError
 from ..features import GraniteSpeechFeatureExtractor
 from ..hearing import CTCListener, Cutting, Heard
-from ..models import architecture
-from ..models.config import read_json
+from ..models.granite_speech import GraniteSpeechConfig, GraniteSpeechPlusConfig
 from .prompts import GRANITE_4_1, PromptStyle, language_code, prompt_style
 from .tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ class GraniteSpeechProcessor:
             revision: branch, tag or commit of the repository.
             name: what the checkpoint is called, if not by `path_or_repo`.
         """
-        from ..hub import resolve_checkpoint
+        from ..checkpoint.hub import resolve_checkpoint
 
         folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         name = name or str(path_or_repo)
@@ -63,7 +63,8 @@ class GraniteSpeechProcessor:
             name = os.path.realpath(name)
         processor = read_json(folder, "processor_config.json", required=False)
         data = read_json(folder)
-        config = architecture(data.get("model_type")).model_class().config_class.from_dict(data)
+        is_plus = data.get("model_type") == GraniteSpeechPlusConfig.model_type
+        config = (GraniteSpeechPlusConfig if is_plus else GraniteSpeechConfig).from_dict(data)
         # conversions by mlx-audio call the Plus variant by the name of the others
         plus = config.encoder_config.cat_hidden_layers
         model_type = "granite_speech_plus" if plus else config.model_type

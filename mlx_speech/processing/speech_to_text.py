@@ -8,11 +8,11 @@ from typing import Any
 import mlx.core as mx
 
 from ..audio import Recording
+from ..checkpoint.folder import read_json
 from ..encoding import BatchEncoding
 from ..errors import InputError, UnsupportedOptionError
 from ..fbank import SHIFT_MS, Speech2TextFeatureExtractor
 from ..hearing import Cutting, EnergyListener, Heard
-from ..models.config import read_json
 from ..models.speech_to_text.layers import Speech2TextConfig
 from .prompts import LANGUAGES
 from .speech_to_text_tokenizer import Speech2TextTokenizer
@@ -45,7 +45,7 @@ class Speech2TextProcessor:
         cls, path_or_repo, *, revision: str | None = None, name: str | None = None
     ) -> Speech2TextProcessor:
         """Read the processor of a local folder or a Hugging Face repository."""
-        from ..hub import resolve_checkpoint
+        from ..checkpoint.hub import resolve_checkpoint
 
         folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         frames = Speech2TextConfig.from_dict(read_json(folder)).max_source_positions

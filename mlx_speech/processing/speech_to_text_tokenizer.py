@@ -11,9 +11,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..checkpoint.folder import read_json
 from ..encoding import BatchEncoding, check_arrays
 from ..errors import CheckpointError, InputError, UnsupportedOptionError
-from ..models.config import read_json
 from .batch import pad_rows
 
 VOCAB_FILE = "vocab.json"
@@ -104,7 +104,7 @@ class Speech2TextTokenizer:
             revision: branch, tag or commit of the repository.
             options: arguments of the class that replace the checkpoint's, e.g. `tgt_lang`.
         """
-        from ..hub import resolve_checkpoint
+        from ..checkpoint.hub import resolve_checkpoint
 
         folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         config = read_json(folder, "tokenizer_config.json", required=False)

@@ -81,7 +81,7 @@ class Tokenizer(SpecialTokens):
             CheckpointError: there is no readable tokenizer.json and no readable tokenizer.model.
             InputError: there is no such option.
         """
-        from ..hub import resolve_checkpoint
+        from ..checkpoint.hub import resolve_checkpoint
 
         if unknown := options.keys() - _OPTIONS:
             raise InputError(

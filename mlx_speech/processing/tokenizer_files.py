@@ -9,8 +9,8 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from ..checkpoint.folder import read_json
 from ..errors import CheckpointError
-from ..models.config import read_json
 from .sentencepiece_model import read_sentencepiece
 
 JSON_FILE = "tokenizer.json"

@@ -26,7 +26,7 @@ from workers import blas_name, device_name, machine_name, preload_openblas
 
 from mlx_speech.generation import GenerationConfig, stream_tokens
 from mlx_speech.layers.attention import scaled_dot_product_attention
-from mlx_speech.models import architecture
+from mlx_speech.loading import architecture
 
 OURS, THEIRS = "mlx-speech", "mlx-lm"
 #: a 1b-like shape

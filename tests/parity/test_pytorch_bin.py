@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlx_speech.pytorch_bin import read_pytorch_bin
+from mlx_speech.checkpoint.pytorch import read_pytorch_bin
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...errors import InputError
+from ...generation import generate
 from ...layers.cache import CrossAttentionCache, KVCache
 from ..base import PretrainedModel
 from ..loss import cross_entropy
@@ -251,8 +252,6 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
             kwargs: `attention_mask` of the features; `decoder_input_ids` to begin with others than
                 the starting token; options of generation.
         """
-        from ...generation import generate
-
         return generate(self, input_features=input_features, **kwargs)
 
     def prepare_prompt(self, inputs: dict[str, Any], config) -> tuple[mx.array, None]:

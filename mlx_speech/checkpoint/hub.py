@@ -12,17 +12,8 @@ import os
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from .errors import CheckpointError, HubError
-
-#: what configurations and processors are read from
-SMALL_FILES = ("*.json", "*.jinja", "*.model", "*vocab*.txt", "*merges*.txt")
-# best first: index of shards, single file, other names for it
-_WEIGHTS = (
-    ("model.safetensors.index.json", "model.safetensors", "model*.safetensors"),
-    ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin"),
-)
-_ADAPTER = "adapter_model.safetensors"
-NO_WEIGHTS = "no model.safetensors and no pytorch_model.bin"
+from ..errors import CheckpointError, HubError
+from .folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NO_WEIGHTS, SMALL_FILES, weight_files
 
 
 def resolve_checkpoint(
@@ -31,7 +22,6 @@ def resolve_checkpoint(
     revision: str | None = None,
     weights: bool = True,
     also: tuple[str, ...] = (),
-    local_files_only: bool = False,
     progress: bool = True,
 ) -> Path:
     """Return the folder of a checkpoint, downloading it from the Hugging Face Hub if need be.
@@ -42,7 +32,6 @@ def resolve_checkpoint(
         revision: branch, tag or commit of the repository; the default branch if not given.
         weights: fetch the weights too; without, only what configurations and tokenizers read.
         also: patterns of further files to fetch, where there are any.
-        local_files_only: take the repository from the local cache, without asking the Hub.
         progress: show huggingface_hub's progress bars on standard error.
 
     Returns:
@@ -74,9 +63,9 @@ def resolve_checkpoint(
             f"no such folder: {name} (a Hub repository is given as text, in the form owner/name)"
         )
     _check_repo_id(name)
-    folder = _download(name, revision, (*SMALL_FILES, *also), local_files_only, progress)
+    folder = _download(name, revision, (*SMALL_FILES, *also), progress)
     if weights:
-        _fetch_weights(name, folder, local_files_only, progress)
+        _fetch_weights(name, folder, progress)
     return folder
 
 
@@ -98,12 +87,12 @@ def _check_repo_id(name: str) -> None:
         )
 
 
-def _fetch_weights(repo_id: str, folder: Path, local_files_only: bool, progress: bool) -> None:
+def _fetch_weights(repo_id: str, folder: Path, progress: bool) -> None:
     """Fetch the weights that the small files name, of the same commit."""
     commit = folder.name
     weights = _files_to_fetch(repo_id, folder, _listing(repo_id, commit))
     if _missing(folder, weights):
-        _download(repo_id, commit, weights, local_files_only, progress)
+        _download(repo_id, commit, weights, progress)
     if missing := _missing(folder, weights):
         raise HubError(f"{repo_id}: {_lacks(missing)}: run again with downloads allowed")
 
@@ -132,7 +121,7 @@ def weight_headers(
         return {}
     missing = _missing(folder, _files_to_fetch(repo_id, folder, _listing(repo_id, commit)))
     if any(name.endswith(".bin") for name in missing):
-        _fetch_weights(repo_id, folder, False, progress)
+        _fetch_weights(repo_id, folder, progress)
         return {}
     headers = {}
     for name in missing:
@@ -164,34 +153,10 @@ def _listing(repo_id: str, revision: str | None) -> set[str] | None:
         return None
 
 
-def weight_files(name: str, folder: Path, held: set[str]) -> list[str]:
-    """Name the files of a model's own weights: safetensors wherever there are any, else PyTorch's.
-
-    Args:
-        name: what to call the checkpoint in a message.
-        folder: where its indices are.
-        held: names of all files that it has.
-
-    Returns:
-        The names; none if there are no weights.
-
-    Raises:
-        CheckpointError: an index is malformed.
-    """
-    for index, single, pattern in _WEIGHTS:
-        if (folder / index).is_file():
-            return _indexed_files(name, folder / index)
-        if single in held:
-            return [single]
-        if others := sorted(file for file in held if fnmatchcase(file, pattern)):
-            return others
-    return []
-
-
 def _files_to_fetch(repo_id: str, folder: Path, listing: set[str] | None) -> list[str]:
     """Name the weight files to fetch; without a listing, judge by what the cache holds."""
     held = {file.name for file in folder.iterdir()} if listing is None else listing
-    if not held & {"config.json", "adapter_config.json"}:
+    if not held & {"config.json", ADAPTER_CONFIG}:
         if listing is None:
             raise HubError(f"{repo_id}: {_lacks(['config.json'])}: run again with a connection")
         raise CheckpointError(
@@ -199,9 +164,9 @@ def _files_to_fetch(repo_id: str, folder: Path, listing: set[str] | None) -> lis
         )
     names = weight_files(repo_id, folder, held)
     if not names and listing is None and "config.json" in held:
-        names = [_WEIGHTS[0][1]]
-    if _ADAPTER in held or (listing is None and "adapter_config.json" in held):
-        names.append(_ADAPTER)
+        names = ["model.safetensors"]
+    if ADAPTER_WEIGHTS in held or (listing is None and ADAPTER_CONFIG in held):
+        names.append(ADAPTER_WEIGHTS)
 
     if not names:
         raise CheckpointError(
@@ -215,22 +180,10 @@ def _files_to_fetch(repo_id: str, folder: Path, listing: set[str] | None) -> lis
     return names
 
 
-def _indexed_files(name: str, index: Path) -> list[str]:
-    try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return sorted({os.fspath(file) for file in files})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{name}: {index.name} is not an index of weights, a weight_map from weight to file "
-            f"({type(error).__name__}: {error})"
-        ) from error
-
-
 def _download(
     repo_id: str,
     revision: str | None,
     patterns: tuple[str, ...] | list[str],
-    local_files_only: bool,
     progress: bool,
 ) -> Path:
     """Bring the top-level files that match into the cache, and return the snapshot's folder."""
@@ -244,7 +197,6 @@ def _download(
                 revision=revision,
                 allow_patterns=list(patterns),
                 ignore_patterns="*/*",
-                local_files_only=local_files_only,
                 tqdm_class=None if progress else _hidden_bar(),
             )
         )
@@ -324,8 +276,7 @@ def _explain(error: Exception, repo_id: str, revision: str | None, missing: list
         (errors.HfHubHTTPError, answers.get(status, refused)),
         (
             errors.OfflineModeIsEnabled,
-            f"{lacks}, and downloads are switched off: run once without local_files_only "
-            "and HF_HUB_OFFLINE",
+            f"{lacks}, and downloads are switched off: run once without HF_HUB_OFFLINE",
         ),
         (
             (errors.FileMetadataError, json.JSONDecodeError),

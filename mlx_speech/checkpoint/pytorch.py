@@ -18,8 +18,8 @@ from typing import BinaryIO
 import mlx.core as mx
 import numpy as np
 
-from .errors import CheckpointError
-from .pytorch_pickle import ELEMENT_TYPES, MOST_ELEMENTS, Tensor, Unpickler, kind_of, shown
+from ..errors import CheckpointError
+from .unpickler import ELEMENT_TYPES, MOST_ELEMENTS, Tensor, Unpickler, kind_of, shown
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001

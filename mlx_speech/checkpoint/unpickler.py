@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 # by the global that a pickle names: what one element is in the file, and in MLX
 ELEMENT_TYPES = {

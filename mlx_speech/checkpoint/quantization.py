@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -256,7 +256,7 @@ def _stored(path: str, inputs: int, weights: dict[str, mx.array]) -> dict[str, A
     )
 
 
-def refuse_foreign(config: dict[str, Any]) -> None:
+def check_quant_method(config: dict[str, Any]) -> None:
     """Check that a checkpoint is not quantized in a way that only other programs can read.
 
     Raises:

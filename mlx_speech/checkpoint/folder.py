@@ -1,0 +1,77 @@
+"""The files of a checkpoint folder: which there are, and the JSON among them."""
+
+from __future__ import annotations
+
+import json
+import os
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+
+#: what configurations and processors are read from
+SMALL_FILES = ("*.json", "*.jinja", "*.model", "*vocab*.txt", "*merges*.txt")
+# best first: index of shards, single file, other names for it
+_WEIGHTS = (
+    ("model.safetensors.index.json", "model.safetensors", "model*.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin"),
+)
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+NO_WEIGHTS = "no model.safetensors and no pytorch_model.bin"
+
+
+def read_json(folder: Path, name: str = "config.json", *, required: bool = True) -> dict[str, Any]:
+    """Parse one JSON file of a checkpoint folder; an absent optional one reads as `{}`.
+
+    Raises:
+        CheckpointError: the file is missing though required, or is not a JSON object.
+    """
+    path = Path(folder) / name
+    if not path.is_file():
+        if required:
+            raise CheckpointError(f"{folder}: no {name} here, so this is not a model folder")
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data
+
+
+def weight_files(name: str, folder: Path, held: set[str]) -> list[str]:
+    """Name the files of a model's own weights: safetensors wherever there are any, else PyTorch's.
+
+    Args:
+        name: what to call the checkpoint in a message.
+        folder: where its indices are.
+        held: names of all files that it has.
+
+    Returns:
+        The names; none if there are no weights.
+
+    Raises:
+        CheckpointError: an index is malformed.
+    """
+    for index, single, pattern in _WEIGHTS:
+        if (folder / index).is_file():
+            return _indexed_files(name, folder / index)
+        if single in held:
+            return [single]
+        if others := sorted(file for file in held if fnmatchcase(file, pattern)):
+            return others
+    return []
+
+
+def _indexed_files(name: str, index: Path) -> list[str]:
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted({os.fspath(file) for file in files})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{name}: {index.name} is not an index of weights, a weight_map from weight to file "
+            f"({type(error).__name__}: {error})"
+        ) from error

@@ -1,0 +1,182 @@
+"""Tensors of a checkpoint folder -> a model: read, renamed, assigned, cast, with the adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map
+
+from ..errors import CheckpointError
+from ..generation.config import GenerationConfig
+from ..layers.lora import LoraConfig, apply_adapter
+from .folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NO_WEIGHTS, read_json, weight_files
+from .pytorch import read_pytorch_bin
+from .quantization import check_quant_method, quantize_as_stored
+
+
+def load_weights(folder: Path, config: dict, model_class: type, dtype: mx.Dtype | None = None):
+    """A folder's model in evaluation mode, its adapter over it, with all its tensors read.
+
+    Args:
+        config: the folder's config.json.
+        model_class: what to make of it, a `PretrainedModel`.
+        dtype: floating type to compute in; by default that of the checkpoint, or on a CPU float32.
+
+    Raises:
+        CheckpointError: tensors are missing, superfluous, misshapen or damaged; the configuration
+            is malformed; the adapter does not fit.
+    """
+    model = lazy_model(folder, config, model_class)
+    if dtype is None and mx.default_device().type == mx.DeviceType.cpu:
+        dtype = mx.float32
+    dtype = dtype or checkpoint_dtype(config, dict(tree_flatten(model.parameters())))
+    cast(model, dtype)
+    attach_adapter(model, folder, dtype)
+    model.eval()
+    # reads the files, one tensor after the other: what is not needed in its stored type any more
+    # is freed before the next one is read
+    mx.eval(model.parameters())
+    return model
+
+
+def lazy_model(folder: Path, config: dict, model_class: type):
+    """A folder's model without its adapter, in the types and with the bits in which it is stored.
+
+    Tensors of safetensors are read when they are first used. Arguments and errors as above.
+    """
+    check_quant_method(config)
+    settings = model_class.config_class.from_dict(config)
+    weights = read_weights(folder)
+    try:
+        weights = model_class.sanitize(weights, settings)
+    except KeyError as error:
+        raise CheckpointError(f"{folder}: tensor {error} is missing") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: misshapen tensor {error}") from error
+    model_class.infer_config_from_weights(settings, weights)
+    model = model_class(settings)
+    quantize_as_stored(model, weights)
+    assign_weights(model, weights, folder)
+    model.folder = folder
+    stored = read_json(folder, "generation_config.json", required=False)
+    model.generation_config = GenerationConfig.from_checkpoint(stored, config)
+    return model
+
+
+def checkpoint_dtype(config: dict, weights: dict[str, mx.array]) -> mx.Dtype:
+    """The type that a checkpoint says it is in, or else that most of its tensors have.
+
+    A `text_config` may say something else and is not asked: released ones are stale.
+    """
+    stated = config.get("dtype") or config.get("torch_dtype")
+    if stated in ("bfloat16", "float16", "float32"):
+        return getattr(mx, stated)
+    sizes: dict[mx.Dtype, int] = {}
+    for value in weights.values():
+        if mx.issubdtype(value.dtype, mx.floating):
+            sizes[value.dtype] = sizes.get(value.dtype, 0) + value.size
+    return max(sizes, key=sizes.get, default=mx.float32)
+
+
+def read_weights(folder: Path) -> dict[str, mx.array]:
+    """The tensors of a folder: of its safetensors, or where there are none of its PyTorch files.
+
+    Only files that the index names, or else the model's own by their name; other safetensors
+    beside them (adapters, `out_llm.safetensors`) belong to something else. Safetensors are
+    memory-mapped: nothing is read before it is evaluated.
+
+    Raises:
+        CheckpointError: there are no weights, or a file of them is missing, damaged or unsafe.
+    """
+    files = weight_files(str(folder), folder, {file.name for file in folder.iterdir()})
+    if not files:
+        raise CheckpointError(f"{folder}: {NO_WEIGHTS} here")
+    weights: dict[str, mx.array] = {}
+    for name in files:
+        read = read_pytorch_bin if name.endswith(".bin") else read_safetensors
+        weights.update(read(folder / name))
+    return weights
+
+
+def read_safetensors(file: Path) -> dict[str, mx.array]:
+    """One safetensors file, memory-mapped.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file.parent}: {file.name} is missing; download it again")
+    try:
+        return mx.load(str(file))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{file}: not a whole safetensors file; download it again ({error})"
+        ) from error
+
+
+def assign_weights(model: nn.Module, weights: dict[str, mx.array], folder: Path) -> None:
+    """Put tensors into a model.
+
+    Raises:
+        CheckpointError: tensors are missing, superfluous or misshapen; lists the first of them.
+    """
+    expected = {name: value.shape for name, value in tree_flatten(model.parameters())}
+    problems = {
+        "missing": sorted(expected.keys() - weights.keys()),
+        "not part of this model": sorted(weights.keys() - expected.keys()),
+        "of the wrong shape": [
+            f"{name} {weights[name].shape} instead of {shape}"
+            for name, shape in sorted(expected.items())
+            if name in weights and weights[name].shape != shape
+        ],
+    }
+    told = [
+        f"{len(names)} tensors {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        for what, names in problems.items()
+        if names
+    ]
+    if told:
+        raise CheckpointError(f"{folder}: the weights do not fit config.json; {'; '.join(told)}")
+    model.load_weights(list(weights.items()))
+
+
+def cast(model: nn.Module, dtype: mx.Dtype) -> None:
+    """Have a model's floating-point tensors in one type."""
+    model.update(
+        tree_map(
+            lambda v: v.astype(dtype) if mx.issubdtype(v.dtype, mx.floating) else v,
+            model.parameters(),
+        )
+    )
+
+
+def attach_adapter(model: nn.Module, folder: Path, dtype: mx.Dtype) -> None:
+    """`load_adapter`, if the folder has one.
+
+    Raises:
+        CheckpointError: it has none though it says that it needs one.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        load_adapter(model, folder, dtype)
+    elif getattr(model.config, "has_lora_adapter", False):
+        raise CheckpointError(
+            f"{folder}: config.json says that the model needs its LoRA adapter, but there is no "
+            f"{ADAPTER_CONFIG}"
+        )
+
+
+def load_adapter(model: nn.Module, folder: Path, dtype: mx.Dtype) -> None:
+    """Put the LoRA adapter of a checkpoint folder over a loaded model.
+
+    Raises:
+        CheckpointError: the adapter is incomplete, of another kind, or made for another model.
+    """
+    config = LoraConfig.from_dict(read_json(folder, ADAPTER_CONFIG))
+    # peft saves with this prefix, transformers without it
+    weights = {
+        name.removeprefix("base_model.model."): value
+        for name, value in read_safetensors(folder / ADAPTER_WEIGHTS).items()
+    }
+    apply_adapter(model, config, weights, dtype)
