@@ -65,7 +65,7 @@ _HOMES = {
         "Speech2TextTokenizer",
         "Tokenizer",
     ),
-    "text_generation": ("GenerationResponse", "generate", "stream_generate"),
+    "generation.text": ("GenerationResponse", "generate", "stream_generate"),
     "transcription": ("Segment", "Transcript", "Word", "stream_transcribe", "transcribe"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

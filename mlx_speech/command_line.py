@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ContextLengthError, InputError, MlxSpeechError
 
 if TYPE_CHECKING:
-    from .text_generation import GenerationResponse
+    from .generation.text import GenerationResponse
 
 #: the model for text and chat where none is named: it hears as well
 CHAT_MODEL = "ibm-granite/granite-speech-3.3-2b"

@@ -12,7 +12,7 @@ import mlx.core as mx
 from .errors import CheckpointError, InputError
 from .generation.api import check_generates
 from .generation.prompt_cache import load_prompt_cache, save_prompt_cache
-from .text_generation import GenerationResponse, prompt_ids, stream_generate, text_tokenizer
+from .generation.text import GenerationResponse, prompt_ids, stream_generate, text_tokenizer
 from .transcription import Transcript, transcribe
 
 #: limit on a reply, where nothing is said and the context has room

@@ -13,9 +13,9 @@ from .ctc import CTCVocabulary
 from .errors import ContextLengthError
 from .generation import GenerationConfig, TextStream
 from .generation.api import Run, start
+from .generation.repetition import find_loop
 from .generation.stopping import TextBefore
 from .hearing import Heard
-from .repetition import find_loop
 from .transcript import Segment, Word
 
 #: tokens that a text may have: so many for each second of audio (fast speech has 3 to 4, other

@@ -29,7 +29,7 @@ from .command_line import (
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from .text_generation import GenerationResponse, Prompt
+    from .generation.text import GenerationResponse, Prompt
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -151,7 +151,7 @@ def as_prompt(args: argparse.Namespace, processor, text: str) -> Prompt:
     Raises:
         InputError: there is a system prompt, but no template to put it into.
     """
-    from .text_generation import text_tokenizer
+    from .generation.text import text_tokenizer
 
     template = getattr(text_tokenizer(processor), "chat_template", None)
     if template is not None and not args.ignore_chat_template:
@@ -166,7 +166,7 @@ def as_prompt(args: argparse.Namespace, processor, text: str) -> Prompt:
 
 def answer(model, processor, prompt: Prompt, **options) -> GenerationResponse:
     """Print the answer as it comes, or whole where beams search for it; its last response."""
-    from .text_generation import generate_response, stream_generate
+    from .generation.text import generate_response, stream_generate
 
     if options.get("num_beams", 1) > 1:
         response = generate_response(model, processor, prompt, **options)

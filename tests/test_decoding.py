@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_speech import decoding, load_audio, stream_transcribe, transcribe
-from mlx_speech.repetition import LEAST_TOKENS, find_loop
+from mlx_speech.generation.repetition import LEAST_TOKENS, find_loop
 
 GATE = DATA / "audio" / "espeak_05.flac"
 LONGER = DATA / "audio" / "espeak_03.flac"

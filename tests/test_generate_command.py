@@ -13,8 +13,8 @@ from commands import Caller, Terminal, one_line, run, shell
 from conftest import TINY, edit_json
 
 import mlx_speech
-from mlx_speech import text_generation
 from mlx_speech.generate import build_parser, main
+from mlx_speech.generation import text as text_generation
 from mlx_speech.generation.config import DEFAULT_NEW_TOKENS
 from mlx_speech.models.causal_lm import PREFILL_STEP_SIZE
 

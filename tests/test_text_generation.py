@@ -24,7 +24,7 @@ from mlx_speech import (
     save_prompt_cache,
 )
 from mlx_speech.generation.stopping import TextBefore
-from mlx_speech.text_generation import generate_response, prompt_ids
+from mlx_speech.generation.text import generate_response, prompt_ids
 
 COMMAND = "translate to french: please turn on the hall light and play some music"
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
-from .errors import InputError, UnsupportedOptionError
-from .generation import TextStream
-from .generation.api import Run, start
-from .generation.stopping import TextBefore
+from ..errors import InputError, UnsupportedOptionError
+from . import TextStream
+from .api import Run, start
+from .stopping import TextBefore
 
 #: a text; messages of a conversation, `{"role": ..., "content": ...}`; or token ids
 Prompt = str | Sequence[dict[str, Any]] | Sequence[int]
