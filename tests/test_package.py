@@ -22,7 +22,7 @@ def test_unknown_name():
 
 
 @pytest.mark.parametrize(
-    ("name", "home"), [("transcribe", "transcription"), ("generate", "text_generation")]
+    ("name", "home"), [("transcribe", "transcription"), ("generate", "generation.text")]
 )
 def test_command_line_does_not_hide_the_function(name, home):
     """Whichever of the two is imported first."""

@@ -22,10 +22,10 @@ from mlx_speech import (
     Speech2TextProcessor,
     Speech2TextTokenizer,
     UnsupportedOptionError,
-    fbank,
     load_audio,
 )
 from mlx_speech.generation import TextStream
+from mlx_speech.processing import kaldi_fbank as fbank
 
 TINY_S2T = ROOT / "examples" / "tiny-s2t"
 REFERENCE = json.loads((DATA / "reference" / "tiny_s2t_reference.json").read_text())

@@ -13,11 +13,11 @@ import mlx.core as mx
 from ..audio import Recording
 from ..checkpoint.folder import read_json
 from ..ctc import CTCVocabulary
-from ..encoding import BatchEncoding, check_arrays
 from ..errors import CheckpointError, InputError
-from ..features import GraniteSpeechFeatureExtractor
 from ..hearing import CTCListener, Cutting, Heard
 from ..models.granite_speech import GraniteSpeechConfig, GraniteSpeechPlusConfig
+from .batch import BatchEncoding, check_arrays
+from .log_mel import GraniteSpeechFeatureExtractor
 from .prompts import GRANITE_4_1, PromptStyle, language_code, prompt_style
 from .tokenizer import Tokenizer
 

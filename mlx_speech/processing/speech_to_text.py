@@ -9,11 +9,11 @@ import mlx.core as mx
 
 from ..audio import Recording
 from ..checkpoint.folder import read_json
-from ..encoding import BatchEncoding
 from ..errors import InputError, UnsupportedOptionError
-from ..fbank import SHIFT_MS, Speech2TextFeatureExtractor
 from ..hearing import Cutting, EnergyListener, Heard
 from ..models.speech_to_text.layers import Speech2TextConfig
+from .batch import BatchEncoding
+from .kaldi_fbank import SHIFT_MS, Speech2TextFeatureExtractor
 from .prompts import LANGUAGES
 from .speech_to_text_tokenizer import Speech2TextTokenizer
 

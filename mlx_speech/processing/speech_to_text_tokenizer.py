@@ -12,9 +12,8 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.folder import read_json
-from ..encoding import BatchEncoding, check_arrays
 from ..errors import CheckpointError, InputError, UnsupportedOptionError
-from .batch import pad_rows
+from .batch import BatchEncoding, check_arrays, pad_rows
 
 VOCAB_FILE = "vocab.json"
 SPM_FILE = "sentencepiece.bpe.model"

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 import mlx.core as mx
 from tokenizers import Tokenizer as Backend
 
-from ..encoding import BatchEncoding, check_arrays
 from ..errors import InputError, UnsupportedOptionError
-from .batch import as_ids, pad_rows
+from .batch import BatchEncoding, as_ids, check_arrays, pad_rows
 from .chat_template import choose_chat_template, find_chat_templates, render_chat
 from .special_tokens import SpecialTokens
 from .tokenizer_files import named_tokens, read_tokenizer

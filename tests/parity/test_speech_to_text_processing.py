@@ -29,7 +29,7 @@ from mlx_speech import (
     Speech2TextTokenizer,
     load_audio,
 )
-from mlx_speech.fbank import fbank
+from mlx_speech.processing.kaldi_fbank import fbank
 
 ROOT = Path(__file__).parents[2]
 TINY_S2T = ROOT / "examples" / "tiny-s2t"

@@ -10,9 +10,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .checkpoint.folder import read_json
-from .errors import AudioError, CheckpointError, InputError
-from .recording import Recording, not_finite, refuse_integers
+from ..checkpoint.folder import read_json
+from ..errors import AudioError, CheckpointError, InputError
+from ..recording import Recording, not_finite, refuse_integers
 
 #: `melspec_kwargs` of a checkpoint that says nothing
 MEL_DEFAULTS = {
@@ -110,7 +110,7 @@ class GraniteSpeechFeatureExtractor:
     ) -> GraniteSpeechFeatureExtractor:
         """Read the feature extractor of a local folder or a Hugging Face repository: from
         processor_config.json, else preprocessor_config.json, else the released models' values."""
-        from .checkpoint.hub import resolve_checkpoint
+        from ..checkpoint.hub import resolve_checkpoint
 
         folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         processor = read_json(folder, "processor_config.json", required=False)

@@ -14,10 +14,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .checkpoint.folder import read_json
-from .encoding import BatchEncoding, check_arrays
-from .errors import AudioError, InputError
-from .features import mono_recordings
+from ..checkpoint.folder import read_json
+from ..errors import AudioError, InputError
+from .batch import BatchEncoding, check_arrays
+from .log_mel import mono_recordings
 
 FRAME_MS = 25.0
 SHIFT_MS = 10.0
@@ -173,7 +173,7 @@ class Speech2TextFeatureExtractor:
         cls, path_or_repo, *, revision: str | None = None
     ) -> Speech2TextFeatureExtractor:
         """Read the feature extractor of a local folder or a Hugging Face repository."""
-        from .checkpoint.hub import resolve_checkpoint
+        from ..checkpoint.hub import resolve_checkpoint
 
         folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         data = read_json(folder, "processor_config.json", required=False).get("feature_extractor")
