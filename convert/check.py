@@ -19,14 +19,13 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_speech.audio import load_audio, open_recording
+from mlx_speech.audio import Recording, load_audio, open_recording
 from mlx_speech.checkpoint.folder import read_json, weight_files
 from mlx_speech.checkpoint.hub import resolve_checkpoint
 from mlx_speech.checkpoint.weights import ADAPTER_WEIGHTS
 from mlx_speech.errors import AudioError, UnsupportedOptionError
 from mlx_speech.generation.api import start
 from mlx_speech.loading import architecture, load
-from mlx_speech.recording import Recording
 from mlx_speech.transcription import prepare, transcribe
 from mlx_speech.word_errors import word_error_rate, word_errors
 

@@ -463,7 +463,7 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
     def forbidden(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("mlx_speech.audio.open", forbidden, raising=False)
+    monkeypatch.setattr("mlx_speech.audio.load.open", forbidden, raising=False)
     assert re.search(r"a\.wav may not be read", refused("a.wav"))
 
 

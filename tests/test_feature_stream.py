@@ -8,8 +8,8 @@ import pytest
 from conftest import find_recording
 
 from mlx_speech import AudioError, GraniteSpeechFeatureExtractor, load_audio
-from mlx_speech import recording as recording_module
 from mlx_speech.audio import SAMPLING_RATE, open_recording
+from mlx_speech.audio import recording as recording_module
 
 
 def noise(size: int) -> np.ndarray:

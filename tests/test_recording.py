@@ -15,8 +15,8 @@ import pytest
 import soundfile
 from test_audio import encoded, ffmpeg, give_stdin, needs_ffmpeg, refused, sine
 
-from mlx_speech import recording as recording_module
 from mlx_speech.audio import SAMPLING_RATE, load_audio, open_recording
+from mlx_speech.audio import recording as recording_module
 from mlx_speech.errors import AudioError
 
 RECORDINGS = Path(__file__).parent / "data" / "audio"

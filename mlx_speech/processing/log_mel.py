@@ -10,9 +10,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..audio.recording import Recording, not_finite, refuse_integers
 from ..checkpoint.folder import read_json
 from ..errors import AudioError, CheckpointError, InputError
-from ..recording import Recording, not_finite, refuse_integers
 
 #: `melspec_kwargs` of a checkpoint that says nothing
 MEL_DEFAULTS = {

@@ -22,8 +22,8 @@ from typing import BinaryIO
 import mlx.core as mx
 import numpy as np
 
-from .containers import SALVAGE, checked_size, states_length
-from .errors import AudioError
+from ..errors import AudioError
+from .headers import SALVAGE, checked_size, states_length
 from .recording import Recording, disk_errors, record
 
 SAMPLING_RATE = 16000

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import mlx.core as mx
 import numpy as np
 
-from .errors import AudioError
+from ..errors import AudioError
 
 # What memory may hold of a recording; ten minutes at the models' rate. The rest goes to disk.
 _MEMORY_SAMPLES = 600 * 16000

@@ -6,7 +6,7 @@ import io
 import os
 import struct
 
-from .errors import AudioError
+from ..errors import AudioError
 
 #: what to do with a damaged recording, for messages
 SALVAGE = "get a whole copy, or keep what is readable with: ffmpeg -i FILE readable.wav"
