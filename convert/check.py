@@ -24,9 +24,9 @@ from mlx_speech.checkpoint.folder import read_json, weight_files
 from mlx_speech.checkpoint.hub import resolve_checkpoint
 from mlx_speech.checkpoint.weights import ADAPTER_WEIGHTS
 from mlx_speech.errors import AudioError, UnsupportedOptionError
-from mlx_speech.generation.api import start
+from mlx_speech.generation import prefill
 from mlx_speech.loading import architecture, load
-from mlx_speech.transcription import prepare, transcribe
+from mlx_speech.transcription.pipeline import prepare, transcribe
 from mlx_speech.word_errors import word_error_rate, word_errors
 
 #: what is compared by relative error, in the order in which it is computed
@@ -227,7 +227,7 @@ class _Listener:
         job = prepare(file, self._model)
         segments, said = [], []
         with job.recording:
-            for heard in job.listener:
+            for heard in job.chunks:
                 (segment,) = job.decoder.decode([heard])
                 segments.append(segment)
                 said.append(_Said(heard.begin, heard.begin + heard.duration, segment.tokens))
@@ -255,7 +255,7 @@ class _Listener:
             rate = recording.sampling_rate
             inputs = processor.speech_inputs(recording.read(round(begin * rate), round(end * rate)))
             stages = model.audio_stages(inputs["input_features"])
-            run = start(model, None, {**inputs, "max_new_tokens": len(tokens) + 1})
+            run = prefill(model, **inputs, max_new_tokens=len(tokens) + 1)
             logits = [run.logits[:, None]]
             if tokens:
                 logits.append(run.step(mx.array([tokens], run.prompt.dtype)))

@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "audio": ("load_audio",),
-    "conversation": ("ChatSession",),
+    "chat_session": ("ChatSession",),
     "errors": (
         "AudioError",
         "CheckpointError",

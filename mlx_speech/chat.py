@@ -35,7 +35,7 @@ from .errors import AudioError, ContextLengthError, InputError, MlxSpeechError
 from .terminal import line_history, read_line
 
 if TYPE_CHECKING:
-    from .conversation import ChatSession
+    from .chat_session import ChatSession
 
 #: what each takes, and what it does; a method of `Chat` has its name
 COMMANDS = {
@@ -93,7 +93,7 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
 def run(args: argparse.Namespace) -> int:
     """Load the model, then take one line after the other."""
     need_standard_output()
-    from .conversation import ChatSession
+    from .chat_session import ChatSession
 
     model, processor = load_named(args)
     with told_in_options():

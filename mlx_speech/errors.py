@@ -11,9 +11,44 @@
 Catch `MlxSpeechError` to catch all of them. Anything else that escapes the library is a bug.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
 
 class MlxSpeechError(Exception):
     """Base of all errors that are meant for the user's eyes."""
+
+    _about: tuple[str, dict[str, Any]] | None = None
+
+    @classmethod
+    def about(cls, template: str, *, option: str = "", **values: Any) -> Self:
+        """An error about options, which a command line may call by other names.
+
+        Args:
+            template: the message, for `str.format`. Its fields are `values`, `option`, and else
+                names of options: `"{option} is {value!r}; leave out {num_beams}"`.
+            option: name of the option that it is about.
+        """
+        error = cls(_filled(template, values, option, str))
+        error._about = template, {**values, "option": option}
+        return error
+
+    def spelled(self, spell: Callable[[str], str]) -> str:
+        """The message, with each option called what `spell` makes of its name."""
+        if self._about is None:
+            return str(self)
+        template, values = self._about
+        return _filled(template, values, values["option"], spell)
+
+
+def _filled(template: str, values: dict[str, Any], option: str, spell: Callable[[str], str]) -> str:
+    class Fields(dict):
+        def __missing__(self, name: str) -> str:
+            return spell(name)
+
+    return template.format_map(Fields(values, option=spell(option)))
 
 
 class AudioError(MlxSpeechError):

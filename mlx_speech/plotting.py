@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .transcription import Segment, Transcript
+    from .transcription.transcript import Segment, Transcript
 
 #: a row shows this much, in s, or more where the rows would otherwise be too many
 ROW_SECONDS = 20.0
@@ -52,8 +52,6 @@ def plot_transcript(
     read: Callable[[int, int], Any],
     sampling_rate: int,
     transcript: Transcript,
-    speech: np.ndarray | None = None,
-    frame_rate: float = 50.0,
 ) -> None:
     """Draw a transcript over its recording into a PNG file, which is written whole or not at all.
 
@@ -61,9 +59,7 @@ def plot_transcript(
         path: of the file, which ends in .png.
         read: gives samples `start` to `end` of the recording, (n,).
         sampling_rate: of the samples, in Hz.
-        transcript: its `duration` is what is drawn.
-        speech: (frames,) bool, whether anything is said in a frame; none, no pauses are shown.
-        frame_rate: frames in a second.
+        transcript: what is drawn: its `duration`, pauses between its `regions`, segments and words.
 
     Raises:
         InputError: the file's name does not end in .png.
@@ -72,7 +68,7 @@ def plot_transcript(
     """
     path = Path(path)
     check_plot(path)
-    figure = draw_transcript(read, sampling_rate, transcript, speech, frame_rate)
+    figure = draw_transcript(read, sampling_rate, transcript)
     with replacing(path) as temporary, warnings.catch_warnings():
         # a character that no font has is drawn as a box
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
@@ -100,8 +96,6 @@ def draw_transcript(
     read: Callable[[int, int], Any],
     sampling_rate: int,
     transcript: Transcript,
-    speech: np.ndarray | None = None,
-    frame_rate: float = 50.0,
 ) -> Figure:
     """The figure of `plot_transcript`, one axes for each row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -136,7 +130,7 @@ def draw_transcript(
     ]
     peak = max(float(np.abs(envelope).max(initial=0)) for _, envelope in envelopes)
     loudness = f"{20 * math.log10(peak):.0f} dBFS" if peak else "silence"
-    pauses = _pauses(speech, frame_rate)
+    pauses = _pauses(transcript)
     for row, start, (samples, envelope) in zip(rows, starts, envelopes, strict=True):
         row.set(xlim=(start, start + seconds), ylim=(BOTTOM, TOP), yticks=[])
         row.tick_params(labelsize=7)
@@ -151,10 +145,9 @@ def draw_transcript(
         _draw_segments(row, transcript.segments, fonts)
         _draw_words(row, transcript.segments, fonts)
     rows[-1].set_xlabel("seconds", fontsize=8)
-    shaded = "shaded: pauses; " if speech is not None else ""
     rows[0].set_title(
-        f"segments above, words below; dashed: where segments begin and end; {shaded}"
-        f"loudest: {loudness}",
+        f"segments above, words below; dashed: where segments begin and end; shaded: "
+        f"pauses; loudest: {loudness}",
         fontsize=8,
     )
     return figure
@@ -175,13 +168,12 @@ def _envelope(
     return start + step * np.arange(envelope.shape[1]), envelope
 
 
-def _pauses(speech: np.ndarray | None, frame_rate: float) -> list[tuple[float, float]]:
-    """Start and length of each run of frames without speech, in s."""
-    if speech is None:
+def _pauses(transcript: Transcript) -> list[tuple[float, float]]:
+    """Start and length of each stretch without speech, in s; none where nobody knows."""
+    if transcript.regions is None:
         return []
-    silent = np.concatenate([[False], ~np.asarray(speech, dtype=bool), [False]])
-    edges = np.flatnonzero(silent[1:] != silent[:-1]).reshape(-1, 2) / frame_rate
-    return [(float(start), float(end - start)) for start, end in edges]
+    edges = [0.0, *(edge for region in transcript.regions for edge in region), transcript.duration]
+    return [(a, b - a) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
 
 
 def _bars(row: Axes, spans: list[tuple[float, float]], height, color: str, gid: str):

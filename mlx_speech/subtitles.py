@@ -19,7 +19,7 @@ from .errors import InputError
 from .text_lines import columns, is_rtl, line_breaks, one_line
 
 if TYPE_CHECKING:
-    from .transcription import Segment, Transcript, Word
+    from .transcription.transcript import Segment, Transcript, Word
 
 #: an underline waits for the next word over pauses up to this, in s, instead of flickering
 LONGEST_HOLD = 0.3

@@ -28,7 +28,7 @@ from .transcribe_options import INSTRUCTIONS, SEGMENTS, build_parser, check_usag
 from .writers import FORMATS, to_txt
 
 if TYPE_CHECKING:
-    from .transcription import Transcript, TranscriptionDelta
+    from .transcription.transcript import Transcript, TranscriptionDelta
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -124,7 +124,7 @@ def transcribe_one(args, tally: Tally, job: Job, loaded: tuple, progress: Progre
     """Transcribe one recording to files or to standard output."""
     import mlx.core as mx
 
-    from .transcription import stream_transcribe, transcribe
+    from .transcription.pipeline import stream_transcribe, transcribe
 
     source = job.input.source
     options = given(args, INSTRUCTIONS + SEGMENTS + GENERATION)
@@ -168,7 +168,9 @@ def check_words(args: argparse.Namespace, model, processor) -> None:
     Raises:
         UnsupportedOptionError: there is an option that cannot do without them.
     """
-    if not hasattr(processor, "ctc_vocabulary") or processor.ctc_vocabulary(model) is not None:
+    from .transcription.pipeline import speech_family
+
+    if speech_family(model, processor).ctc_vocabulary is not None:
         return
     if option := args.subtitles.needs_words:
         raise UnsupportedOptionError(
@@ -221,8 +223,7 @@ def plot(job: Job, transcript: Transcript) -> None:
     from .plotting import plot_transcript
 
     with open_recording(job.input.source) as recording:
-        rate, speech = recording.sampling_rate, transcript.speech
-        plot_transcript(job.plot, recording.read, rate, transcript, speech)
+        plot_transcript(job.plot, recording.read, recording.sampling_rate, transcript)
 
 
 def fail(args: argparse.Namespace, tally: Tally, source: str, error: Exception) -> None:

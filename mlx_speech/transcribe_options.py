@@ -182,13 +182,13 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     check_generation(parser, args)
     args.keywords = args.keywords and _keywords(parser, args.keywords)
 
-    from .hearing import Cutting
-    from .processing.prompts import check_request
+    from .processing.request import TranscriptionRequest
+    from .transcription.chunks import ChunkOptions
 
     with _usage(parser, SEGMENTS):
-        Cutting(**given(args, ("chunk_duration", "min_silence")))
+        ChunkOptions(**given(args, ("chunk_duration", "min_silence")))
     with _usage(parser, INSTRUCTIONS):
-        check_request(**given(args, INSTRUCTIONS))
+        TranscriptionRequest(**given(args, INSTRUCTIONS))
     with _usage(parser, SUBTITLES):
         args.subtitles = SubtitleOptions(**given(args, SUBTITLES))
     _check_subtitles(parser, args)

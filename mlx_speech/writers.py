@@ -15,7 +15,7 @@ from .subtitles import SubtitleOptions, to_srt, to_vtt
 from .text_lines import one_line
 
 if TYPE_CHECKING:
-    from .transcription import Transcript
+    from .transcription.transcript import Transcript
 
 #: what the template of a file's name may hold
 NAME_FIELDS = ("stem", "name", "parent", "model", "language", "task")

@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_speech import load_audio
-from mlx_speech.activity import (
-    LINK,
-    ONSET,
-    REACH,
-    RELEASE,
+from mlx_speech.transcription.segmenter import Segmenter, Span
+from mlx_speech.transcription.vad import (
+    LINK_FRAMES,
+    ONSET_FRAMES,
+    REACH_FRAMES,
+    RELEASE_FRAMES,
     SILENCE_DBFS,
-    Activity,
-    EnergyActivity,
-    SpeechExtents,
-    ctc_activity,
+    EnergyVAD,
+    SpeechActivity,
+    SpeechRegions,
+    ctc_vad,
 )
-from mlx_speech.segmentation import Segmenter, Span
 
 RATE = 16000
 RECORDINGS = sorted(p.name for p in (DATA / "audio").glob("*_??.flac"))
@@ -33,12 +33,14 @@ def recording(name: str) -> np.ndarray:
     return np.array(load_audio(DATA / "audio" / name))
 
 
-def energy(samples: np.ndarray, step: int = 30 * RATE) -> Activity:
+def energy(samples: np.ndarray, step: int = 30 * RATE) -> SpeechActivity:
     """The activity of samples pushed `step` at a time."""
-    meter = EnergyActivity()
+    meter = EnergyVAD()
     parts = [meter.push(samples[i : i + step]) for i in range(0, samples.size, step)]
     parts.append(meter.finish())
-    return Activity(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("speech", "level")))
+    return SpeechActivity(
+        *(np.concatenate([getattr(p, f) for p in parts]) for f in ("speech", "level"))
+    )
 
 
 def noise(seconds: float, slope: float, dbfs: float = -20.0, seed: int = 0) -> np.ndarray:
@@ -62,23 +64,23 @@ def loudest(samples: np.ndarray) -> float:
     return 10 * np.log10(np.square(frames).mean(axis=1).max())
 
 
-def ctc(tiny, samples: np.ndarray) -> Activity:
+def ctc(tiny, samples: np.ndarray) -> SpeechActivity:
     model, processor = tiny
     features = processor.audio_processor(mx.array(samples))["input_features"]
-    return ctc_activity(model.encoder(features).ctc_logits[0], space=ord(" "))
+    return ctc_vad(model.encoder(features).ctc_logits[0], space=ord(" "))
 
 
-def extents(letters: Activity, sound: np.ndarray, divisions=()) -> Activity:
+def extents(letters: SpeechActivity, sound: np.ndarray, divisions=()) -> SpeechActivity:
     """Extents of letters and sound that are pushed in parts that end at `divisions`."""
-    stage, told = SpeechExtents(), Activity.none()
+    stage, told = SpeechRegions(), SpeechActivity.none()
     edges = [0, *sorted(d for d in divisions if d < len(letters)), len(letters)]
     for a, b in itertools.pairwise(edges):
         told += stage.push(letters[a:b], sound[a:b])
         assert len(told) <= b
-    return told + stage.push(Activity.none(), np.zeros(0, bool), last=True)
+    return told + stage.push(SpeechActivity.none(), np.zeros(0, bool), last=True)
 
 
-def spans(letters: Activity, sound: Activity | None = None, **options) -> list[Span]:
+def spans(letters: SpeechActivity, sound: SpeechActivity | None = None, **options) -> list[Span]:
     """The spans by letters and sound, or by sound alone, in which there are no windows."""
     window = 15 if sound else 1
     options = {"window": window, "max_frames": 450, "min_silence": 30} | options
@@ -191,7 +193,7 @@ class TestStreaming:
             np.testing.assert_allclose(parts.level, whole.level, atol=1e-4)
 
     def test_state_stays_small(self):
-        meter, samples = EnergyActivity(), noise(10, 0)
+        meter, samples = EnergyVAD(), noise(10, 0)
         for _ in range(20):
             meter.push(samples)
             assert meter._samples.size + meter._decibels.size < 2000
@@ -201,43 +203,48 @@ class TestCtc:
     def test_blanks_and_spaces_are_no_speech(self):
         logits = np.full((4, 5), -9.0, np.float32)
         logits[range(4), [0, 3, 4, 1]] = 9.0
-        activity = ctc_activity(mx.array(logits), blank=0, space=4)
+        activity = ctc_vad(mx.array(logits), blank=0, space=4)
         assert activity.speech.tolist() == [False, True, False, True]
         np.testing.assert_allclose(activity.level, [0, 1, -1, 1], atol=1e-3)
-        assert ctc_activity(mx.array(logits), blank=1).speech.tolist() == [True, True, True, False]
+        assert ctc_vad(mx.array(logits), blank=1).speech.tolist() == [True, True, True, False]
 
     def test_half_precision(self):
         logits = mx.random.normal((50, 20), key=mx.random.key(0)).astype(mx.bfloat16)
-        activity = ctc_activity(logits)
+        activity = ctc_vad(logits)
         assert activity.level.dtype == np.float32
         assert (activity.speech == np.array(mx.argmax(logits, axis=-1) != 0)).all()
 
 
-def frames(mask: np.ndarray) -> Activity:
+def frames(mask: np.ndarray) -> SpeechActivity:
     """Letters in these frames; of no two frames is the level the same."""
-    return Activity(mask, np.arange(mask.size, dtype=np.float32))
+    return SpeechActivity(mask, np.arange(mask.size, dtype=np.float32))
 
 
 def defined_extents(letters: list[bool], sound: list[bool]) -> list[bool]:
-    """Frame by frame what `SpeechExtents` says that speech is."""
+    """Frame by frame what `SpeechRegions` says that speech is."""
 
     def any_of(mask, start, end):
         return any(mask[max(0, start) : end])
 
-    heard = [letter and any_of(sound, t - REACH, t + REACH + 1) for t, letter in enumerate(letters)]
+    heard = [
+        letter and any_of(sound, t - REACH_FRAMES, t + REACH_FRAMES + 1)
+        for t, letter in enumerate(letters)
+    ]
 
     def early(t):
         before = t
-        for u in range(t, max(-1, t - REACH - 1), -1):
-            if before - u > LINK + 1:
+        for u in range(t, max(-1, t - REACH_FRAMES - 1), -1):
+            if before - u > LINK_FRAMES + 1:
                 break
             if sound[u]:
                 return False
             before = u if heard[u] else before
-        return any_of(sound, t, t + REACH + 1)
+        return any_of(sound, t, t + REACH_FRAMES + 1)
 
     return [
-        any_of(heard, t - RELEASE, t + ONSET + 1) if sound[t] else heard[t] and not early(t)
+        any_of(heard, t - RELEASE_FRAMES, t + ONSET_FRAMES + 1)
+        if sound[t]
+        else heard[t] and not early(t)
         for t in range(len(letters))
     ]
 
@@ -291,7 +298,7 @@ class TestSpeechExtents:
     def test_sound_far_from_letters_is_none(self):
         letters = "." * 50 + "a" + "." * 50
         assert self.told(letters, "#" * 101) == "." * 32 + "s" * 35 + "." * 34
-        assert (ONSET, RELEASE) == (18, 16)
+        assert (ONSET_FRAMES, RELEASE_FRAMES) == (18, 16)
 
     def test_early_letters_do_not_count(self):
         """Those that come in the pause, before the sound of their word, do not fill it."""
@@ -309,15 +316,15 @@ class TestSpeechExtents:
     def test_letters_without_sound_count_for_a_second(self):
         letters = "a" * 200
         told = self.told(letters, "#" * 10 + "." * 190)
-        assert told == "s" * (10 + REACH) + "." * (190 - REACH)
+        assert told == "s" * (10 + REACH_FRAMES) + "." * (190 - REACH_FRAMES)
 
     @pytest.mark.parametrize("first", ["a", "#"])
     @pytest.mark.parametrize("then", ["a", "#"])
     def test_frame_by_frame(self, first, then):
         """Nothing is told before all is known that it depends on, and nothing forgotten."""
-        for far in (LINK, ONSET, RELEASE, REACH):
+        for far in (LINK_FRAMES, ONSET_FRAMES, RELEASE_FRAMES, REACH_FRAMES):
             for gap in (far - 1, far):
-                runs = [REACH, 3, gap, 3, REACH]
+                runs = [REACH_FRAMES, 3, gap, 3, REACH_FRAMES]
                 letters, sound = (
                     np.repeat([False, mark == first, False, mark == then, False], runs)
                     for mark in "a#"
@@ -327,7 +334,7 @@ class TestSpeechExtents:
                 assert (parts.speech == told.speech).all()
 
     def test_state_stays_small(self):
-        stage, part = SpeechExtents(), np.arange(1000) % 50 < 30
+        stage, part = SpeechRegions(), np.arange(1000) % 50 < 30
         for _ in range(20):
             stage.push(frames(part), part)
             assert len(stage._letters) == len(stage._sound) < 300

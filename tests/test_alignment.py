@@ -15,9 +15,14 @@ from hypothesis import strategies as st
 from small_tokenizers import LLAMA_MODEL, save
 
 from mlx_speech import InputError, LlamaTokenizer, load_audio
-from mlx_speech.alignment import align_words, frame_levels, split_words, word_probabilities
-from mlx_speech.ctc import CTCVocabulary
 from mlx_speech.processing import Tokenizer
+from mlx_speech.transcription.alignment import (
+    align_words,
+    frame_levels,
+    split_words,
+    word_probabilities,
+)
+from mlx_speech.transcription.ctc import CTCVocabulary
 
 LATIN, KANA = CTCVocabulary.of_head(256), CTCVocabulary.of_head(348)
 

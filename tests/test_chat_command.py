@@ -17,7 +17,7 @@ from conftest import DATA, TINY
 
 import mlx_speech
 from mlx_speech.chat import COMMANDS, HELP, build_parser, main
-from mlx_speech.conversation import REPLY_TOKENS
+from mlx_speech.chat_session import REPLY_TOKENS
 
 GATE = DATA / "audio" / "flite_08.flac"
 LIGHT = "turn on the kitchen light"

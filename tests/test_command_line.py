@@ -16,9 +16,11 @@ from commands import Caller, one_line, run, shell
 from conftest import DATA, ROOT, TINY
 
 import mlx_speech
-from mlx_speech import loading, transcription
+from mlx_speech import loading
 from mlx_speech.transcribe import build_parser, main
-from mlx_speech.transcription import DEFAULT_MODEL, Segment, Transcript
+from mlx_speech.transcription import pipeline as transcription
+from mlx_speech.transcription.pipeline import DEFAULT_MODEL
+from mlx_speech.transcription.transcript import Segment, Transcript
 
 AUDIO = DATA / "audio"
 GATE = AUDIO / "flite_08.flac"

@@ -10,8 +10,9 @@ from conftest import find_recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_speech import ctc, load_audio
-from mlx_speech.ctc import ANY, BLANK, CTCVocabulary, best_paths, frames_needed
+from mlx_speech import load_audio
+from mlx_speech.transcription import ctc
+from mlx_speech.transcription.ctc import ANY, BLANK, CTCVocabulary, best_paths, frames_needed
 
 LATIN, KANA = CTCVocabulary.of_head(256), CTCVocabulary.of_head(348)
 

@@ -8,8 +8,9 @@ from conftest import DATA
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_speech import decoding, load_audio, stream_transcribe, transcribe
+from mlx_speech import load_audio, stream_transcribe, transcribe
 from mlx_speech.generation.repetition import LEAST_TOKENS, find_loop
+from mlx_speech.transcription import segment_decoder as decoding
 
 GATE = DATA / "audio" / "espeak_05.flac"
 LONGER = DATA / "audio" / "espeak_03.flac"
@@ -105,7 +106,7 @@ class TestBudget:
     def endless(self, monkeypatch):
         """A limit of one token a second, in which no sentence is finished."""
         monkeypatch.setattr(decoding, "TOKENS_PER_SECOND", 1)
-        monkeypatch.setattr(decoding, "TOKENS_BESIDES", 0)
+        monkeypatch.setattr(decoding, "TOKENS_OVERHEAD", 0)
 
     @pytest.mark.parametrize("options", [{}, {"num_beams": 2}])
     def test_follows_from_its_own_length(self, tiny, options):

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from mlx_speech import ContextLengthError, GenerationConfig, InputError
-from mlx_speech.generation import TextStream, beam, stream_tokens
+from mlx_speech.generation import StreamingDetokenizer, beam, prefill
 from mlx_speech.generation.beam import beam_search
-from mlx_speech.generation.sampling import sampler, truncate
+from mlx_speech.generation.sampling import make_sampler, truncate
 from mlx_speech.generation.search import search
 from mlx_speech.layers.cache import KVCache, reorder_latest
 from mlx_speech.processing import Tokenizer
@@ -98,7 +98,7 @@ class TestSearch:
     def test_sampling_follows_the_distribution(self):
         probabilities = mx.array([0.5, 0.3, 0.15, 0.05])
         logits = mx.broadcast_to(mx.log(probabilities), (20000, 4))
-        drawn = sampler(GenerationConfig(temperature=1.0, seed=3))(logits)
+        drawn = make_sampler(GenerationConfig(temperature=1.0, seed=3))(logits)
         counts = np.bincount(np.array(drawn), minlength=4) / 20000
         np.testing.assert_allclose(counts, probabilities, atol=0.015)
 
@@ -263,7 +263,7 @@ class TestOptions:
     def test_beams_do_not_stream(self, tiny):
         model, _processor = tiny
         with pytest.raises(InputError, match="num_beams cannot stream"):
-            stream_tokens(model, mx.array([[5]]), num_beams=2)
+            prefill(model, mx.array([[5]]), num_beams=2, streaming=True).steps()
 
     def test_sampling_with_a_seed_on_the_model(self, tiny):
         model, processor = tiny
@@ -322,20 +322,20 @@ class TestStreaming:
     def test_pieces_make_the_text(self, text):
         tokenizer = byte_tokenizer()
         ids = tokenizer.encode(text)
-        stream = TextStream(tokenizer)
+        stream = StreamingDetokenizer(tokenizer)
         pieces = [*(stream.add(i) for i in ids), stream.finish()]
         assert "".join(pieces) == tokenizer.decode(ids).strip() == text.strip()
         assert not any("\ufffd" in piece for piece in pieces)
 
     def test_a_character_appears_with_its_last_byte(self):
         tokenizer = byte_tokenizer()
-        stream = TextStream(tokenizer)
+        stream = StreamingDetokenizer(tokenizer)
         assert [stream.add(i) for i in tokenizer.encode("aé")] == ["a", "", "é"]
 
     def test_special_tokens_are_silent(self):
         tokenizer = byte_tokenizer()
         ids = [*tokenizer.encode("ab"), tokenizer.backend.token_to_id("<|end|>")]
-        stream = TextStream(tokenizer)
+        stream = StreamingDetokenizer(tokenizer)
         assert [stream.add(i) for i in ids] == ["a", "b", ""]
         assert stream.finish() == ""
 
@@ -345,7 +345,7 @@ class TestStreaming:
         rng = random.Random(0)
         for _ in range(300):
             ids = [rng.randrange(256) for _ in range(rng.randrange(1, 24))]
-            stream = TextStream(tokenizer)
+            stream = StreamingDetokenizer(tokenizer)
             text = "".join([*(stream.add(i) for i in ids), stream.finish()])
             assert text == tokenizer.decode(ids).strip()
 
@@ -357,19 +357,19 @@ class TestStreaming:
         for _ in range(2000):
             pool = rng.choice([bytes_of_text, range(256, 266), [*bytes_of_text, *range(256, 266)]])
             ids = rng.choices(pool, k=rng.randrange(1, 30))
-            stream = TextStream(tokenizer)
+            stream = StreamingDetokenizer(tokenizer)
             text = "".join([*(stream.add(i) for i in ids), stream.finish()])
             assert text == tokenizer.decode(ids).strip()
 
     def test_bytes_wait_for_the_end_of_their_run(self):
         tokenizer = byte_fallback_tokenizer()
-        stream = TextStream(tokenizer)
+        stream = StreamingDetokenizer(tokenizer)
         ids = [257, *"é".encode(), 265, 260]
         assert [stream.add(i) for i in ids] == ["a", "", "", "", "é."]
 
     def test_a_step_decodes_few_tokens(self):
         tokenizer = byte_fallback_tokenizer()
-        stream = TextStream(tokenizer)
+        stream = StreamingDetokenizer(tokenizer)
         lengths = []
         decode = stream._decode
         stream._decode = lambda ids: lengths.append(len(ids)) or decode(ids)
@@ -383,13 +383,13 @@ class TestStreaming:
             def decode(self, ids):
                 return " ".join(["one", "two", "three"][i] for i in ids)
 
-        stream = TextStream(Words())
+        stream = StreamingDetokenizer(Words())
         assert [stream.add(i) for i in (2, 0, 0)] == ["three", " one", " one"]
         assert stream.finish() == ""
 
     def test_with_the_tiny_tokenizer(self, tiny, reference):
         _, processor = tiny
         for entry in reference["files"].values():
-            stream = TextStream(processor.tokenizer)
+            stream = StreamingDetokenizer(processor.tokenizer)
             pieces = [*(stream.add(i) for i in entry["french_ids"]), stream.finish()]
             assert "".join(pieces) == entry["french"].strip()

@@ -11,7 +11,8 @@ from conftest import DATA
 
 from mlx_speech import load_audio, transcribe
 from mlx_speech.audio import open_recording
-from mlx_speech.hearing import Cutting, Heard
+from mlx_speech.transcription.chunks import AudioChunk, ChunkOptions
+from mlx_speech.transcription.pipeline import speech_family
 
 RATE = 16000
 MANIFEST = {
@@ -31,10 +32,11 @@ def recording(name: str) -> np.ndarray:
     return np.array(load_audio(DATA / "audio" / name))
 
 
-def listen(model, samples: np.ndarray, **cutting) -> list[Heard]:
-    network, processor = model
+def listen(model, samples: np.ndarray, **cutting) -> list[AudioChunk]:
     with open_recording(mx.array(samples), RATE, RATE) as opened:
-        return list(processor.listener(network, opened, Cutting(**cutting)))
+        return list(
+            speech_family(*model).chunks(opened, ChunkOptions(**cutting), for_alignment=False)
+        )
 
 
 def loud(samples: np.ndarray) -> tuple[float, float]:
@@ -45,7 +47,7 @@ def loud(samples: np.ndarray) -> tuple[float, float]:
     return where[0] / 50, (where[-1] + 1) / 50
 
 
-def check(heard: Heard, start: float, end: float) -> None:
+def check(heard: AudioChunk, start: float, end: float) -> None:
     """All of the speech from `start` to `end` is in it, and its times are true."""
     assert abs(heard.start - start) <= 0.25
     assert heard.end >= end - 0.25  # and later, where the voice fades slowly

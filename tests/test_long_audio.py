@@ -14,8 +14,9 @@ from conftest import DATA
 
 from mlx_speech import ContextLengthError, InputError, load_audio, stream_transcribe, transcribe
 from mlx_speech.audio import open_recording
-from mlx_speech.ctc import CTCVocabulary
-from mlx_speech.hearing import Cutting
+from mlx_speech.transcription.chunks import ChunkOptions
+from mlx_speech.transcription.ctc import CTCVocabulary
+from mlx_speech.transcription.pipeline import speech_family
 from mlx_speech.word_errors import word_errors
 
 LONG = DATA / "audio" / "long.flac"
@@ -140,8 +141,10 @@ class TestResources:
         """What is kept of the recording while its segments are heard."""
         model, processor = tiny
         with open_recording(LONG, None, 16000) as recording:
-            listener = processor.listener(model, recording, Cutting(**CUTS), for_alignment=True)
-            kept = [mx.get_active_memory() for _ in listener]
+            chunks = speech_family(model, processor).chunks(
+                recording, ChunkOptions(**CUTS), for_alignment=True
+            )
+            kept = [mx.get_active_memory() for _ in chunks]
         assert len(kept) == 24
         assert kept[-1] <= kept[0]
 

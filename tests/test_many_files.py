@@ -11,9 +11,10 @@ import commands
 import pytest
 from conftest import DATA
 
-from mlx_speech import AudioError, transcribe_options, transcription
+from mlx_speech import AudioError, transcribe_options
 from mlx_speech.transcribe import main
-from mlx_speech.transcription import Segment, Transcript, TranscriptionDelta
+from mlx_speech.transcription import pipeline as transcription
+from mlx_speech.transcription.transcript import Segment, Transcript, TranscriptionDelta
 
 AUDIO = DATA / "audio"
 GATE = AUDIO / "flite_08.flac"
@@ -292,7 +293,7 @@ class TestPlot:
     def test_what_is_drawn(self, cli, heard, monkeypatch):
         drawn = []
 
-        def plot_transcript(path, read, rate, transcript, speech):
+        def plot_transcript(path, read, rate, transcript):
             drawn.append((path, read(0, rate).size, transcript.text, speech))
             path.write_text("picture")
 

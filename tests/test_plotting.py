@@ -62,9 +62,8 @@ def wave(row) -> np.ndarray:
 def test_segments_words_and_pauses_are_where_they_are_said():
     said = transcript(spoken("unlock the gate", 1.0, 0.6), segment("again", 4.0, 5.0))
     said.duration = 6.0
-    speech = np.zeros(300, dtype=bool)
-    speech[50:140] = speech[200:250] = True
-    (row,) = draw_transcript(Samples(2.0), RATE, said, speech, 50.0).axes
+    said.regions = [(1.0, 2.8), (4.0, 5.0)]
+    (row,) = draw_transcript(Samples(2.0), RATE, said).axes
     assert row.get_xlim() == (0, 6)
     assert bars(row, "pauses") == [(0, 1), (2.8, 4), (5, 6)]
     assert bars(row, "segments") == [(1, 2.8), (4, 5)]
@@ -169,12 +168,14 @@ def test_file(tmp_path, seconds):
     path = tmp_path / "a.png"
     said = transcript(*many_scripts().segments[:4], segment("from $5 to $6_{x}", 0, 0.4))
     said.duration = seconds
-    plot_transcript(path, Samples(), RATE, said, np.zeros(25, dtype=bool))
+    said.regions = []
+    plot_transcript(path, Samples(), RATE, said)
     width, height = png_size(path)
     assert width == 2000
     assert 100 < height < 500
     first = path.read_bytes()
-    plot_transcript(path, Samples(), RATE, said, np.zeros(25, dtype=bool))
+    said.regions = []
+    plot_transcript(path, Samples(), RATE, said)
     assert path.read_bytes() == first
     assert list(tmp_path.iterdir()) == [path]
 

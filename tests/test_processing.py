@@ -25,9 +25,9 @@ from mlx_speech.processing.prompts import (
     GRANITE_4_1_PLUS,
     GRANITE_5_0,
     UNRELEASED,
-    check_request,
     prompt_style,
 )
+from mlx_speech.processing.request import TranscriptionRequest
 
 ROLES = (
     "{% for m in messages %}<|start_of_role|>{{ m['role'] }}<|end_of_role|>{{ m['content'] }}"
@@ -374,7 +374,7 @@ class TestPrompts:
         ],
     )
     def test_instructions(self, style, options, instruction):
-        assert style.instruction(**options) == instruction
+        assert style.instruction(TranscriptionRequest(**options)) == instruction
 
     @pytest.mark.parametrize(
         ("style", "options", "message"),
@@ -419,7 +419,7 @@ class TestPrompts:
     )
     def test_what_a_family_cannot_do(self, style, options, message):
         with pytest.raises(UnsupportedOptionError, match=message):
-            style.instruction(**options)
+            style.instruction(TranscriptionRequest(**options))
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -440,18 +440,19 @@ class TestPrompts:
     )
     def test_what_no_family_can_do(self, options, message):
         with pytest.raises(InputError, match=message):
-            GRANITE_4_1.instruction(**options)
+            TranscriptionRequest(**options)
 
     def test_a_prompt_takes_the_place_of_keywords(self):
         with pytest.raises(InputError, match=r"the place of .* and keywords"):
-            check_request("transcribe", prompt="do it", keywords=["MLX"])
+            TranscriptionRequest(prompt="do it", keywords=["MLX"])
 
     def test_keywords_reach_the_prompt(self, processor, monkeypatch):
         monkeypatch.setattr(processor, "prompts", GRANITE_4_1)
-        inputs = processor.speech_inputs(mx.zeros(16000), keywords=["front", "window"])
+        request = TranscriptionRequest(keywords=["front", "window"])
+        inputs = processor.speech_inputs(mx.zeros(16000), request)
         text = processor.decode(inputs["input_ids"][0].tolist(), skip_special_tokens=False)
         assert "Keywords: front, window" in text
-        assert processor.text_language(keywords=["MLX"]) is None
+        assert processor.text_language(request) is None
 
 
 def test_stored_padding_and_truncation_are_left_alone(tiny_copy, processor):

@@ -10,17 +10,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_speech import InputError
-from mlx_speech.activity import Activity
-from mlx_speech.segmentation import MARGIN, MIN_SILENCE, PAUSE, SHORT, WIDENED, Segmenter, Span
+from mlx_speech.transcription.segmenter import (
+    MARGIN_FRAMES,
+    MIN_SILENCE_FRAMES,
+    PAUSE_FRAMES,
+    SHORT_FRAMES,
+    WIDENED_FRAMES,
+    Segmenter,
+    Span,
+)
+from mlx_speech.transcription.vad import SpeechActivity
 
 
-def activity_of(*runs: int) -> Activity:
+def activity_of(*runs: int) -> SpeechActivity:
     """Frames of silence, speech, silence, ... in turn."""
     speech = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return Activity(speech, speech.astype(np.float32))
+    return SpeechActivity(speech, speech.astype(np.float32))
 
 
-def segment(activity: Activity, divisions=(), **options) -> list[Span]:
+def segment(activity: SpeechActivity, divisions=(), **options) -> list[Span]:
     """The spans of an activity that is pushed in parts that end at `divisions`; none needs frames
     that it was said before that none would."""
     segmenter = Segmenter(**options)
@@ -58,7 +66,7 @@ def cases(draw):
         "min_silence": draw(st.integers(1, 80)),
     }
     divisions = draw(st.lists(st.integers(0, len(activity)), max_size=12))
-    return Activity(activity.speech, noise.astype(np.float32)), divisions, options
+    return SpeechActivity(activity.speech, noise.astype(np.float32)), divisions, options
 
 
 class TestSegmenter:
@@ -97,17 +105,21 @@ class TestSegmenter:
                 first = next(p for p, q in runs if p >= before)
                 last = max(q for p, q in runs if q <= after)
                 # the stretch on one of the sides, at least, was short or joined before
-                assert a - first < SHORT or last - b < SHORT or inside[0].first < first
+                assert (
+                    a - first < SHORT_FRAMES or last - b < SHORT_FRAMES or inside[0].first < first
+                )
         for span in spans:
             cut = span.last
             if any(a < cut < b for a, b in runs):
                 reach = span.start + longest
-                wide = [(a, b) for a, b in pauses if span.first < a < cut and b - a >= PAUSE]
+                wide = [(a, b) for a, b in pauses if span.first < a < cut and b - a >= PAUSE_FRAMES]
                 assert not [a for a, b in wide if -(-a // window) * window <= min(b, reach)]
 
     @settings(max_examples=100, deadline=None)
     @given(
-        st.lists(st.tuples(st.integers(1, 99), st.integers(SHORT, 200)), min_size=1, max_size=9),
+        st.lists(
+            st.tuples(st.integers(1, 99), st.integers(SHORT_FRAMES, 200)), min_size=1, max_size=9
+        ),
         st.sampled_from([1, 15]),
         st.integers(1, 99),
     )
@@ -130,7 +142,7 @@ class TestSegmenter:
 
     def test_long_pauses_are_heard_only_at_their_ends(self):
         spans = segment(activity_of(300, 100, 400, 100, 300), window=15, max_frames=450)
-        assert 0 < MARGIN <= 15
+        assert 0 < MARGIN_FRAMES <= 15
         assert spans == [Span(285, 420, 300, 400), Span(780, 915, 800, 900)]
 
     @pytest.mark.parametrize(("min_silence", "shortest"), [(50, 50), (15, 15), (1, 15)])
@@ -152,7 +164,7 @@ class TestSegmenter:
 
     def test_silence_in_words_is_no_pause(self):
         """A span is not cut in it, but where the level is lowest."""
-        for silence, cut in ((PAUSE, 200), (PAUSE - 1, 300)):
+        for silence, cut in ((PAUSE_FRAMES, 200), (PAUSE_FRAMES - 1, 300)):
             activity = activity_of(0, 200, silence, 400)
             activity.level[298:302] = -1
             first, _ = segment(activity, window=1, max_frames=450)
@@ -169,22 +181,22 @@ class TestSegmenter:
         assert spans == [Span(0, 300, 0, 300), Span(300, 600, 300, 600)]
 
     def test_short_speech_goes_to_the_nearer_neighbour(self):
-        near, far = MIN_SILENCE + 14, MIN_SILENCE + 19
+        near, far = MIN_SILENCE_FRAMES + 14, MIN_SILENCE_FRAMES + 19
         first, last = segment(activity_of(0, 200, near, 5, far, 200), window=15, max_frames=1500)
         assert first.last == 200 + near + 5
         first, last = segment(activity_of(0, 200, far, 5, near, 200), window=15, max_frames=1500)
         assert last.first == 200 + far
 
     def test_speech_that_is_not_short_goes_to_none(self):
-        pause = MIN_SILENCE
-        for size, count in ((SHORT - 1, 2), (SHORT, 3)):
+        pause = MIN_SILENCE_FRAMES
+        for size, count in ((SHORT_FRAMES - 1, 2), (SHORT_FRAMES, 3)):
             frames = activity_of(0, 200, pause, size, pause, 200)
             assert len(segment(frames, window=15, max_frames=1500)) == count
 
     def test_short_speech_far_from_all_is_widened(self):
         (span,) = segment(activity_of(300, 1, 300), window=15, max_frames=1500)
         assert (span.first, span.last) == (300, 301)
-        assert WIDENED <= span.end - span.start < WIDENED + 30
+        assert WIDENED_FRAMES <= span.end - span.start < WIDENED_FRAMES + 30
 
     @pytest.mark.parametrize(
         "options", [{"window": 0}, {"min_silence": 0}, {"max_frames": 14}, {"max_frames": -1}]

@@ -9,7 +9,7 @@ from conftest import random_decoder
 from mlx.utils import tree_map
 
 from mlx_speech import InputError
-from mlx_speech.generation import stream_tokens
+from mlx_speech.generation import prefill
 
 PROMPT = mx.array(np.random.default_rng(4).integers(5, 61, (1, 9)))
 OPTIONS = {"max_new_tokens": 60, "eos_token_id": []}
@@ -46,11 +46,16 @@ def test_same_answer(options, amount, num_draft_tokens):
     model = random_decoder()
     draft = disturbed(model, amount)
     options = OPTIONS | options
-    plain = list(stream_tokens(model, PROMPT, **options))
+    plain = list(prefill(model, PROMPT, **options, streaming=True).steps())
     drafted = list(
-        stream_tokens(
-            model, PROMPT, draft_model=draft, num_draft_tokens=num_draft_tokens, **options
-        )
+        prefill(
+            model,
+            PROMPT,
+            draft_model=draft,
+            num_draft_tokens=num_draft_tokens,
+            **options,
+            streaming=True,
+        ).steps()
     )
     assert [s.tokens for s in drafted] == [s.tokens for s in plain]
     assert len(plain) == 60

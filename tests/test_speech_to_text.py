@@ -21,7 +21,7 @@ from mlx_speech import (
     Speech2TextModel,
 )
 from mlx_speech.checkpoint.weights import read_weights
-from mlx_speech.generation import stream_tokens
+from mlx_speech.generation import prefill
 from mlx_speech.generation.config import GenerationConfig
 from mlx_speech.layers.cache import CrossAttentionCache
 from mlx_speech.loading import load_model
@@ -232,7 +232,7 @@ def filled_cross_cache() -> CrossAttentionCache:
 
 class TestGeneration:
     def test_streaming_gives_the_greedy_ids(self, model, recordings):
-        steps = stream_tokens(model, input_features=recordings[0], num_beams=1)
+        steps = prefill(model, input_features=recordings[0], num_beams=1, streaming=True).steps()
         expected = model.generate(recordings[0], num_beams=1)[0, 1:].tolist()
         assert [step.tokens[0] for step in steps] == expected
 
@@ -504,7 +504,7 @@ class TestErrors:
         with pytest.raises(InputError, match="forced_bos_token_id is for models with an encoder"):
             granite.generate(**processor("hi"), forced_bos_token_id=5)
         with pytest.raises(InputError, match="generate needs input_ids"):
-            stream_tokens(granite)
+            prefill(granite, streaming=True).steps()
 
     @pytest.mark.parametrize(
         ("changes", "message"),

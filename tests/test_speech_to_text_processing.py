@@ -24,7 +24,7 @@ from mlx_speech import (
     UnsupportedOptionError,
     load_audio,
 )
-from mlx_speech.generation import TextStream
+from mlx_speech.generation import StreamingDetokenizer
 from mlx_speech.processing import kaldi_fbank as fbank
 
 TINY_S2T = ROOT / "examples" / "tiny-s2t"
@@ -496,7 +496,7 @@ def byte_fallback_tokenizer(folder: Path, **options) -> Speech2TextTokenizer:
 class TestStreaming:
     @staticmethod
     def compare(tokenizer, ids: list[int]) -> list[str]:
-        stream = TextStream(tokenizer)
+        stream = StreamingDetokenizer(tokenizer)
         pieces = [*(stream.add(i) for i in ids), stream.finish()]
         assert "".join(pieces) == tokenizer.decode(ids)
         return pieces

@@ -23,7 +23,7 @@ from mlx_speech import (
     UnsupportedOptionError,
     save_prompt_cache,
 )
-from mlx_speech.generation.stopping import TextBefore
+from mlx_speech.generation.stopping import StopStringFilter
 from mlx_speech.generation.text import generate_response, prompt_ids
 
 COMMAND = "translate to french: please turn on the hall light and play some music"
@@ -174,14 +174,14 @@ class TestGenerate:
 
     def test_text_before(self):
         """What may become the string waits, and comes out when it does not."""
-        text = TextBefore(("END", "E!"))
+        text = StopStringFilter(("END", "E!"))
         assert [text.add(p) for p in ("aE", "N", "Nx", "yE", "!z", "w")] == [
             "a", "", "ENNx", "y", "", ""
         ]  # fmt: skip
         assert text.reached
-        unfinished = TextBefore(("END",))
+        unfinished = StopStringFilter(("END",))
         assert unfinished.add("xEN") + unfinished.finish(" ") == "xEN"
-        with_space = TextBefore((" et ",))
+        with_space = StopStringFilter((" et ",))
         assert with_space.add("x et") + with_space.finish(" ") == "x"
 
 

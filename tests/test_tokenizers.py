@@ -21,7 +21,7 @@ from mlx_speech import (
     generate,
     load,
 )
-from mlx_speech.generation.streaming import TextStream
+from mlx_speech.generation.streaming import StreamingDetokenizer
 
 TEXTS = small.random_texts(300, seed=7)
 GOLDEN = json.loads(small.GOLDEN.read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ class TestEveryKind:
     def test_streamed_pieces_are_the_text(self, tokenizer):
         for text in TEXTS:
             ids = tokenizer.encode(text)
-            stream = TextStream(tokenizer)
+            stream = StreamingDetokenizer(tokenizer)
             pieces = [*map(stream.add, ids), stream.finish()]
             assert "".join(pieces) == tokenizer.decode(ids).strip()
 

@@ -3,8 +3,8 @@
 They see logits and a cache that can be advanced and reordered, and know no model.
 """
 
-from .api import generate, stream_tokens
+from .api import generate, prefill
 from .config import GenerationConfig
-from .streaming import TextStream
+from .streaming import StreamingDetokenizer
 
-__all__ = ["GenerationConfig", "TextStream", "generate", "stream_tokens"]
+__all__ = ["GenerationConfig", "StreamingDetokenizer", "generate", "prefill"]

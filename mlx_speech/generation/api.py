@@ -1,10 +1,9 @@
-"""`generate` and `stream_tokens`: a prompt in, token ids out."""
+"""`generate`: a prompt in, token ids out; `prefill`, on which all that generates is built."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,10 @@ from .config import GenerationConfig
 from .sampling import LogitsProcessor
 from .search import Step, TokenStep, search
 from .speculative import speculative_search
-from .stopping import Ending
+from .stopping import StoppingCriteria
+
+#: what `generate` takes beside options, the cache's options and the model's inputs
+_ARGUMENTS = ("draft_model", "logits_processor", "past_key_values", "tokenizer")
 
 
 def generate(model, input_ids: mx.array | None = None, **kwargs: Any) -> mx.array:
@@ -46,7 +48,7 @@ def generate(model, input_ids: mx.array | None = None, **kwargs: Any) -> mx.arra
         InputError: an argument is unknown or contradicts another.
         UnsupportedOptionError: the model generates nothing.
     """
-    run = start(model, input_ids, kwargs)
+    run = prefill(model, input_ids, **kwargs)
     rows = run.rows()
     longest = max(len(row.tokens) for row in rows)
     fill = run.config.fill_token_id
@@ -54,26 +56,8 @@ def generate(model, input_ids: mx.array | None = None, **kwargs: Any) -> mx.arra
     return mx.concatenate([run.prompt, mx.array(filled, run.prompt.dtype)], axis=1)
 
 
-def generate_rows(
-    model, input_ids: mx.array | None = None, **kwargs: Any
-) -> tuple[GenerationConfig, list[Hypothesis]]:
-    """As `generate`, but each row's new tokens up to and including the one that ends it, with
-    their log-probabilities, and the options that applied."""
-    run = start(model, input_ids, kwargs)
-    return run.config, run.rows()
-
-
-def stream_tokens(model, input_ids: mx.array | None = None, **kwargs: Any) -> Iterator[TokenStep]:
-    """As `generate`, but yields each step's tokens as they come. Beam search cannot stream.
-
-    Raises:
-        InputError: `num_beams` above 1, or as in `generate`.
-    """
-    return start(model, input_ids, kwargs, streaming=True).steps()
-
-
 @dataclass(frozen=True)
-class Run:
+class Prefilled:
     """A prompt that was fed, and all that a strategy needs to go on.
 
     prompt: (rows, length) ids.
@@ -88,13 +72,13 @@ class Run:
     logits: mx.array
     step: Step
     cache: Sequence[Any]
-    ending: Ending
+    stopping: StoppingCriteria
     processors: Sequence[LogitsProcessor]
     draft: tuple[Step, Sequence[Any]] | None
 
     def steps(self) -> Iterator[TokenStep]:
         """Greedy search or sampling, with the draft model if there is one."""
-        common = {"ending": self.ending, "processors": self.processors}
+        common = {"stopping": self.stopping, "processors": self.processors}
         if self.draft is None:
             return search(self.logits, self.step, self.config, self.history, **common)
         return speculative_search(
@@ -110,7 +94,7 @@ class Run:
                 self.cache,
                 self.config,
                 self.history,
-                ending=self.ending,
+                stopping=self.stopping,
                 processors=self.processors,
             )
         rows = [Hypothesis(0.0, [], []) for _ in range(len(self.prompt))]
@@ -125,80 +109,107 @@ class Run:
         return rows
 
 
-def resolve_config(model, kwargs: dict[str, Any], streaming: bool = False) -> GenerationConfig:
-    """The options of a call; takes them out of `kwargs` and leaves the model's inputs.
+def resolve_config(
+    model, arguments: dict[str, Any], streaming: bool = False
+) -> tuple[GenerationConfig, dict[str, Any]]:
+    """The options of a call, and what else is among its arguments.
 
     Beams that only the checkpoint's defaults ask for give way to streaming and to sampling.
+
+    Raises:
+        InputError: an argument is unknown or contradicts another.
     """
-    defaults = model.generation_config or GenerationConfig()
-    config = kwargs.pop("generation_config", None)
     names = {f.name for f in dataclasses.fields(GenerationConfig)}
-    options = {name: kwargs.pop(name) for name in names & kwargs.keys()}
+    options = {name: value for name, value in arguments.items() if name in names}
+    others = {name: value for name, value in arguments.items() if name not in names}
+    config = others.pop("generation_config", None)
+    known = {*_ARGUMENTS, *model.cache_options, *model.generation_inputs}
+    if unknown := others.keys() - known:
+        raise InputError(f"generate has no argument {', '.join(sorted(unknown))}")
+    defaults = model.generation_config or GenerationConfig()
     if config is not None:
         config = config.filled_from(defaults)
     elif streaming or options.get("do_sample", options.get("temperature")):
         config = dataclasses.replace(defaults, num_beams=1)
     config = (config or defaults).updated(**options)
     if streaming and config.num_beams > 1:
-        raise InputError("beam search knows its text only at the end: num_beams cannot stream")
-    return config
+        raise InputError.about(
+            "beam search knows its text only at the end: {num_beams} cannot stream"
+        )
+    if others.get("draft_model") is not None:
+        check_generates(others["draft_model"])
+        if config.num_beams > 1:
+            raise InputError.about("{num_beams} and a draft model do not go together; choose one")
+    return config, others
 
 
-def start(
-    model, input_ids: mx.array | None, kwargs: dict[str, Any], streaming: bool = False
-) -> Run:
-    """Resolve the options and feed the prompt; arguments and errors as in `generate`."""
+def prefill(
+    model, input_ids: mx.array | None = None, *, streaming: bool = False, **kwargs: Any
+) -> Prefilled:
+    """Resolve the options and feed the prompt; arguments and errors as in `generate`.
+
+    Args:
+        streaming: tokens are wanted as they come, which beam search cannot give.
+    """
     check_generates(model)
-    inputs = dict(kwargs)
-    config = resolve_config(model, inputs, streaming)
-    ending = Ending(config, inputs.pop("tokenizer", None))
+    if input_ids is not None:
+        kwargs["input_ids"] = input_ids
+    config, inputs = resolve_config(model, kwargs, streaming)
+    stopping = StoppingCriteria(config, inputs.pop("tokenizer", None))
     processors = inputs.pop("logits_processor", None) or ()
     processors = [processors] if callable(processors) else processors
     draft_model = inputs.pop("draft_model", None)
-    if draft_model is not None:
-        check_generates(draft_model)
-    if draft_model is not None and config.num_beams > 1:
-        raise InputError("num_beams and a draft model do not go together; choose one")
     cache = inputs.pop("past_key_values", None) or None
-    if input_ids is not None:
-        inputs["input_ids"] = input_ids
     prompt, attention_mask = model.prepare_prompt(inputs, config)
     check_prompt(prompt, model.vocab_size)
-    cache_options = {name: inputs.pop(name) for name in inputs.keys() & set(model.cache_options)}
-    accepted = inspect.signature(model.prefill).parameters.values()
-    unknown = inputs.keys() - {p.name for p in accepted if p.kind is p.KEYWORD_ONLY}
-    if unknown:
-        raise InputError(f"generate has no argument {', '.join(sorted(unknown))}")
-    hears = any(inputs.get(name) is not None for name in ("input_features", "audio_features"))
-    if draft_model is not None and hears:
-        raise InputError("a draft model proposes answers to text; it cannot hear")
+    has_audio = any(inputs.get(name) is not None for name in ("input_features", "audio_features"))
+    if draft_model is not None and has_audio:
+        raise InputError("a draft model proposes answers to text, not to recordings")
     config = config.limited(prompt.shape[1])
-    rotating = cache_options.get("max_kv_size") or (cache and cache[0].max_size)
-    if not rotating:
+    cache_options = {name: inputs.pop(name) for name in inputs.keys() & set(model.cache_options)}
+    if not (cache_options.get("max_kv_size") or (cache and cache[0].max_size)):
         check_context(model, prompt.shape[1], config.max_new_tokens)
-    padding = left_padding(attention_mask, prompt)
-    if cache is None:
-        cache = model.make_cache(padding, **cache_options)
-    elif cache_options:
-        raise InputError(f"past_key_values is a cache already, without {', '.join(cache_options)}")
-    elif padding is not None and any(padding) and not cache[0].padded:
-        raise InputError("past_key_values was made without the left_padding of these prompts")
-    elif config.num_beams > 1:
-        cache = [copy.copy(layer) for layer in cache]  # the caller's keeps its rows
+    cache = _cache(model, cache, cache_options, left_padding(attention_mask, prompt), config)
     logits, step = model.prefill(uncached(prompt, cache), cache, **inputs)
     draft = None
     if draft_model is not None:
-        check_context(draft_model, prompt.shape[1], config.max_new_tokens)
-        draft_cache = draft_model.make_cache()
-        draft_logits, draft_step = draft_model.prefill(prompt, draft_cache)
-        if draft_logits.shape != logits.shape:
-            raise InputError(
-                f"the draft model knows {draft_logits.shape[-1]} tokens, the model "
-                f"{logits.shape[-1]}; they need the same tokenizer"
-            )
-        draft = draft_step, draft_cache
+        draft = _prefill_draft(draft_model, prompt, config, logits.shape[-1])
     history = without_padding(prompt, attention_mask)
-    return Run(config, prompt, history, logits, step, cache, ending, processors, draft)
+    return Prefilled(config, prompt, history, logits, step, cache, stopping, processors, draft)
+
+
+def _cache(
+    model,
+    cache: Sequence[Any] | None,
+    options: dict[str, Any],
+    padding: list[int] | None,
+    config: GenerationConfig,
+) -> Sequence[Any]:
+    """A new cache, or the caller's where it can be used."""
+    if cache is None:
+        return model.make_cache(padding, **options)
+    if options:
+        raise InputError(f"past_key_values is a cache already, without {', '.join(options)}")
+    if padding is not None and any(padding) and not cache[0].padded:
+        raise InputError("past_key_values was made without the left_padding of these prompts")
+    if config.num_beams > 1:
+        return [copy.copy(layer) for layer in cache]  # the caller's keeps its rows
+    return cache
+
+
+def _prefill_draft(
+    model, prompt: mx.array, config: GenerationConfig, vocab_size: int
+) -> tuple[Step, Sequence[Any]]:
+    """Feed the prompt to a draft model; its step and cache."""
+    check_context(model, prompt.shape[1], config.max_new_tokens)
+    cache = model.make_cache()
+    logits, step = model.prefill(prompt, cache)
+    if logits.shape[-1] != vocab_size:
+        raise InputError(
+            f"the draft model knows {logits.shape[-1]} tokens, the model {vocab_size}; they need "
+            "the same tokenizer"
+        )
+    return step, cache
 
 
 def check_prompt(prompt: mx.array, vocab_size: int) -> None:
@@ -227,10 +238,13 @@ def check_generates(model) -> None:
 def check_context(model, prompt_length: int, max_new_tokens: int) -> None:
     """Raises `ContextLengthError` where a prompt and its answer are too long for a model."""
     if prompt_length + max_new_tokens > model.context_length:
-        raise ContextLengthError(
-            f"a prompt of {prompt_length} tokens and {max_new_tokens} new ones exceed the model's "
-            f"context of {model.context_length}; max_new_tokens bounds the answer, and "
-            "max_kv_size keeps only the latest tokens in view"
+        raise ContextLengthError.about(
+            "a prompt of {prompt} tokens and {new} new ones exceed the model's context of "
+            "{context}; {max_new_tokens} bounds the answer, and {max_kv_size} keeps only the "
+            "latest tokens in view",
+            prompt=prompt_length,
+            new=max_new_tokens,
+            context=model.context_length,
         )
 
 

@@ -12,7 +12,7 @@ from ..layers.cache import KVCache, reorder_latest
 from .config import GenerationConfig
 from .sampling import LogitsProcessor, logits_processors
 from .search import Step
-from .stopping import Ending
+from .stopping import StoppingCriteria
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Beams:
     """The hypotheses of one row of the batch: those still growing and the best complete ones."""
 
     config: GenerationConfig
-    ending: Ending
+    stopping: StoppingCriteria
     running: list[Hypothesis]
     finished: list[Hypothesis] = field(default_factory=list)
     done: bool = False
@@ -47,7 +47,7 @@ class Beams:
         config = self.config
         length = len(candidates[0][1].tokens)
         at_limit = length == config.max_new_tokens
-        ends = [at_limit or self.ending(h.tokens) for _, h in candidates]
+        ends = [at_limit or self.stopping(h.tokens) for _, h in candidates]
         # those that end count only among the first `num_beams`; the rest are there to go on from
         best = zip(candidates[: config.num_beams], ends, strict=False)
         for (_, hypothesis), end in best:
@@ -89,7 +89,7 @@ def beam_search(
     config: GenerationConfig,
     prompt: mx.array,
     *,
-    ending: Ending | None = None,
+    stopping: StoppingCriteria | None = None,
     processors: Sequence[LogitsProcessor] = (),
 ) -> list[Hypothesis]:
     """The best answer of each row.
@@ -99,16 +99,16 @@ def beam_search(
         step: feeds one token of each beam of each row.
         cache: reordered as beams are dropped and split.
         prompt: (rows, length) ids, for the processors.
-        ending: what ends an answer; by default the ids of `config`.
+        stopping: what ends an answer; by default the ids of `config`.
         processors: applied to the scores after those that `config` asks for.
     """
     num_rows, vocab_size = logits.shape
     num_beams = config.num_beams
     num_candidates = min(max(2, 1 + len(config.eos_token_ids)) * num_beams, num_beams * vocab_size)
     processors = [*logits_processors(config), *processors]
-    ending = ending or Ending(config)
+    stopping = stopping or StoppingCriteria(config)
     start = [Hypothesis(0.0, [], [])] * num_beams
-    rows = [Beams(config, ending, start) for _ in range(num_rows)]
+    rows = [Beams(config, stopping, start) for _ in range(num_rows)]
     # all beams of a row start equal, so only the first may be continued
     beam_scores = np.full((num_rows, num_beams), -1e9, np.float32)
     beam_scores[:, 0] = 0.0

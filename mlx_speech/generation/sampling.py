@@ -1,4 +1,4 @@
-"""From logits to a choice: penalties, truncation of the distribution, drawing."""
+"""From logits to tokens: penalties, truncation of the distribution, sampling."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def repetition_penalty(penalty: float) -> LogitsProcessor:
     return process
 
 
-class Chooser:
-    """Picks each row's next token: processors, then the likeliest or a draw.
+class Sampler:
+    """Picks each row's next token: processors, then the likeliest or a sample.
 
     Args:
         config: the options.
@@ -62,7 +62,7 @@ class Chooser:
 
     def __init__(self, config: GenerationConfig, processors: Sequence[LogitsProcessor] = ()):
         self.processors = [*logits_processors(config), *processors]
-        self._sample = sampler(config)
+        self._choose = make_sampler(config)
 
     def __call__(self, logits: mx.array, history: mx.array) -> tuple[mx.array, mx.array]:
         """Tokens (rows, 1) and their log-probabilities under the model (rows, 1).
@@ -74,25 +74,25 @@ class Chooser:
         scores = logits = logits.astype(mx.float32)
         for process in self.processors:
             scores = process(history, scores)
-        token = self._sample(scores)[:, None]
+        token = self._choose(scores)[:, None]
         chosen = mx.take_along_axis(logits, token, axis=-1)
         return token, chosen - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def sampler(config: GenerationConfig) -> Callable[[mx.array], mx.array]:
-    """Logits (rows, vocab) -> chosen tokens (rows,): the likeliest, or drawn."""
+def make_sampler(config: GenerationConfig) -> Callable[[mx.array], mx.array]:
+    """Logits (rows, vocab) -> chosen tokens (rows,): the likeliest, or samples."""
     if not config.sampling:
         return lambda logits: mx.argmax(logits, axis=-1)
     key = None if config.seed is None else mx.random.key(config.seed)
 
-    def draw(logits: mx.array) -> mx.array:
+    def sample(logits: mx.array) -> mx.array:
         nonlocal key
         subkey = None
         if key is not None:
             key, subkey = mx.random.split(key)
         return mx.random.categorical(truncate(logits, config), key=subkey)
 
-    return draw
+    return sample
 
 
 def truncate(logits: mx.array, config: GenerationConfig) -> mx.array:

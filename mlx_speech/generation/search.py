@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from .config import GenerationConfig
-from .sampling import Chooser, LogitsProcessor
-from .stopping import Ending
+from .sampling import LogitsProcessor, Sampler
+from .stopping import StoppingCriteria
 
 #: tokens (rows, n) -> logits after each of them (rows, n, vocab); advances the cache
 Step = Callable[[mx.array], mx.array]
@@ -31,7 +31,7 @@ def search(
     config: GenerationConfig,
     prompt: mx.array,
     *,
-    ending: Ending | None = None,
+    stopping: StoppingCriteria | None = None,
     processors: Sequence[LogitsProcessor] = (),
 ) -> Iterator[TokenStep]:
     """Greedy search or sampling, until every row has ended or `max_new_tokens` are made.
@@ -43,22 +43,22 @@ def search(
         logits: (rows, vocab) of the first new token.
         step: feeds one token of each row.
         prompt: (rows, length) ids, for the processors.
-        ending: what ends a row; by default the ids of `config`.
+        stopping: what ends a row; by default the ids of `config`.
         processors: applied to the scores after those that `config` asks for.
     """
-    choose = Chooser(config, processors)
-    ending = ending or Ending(config)
+    sample = Sampler(config, processors)
+    stopping = stopping or StoppingCriteria(config)
     history = prompt
-    token, logprob = choose(logits, history)
+    token, logprob = sample(logits, history)
     mx.async_eval(token, logprob)
     answers: list[list[int]] = [[] for _ in range(len(prompt))]
     ended = [False] * len(prompt)
     for remaining in range(config.max_new_tokens - 1, -1, -1):
         current, current_logprob = token, logprob
         if remaining:
-            if choose.processors:
+            if sample.processors:
                 history = mx.concatenate([history, token], axis=1)
-            token, logprob = choose(step(token)[:, -1], history)
+            token, logprob = sample(step(token)[:, -1], history)
             mx.async_eval(token, logprob)
         # read as they are: any operation on them would wait for the step that was just dispatched
         ids = [
@@ -68,6 +68,6 @@ def search(
         yield TokenStep(ids, [value for (value,) in current_logprob.tolist()], ended)
         for answer, i in zip(answers, ids, strict=True):
             answer.append(i)
-        ended = [e or ending(answer) for e, answer in zip(ended, answers, strict=True)]
+        ended = [e or stopping(answer) for e, answer in zip(ended, answers, strict=True)]
         if all(ended):
             return

@@ -14,9 +14,9 @@ import mlx.core as mx
 from ..errors import InputError
 from ..layers.cache import KVCache
 from .config import GenerationConfig
-from .sampling import Chooser, LogitsProcessor
+from .sampling import LogitsProcessor, Sampler
 from .search import Step, TokenStep
-from .stopping import Ending
+from .stopping import StoppingCriteria
 
 
 def speculative_search(
@@ -28,7 +28,7 @@ def speculative_search(
     config: GenerationConfig,
     prompt: mx.array,
     *,
-    ending: Ending,
+    stopping: StoppingCriteria,
     processors: Sequence[LogitsProcessor] = (),
 ) -> Iterator[TokenStep]:
     """As `search`, for one row.
@@ -49,7 +49,16 @@ def speculative_search(
     prompt_length = cache[0].length
     try:
         yield from _search(
-            logits, step, cache, draft_step, draft_cache, config, prompt, ending, processors, answer
+            logits,
+            step,
+            cache,
+            draft_step,
+            draft_cache,
+            config,
+            prompt,
+            stopping,
+            processors,
+            answer,
         )
     finally:
         # what was right beyond the end of the answer
@@ -58,26 +67,26 @@ def speculative_search(
 
 
 def _search(
-    logits, step, cache, draft_step, draft_cache, config, prompt, ending, processors, answer
+    logits, step, cache, draft_step, draft_cache, config, prompt, stopping, processors, answer
 ) -> Iterator[TokenStep]:
     """As above; `answer` grows with what is yielded."""
-    choose = Chooser(config, processors)
-    token, logprob = choose(logits, prompt)
+    sample = Sampler(config, processors)
+    token, logprob = sample(logits, prompt)
     answer += token.tolist()[0]
     yield TokenStep(answer[:], logprob.tolist()[0], [False])
     history = prompt
     unseen = token  # by the draft model
-    while len(answer) < config.max_new_tokens and not ending(answer):
+    while len(answer) < config.max_new_tokens and not stopping(answer):
         history = mx.concatenate([history, token], axis=1)
         count = min(config.num_draft_tokens, config.max_new_tokens - len(answer) - 1)
         drafts = []
         for _ in range(count):
             context = mx.concatenate([history, *drafts], axis=1)
-            drafts.append(choose(draft_step(unseen)[:, -1], context)[0])
+            drafts.append(sample(draft_step(unseen)[:, -1], context)[0])
             unseen = drafts[-1]
         checked = step(mx.concatenate([token, *drafts], axis=1))
         choices = [
-            choose(checked[:, i], mx.concatenate([history, *drafts[:i]], axis=1))
+            sample(checked[:, i], mx.concatenate([history, *drafts[:i]], axis=1))
             for i in range(count + 1)
         ]
         proposed = mx.concatenate([token, *drafts], axis=1)[0, 1:]
@@ -97,5 +106,5 @@ def _search(
         for i, logprob in zip(chosen[: agreed + 1], logprobs, strict=False):
             answer.append(i)
             yield TokenStep([i], [logprob], [False])
-            if ending(answer):
+            if stopping(answer):
                 return

@@ -8,7 +8,7 @@ from ..errors import InputError
 from .config import GenerationConfig
 
 
-class Ending:
+class StoppingCriteria:
     """Tells of an answer's tokens whether the last one ended it: by its id, or because it
     completed a stop string.
 
@@ -34,7 +34,7 @@ class Ending:
         return any(string in text for string in self._strings)
 
 
-class TextBefore:
+class StopStringFilter:
     """Lets pieces of text through up to the first of some strings, which may span pieces."""
 
     def __init__(self, strings: Sequence[str]):

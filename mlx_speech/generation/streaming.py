@@ -1,9 +1,16 @@
-"""Text that appears as soon as it is certain."""
+"""Tokens -> text, and text that appears as soon as it is certain."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-class TextStream:
+from .api import Prefilled
+from .stopping import StopStringFilter
+
+
+class StreamingDetokenizer:
     """Turns tokens, one by one, into pieces of text that are never taken back.
 
     A piece comes out once its characters are complete: one that spans several tokens appears with
@@ -54,3 +61,49 @@ class TextStream:
             raise AssertionError(f"streamed {self.text!r}, but the text is {whole!r}")
         rest, self.text = whole[len(self.text) :], whole
         return rest
+
+
+@dataclass(frozen=True)
+class TextStep:
+    """One token of an answer that comes as text.
+
+    text: what it made certain, often empty.
+    token, logprob: its id and log-probability under the model.
+    finish_reason: of the last one: `"stop"` (an end was chosen) or `"length"` (it was cut off).
+    """
+
+    text: str
+    token: int
+    logprob: float
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+def stream_text(
+    run: Prefilled, tokenizer, cut_off: Callable[[Sequence[int]], bool] = lambda tokens: False
+) -> Iterator[TextStep]:
+    """The answer to one prompt, token by token; it ends before a stop string.
+
+    Args:
+        cut_off: whether to end after these tokens, though nothing says so.
+    """
+    detokenizer = StreamingDetokenizer(tokenizer)
+    stop_filter = StopStringFilter(run.config.stop_texts)
+    tokens: list[int] = []
+    for step in run.steps():
+        (token,), (logprob,) = step.tokens, step.logprobs
+        tokens.append(token)
+        stopped = run.stopping(tokens)
+        is_end = token in run.config.eos_token_ids
+        text = stop_filter.add("" if is_end else detokenizer.add(token))
+        if stopped or len(tokens) == run.config.max_new_tokens or cut_off(tokens):
+            text += stop_filter.finish(detokenizer.finish() + detokenizer.white_space)
+            yield TextStep(text, token, logprob, "stop" if stopped else "length")
+            return
+        yield TextStep(text, token, logprob)
+
+
+def answer_text(run: Prefilled, tokens: Sequence[int], tokenizer) -> str:
+    """The text of a whole answer, as `stream_text` gives it in pieces."""
+    ended = tokens[-1] in run.config.eos_token_ids
+    text = tokenizer.decode(tokens[:-1] if ended else tokens)
+    return StopStringFilter(run.config.stop_texts).finish(text.lstrip())

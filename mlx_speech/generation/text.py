@@ -10,9 +10,8 @@ from typing import Any, Literal
 import mlx.core as mx
 
 from ..errors import InputError, UnsupportedOptionError
-from . import TextStream
-from .api import Run, start
-from .stopping import TextBefore
+from .api import Prefilled, prefill
+from .streaming import answer_text, stream_text
 
 #: a text; messages of a conversation, `{"role": ..., "content": ...}`; or token ids
 Prompt = str | Sequence[dict[str, Any]] | Sequence[int]
@@ -65,14 +64,12 @@ def generate(model, processor, prompt: Prompt, **options: Any) -> str:
 
 def generate_response(model, processor, prompt: Prompt, **options: Any) -> GenerationResponse:
     """As `generate`, but with the numbers of `stream_generate`'s last response."""
-    run, tokenizer, prompt_tokens, begin = _start(model, processor, prompt, options)
+    run, tokenizer, prompt_tokens, begin = _prefill(model, processor, prompt, options)
     mx.eval(run.logits)
     fed = time.perf_counter()
     (row,) = run.rows()
-    tokens = row.tokens[:-1] if row.tokens[-1] in run.config.eos_token_ids else row.tokens
-    before = TextBefore(run.config.stop_texts)
     return GenerationResponse(
-        text=before.finish(tokenizer.decode(tokens).lstrip()),
+        text=answer_text(run, row.tokens, tokenizer),
         token=row.tokens[-1],
         logprob=row.logprobs[-1],
         prompt_tokens=prompt_tokens,
@@ -80,7 +77,7 @@ def generate_response(model, processor, prompt: Prompt, **options: Any) -> Gener
         generation_tokens=len(row.tokens),
         generation_tps=len(row.tokens) / (time.perf_counter() - fed),
         peak_memory=mx.get_peak_memory() / 1e9,
-        finish_reason="stop" if run.ending(row.tokens) else "length",
+        finish_reason="stop" if run.stopping(row.tokens) else "length",
     )
 
 
@@ -91,12 +88,12 @@ def stream_generate(
 
     The texts of all responses together are exactly what `generate` returns.
     """
-    return _responses(*_start(model, processor, prompt, options, streaming=True))
+    return _responses(*_prefill(model, processor, prompt, options, streaming=True))
 
 
-def _start(
+def _prefill(
     model, processor, prompt: Prompt, options: dict[str, Any], streaming: bool = False
-) -> tuple[Run, Any, int, float]:
+) -> tuple[Prefilled, Any, int, float]:
     """Feed a prompt; gives the run, the tokenizer, how many tokens were fed, and when it began."""
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedOptionError(
@@ -108,35 +105,26 @@ def _start(
     new_tokens = len(ids) - (cache[0].length if cache else 0)
     mx.reset_peak_memory()
     begin = time.perf_counter()
-    run = start(model, mx.array([ids]), {"tokenizer": tokenizer, **options}, streaming)
+    arguments = {"tokenizer": tokenizer, **options}
+    run = prefill(model, mx.array([ids]), streaming=streaming, **arguments)
     return run, tokenizer, new_tokens, begin
 
 
-def _responses(run: Run, tokenizer, prompt_tokens: int, begin: float):
-    stream, before = TextStream(tokenizer), TextBefore(run.config.stop_texts)
-    tokens: list[int] = []
+def _responses(
+    run: Prefilled, tokenizer, prompt_tokens: int, begin: float
+) -> Iterator[GenerationResponse]:
     prompt_tps = 0.0
-    for step in run.steps():
+    for count, step in enumerate(stream_text(run, tokenizer), 1):
         now = time.perf_counter()
-        if not tokens:
+        if count == 1:
             prompt_tps, begin = prompt_tokens / (now - begin), now
-        (token,) = step.tokens
-        tokens.append(token)
-        ended = run.ending(tokens)
-        finished = ended or len(tokens) == run.config.max_new_tokens
-        text = before.add("" if token in run.config.eos_token_ids else stream.add(token))
-        if finished:
-            text += before.finish(stream.finish() + stream.white_space)
         yield GenerationResponse(
-            text=text,
-            token=token,
-            logprob=step.logprobs[0],
+            **vars(step),
             prompt_tokens=prompt_tokens,
             prompt_tps=prompt_tps,
-            generation_tokens=len(tokens),
-            generation_tps=(len(tokens) - 1) / (now - begin) if len(tokens) > 1 else 0.0,
+            generation_tokens=count,
+            generation_tps=(count - 1) / (now - begin) if count > 1 else 0.0,
             peak_memory=mx.get_peak_memory() / 1e9,
-            finish_reason=("stop" if ended else "length") if finished else None,
         )
 
 

@@ -297,7 +297,8 @@ class QuantizedKVCache(KVCache):
 
 
 class CrossAttentionCache:
-    """Keys and values of what a decoder listens to, of all its layers; they never grow.
+    """Keys and values of the recordings that a decoder attends to, of all its layers; they never
+    grow.
 
     All rows of one recording, such as the beams of a search, stand side by side and share one
     entry, so that following the beams copies nothing here.

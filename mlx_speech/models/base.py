@@ -21,7 +21,7 @@ class PretrainedModel(nn.Module):
 
     A subclass names its `config_class` and says in `sanitize` how a checkpoint's tensor names and
     layouts become its own. To be generated from it also has `make_cache` and `prefill`, whose
-    keyword arguments are what `generate` accepts beside the prompt and the options.
+    arguments are its `generation_inputs`.
     """
 
     config_class: ClassVar[type]
@@ -29,6 +29,8 @@ class PretrainedModel(nn.Module):
     adapter_by_default: ClassVar[bool] = True
     #: what `make_cache` takes beside the padding
     cache_options: ClassVar[tuple[str, ...]] = ()
+    #: what `prepare_prompt` and `prefill` take beside the options of generation
+    generation_inputs: ClassVar[tuple[str, ...]] = ()
 
     #: where the checkpoint lies; in the Hub's cache the folder is named after the commit
     folder: Path | None = None

@@ -40,6 +40,12 @@ class CausalLM(PretrainedModel):
 
     model_class: ClassVar[type[DecoderModel]]
     cache_options = CACHE_OPTIONS
+    generation_inputs = (
+        "input_ids",
+        "attention_mask",
+        "prefill_step_size",
+        "prompt_progress_callback",
+    )
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -140,7 +146,9 @@ class CausalLM(PretrainedModel):
     def feed(self, cache, step_size: int, progress: Callable | None, **prompt) -> mx.array:
         """Feed `input_ids` or `inputs_embeds` part by part; the logits after the last position."""
         if not isinstance(step_size, int) or step_size < 1:
-            raise InputError(f"prefill_step_size is {step_size!r}, but must be at least 1")
+            raise InputError.about(
+                "{prefill_step_size} is {value!r}, but must be at least 1", value=step_size
+            )
         ((name, whole),) = prompt.items()
         length = whole.shape[1]
         cache[0].prompt_length = cache[0].length + length

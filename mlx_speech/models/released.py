@@ -34,7 +34,7 @@ RELEASED = {
     ),
 }
 
-#: kinds of checkpoints that hear, by their `model_type`
+#: kinds of checkpoints for speech, by their `model_type`
 _KINDS = [kind for kind, a in ARCHITECTURES.items() if a.is_speech]
 
 

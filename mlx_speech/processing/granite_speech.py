@@ -10,15 +10,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..audio import Recording
 from ..checkpoint.folder import read_json
-from ..ctc import CTCVocabulary
 from ..errors import CheckpointError, InputError
-from ..hearing import CTCListener, Cutting, Heard
 from ..models.granite_speech import GraniteSpeechConfig, GraniteSpeechPlusConfig
 from .batch import BatchEncoding, check_arrays
 from .log_mel import GraniteSpeechFeatureExtractor
 from .prompts import GRANITE_4_1, PromptStyle, language_code, prompt_style
+from .request import TranscriptionRequest
 from .tokenizer import Tokenizer
 
 
@@ -148,62 +146,43 @@ class GraniteSpeechProcessor:
         """Of the recordings, in Hz."""
         return self.audio_processor.sampling_rate
 
-    def text_language(self, *, prompt: str | None = None, **instruction: Any) -> str | None:
-        """Code of the language that the text will be in, if an instruction asks for one.
-
-        Args:
-            prompt: an instruction of one's own.
-            instruction: else those of `PromptStyle.instruction`.
+    def text_language(self, request: TranscriptionRequest) -> str | None:
+        """Code of the language that the text will be in, if a request asks for one.
 
         Raises:
             UnsupportedOptionError: the model was not trained for what is asked.
         """
-        if prompt is not None:
-            return None
-        self.prompts.instruction(**instruction)
-        wanted = instruction.get("target_language") or instruction.get("language")
+        self.prompts.instruction(request)
+        wanted = request.target_language or request.language
         return wanted and language_code(wanted)
 
     def speech_inputs(
-        self, samples: mx.array, *, prompt: str | None = None, **instruction: Any
+        self, samples: mx.array, request: TranscriptionRequest = TranscriptionRequest()
     ) -> dict[str, Any]:
         """What `model.generate` needs to transcribe or translate one recording as a whole.
 
         Args:
             samples: (n,).
-            prompt, instruction: as for `text_language`.
         """
-        if prompt is None:
-            prompt = self.prompts.instruction(**instruction)
-        return self(self.speech_prompt(prompt), samples)
+        return self(self.speech_prompt(self.prompts.instruction(request)), samples)
 
-    def listener(self, model, recording: Recording, cutting: Cutting, **options) -> CTCListener:
-        """What finds the segments of a recording; options as for `CTCListener`."""
-        return CTCListener(model, self.audio_processor, recording, cutting, **options)
-
-    def ctc_vocabulary(self, model) -> CTCVocabulary | None:
-        """What the labels of the model's CTC head mean, where that is known."""
-        return CTCVocabulary.of_head(model.config.encoder_config.output_dim)
-
-    def segment_inputs(
-        self, segments: Sequence[Heard], *, prompt: str | None = None, **instruction: Any
+    def audio_inputs(
+        self, audio: Sequence[mx.array], request: TranscriptionRequest
     ) -> dict[str, Any]:
-        """What `model.generate` needs to transcribe or translate segments.
+        """What `model.generate` needs to transcribe or translate audio that is projected already.
 
         Args:
-            prompt, instruction: as for `text_language`.
+            audio: (audio tokens, hidden_size) each.
         """
-        if prompt is None:
-            prompt = self.prompts.instruction(**instruction)
-        sizes = [segment.audio.shape[0] for segment in segments]
-        texts = self._expanded([self.speech_prompt(prompt)] * len(segments), sizes)
+        prompt = self.speech_prompt(self.prompts.instruction(request))
+        sizes = [len(each) for each in audio]
         longest = max(sizes)
         features = [
-            mx.pad(s.audio, ((0, longest - size), (0, 0)))
-            for s, size in zip(segments, sizes, strict=True)
+            mx.pad(each, ((0, longest - size), (0, 0)))
+            for each, size in zip(audio, sizes, strict=True)
         ]
         return {
-            **self.tokenizer(texts),
+            **self.tokenizer(self._expanded([prompt] * len(audio), sizes)),
             "audio_features": mx.stack(features),
             "input_features_mask": mx.arange(longest)[None] < mx.array(sizes)[:, None],
         }

@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import InputError, UnsupportedOptionError
+from ..errors import UnsupportedOptionError
+from .request import TranscriptionRequest
 
 TRANSCRIBE = "can you transcribe the speech into a written format?"
 TRANSCRIBE_PUNCTUATED = "transcribe the speech with proper punctuation and capitalization."
@@ -61,82 +62,66 @@ class PromptStyle:
     after_audio: str = ""
     system: str | None = None
 
-    def instruction(
-        self,
-        task: str = "transcribe",
-        *,
-        language: str | None = None,
-        target_language: str | None = None,
-        punctuate: bool = False,
-        keywords: Sequence[str] | None = None,
-    ) -> str:
-        """The instruction for a task.
-
-        Args:
-            task: `"transcribe"` or `"translate"`.
-            language: spoken language, code or English name; None lets the model hear it.
-            target_language: language to translate to, code or English name.
-            punctuate: ask for punctuation and capitals.
-            keywords: names and terms to expect, spelled as they should be written.
+    def instruction(self, request: TranscriptionRequest) -> str:
+        """The instruction for a request.
 
         Raises:
-            InputError: the arguments contradict each other.
             UnsupportedOptionError: this family was not trained for it.
         """
-        check_request(
-            task,
-            language=language,
-            target_language=target_language,
-            punctuate=punctuate,
-            keywords=keywords,
-        )
+        if request.prompt is not None:
+            return request.prompt
+        task, keywords, punctuate = request.task, request.keywords, request.punctuate
         if keywords and task not in self.keyword_tasks:
-            raise self._no_keywords(task)
+            able = [style.title for style in _STYLES if task in style.keyword_tasks]
+            what = "keywords" if task == "transcribe" else "keywords in translation"
+            raise self._untrained("keywords", what, able)
         if punctuate and not self.punctuates:
             raise self._unsupported("punctuate", "punctuation and capitals", "punctuates")
-        if language is not None and not self.names_language:
+        if request.language is not None and not self.names_language:
             raise self._unsupported("language", "being told the language", "names_language")
         if task == "translate":
-            return self._translate(language, target_language, punctuate) + _listed(keywords)
+            return self._translate(request) + _listed(keywords)
         plain = TRANSCRIBE_PUNCTUATED if punctuate else TRANSCRIBE
         if keywords:
             plain = TRANSCRIBE_KEYWORDS + _listed(keywords)
-        if language is None:
+        if request.language is None:
             return plain
-        spoken = LANGUAGES[language_code(language)]
+        spoken = LANGUAGES[language_code(request.language)]
         if self is GRANITE_5_0:
             return LANGUAGE_HINT.format(spoken) + plain
         if not punctuate:
-            raise UnsupportedOptionError(
-                f"{self.title} takes the language only together with punctuation (punctuate)"
+            raise UnsupportedOptionError.about(
+                "{title} takes the language only together with punctuation ({punctuate})",
+                title=self.title,
             )
         return TRANSCRIBE_LANGUAGE.format(spoken)
 
-    def _translate(self, language: str | None, target: str, punctuate: bool) -> str:
+    def _translate(self, request: TranscriptionRequest) -> str:
         if not self.targets:
             raise self._unsupported("task", "translation", "targets")
-        if language is not None:
-            raise UnsupportedOptionError(f"{self.title} hears the language that it translates from")
-        code = language_code(target)
+        if request.language is not None:
+            raise UnsupportedOptionError(
+                f"{self.title} detects the language that it translates from"
+            )
+        code = language_code(request.target_language or "")
         name = LANGUAGES[code]
         if code not in self.targets:
             raise UnsupportedOptionError(
                 f"{self.title} does not translate to {name}, but to {', '.join(self.targets)}"
             )
-        return (TRANSLATE_PUNCTUATED if punctuate else self.translate).format(name)
+        return (TRANSLATE_PUNCTUATED if request.punctuate else self.translate).format(name)
 
     def _unsupported(self, option: str, what: str, attribute: str) -> UnsupportedOptionError:
         able = [style.title for style in _STYLES if getattr(style, attribute)]
         return self._untrained(option, what, able)
 
-    def _no_keywords(self, task: str) -> UnsupportedOptionError:
-        able = [style.title for style in _STYLES if task in style.keyword_tasks]
-        what = "keywords" if task == "transcribe" else "keywords in translation"
-        return self._untrained("keywords", what, able)
-
     def _untrained(self, option: str, what: str, able: list[str]) -> UnsupportedOptionError:
-        return UnsupportedOptionError(
-            f"{option}: {self.title} was not trained for {what}; these were: {', '.join(able)}"
+        return UnsupportedOptionError.about(
+            "{option}: {title} was not trained for {what}; these were: {able}",
+            option=option,
+            title=self.title,
+            what=what,
+            able=", ".join(able),
         )
 
 
@@ -188,51 +173,6 @@ def prompt_style(model_type: str, audio_token_index: int, name: str) -> PromptSt
         if style := named.get(version) or named.get(version[0]):
             return style
     return GRANITE_4_1 if audio_token_index == 100352 else UNRELEASED
-
-
-def check_request(
-    task: str,
-    *,
-    language: str | None = None,
-    target_language: str | None = None,
-    punctuate: bool = False,
-    prompt: str | None = None,
-    keywords: Sequence[str] | None = None,
-) -> None:
-    """What holds for every model; arguments as in `transcribe`.
-
-    Raises:
-        InputError: the arguments contradict each other.
-    """
-    texts = {"language": language, "target_language": target_language, "prompt": prompt}
-    for name, value in texts.items():
-        if not isinstance(value, str | None):
-            raise InputError(f"{name} is {value!r}, but must be text")
-    if task not in ("transcribe", "translate"):
-        raise InputError(f"task is {task!r}, but must be 'transcribe' or 'translate'")
-    told = language is not None or target_language is not None or punctuate or bool(keywords)
-    if prompt is not None and (told or task != "transcribe"):
-        raise InputError(
-            "prompt takes the place of task, language, target_language, punctuate and keywords; "
-            "leave them out"
-        )
-    if keywords is not None:
-        _check_keywords(keywords)
-        if keywords and punctuate:
-            raise InputError("no model was trained for keywords and punctuate at once; choose one")
-    if task == "translate" and target_language is None:
-        raise InputError("task 'translate' needs target_language")
-    if task != "translate" and target_language is not None:
-        raise InputError("target_language goes with task 'translate'")
-
-
-def _check_keywords(keywords: Sequence[str]) -> None:
-    if isinstance(keywords, str) or not isinstance(keywords, Sequence):
-        raise InputError(f"keywords is {keywords!r}, but must be a list of words")
-    for word in keywords:
-        # they are told to the model as one line, with commas between them
-        if not (isinstance(word, str) and word.strip() and word.isprintable() and "," not in word):
-            raise InputError(f"among the keywords is {word!r}, which is no word or name")
 
 
 def language_code(language: str) -> str:

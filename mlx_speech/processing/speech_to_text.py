@@ -7,14 +7,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..audio import Recording
 from ..checkpoint.folder import read_json
 from ..errors import InputError, UnsupportedOptionError
-from ..hearing import Cutting, EnergyListener, Heard
 from ..models.speech_to_text.layers import Speech2TextConfig
 from .batch import BatchEncoding
 from .kaldi_fbank import SHIFT_MS, Speech2TextFeatureExtractor
 from .prompts import LANGUAGES
+from .request import TranscriptionRequest
 from .speech_to_text_tokenizer import Speech2TextTokenizer
 
 _NAMES = {**LANGUAGES, "nl": "Dutch", "ro": "Romanian", "ru": "Russian"}
@@ -24,9 +23,9 @@ class Speech2TextProcessor:
     """Puts a feature extractor and a tokenizer together.
 
     Args:
-        feature_extractor: hears.
-        tokenizer: reads and writes.
-        max_seconds: longest recording that the model hears at once, if that is bounded.
+        feature_extractor: computes features.
+        tokenizer: encodes and decodes texts.
+        max_seconds: longest recording that the model takes at once, if that is bounded.
     """
 
     def __init__(
@@ -60,76 +59,45 @@ class Speech2TextProcessor:
         """Of the recordings, in Hz."""
         return self.feature_extractor.sampling_rate
 
-    def text_language(
-        self,
-        *,
-        task: str = "transcribe",
-        language: str | None = None,
-        target_language: str | None = None,
-        punctuate: bool = False,
-        prompt: str | None = None,
-        keywords: Sequence[str] | None = None,
-    ) -> str | None:
-        """Code of the language that the text will be in, if an instruction asks for one.
+    def text_language(self, request: TranscriptionRequest) -> str | None:
+        """Code of the language that the text will be in, if a request asks for one.
 
-        Args:
-            task, target_language: with `"translate"` the answer is made to begin with the token of
-                that language, code or English name, which models for several of them follow.
-            language, punctuate, prompt, keywords: not for these models.
+        Models for several target languages follow the token of the language that the answer is
+        made to begin with; they take no other instruction.
 
         Raises:
             UnsupportedOptionError: the model was not trained for what is asked.
         """
-        for name, value in (
-            ("language", language),
-            ("prompt", prompt),
-            ("punctuate", punctuate),
-            ("keywords", keywords),
-        ):
-            if value:
-                raise UnsupportedOptionError(
-                    f"{name}: Speech2Text models take no instruction but a target language; "
-                    "Granite Speech models do"
+        for name in ("language", "prompt", "punctuate", "keywords"):
+            if getattr(request, name):
+                raise UnsupportedOptionError.about(
+                    "{option}: Speech2Text models take no instruction but a target language; "
+                    "Granite Speech models do",
+                    option=name,
                 )
-        if target_language is None:
+        if request.target_language is None:
             return None
-        name = target_language.lower()
+        name = request.target_language.lower()
         code = next((code for code, known in _NAMES.items() if name == known.lower()), name)
         if code not in self.tokenizer.langs:
             able = ", ".join(self.tokenizer.langs) or "one language, without being told"
             raise UnsupportedOptionError(
-                f"this model does not translate to {target_language!r}, but to {able}"
+                f"this model does not translate to {request.target_language!r}, but to {able}"
             )
         return code
 
-    def listener(
-        self, model, recording: Recording, cutting: Cutting, *, for_alignment: bool = False
-    ) -> EnergyListener:
-        """What finds the segments of a recording; there is nothing to align words with."""
-        return EnergyListener(recording, cutting, self.max_seconds)
-
-    def ctc_vocabulary(self, model) -> None:
-        """These models have no CTC head."""
-
-    def segment_inputs(self, segments: Sequence[Heard], **instruction: Any) -> dict[str, Any]:
-        """What `model.generate` needs to transcribe or translate segments.
-
-        Args:
-            instruction: as for `text_language`.
-        """
-        return self.speech_inputs([segment.audio for segment in segments], **instruction)
-
     def speech_inputs(
-        self, samples: mx.array | Sequence[mx.array], **instruction: Any
+        self,
+        samples: mx.array | Sequence[mx.array],
+        request: TranscriptionRequest = TranscriptionRequest(),
     ) -> dict[str, Any]:
         """What `model.generate` needs to transcribe or translate recordings as a whole.
 
         Args:
             samples: (n,), or several such.
-            instruction: as for `text_language`.
         """
         inputs: dict[str, Any] = self(samples)
-        code = self.text_language(**instruction)
+        code = self.text_language(request)
         if code is not None:
             inputs["forced_bos_token_id"] = self.tokenizer.language_id(code)
         return inputs

@@ -170,7 +170,7 @@ class Tokenizer(SpecialTokens):
         return [self.decode(row, **options) for row in sequences]
 
     def is_open(self, token: int) -> bool:
-        """Whether a token after this one may yet change the text: see `TextStream`.
+        """Whether a token after this one may yet change the text: see `StreamingDetokenizer`.
 
         So it is with bytes that stand for rare characters: where one of a run of them fits no
         character, `decode` gives up the whole run. A special token, skipped, does not end one.

@@ -24,7 +24,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from workers import blas_name, device_name, machine_name, preload_openblas
 
-from mlx_speech.generation import GenerationConfig, stream_tokens
+from mlx_speech.generation import GenerationConfig, prefill
 from mlx_speech.layers.attention import scaled_dot_product_attention
 from mlx_speech.loading import architecture
 
@@ -82,7 +82,7 @@ def make_models(
 
 def decode_ours(model, prompt: mx.array, count: int) -> Iterator[int]:
     config = GenerationConfig(max_new_tokens=count, eos_token_id=[])
-    for step in stream_tokens(model, prompt[None], generation_config=config):
+    for step in prefill(model, prompt[None], generation_config=config, streaming=True).steps():
         yield step.tokens[0]
 
 

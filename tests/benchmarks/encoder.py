@@ -85,10 +85,12 @@ def decode_ours(model, prompt: list[int]):
     """New token ids, greedily, as they come."""
     import mlx.core as mx
 
-    from mlx_speech.generation import GenerationConfig, stream_tokens
+    from mlx_speech.generation import GenerationConfig, prefill
 
     config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None)
-    for step in stream_tokens(model, mx.array([prompt]), generation_config=config):
+    for step in prefill(
+        model, mx.array([prompt]), generation_config=config, streaming=True
+    ).steps():
         yield step.tokens[0]
 
 

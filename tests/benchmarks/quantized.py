@@ -74,12 +74,13 @@ class Worker:
         """Tokens a second, after the first."""
         import mlx.core as mx
 
-        from mlx_speech.generation import GenerationConfig, stream_tokens
+        from mlx_speech.generation import GenerationConfig, prefill
 
         prompt = mx.arange(PROMPT_TOKENS)[None] * 7919 % 40000 + 8
         config = GenerationConfig(max_new_tokens=count, eos_token_id=[])
         times = [
-            time.perf_counter() for _ in stream_tokens(self.model, prompt, generation_config=config)
+            time.perf_counter()
+            for _ in prefill(self.model, prompt, generation_config=config, streaming=True).steps()
         ]
         return {"tokens_per_second": (count - 1) / (times[-1] - times[0])}
 

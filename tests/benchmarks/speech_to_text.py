@@ -173,16 +173,16 @@ class Ours(Worker):
         mx.eval(self.encoded.last_hidden_state)
 
     def hypothesis(self, tokens: int, beams: int):
-        from mlx_speech.generation.api import generate_rows
+        from mlx_speech.generation.api import prefill
 
-        _, rows = generate_rows(
+        rows = prefill(
             self.model,
             encoder_outputs=self.encoded,
             attention_mask=self.input["attention_mask"],
             max_new_tokens=tokens,
             num_beams=beams,
             eos_token_id=[],
-        )
+        ).rows()
         return rows[0]
 
     def answer(self, tokens: int, beams: int) -> None:

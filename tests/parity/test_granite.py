@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig
 
-from mlx_speech.generation.api import generate_rows
+from mlx_speech.generation.api import prefill
 from mlx_speech.layers.lora import use_adapter
 
 from .random_models import (
@@ -228,7 +228,7 @@ def compare_generation(pair: Pair, ids: np.ndarray, mask=None, **options) -> Non
     inputs = {"attention_mask": mx.array(mask), **options}
     assert_same_ids(pair.ours.generate(mx.array(ids), **inputs), reference.sequences)
     if options.get("num_beams", 1) > 1:
-        _, rows = generate_rows(pair.ours, mx.array(ids), **inputs)
+        rows = prefill(pair.ours, mx.array(ids), **inputs).rows()
         scores = reference.sequences_scores.tolist()
         assert [row.score for row in rows] == pytest.approx(scores, abs=1e-4)
 

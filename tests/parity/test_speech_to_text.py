@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import Speech2TextConfig, Speech2TextForConditionalGeneration
 
-from mlx_speech.generation.api import generate_rows
+from mlx_speech.generation.api import prefill
 from mlx_speech.loading import load_model
 
 from .random_models import (
@@ -288,7 +288,7 @@ def compare_generation(pair: Pair, rows: list[np.ndarray], **options) -> list[li
     options = {"max_length": 24, "num_beams": 1} | options
     batch = ours(as_alone(pair, rows))
     found = pair.ours.generate(**batch, **options).tolist()
-    _, hypotheses = generate_rows(pair.ours, **batch, **options)
+    hypotheses = prefill(pair.ours, **batch, **options).rows()
     for i, row in enumerate(rows):
         reference = pair.reference.generate(
             tensor(row[None]),

@@ -18,7 +18,7 @@ from tokenizers import decoders, models, normalizers, processors
 from transformers import AutoTokenizer
 
 from mlx_speech import CheckpointError, InputError, LlamaTokenizer, Tokenizer
-from mlx_speech.generation.streaming import TextStream
+from mlx_speech.generation.streaming import StreamingDetokenizer
 
 TEXTS = small.random_texts(1000)
 
@@ -145,7 +145,7 @@ def test_streams(pair):
     rng = random.Random(2)
     rows = [rng.choices(range(len(pair.ours)), k=rng.randrange(60)) for _ in range(200)]
     for ids in [*rows, *map(pair.ours.encode, TEXTS[:200])]:
-        stream = TextStream(pair.ours)
+        stream = StreamingDetokenizer(pair.ours)
         text = "".join([*map(stream.add, ids), stream.finish()])
         assert text == pair.reference.decode(ids, skip_special_tokens=True).strip()
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from ...layers.lora import use_adapter
 from .encoder import ConformerBlock, EncoderOutput, FrameMask, GraniteSpeechCTCEncoder
 
 
 class EncoderStream:
-    """Encodes one recording part by part into the frames that one call would give.
+    """Encodes one recording part by part into the frames that one call would give, with a LoRA
+    adapter on, as always where there is audio.
 
     Between two parts it holds, with C frames in an attention block and a convolution of k frames,
     less than `num_layers * (C * hidden_dim + k * (hidden_dim + inner))` numbers, where inner is
@@ -45,6 +47,10 @@ class EncoderStream:
         if self._ended:
             raise ValueError("the recording has ended: use a new EncoderStream for another")
         self._ended = last
+        with use_adapter(True):
+            return self._push(features, last)
+
+    def _push(self, features: mx.array, last: bool) -> EncoderOutput:
         x = self._encoder.embed(features[None])
         for number, block in enumerate(self._blocks):
             if number in self._exported:

@@ -24,6 +24,7 @@ from .encoder import (
     GraniteSpeechPlusEncoderConfig,
     sanitize_encoder,
 )
+from .encoder_stream import EncoderStream
 from .projector import Blip2QFormerConfig, WindowedProjector
 
 
@@ -113,6 +114,13 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
     config_class = GraniteSpeechConfig
     adapter_by_default = False
     cache_options = CACHE_OPTIONS
+    generation_inputs = (
+        *GraniteForCausalLM.generation_inputs,
+        "input_features",
+        "input_features_mask",
+        "feature_lengths",
+        "audio_features",
+    )
 
     def __init__(self, config: GraniteSpeechConfig):
         super().__init__()
@@ -147,6 +155,15 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         with use_adapter(True):
             encoded = self.encoder(input_features).last_hidden_state
             return {"encoder": encoded, "projector": self.projector(encoded)}
+
+    def encode_stream(self) -> EncoderStream:
+        """The encoder for one recording that comes part by part; the adapter is on in it."""
+        return EncoderStream(self.encoder)
+
+    def project(self, hidden_states: mx.array) -> mx.array:
+        """What the projector makes of encoder frames, with the adapter on; shapes as there."""
+        with use_adapter(True):
+            return self.projector(hidden_states)
 
     def embed_text(self, input_ids: mx.array) -> mx.array:
         """Embeddings of token ids; an audio token, which may be beyond the table, has that of 0."""
@@ -224,11 +241,11 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
             adapter: whether the LoRA adapter is on. By default it is on exactly when this call
                 brings audio; say True when continuing a cached prompt that did.
         """
-        hears = input_features is not None or audio_features is not None
-        if hears and (inputs_embeds is not None or input_ids is None):
+        has_audio = input_features is not None or audio_features is not None
+        if has_audio and (inputs_embeds is not None or input_ids is None):
             raise InputError("recordings need input_ids to say where they belong")
         # around the encoder as well: its layers may be adapted too
-        with use_adapter(hears if adapter is None else adapter):
+        with use_adapter(has_audio if adapter is None else adapter):
             if inputs_embeds is None and input_ids is not None:
                 audio_features = self._audio(input_features, feature_lengths, audio_features)
                 inputs_embeds = self.merge_audio(input_ids, audio_features, input_features_mask)

@@ -19,14 +19,14 @@ class DecoderLayer(Layer):
         self.encoder_attn = Attention(config.d_model, config.decoder_attention_heads)
         self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
 
-    def __call__(self, x, mask, cache, source, source_mask, weights, cross_weights):
+    def __call__(self, x, mask, cache, cross_kv, cross_mask, weights, cross_weights):
         normed = self.self_attn_layer_norm(x)
         keys, values = self.self_attn.keys_values(normed)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
         x = x + self.self_attn(normed, keys, values, mask, weights)
         normed = self.encoder_attn_layer_norm(x)
-        x = x + self.encoder_attn(normed, *source, source_mask, cross_weights)
+        x = x + self.encoder_attn(normed, *cross_kv, cross_mask, cross_weights)
         return self.feed_forward(x)
 
 
@@ -44,7 +44,7 @@ class Speech2TextDecoder(nn.Module):
         input_ids: mx.array | None,
         inputs_embeds: mx.array | None,
         attention_mask: mx.array | None,
-        source: CrossAttentionCache,
+        cross_kv: CrossAttentionCache,
         caches: Sequence[KVCache | None],
         weights: list[mx.array] | None,
         cross_weights: list[mx.array] | None,
@@ -61,9 +61,9 @@ class Speech2TextDecoder(nn.Module):
             real = mx.ones(inputs_embeds.shape[:2])
             x = inputs_embeds.astype(self.layer_norm.weight.dtype)
         rows, length, _ = x.shape
-        if rows != source.num_rows:
+        if rows != cross_kv.num_rows:
             raise InputError(
-                f"the decoder's input has {rows} rows, but the recordings need {source.num_rows}"
+                f"the decoder's input has {rows} rows, but the recordings need {cross_kv.num_rows}"
             )
         cache = caches[0]
         offset = 0 if cache is None else cache.length
@@ -75,9 +75,9 @@ class Speech2TextDecoder(nn.Module):
         else:
             mask = "causal" if length > 1 else None
         states = [x]
-        for layer, layer_cache, heard in zip(self.layers, caches, source.layers, strict=True):
+        for layer, layer_cache, encoded in zip(self.layers, caches, cross_kv.layers, strict=True):
             states.append(
-                layer(states[-1], mask, layer_cache, heard, source.mask, weights, cross_weights)
+                layer(states[-1], mask, layer_cache, encoded, cross_kv.mask, weights, cross_weights)
             )
         states[-1] = self.layer_norm(states[-1])
         return tuple(states)

@@ -103,12 +103,12 @@ class Speech2TextModel(nn.Module):
             InputError: arguments are missing, contradict each other or have the wrong shape.
         """
         if past_key_values is None:
-            caches, source = [None] * len(self.decoder.layers), CrossAttentionCache()
+            caches, cross_kv = [None] * len(self.decoder.layers), CrossAttentionCache()
         else:
-            *caches, source = past_key_values
+            *caches, cross_kv = past_key_values
         encoder_outputs = EncoderOutput.of(encoder_outputs)
         if input_features is not None:
-            if encoder_outputs is not None or source.layers:
+            if encoder_outputs is not None or cross_kv.layers:
                 raise InputError(
                     "give a recording once: no input_features beside encoder_outputs or a cache "
                     "that already holds one"
@@ -119,16 +119,18 @@ class Speech2TextModel(nn.Module):
                 output_hidden_states=output_hidden_states,
                 output_attentions=output_attentions,
             )
-        if not source.layers:
+        if not cross_kv.layers:
             if encoder_outputs is None:
                 raise InputError("give input_features or encoder_outputs")
-            self._listen(source, encoder_outputs.last_hidden_state, attention_mask)
+            self._fill_cross_attention_cache(
+                cross_kv, encoder_outputs.last_hidden_state, attention_mask
+            )
         weights, cross_weights = ([], []) if output_attentions else (None, None)
         states = self.decoder(
             decoder_input_ids,
             decoder_inputs_embeds,
             decoder_attention_mask,
-            source,
+            cross_kv,
             caches,
             weights,
             cross_weights,
@@ -143,8 +145,8 @@ class Speech2TextModel(nn.Module):
             **{f"encoder_{name}": value for name, value in encoded.items()},
         )
 
-    def _listen(
-        self, source: CrossAttentionCache, frames: mx.array, attention_mask: mx.array | None
+    def _fill_cross_attention_cache(
+        self, cross_kv: CrossAttentionCache, frames: mx.array, attention_mask: mx.array | None
     ) -> None:
         """Compute every layer's keys and values of the encoder's output."""
         mask = None
@@ -156,7 +158,9 @@ class Speech2TextModel(nn.Module):
                     f"outputs of {frames.shape}"
                 )
             mask = self.encoder.frame_mask(attention_mask)
-        source.fill([layer.encoder_attn.keys_values(frames) for layer in self.decoder.layers], mask)
+        cross_kv.fill(
+            [layer.encoder_attn.keys_values(frames) for layer in self.decoder.layers], mask
+        )
 
     def make_cache(self) -> list[KVCache | CrossAttentionCache]:
         """An empty cache: one entry for each layer's own positions, and one for the recordings."""
@@ -167,6 +171,12 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
     """Speech2Text with a language-modelling head, tied to the embeddings or its own."""
 
     config_class = Speech2TextConfig
+    generation_inputs = (
+        "input_features",
+        "attention_mask",
+        "encoder_outputs",
+        "decoder_input_ids",
+    )
 
     def __init__(self, config: Speech2TextConfig):
         super().__init__()
@@ -226,7 +236,7 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
         return mx.where(shifted == -100, self.config.pad_token_id, shifted)
 
     def audio_stages(self, input_features: mx.array) -> dict[str, mx.array]:
-        """What becomes of an unpadded recording before the decoder hears it, by stage."""
+        """What becomes of an unpadded recording on its way to the decoder, by stage."""
         return {"encoder": self.model.encoder(input_features).last_hidden_state}
 
     @property
@@ -281,7 +291,7 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
         attention_mask: mx.array | None = None,
         encoder_outputs: EncoderOutput | Sequence[mx.array] | None = None,
     ):
-        """Hear the recordings and feed the decoder's first tokens; returns the next one's logits
+        """Encode the recordings and feed the decoder's first tokens; returns the next one's logits
         and the function for later steps."""
 
         def step(tokens: mx.array, **recordings) -> mx.array:

@@ -13,7 +13,8 @@ from .errors import CheckpointError, InputError
 from .generation.api import check_generates
 from .generation.prompt_cache import load_prompt_cache, save_prompt_cache
 from .generation.text import GenerationResponse, prompt_ids, stream_generate, text_tokenizer
-from .transcription import Transcript, transcribe
+from .transcription.pipeline import transcribe
+from .transcription.transcript import Transcript
 
 #: limit on a reply, where nothing is said and the context has room
 REPLY_TOKENS = 512

@@ -1,4 +1,4 @@
-"""When each word of a text was said, and how sure the decoder was of it.
+"""Forced alignment: when each word of a text was said, and how sure the decoder was of it.
 
 The letters' places come from the CTC head (`ctc.best_paths`), the words' edges from there and from
 the loudness of the recording. CTC labels are short peaks, a little later than the sound, far from
@@ -16,12 +16,10 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from ..errors import InputError
 from .ctc import ANY, BLANK, CTCVocabulary, best_paths, frames_needed
-from .errors import InputError
+from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 
-#: length of an encoder frame
-FRAME_SAMPLES = 320
-FRAME_SECONDS = 0.02
 #: quiet is what is so far below the loud parts of the letters, in dB,
 QUIET_DB = 30.0
 #: or, in noise, no further above the quietest parts than this much of what lies between
@@ -212,9 +210,9 @@ def _narrow(
     first, last = path
     for i in np.flatnonzero(np.array(labels) == ANY):
         best = logits[first[i] : last[i] + 1].argmax(axis=1)
-        heard = np.flatnonzero((best != BLANK) & (best != vocabulary.label(" ")))
-        if heard.size:
-            first[i], last[i] = first[i] + heard[0], first[i] + heard[-1]
+        labelled = np.flatnonzero((best != BLANK) & (best != vocabulary.label(" ")))
+        if labelled.size:
+            first[i], last[i] = first[i] + labelled[0], first[i] + labelled[-1]
     return first, last
 
 
@@ -238,7 +236,7 @@ def _times(units: list[_Unit], edges: list[tuple[float, float]], start: float) -
     for unit, (begin, end) in zip(units, edges, strict=True):
         sizes = list(itertools.accumulate(map(len, unit.words), initial=0))
         frames = np.interp(sizes, [0, sizes[-1]], [begin, end])
-        at = [start + FRAME_SECONDS * float(frame) for frame in frames]
+        at = [start + float(frame) / FRAMES_PER_SECOND for frame in frames]
         times += [WordTime(*w) for w in zip(unit.words, at[:-1], at[1:], strict=True)]
     return times
 

@@ -6,38 +6,46 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .activity import Activity
-from .errors import InputError
+from ..errors import InputError
+from .vad import SpeechActivity
 
 # All of these are frames of 20 ms.
 #: shortest pause that always ends a span, unless somebody knows better. Within sentences people
 #: pause 0.2 to 0.7 s for breath or a thought, and the decoder writes these better in one piece; a
 #: second is seldom but between sentences.
-MIN_SILENCE = 50
+MIN_SILENCE_FRAMES = 50
 #: the level of a place to cut is the mean of so many on either side of it
-AROUND = 2
+LEVEL_FRAMES = 2
 #: shorter silence is no pause: there is such in many a word
-PAUSE = 12
-#: what a span keeps of a pause beside it: as much as faint speech may take of it, see `hearing.py`
-MARGIN = 9
+PAUSE_FRAMES = 12
+#: what a span keeps of a pause beside it: as much as faint speech may take of it, see `chunks.py`
+MARGIN_FRAMES = 9
 #: speech shorter than this is joined to a neighbour
-SHORT = 25
+SHORT_FRAMES = 25
 #: and where it cannot be, it gets so much of the pauses around it that the span is this long
-WIDENED = 75
+WIDENED_FRAMES = 75
 
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a recording that a model hears at once, in encoder frames.
+    """A part of a recording that a model is given at once, in encoder frames.
 
-    start, end: what it hears, [start, end).
+    start, end: what it is given, [start, end).
     first, last: where in it there is speech, [first, last).
+    pauses: silence in between, [start, end) each.
     """
 
     start: int
     end: int
     first: int
     last: int
+    pauses: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+
+    @property
+    def regions(self) -> list[tuple[int, int]]:
+        """Where in it there is speech without a pause, [start, end) each."""
+        edges = [self.first, *(edge for pause in self.pauses for edge in pause), self.last]
+        return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 @dataclass
@@ -50,15 +58,19 @@ class _Stretch:
 
     @property
     def short(self) -> bool:
-        return self.last - self.first < SHORT
+        return self.last - self.first < SHORT_FRAMES
 
     @property
     def margin(self) -> int:
-        return max(MARGIN, (WIDENED - self.last + self.first) // 2) if self.short else MARGIN
+        return (
+            max(MARGIN_FRAMES, (WIDENED_FRAMES - self.last + self.first) // 2)
+            if self.short
+            else MARGIN_FRAMES
+        )
 
 
 class Segmenter:
-    """Cuts a recording into spans where nobody speaks, while its activity (`SpeechExtents`) is
+    """Cuts a recording into spans where nobody speaks, while its activity (`SpeechRegions`) is
     still coming in.
 
     Every frame with speech is in exactly one span. Spans are in order, do not overlap, and start
@@ -68,16 +80,16 @@ class Segmenter:
     A pause of `min_silence` frames ends a span. A span that would be longer than `max_frames` is
     cut in its longest pause that has a multiple of `window` in it and leaves at least a quarter of
     `max_frames` on both sides; else in its longest with such a multiple; else, in the middle of
-    speech, at the multiple of `window` where the level is lowest. Silence shorter than `PAUSE` is
-    no pause. Silence at the very beginning or end of the recording that is shorter than
-    `min_silence` belongs to the span beside it: a short recording is one span.
+    speech, at the multiple of `window` where the level is lowest. Silence shorter than
+    `PAUSE_FRAMES` is no pause. Silence at the very beginning or end of the recording that is
+    shorter than `min_silence` belongs to the span beside it: a short recording is one span.
 
-    Speech shorter than `SHORT` is joined to the nearer neighbour, if the pause between is shorter
-    than twice `min_silence` and both together fit; else its span is widened with silence, as far
-    as there is some, to `WIDENED`.
+    Speech shorter than `SHORT_FRAMES` is joined to the nearer neighbour, if the pause between is
+    shorter than twice `min_silence` and both together fit; else its span is widened with silence,
+    as far as there is some, to `WIDENED_FRAMES`.
 
     Args:
-        window: frames that a model hears together; cuts are between windows.
+        window: frames that a model takes together; cuts are between windows.
         max_frames: longest span; what is no multiple of `window` is rounded down to one.
         min_silence: shortest pause that always ends a span; at least `window`, for there to be a
             place to cut in it.
@@ -86,7 +98,7 @@ class Segmenter:
         InputError: a number is below one, or `max_frames` below `window`.
     """
 
-    def __init__(self, *, window: int, max_frames: int, min_silence: int = MIN_SILENCE):
+    def __init__(self, *, window: int, max_frames: int, min_silence: int = MIN_SILENCE_FRAMES):
         if window < 1 or min_silence < 1:
             raise InputError(f"window {window} and min_silence {min_silence} must be at least 1")
         if max_frames < window:
@@ -97,7 +109,7 @@ class Segmenter:
         self._fair = max(window, self._down(self.max_frames // 4))
         self._near = 2 * self._min_silence
         # after so long a pause nothing that comes can matter to what was before it
-        self._far = max(self._near, WIDENED // 2 + MARGIN + 2 * window)
+        self._far = max(self._near, WIDENED_FRAMES // 2 + MARGIN_FRAMES + 2 * window)
         self._frames = 0
         self._finished = False
         self._stretches: list[_Stretch] = []
@@ -108,9 +120,9 @@ class Segmenter:
     def start(self) -> int:
         """The first frame that may be in a span to come."""
         first = self._stretches[0].first if self._stretches else self._frames
-        return self._start(_Stretch(first, first), WIDENED)
+        return self._start(_Stretch(first, first), WIDENED_FRAMES)
 
-    def push(self, activity: Activity) -> list[Span]:
+    def push(self, activity: SpeechActivity) -> list[Span]:
         """Take in the next frames; returns the spans that are now certain."""
         edges = np.flatnonzero(np.diff(activity.speech.astype(np.int8), prepend=0, append=0))
         for first, last in (edges.reshape(-1, 2) + self._frames).tolist():
@@ -119,7 +131,9 @@ class Segmenter:
         self._level = np.concatenate([self._level, activity.level])
         spans = self._certain()
         needed = self._stretches[0].first if self._stretches else self._frames
-        self._level = self._level[max(0, self._level.size - (self._frames - needed + AROUND)) :]
+        self._level = self._level[
+            max(0, self._level.size - (self._frames - needed + LEVEL_FRAMES)) :
+        ]
         return spans
 
     def finish(self) -> list[Span]:
@@ -157,13 +171,13 @@ class Segmenter:
 
     def _over(self, index: int, silence: int) -> bool:
         """Whether a stretch has ended, as the next or so much silence after it shows."""
-        heard = self._frames - self._stretches[index].last
-        return self._finished or index + 1 < len(self._stretches) or heard >= silence
+        known = self._frames - self._stretches[index].last
+        return self._finished or index + 1 < len(self._stretches) or known >= silence
 
     def _overfull(self, stretch: _Stretch) -> bool:
         """Whether it is so long that no cut of its first span can be too near its end."""
         longest = self._start(stretch) + self.max_frames
-        return min(stretch.last, self._frames) >= longest + max(self._fair, AROUND)
+        return min(stretch.last, self._frames) >= longest + max(self._fair, LEVEL_FRAMES)
 
     def _fits(self, stretch: _Stretch, following: _Stretch) -> bool:
         """Whether both fit in one span."""
@@ -188,8 +202,8 @@ class Segmenter:
             return True
         return False if self._over(2, self._far) else None
 
-    def _start(self, stretch: _Stretch, margin: int = MARGIN) -> int:
-        """The first frame that its span would like to hear; one that fits hears some speech."""
+    def _start(self, stretch: _Stretch, margin: int = MARGIN_FRAMES) -> int:
+        """The first frame that its span would like to have; one that fits has some speech."""
         start = max(self._end, self._down(stretch.first - margin))
         if self._end == 0 and stretch.first < self._min_silence:
             start = 0
@@ -210,7 +224,7 @@ class Segmenter:
         end = min(end, self._frames)
         start = min(self._down(head.first), max(start, self._up(end - self.max_frames)))
         self._end = end
-        return Span(start, end, head.first, head.last)
+        return Span(start, end, head.first, head.last, tuple(head.pauses))
 
     def _cut(self, head: _Stretch) -> Span:
         """The first span of a stretch that is too long for one; the stretch keeps the rest."""
@@ -219,7 +233,7 @@ class Segmenter:
         cuts = [
             (min(self._around(*pause)[0], longest), *pause)
             for pause in head.pauses
-            if pause[1] - pause[0] >= PAUSE and self._up(pause[0]) <= min(pause[1], longest)
+            if pause[1] - pause[0] >= PAUSE_FRAMES and self._up(pause[0]) <= min(pause[1], longest)
         ]
         fair = [c for c in cuts if start + self._fair <= c[0] <= head.last - self._fair]
         if cuts:
@@ -230,7 +244,8 @@ class Segmenter:
             end = self._quietest(low, high)
             silent = (pause for pause in head.pauses if pause[0] <= end <= pause[1])
             last, first = next(silent, (end, end))
-        span = Span(start, end, head.first, last)
+        within = tuple(pause for pause in head.pauses if pause[1] <= last)
+        span = Span(start, end, head.first, last, within)
         head.first = first
         head.pauses = [pause for pause in head.pauses if pause[0] > first]
         self._end = end
@@ -241,13 +256,15 @@ class Segmenter:
         oldest = self._frames - self._level.size
 
         def level(edge: int) -> float:
-            return self._level[max(0, edge - AROUND - oldest) : edge + AROUND - oldest].mean()
+            return self._level[
+                max(0, edge - LEVEL_FRAMES - oldest) : edge + LEVEL_FRAMES - oldest
+            ].mean()
 
         return min(range(low, high + 1, self.window), key=level)
 
-    def _around(self, last: int, first: int, margin: int = MARGIN) -> tuple[int, int]:
+    def _around(self, last: int, first: int, margin: int = MARGIN_FRAMES) -> tuple[int, int]:
         """Where the span before a pause ends and the one after it starts."""
-        end, start = self._up(last + margin), self._down(first - MARGIN)
+        end, start = self._up(last + margin), self._down(first - MARGIN_FRAMES)
         if end <= start:
             return end, start
         middle = self._down((last + first + self.window) // 2)

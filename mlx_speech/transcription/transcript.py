@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 
 @dataclass
 class Word:
@@ -24,7 +22,7 @@ class Word:
 class Segment:
     """A stretch of the recording and what was said in it; times in seconds.
 
-    start, end: of the speech, as far as the pauses around it can be heard.
+    start, end: of the speech, as far as the pauses around it can be told.
     tokens: ids of the text, without the one that ended it; with those of a stop string.
     avg_logprob: mean log-probability of the tokens, the ending one included.
     words: if they were asked for.
@@ -44,21 +42,17 @@ class Segment:
 
 @dataclass
 class Transcript:
-    """What was said in a recording of `duration` seconds.
+    """What was said in a recording of `duration` seconds; times in seconds.
 
-    language: code of the text's, if it was asked for; the models do not say which they heard.
-    speech: (frames,) boolean, where speech was heard, `SPEECH_FRAME_S` a frame.
+    language: code of the text's, if it was asked for; the models do not say which they detected.
+    regions: start and end of each speech region, without the pauses inside segments; None: not known.
     """
 
     text: str
     language: str | None
     duration: float
     segments: list[Segment]
-    speech: np.ndarray | None = field(default=None, repr=False, compare=False)
-
-
-#: seconds of a frame of `Transcript.speech`
-SPEECH_FRAME_S = 0.02
+    regions: list[tuple[float, float]] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Where in a recording somebody speaks, encoder frame by encoder frame (20 ms each)."""
+"""Voice activity detection (VAD), encoder frame by encoder frame (20 ms each)."""
 
 from __future__ import annotations
 
@@ -8,35 +8,33 @@ import mlx.core as mx
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from .audio import SAMPLING_RATE
+from .frames import FRAME_SAMPLES
 
-#: samples of a frame, one of the Granite encoder's
-FRAME = SAMPLING_RATE // 50
 #: quieter frames are silent: RMS between 200 and 6400 Hz in dBFS, where full scale is 1
 SILENCE_DBFS = -80.0
-#: speech is so much above what is steadily there
+#: speech is so much above the noise floor
 CONTRAST_DB = 5.0
-#: the steady level of so many frames (3 s) is the one that a fifth of them are below
-WINDOW = 150
-STEADY = 0.2
+#: the noise floor of so many frames (3 s) is the level that a fifth of them are below
+NOISE_FLOOR_FRAMES = 150
+NOISE_FLOOR_QUANTILE = 0.2
 #: a recording of less frames (half a second) has nothing to contrast with
-SHORTEST = 25
+SHORTEST_FRAMES = 25
 #: clicks of less than half as many frames are smoothed away
-SMOOTHING = 5
+SMOOTHING_FRAMES = 5
 #: sound is speech from so many frames before a letter to so many after one
-ONSET = 18
-RELEASE = 16
+ONSET_FRAMES = 18
+RELEASE_FRAMES = 16
 #: letters are at most so many frames, a second, from their sound, or they are none; nor does any
 #: frame depend on what is farther away
-REACH = 50
+REACH_FRAMES = 50
 #: those that go on with what was said before have no more frames of silence than this before them
-LINK = 12
+LINK_FRAMES = 12
 #: edges of the octaves from 200 to 6400 Hz, in bins of 50 Hz
 OCTAVES = (4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
-class Activity:
+class SpeechActivity:
     """Whether there is speech in each of n frames.
 
     speech: (n,), boolean.
@@ -48,24 +46,24 @@ class Activity:
     level: np.ndarray
 
     @classmethod
-    def none(cls) -> Activity:
+    def none(cls) -> SpeechActivity:
         """That of no frames."""
         return cls(np.zeros(0, bool), np.zeros(0, np.float32))
 
     def __len__(self) -> int:
         return self.speech.size
 
-    def __getitem__(self, frames: slice) -> Activity:
-        return Activity(self.speech[frames], self.level[frames])
+    def __getitem__(self, frames: slice) -> SpeechActivity:
+        return SpeechActivity(self.speech[frames], self.level[frames])
 
-    def __add__(self, later: Activity) -> Activity:
-        return Activity(
+    def __add__(self, later: SpeechActivity) -> SpeechActivity:
+        return SpeechActivity(
             np.concatenate([self.speech, later.speech]), np.concatenate([self.level, later.level])
         )
 
 
-def ctc_activity(ctc_logits: mx.array, blank: int = 0, space: int | None = None) -> Activity:
-    """What a CTC head hears: speech is where its likeliest label is a part of a word.
+def ctc_vad(ctc_logits: mx.array, blank: int = 0, space: int | None = None) -> SpeechActivity:
+    """What a CTC head detects: speech is where its likeliest label is a part of a word.
 
     Args:
         ctc_logits: (frames, labels).
@@ -82,14 +80,14 @@ def ctc_activity(ctc_logits: mx.array, blank: int = 0, space: int | None = None)
     if space is not None:
         speech = speech & (likeliest != space)
         level = level - 2.0 * probabilities[:, space]
-    return Activity(np.array(speech), np.array(level))
+    return SpeechActivity(np.array(speech), np.array(level))
 
 
-class EnergyActivity:
+class EnergyVAD:
     """What the energy of the samples tells, while they are still coming in.
 
     A frame has speech where its RMS between 200 and 6400 Hz is above `SILENCE_DBFS`, and its level
-    is at least `CONTRAST_DB` above the steady level both of the 3 s up to it and of the 3 s from it
+    is at least `CONTRAST_DB` above the noise floor both of the 3 s up to it and of the 3 s from it
     on: speech has gaps and weak sounds everywhere, noise and hum have none, not even where they set
     in or end. The level is the mean of the dBFS of five octaves, so that noise of any colour is as
     steady, and speech stands out in the octaves where the noise is weak. RMS and level are medians
@@ -105,81 +103,85 @@ class EnergyActivity:
         self._oldest = 0  # the frame of the first of these
         self._done = 0  # frames told about
 
-    def push(self, samples: mx.array | np.ndarray) -> Activity:
+    def push(self, samples: mx.array | np.ndarray) -> SpeechActivity:
         """Take in the next samples, (n,); returns the activity of the frames that are now certain,
         which is the latest 3 s too late. Memory grows with the samples of one push."""
         samples = np.concatenate([self._samples, np.asarray(samples, np.float32)])
         first = self._samples.size - self._new
-        whole = (samples.size - first) // FRAME * FRAME
+        whole = (samples.size - first) // FRAME_SAMPLES * FRAME_SAMPLES
         self._add(samples[first : first + whole])
         # a frame of samples stays: the recording's last frame may need some of them again
-        self._samples = samples[max(0, first + whole - FRAME) :]
+        self._samples = samples[max(0, first + whole - FRAME_SAMPLES) :]
         self._new = samples.size - first - whole
-        return self._certain(self._oldest + len(self._decibels) - SMOOTHING // 2 - WINDOW + 1)
+        return self._certain(
+            self._oldest + len(self._decibels) - SMOOTHING_FRAMES // 2 - NOISE_FLOOR_FRAMES + 1
+        )
 
-    def finish(self) -> Activity:
+    def finish(self) -> SpeechActivity:
         """The recording ends here; returns the activity of the remaining frames."""
-        if 2 * self._new >= FRAME:
+        if 2 * self._new >= FRAME_SAMPLES:
             # zeros after the end would make a step, which sounds; earlier samples do not
-            latest = self._samples[-FRAME:]
-            self._add(np.pad(latest, (FRAME - latest.size, 0)))
+            latest = self._samples[-FRAME_SAMPLES:]
+            self._add(np.pad(latest, (FRAME_SAMPLES - latest.size, 0)))
         return self._certain(self._oldest + len(self._decibels))
 
     def _add(self, samples: np.ndarray) -> None:
         """Level and RMS of whole frames."""
-        window = np.hanning(FRAME + 1)[:-1].astype(np.float32)
-        spectrum = np.fft.rfft(samples.reshape(-1, FRAME) * window)
+        window = np.hanning(FRAME_SAMPLES + 1)[:-1].astype(np.float32)
+        spectrum = np.fft.rfft(samples.reshape(-1, FRAME_SAMPLES) * window)
         power = np.square(np.abs(spectrum[:, : OCTAVES[-1]])) * (
-            2 / FRAME / np.square(window).sum()
+            2 / FRAME_SAMPLES / np.square(window).sum()
         )
         octaves = np.add.reduceat(power, OCTAVES[:-1], axis=1) + 1e-13
         decibels = 10 * np.log10([np.exp(np.log(octaves).mean(axis=1)), octaves.sum(axis=1)])
         self._decibels = np.concatenate([self._decibels, decibels.T.astype(np.float32)])
 
-    def _certain(self, end: int) -> Activity:
+    def _certain(self, end: int) -> SpeechActivity:
         """The activity of the frames from the last call's up to `end`."""
         start, self._done = self._done, max(self._done, end)
         if self._done == start:
-            return Activity.none()
-        reach = SMOOTHING // 2
+            return SpeechActivity.none()
+        reach = SMOOTHING_FRAMES // 2
         around = np.pad(self._decibels, ((reach, reach), (0, 0)), mode="reflect")
-        around = np.sort(sliding_window_view(around, SMOOTHING, axis=0), axis=-1)
+        around = np.sort(sliding_window_view(around, SMOOTHING_FRAMES, axis=0), axis=-1)
         level, rms = around[..., reach].T.copy()
-        size = min(WINDOW, level.size)
-        rank = int(STEADY * size)
-        steady = np.partition(sliding_window_view(level, size), rank, axis=1)[:, rank]
+        size = min(NOISE_FLOOR_FRAMES, level.size)
+        rank = int(NOISE_FLOOR_QUANTILE * size)
+        floor = np.partition(sliding_window_view(level, size), rank, axis=1)[:, rank]
         frames = np.arange(start, self._done) - self._oldest
         speech = rms[frames] > SILENCE_DBFS
-        if self._oldest + level.size >= SHORTEST:
-            past = steady[np.maximum(frames - size + 1, 0)]
-            future = steady[np.minimum(frames, steady.size - 1)]
+        if self._oldest + level.size >= SHORTEST_FRAMES:
+            past = floor[np.maximum(frames - size + 1, 0)]
+            future = floor[np.minimum(frames, floor.size - 1)]
             speech &= level[frames] >= np.maximum(past, future) + CONTRAST_DB
-        needed = max(self._oldest, self._done - WINDOW - SMOOTHING)
+        needed = max(self._oldest, self._done - NOISE_FLOOR_FRAMES - SMOOTHING_FRAMES)
         self._decibels = self._decibels[needed - self._oldest :]
         self._oldest = needed
-        return Activity(speech, level[frames])
+        return SpeechActivity(speech, level[frames])
 
 
-class SpeechExtents:
-    """Where the speech begins and ends that a CTC head hears, while both are still coming in.
+class SpeechRegions:
+    """The speech regions that a CTC head detects, while it and the energy are still coming in.
 
     The head's letters are peaks: they tell what is speech, the energy how far it reaches. Speech
-    are the frames with sound from `ONSET` before a letter to `RELEASE` after one, and letters
-    without sound, which noise may hide. Of these do not count: those that sound follows within
-    `REACH` and that do not go on with earlier sound (`LINK`, from letter to letter), since heads
-    may place the first letters of a word before it; and those that have no sound within `REACH`
-    on either side, since some mutter over noise.
+    are the frames with sound from `ONSET_FRAMES` before a letter to `RELEASE_FRAMES` after one, and
+    letters without sound, which noise may hide. Of these do not count: those that sound follows
+    within `REACH_FRAMES` and that do not go on with earlier sound (`LINK_FRAMES`, from letter to
+    letter), since heads may place the first letters of a word before it; and those that have no
+    sound within `REACH_FRAMES` on either side, since some mutter over noise.
     """
 
     def __init__(self):
-        self._letters, self._sound = Activity.none(), np.zeros(0, bool)
+        self._letters, self._sound = SpeechActivity.none(), np.zeros(0, bool)
         self._before = 0  # frames at their beginning that were told about already
 
-    def push(self, letters: Activity, sound: np.ndarray, last: bool = False) -> Activity:
-        """Take in the next frames; returns what is now certain, `REACH` frames late.
+    def push(
+        self, letters: SpeechActivity, sound: np.ndarray, last: bool = False
+    ) -> SpeechActivity:
+        """Take in the next frames; returns what is now certain, `REACH_FRAMES` frames late.
 
         Args:
-            letters: what the head hears, n frames.
+            letters: what the head says of n frames.
             sound: (n,) what the energy tells of them.
             last: the recording ends with them.
 
@@ -188,15 +190,15 @@ class SpeechExtents:
         """
         self._letters += letters
         self._sound = np.concatenate([self._sound, sound])
-        heard = self._letters.speech & _spread(self._sound, REACH, REACH)
-        speech = _spread(heard, ONSET, RELEASE) & self._sound
-        silence = ~_spread(heard | self._sound, 0, LINK)
-        goes_on = _spread(self._sound, 0, REACH) & (_latest(self._sound) > _latest(silence))
-        speech |= heard & (goes_on | ~_spread(self._sound, REACH, 0))
-        end = len(self._letters) - (0 if last else REACH)
+        detected = self._letters.speech & _spread(self._sound, REACH_FRAMES, REACH_FRAMES)
+        speech = _spread(detected, ONSET_FRAMES, RELEASE_FRAMES) & self._sound
+        silence = ~_spread(detected | self._sound, 0, LINK_FRAMES)
+        goes_on = _spread(self._sound, 0, REACH_FRAMES) & (_latest(self._sound) > _latest(silence))
+        speech |= detected & (goes_on | ~_spread(self._sound, REACH_FRAMES, 0))
+        end = len(self._letters) - (0 if last else REACH_FRAMES)
         certain = slice(self._before, max(self._before, end))
-        result = Activity(speech[certain], self._letters.level[certain])
-        forgotten = max(0, certain.stop - REACH)
+        result = SpeechActivity(speech[certain], self._letters.level[certain])
+        forgotten = max(0, certain.stop - REACH_FRAMES)
         self._letters, self._sound = self._letters[forgotten:], self._sound[forgotten:]
         self._before = certain.stop - forgotten
         return result

@@ -1,0 +1,78 @@
+"""What is asked about a recording, whatever the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class TranscriptionRequest:
+    """A task and how it is to be done; what no model could do is refused.
+
+    task: `"transcribe"` or `"translate"`.
+    language: spoken language, code or English name; None: the model detects it.
+    target_language: language to translate to, code or English name.
+    punctuate: ask for punctuation and capitals.
+    prompt: an instruction of one's own, in place of those that all these choose.
+    keywords: names and terms to expect, spelled as they should be written.
+
+    Raises:
+        InputError: they contradict each other.
+    """
+
+    task: str = "transcribe"
+    language: str | None = None
+    target_language: str | None = None
+    punctuate: bool = False
+    prompt: str | None = None
+    keywords: Sequence[str] | None = None
+
+    def __post_init__(self):
+        for name in ("language", "target_language", "prompt"):
+            value = getattr(self, name)
+            if not isinstance(value, str | None):
+                raise InputError.about(
+                    "{option} is {value!r}, but must be text", option=name, value=value
+                )
+        if self.task not in ("transcribe", "translate"):
+            raise InputError.about(
+                "{task} is {value!r}, but must be 'transcribe' or 'translate'", value=self.task
+            )
+        others = (
+            self.language,
+            self.target_language,
+            self.punctuate or None,
+            self.keywords or None,
+        )
+        chosen = self.task != "transcribe" or any(value is not None for value in others)
+        if self.prompt is not None and chosen:
+            raise InputError.about(
+                "{prompt} takes the place of {task}, {language}, {target_language}, {punctuate} "
+                "and {keywords}; leave them out"
+            )
+        if self.keywords is not None:
+            _check_keywords(self.keywords)
+            if self.keywords and self.punctuate:
+                raise InputError.about(
+                    "no model was trained for {keywords} and {punctuate} at once; choose one"
+                )
+        if self.task == "translate" and self.target_language is None:
+            raise InputError.about("{task} 'translate' needs {target_language}")
+        if self.task != "translate" and self.target_language is not None:
+            raise InputError.about("{target_language} goes with {task} 'translate'")
+
+
+def _check_keywords(keywords: Sequence[str]) -> None:
+    if isinstance(keywords, str) or not isinstance(keywords, Sequence):
+        raise InputError.about(
+            "{keywords} is {value!r}, but must be a list of words", value=keywords
+        )
+    for word in keywords:
+        # they are told to the model as one line, with commas between them
+        if not (isinstance(word, str) and word.strip() and word.isprintable() and "," not in word):
+            raise InputError.about(
+                "among the {keywords} is {word!r}, which is no word or name", word=word
+            )

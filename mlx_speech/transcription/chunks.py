@@ -1,0 +1,129 @@
+"""From a recording to chunks that are ready to be decoded, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import numpy as np
+
+from ..audio import Recording
+from ..errors import InputError
+from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
+from .segmenter import Segmenter, Span
+from .vad import EnergyVAD, SpeechRegions
+
+#: speech sets in and fades out too faintly to stand out: up to so many frames of it are missed.
+#: Times of segments are given with them; pauses are taken as they are detected, longer than they
+#: are by as much, so that none that must end a segment is missed
+ONSET_PADDING_FRAMES = 7
+RELEASE_PADDING_FRAMES = 9
+#: frames that the energy VAD looks at together, half a minute
+_PART_FRAMES = 1500
+
+
+@dataclass(frozen=True)
+class ChunkOptions:
+    """How a recording is cut.
+
+    chunk_duration: the longest segment, in seconds.
+    min_silence: a pause of so many seconds always ends a segment.
+
+    Raises:
+        InputError: one of them is no number of seconds that makes sense.
+    """
+
+    chunk_duration: float = 30.0
+    min_silence: float = 1.0
+
+    def __post_init__(self):
+        for name, least in (("chunk_duration", 1.0), ("min_silence", 0.1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InputError.about(
+                    "{option} is {value!r}, but must be a number of seconds",
+                    option=name,
+                    value=value,
+                )
+            if not least <= value < float("inf"):
+                raise InputError.about(
+                    "{option} is {value:g} s, but must be at least {least:g} s",
+                    option=name,
+                    value=value,
+                    least=least,
+                )
+
+    def segmenter(self, window: int) -> Segmenter:
+        """One for encoder frames, whose cuts are at multiples of `window`."""
+        frames = int(self.chunk_duration * FRAMES_PER_SECOND)
+        return Segmenter(
+            window=window,
+            max_frames=max(frames - frames % window, window),
+            min_silence=round(self.min_silence * FRAMES_PER_SECOND),
+        )
+
+
+@dataclass(frozen=True)
+class AudioChunk:
+    """A part of a recording that is ready to be decoded; times in seconds of the recording.
+
+    start, end: of the speech in it.
+    begin, duration: of what the model is given.
+    audio: what the model is given, as its family wants it.
+    regions: start and end of each speech region in it.
+    ctc_logits: (frames, labels) of the CTC head from `start` to `end`, where word times are wanted.
+    levels_db: (frames,) loudness, likewise.
+    """
+
+    start: float
+    end: float
+    begin: float
+    duration: float
+    audio: mx.array
+    regions: list[tuple[float, float]]
+    ctc_logits: mx.array | None = None
+    levels_db: np.ndarray | None = None
+
+    @classmethod
+    def of_span(cls, span: Span, recording: Recording, audio: mx.array) -> AudioChunk:
+        """The chunk for a span."""
+        end = min(span.end / FRAMES_PER_SECOND, recording.duration)
+        begin = span.start / FRAMES_PER_SECOND
+        return cls(
+            start=max(begin, (span.first - ONSET_PADDING_FRAMES) / FRAMES_PER_SECOND),
+            end=min(end, (span.last + RELEASE_PADDING_FRAMES) / FRAMES_PER_SECOND),
+            begin=begin,
+            duration=end - begin,
+            audio=audio,
+            regions=[(a / FRAMES_PER_SECOND, b / FRAMES_PER_SECOND) for a, b in span.regions],
+        )
+
+
+def energy_chunks(
+    recording: Recording, options: ChunkOptions, max_seconds: float | None = None
+) -> Iterator[AudioChunk]:
+    """Chunks of samples, cut by the energy of the sound alone; `audio` is (samples,).
+
+    Args:
+        max_seconds: longest chunk that the model takes, if that is bounded.
+    """
+    longest = min(options.chunk_duration, max_seconds or options.chunk_duration)
+    segmenter = replace(options, chunk_duration=longest).segmenter(1)
+    energy, regions = EnergyVAD(), SpeechRegions()
+    part = _PART_FRAMES * FRAME_SAMPLES
+    for start in range(0, recording.size, part):
+        last = start + part >= recording.size
+        sound = energy.push(recording.read(start, start + part))
+        if last:
+            sound += energy.finish()
+        speech = regions.push(sound, sound.speech, last=last)
+        spans = segmenter.push(speech)
+        if last:
+            spans += segmenter.finish()
+        for span in spans:
+            # what is left after the last frame, less than half of one, belongs to it
+            rest = recording.size - span.end * FRAME_SAMPLES
+            end = None if rest < FRAME_SAMPLES // 2 else span.end * FRAME_SAMPLES
+            samples = recording.read(span.start * FRAME_SAMPLES, end)
+            yield AudioChunk.of_span(span, recording, samples)

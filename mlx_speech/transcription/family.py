@@ -1,0 +1,49 @@
+"""What the pipeline asks of a family of speech models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from ..audio import Recording
+from ..processing.request import TranscriptionRequest
+from .chunks import AudioChunk, ChunkOptions
+from .ctc import CTCVocabulary
+
+
+class SpeechFamily(Protocol):
+    """A family's part of transcription, made of what `load` returned: `Family(model, processor)`.
+
+    sampling_rate: of the recordings that its models were trained on, in Hz.
+    ctc_vocabulary: what the labels of its CTC head mean; None without a head, or where nobody
+        knows. Words have times where there is one.
+    """
+
+    sampling_rate: int
+    ctc_vocabulary: CTCVocabulary | None
+
+    def __init__(self, model: Any, processor: Any): ...
+
+    def text_language(self, request: TranscriptionRequest) -> str | None:
+        """Code of the language that the text will be in, if the request asks for one.
+
+        Raises:
+            UnsupportedOptionError: the model was not trained for what is asked.
+        """
+        ...
+
+    def chunks(
+        self, recording: Recording, options: ChunkOptions, *, for_alignment: bool
+    ) -> Iterator[AudioChunk]:
+        """The recording in order, cut where nobody speaks; what has no speech is left out.
+
+        Args:
+            for_alignment: give the CTC logits and levels that word times follow from.
+        """
+        ...
+
+    def chunk_inputs(
+        self, chunks: Sequence[AudioChunk], request: TranscriptionRequest
+    ) -> dict[str, Any]:
+        """What `generate` needs to decode a batch of chunks."""
+        ...

@@ -1,0 +1,109 @@
+"""Transcription with Granite Speech: encoded once as a stream, cut by the CTC head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+
+from ..audio import Recording
+from ..processing.request import TranscriptionRequest
+from .alignment import frame_levels
+from .chunks import AudioChunk, ChunkOptions
+from .ctc import CTCVocabulary
+from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
+from .segmenter import Span
+from .vad import EnergyVAD, SpeechActivity, SpeechRegions, ctc_vad
+
+
+class GraniteSpeechTranscription:
+    """See `SpeechFamily`; a chunk's `audio` is the projected audio, (audio tokens, hidden_size)."""
+
+    def __init__(self, model, processor):
+        self._model, self._processor = model, processor
+        self.sampling_rate = processor.sampling_rate
+        self.ctc_vocabulary = CTCVocabulary.of_head(model.config.encoder_config.output_dim)
+
+    def text_language(self, request: TranscriptionRequest) -> str | None:
+        return self._processor.text_language(request)
+
+    def chunks(
+        self, recording: Recording, options: ChunkOptions, *, for_alignment: bool = False
+    ) -> Iterator[AudioChunk]:
+        """The recording is encoded once, whatever its cuts. Where to cut it, and whether there is
+        anything to decode, is what the encoder's CTC head says; the sound's energy has to agree
+        that there is more than silence or steady noise, over which some heads mutter."""
+        extractor = self._processor.audio_processor
+        segmenter = options.segmenter(extractor.projector_window_size)
+        space = self.ctc_vocabulary and self.ctc_vocabulary.label(" ")
+        stream, energy, regions = self._model.encode_stream(), EnergyVAD(), SpeechRegions()
+        frames = 0
+        hidden = logits = None
+        held = 0  # the first frame of these
+        # what the head and the energy say of frames of which the other has not said anything yet
+        letters, sound = SpeechActivity.none(), SpeechActivity.none()
+        for features, last in _with_last(extractor.stream(recording)):
+            start, frames = frames, frames + len(features)
+            end = None if last else frames * FRAME_SAMPLES
+            sound += energy.push(recording.read(start * FRAME_SAMPLES, end))
+            if last:
+                sound += energy.finish()
+            output = stream.push(features, last=last)
+            letters += ctc_vad(output.ctc_logits[0], space=space)
+            hidden = _joined(hidden, output.last_hidden_state[0])
+            logits = _joined(logits, output.ctc_logits[0])
+            mx.eval(hidden, logits)
+            known = min(len(letters), len(sound))
+            speech = regions.push(letters[:known], sound[:known].speech, last=last)
+            letters, sound = letters[known:], sound[known:]
+            spans = segmenter.push(speech)
+            if last:
+                spans += segmenter.finish()
+            for span in spans:
+                part = slice(span.start - held, span.end - held)
+                yield self._chunk(span, recording, hidden[part], logits[part], for_alignment)
+            needed = segmenter.start - held
+            # copies: slices would hold on to the whole
+            hidden, logits = mx.contiguous(hidden[needed:]), mx.contiguous(logits[needed:])
+            mx.eval(hidden, logits)
+            held += needed
+            mx.clear_cache()
+
+    def _chunk(
+        self,
+        span: Span,
+        recording: Recording,
+        hidden: mx.array,
+        logits: mx.array,
+        for_alignment: bool,
+    ) -> AudioChunk:
+        audio = self._model.project(hidden[None])[0]
+        mx.eval(audio)
+        chunk = AudioChunk.of_span(span, recording, audio)
+        if not for_alignment:
+            return chunk
+        # words are where the speech is, though their first letters may come before it
+        first = round(chunk.start * FRAMES_PER_SECOND)
+        logits = logits[first - span.start : round(chunk.end * FRAMES_PER_SECOND) - span.start]
+        samples = recording.read(first * FRAME_SAMPLES, (first + len(logits)) * FRAME_SAMPLES)
+        return replace(chunk, ctc_logits=logits, levels_db=frame_levels(samples, len(logits)))
+
+    def chunk_inputs(
+        self, chunks: Sequence[AudioChunk], request: TranscriptionRequest
+    ) -> dict[str, Any]:
+        return self._processor.audio_inputs([chunk.audio for chunk in chunks], request)
+
+
+def _with_last(parts: Iterator[mx.array]) -> Iterator[tuple[mx.array, bool]]:
+    """Each part, and whether it is the last one."""
+    previous = next(parts)
+    for part in parts:
+        yield previous, False
+        previous = part
+    yield previous, True
+
+
+def _joined(before: mx.array | None, after: mx.array) -> mx.array:
+    return after if before is None else mx.concatenate([before, after])

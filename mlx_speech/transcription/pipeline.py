@@ -1,0 +1,268 @@
+"""The trip of a recording: speech regions -> chunks -> texts -> words -> transcript.
+
+`transcribe` and `stream_transcribe` share all of it but how texts come out. A family
+(`family.SpeechFamily`) finds the chunks and makes the model's inputs of them; `SegmentDecoder`
+makes segments of these.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import mlx.core as mx
+
+from ..audio import SAMPLING_RATE, Recording, open_recording
+from ..errors import CheckpointError, InputError, UnsupportedOptionError
+from ..loading import architecture, load
+from ..processing.request import TranscriptionRequest
+from .chunks import AudioChunk, ChunkOptions
+from .family import SpeechFamily
+from .segment_decoder import SegmentDecoder
+from .transcript import Segment, Transcript, TranscriptionDelta
+
+DEFAULT_MODEL = "ibm-granite/granite-speech-4.1-2b"
+
+#: segments that are decoded together
+BATCH_SIZE = 8
+
+#: what `load` takes, or what it returned
+Model = str | os.PathLike | tuple[Any, Any]
+#: called with (seconds that are done, those of the recording)
+Progress = Callable[[float, float], None]
+
+
+def transcribe(
+    audio,
+    model: Model = DEFAULT_MODEL,
+    *,
+    sampling_rate: int | None = None,
+    language: str | None = None,
+    task: str = "transcribe",
+    target_language: str | None = None,
+    punctuate: bool = False,
+    prompt: str | None = None,
+    keywords: Sequence[str] | None = None,
+    word_timestamps: bool = False,
+    chunk_duration: float = ChunkOptions.chunk_duration,
+    min_silence: float = ChunkOptions.min_silence,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress | None = None,
+    max_new_tokens: int | None = None,
+    **options: Any,
+) -> Transcript:
+    """Transcribe or translate one recording of any length.
+
+    It is cut into segments where nobody speaks; what has no speech in it gives no text.
+
+    Args:
+        audio: path of a file, `"-"` for standard input, or samples (see `load_audio`).
+        model: a folder or repository id, or what `load` returned, to load it only once.
+        sampling_rate: of the samples, in Hz, where `audio` is an array.
+        language: the language spoken, code or English name; unset, the model detects it.
+        task: `"transcribe"` or `"translate"`.
+        target_language: what to translate to, code or English name.
+        punctuate: ask for punctuation and capitals.
+        prompt: an instruction of your own instead of those that the options above choose.
+        keywords: names and terms to be expected.
+        word_timestamps: tell when each word was said; models without a CTC head whose labels are
+            known cannot, and give the segments' times alone.
+        chunk_duration: the longest segment, in seconds.
+        min_silence: a pause of so many seconds always ends a segment.
+        batch_size: segments that are decoded together; more take more memory, and less time. The
+            texts do not depend on it, unless tokens are sampled.
+        progress: called with (seconds that are done, those of the recording) before the first
+            batch and after each.
+        max_new_tokens: limit on each segment's text; by default one that speech does not reach.
+        options: further ones of `GenerationConfig`, e.g. `num_beams`, `temperature` or
+            `stop_strings`, before which the text of a segment ends.
+
+    Raises:
+        AudioError: the recording cannot be read.
+        CheckpointError: the model cannot be loaded.
+        ContextLengthError: a segment is too long for the model.
+        InputError: the arguments contradict each other.
+        UnsupportedOptionError: the model was not trained for what is asked.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError.about(
+            "{batch_size} is {value!r}, but must be at least 1", value=batch_size
+        )
+    request = TranscriptionRequest(task, language, target_language, punctuate, prompt, keywords)
+    job = prepare(
+        audio,
+        model,
+        sampling_rate=sampling_rate,
+        request=request,
+        chunking=ChunkOptions(chunk_duration, min_silence),
+        word_timestamps=word_timestamps,
+        options={**options, "max_new_tokens": max_new_tokens},
+    )
+    segments: list[Segment] = []
+    with job.tracked(progress) as finished:
+        chunks = iter(job.chunks)
+        while batch := list(islice(chunks, batch_size)):
+            segments += job.decoder.decode(batch)
+            finished(batch)
+    return job.transcript(segments)
+
+
+def stream_transcribe(
+    audio,
+    model: Model = DEFAULT_MODEL,
+    *,
+    sampling_rate: int | None = None,
+    language: str | None = None,
+    task: str = "transcribe",
+    target_language: str | None = None,
+    punctuate: bool = False,
+    prompt: str | None = None,
+    keywords: Sequence[str] | None = None,
+    word_timestamps: bool = False,
+    chunk_duration: float = ChunkOptions.chunk_duration,
+    min_silence: float = ChunkOptions.min_silence,
+    progress: Progress | None = None,
+    max_new_tokens: int | None = None,
+    **options: Any,
+) -> Generator[TranscriptionDelta, None, Transcript]:
+    """As `transcribe`, but yields the text piece by piece, as soon as each is certain.
+
+    The texts of the pieces together are exactly the transcript's, and the last piece of a segment
+    brings the whole of it. Segments are decoded one at a time, and beam search cannot stream. The
+    transcript is what the generator returns: `transcript = yield from stream_transcribe(...)` in a
+    generator of your own, or the `value` of the `StopIteration` that ends it.
+    """
+    request = TranscriptionRequest(task, language, target_language, punctuate, prompt, keywords)
+    job = prepare(
+        audio,
+        model,
+        sampling_rate=sampling_rate,
+        request=request,
+        chunking=ChunkOptions(chunk_duration, min_silence),
+        word_timestamps=word_timestamps,
+        options={**options, "max_new_tokens": max_new_tokens},
+        streaming=True,
+    )
+    return _stream(job, progress)
+
+
+def _stream(job: Job, progress: Progress | None) -> Generator[TranscriptionDelta, None, Transcript]:
+    segments: list[Segment] = []
+    with job.tracked(progress) as finished:
+        for chunk in job.chunks:
+            gap = " " if any(segment.text for segment in segments) else ""
+            pieces = job.decoder.stream(chunk)
+            while True:
+                try:
+                    piece = next(pieces)
+                except StopIteration as end:
+                    segments.append(end.value)
+                    break
+                yield TranscriptionDelta(gap + piece)
+                gap = ""
+            yield TranscriptionDelta("", segments[-1])
+            finished([chunk])
+    return job.transcript(segments)
+
+
+@dataclass
+class Job:
+    """A recording and what is to be done with it; `prepare` makes it.
+
+    chunks: the parts of it that have speech, found as they are asked for.
+    decoder: makes segments of them.
+    language: code of the text's, if one was asked for.
+    """
+
+    recording: Recording
+    chunks: Iterable[AudioChunk]
+    decoder: SegmentDecoder
+    language: str | None
+    regions: list[tuple[float, float]] = field(default_factory=list)
+
+    @contextmanager
+    def tracked(
+        self, progress: Progress | None
+    ) -> Iterator[Callable[[Sequence[AudioChunk]], None]]:
+        """Within it the recording is open; gives what to call with chunks that are decoded."""
+
+        def report(done: float) -> None:
+            if progress is not None:
+                progress(min(done, self.recording.duration), self.recording.duration)
+
+        def finished(chunks: Sequence[AudioChunk]) -> None:
+            self.regions += [region for chunk in chunks for region in chunk.regions]
+            mx.clear_cache()
+            report(chunks[-1].begin + chunks[-1].duration)
+
+        with self.recording:
+            report(0.0)
+            yield finished
+            report(self.recording.duration)
+
+    def transcript(self, segments: list[Segment]) -> Transcript:
+        """All segments together."""
+        return Transcript(
+            text=" ".join(segment.text for segment in segments if segment.text),
+            language=self.language,
+            duration=self.recording.duration,
+            segments=segments,
+            regions=self.regions,
+        )
+
+
+def prepare(
+    audio,
+    model: Model,
+    *,
+    sampling_rate: int | None = None,
+    request: TranscriptionRequest = TranscriptionRequest(),
+    chunking: ChunkOptions = ChunkOptions(),
+    word_timestamps: bool = False,
+    options: dict[str, Any] | None = None,
+    streaming: bool = False,
+) -> Job:
+    """Load what is to be transcribed, and settle how; errors as in `transcribe`.
+
+    Args:
+        options: of generation.
+        streaming: texts are to come piece by piece.
+    """
+    if word_timestamps and request.task == "translate":
+        raise InputError.about("{word_timestamps} are of what was said, and a translation is not")
+    if isinstance(model, str | os.PathLike):
+        model = load(model)
+    if not isinstance(model, tuple) or len(model) != 2:
+        raise InputError(
+            f"model is a {type(model).__name__}, but must be a folder, a repository id, or the "
+            "(model, processor) that load returns"
+        )
+    family = speech_family(*model)
+    if family.sampling_rate != SAMPLING_RATE:
+        raise CheckpointError(
+            f"the model was trained on audio of {family.sampling_rate} Hz; only models for "
+            f"{SAMPLING_RATE} Hz can be used for transcription"
+        )
+    language = family.text_language(request)
+    decoder = SegmentDecoder(*model, family, request, options or {}, word_timestamps, streaming)
+    recording = open_recording(audio, sampling_rate)
+    chunks = family.chunks(recording, chunking, for_alignment=decoder.vocabulary is not None)
+    return Job(recording, chunks, decoder, language)
+
+
+def speech_family(model, processor) -> SpeechFamily:
+    """What its family adds to a model.
+
+    Raises:
+        UnsupportedOptionError: it is not a speech model.
+    """
+    row = architecture(model.config.model_type)
+    if not row.is_speech:
+        raise UnsupportedOptionError(
+            f"a {model.config.model_type} model is not a speech model, which transcription needs"
+        )
+    return row.transcription_class(model, processor)

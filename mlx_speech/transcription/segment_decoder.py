@@ -1,0 +1,197 @@
+"""From chunks to their texts, several at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ContextLengthError
+from ..generation import GenerationConfig
+from ..generation.api import Prefilled, prefill, resolve_config
+from ..generation.repetition import find_loop
+from ..generation.streaming import answer_text, stream_text
+from ..processing.request import TranscriptionRequest
+from .alignment import align_words, split_words, word_probabilities
+from .chunks import AudioChunk
+from .ctc import CTCVocabulary
+from .family import SpeechFamily
+from .transcript import Segment, Word
+
+#: tokens that a text may have: so many for each second of audio (fast speech has 3 to 4, other
+#: scripts more), and so many besides
+TOKENS_PER_SECOND = 12
+TOKENS_OVERHEAD = 32
+
+#: what is tried, one after the other, where a text has run into a loop
+FALLBACKS: tuple[dict[str, Any], ...] = (
+    {"num_beams": 5},
+    {"num_beams": 1, "repetition_penalty": 1.3},
+)
+
+
+@dataclass
+class SegmentDecoder:
+    """Makes texts of chunks.
+
+    options: of `generate`; without `max_new_tokens` the limit is one that speech does not reach.
+    word_timestamps: tell words and their times, if the family has a CTC vocabulary.
+    streaming: texts are to come piece by piece.
+
+    Raises:
+        InputError: an option is unknown, or contradicts another.
+    """
+
+    model: Any
+    processor: Any
+    family: SpeechFamily
+    request: TranscriptionRequest
+    options: dict[str, Any]
+    word_timestamps: bool = False
+    streaming: bool = False
+
+    def __post_init__(self):
+        resolve_config(self.model, self.options, self.streaming)
+        self._tokenizer = self.processor.tokenizer
+
+    @property
+    def vocabulary(self) -> CTCVocabulary | None:
+        """Of the CTC head, where words are to be told."""
+        return self.family.ctc_vocabulary if self.word_timestamps else None
+
+    def decode(self, batch: Sequence[AudioChunk]) -> list[Segment]:
+        """The texts of a batch: each is what the chunk gives alone.
+
+        Raises:
+            ContextLengthError: a chunk is too long for the model.
+        """
+        segments = self._decode(batch)
+        self._place_words(batch, segments)
+        return segments
+
+    def _decode(self, batch: Sequence[AudioChunk]) -> list[Segment]:
+        arguments, limits = self._arguments(batch, self.options)
+        run = prefill(self.model, **arguments)
+        segments = []
+        for chunk, limit, row in zip(batch, limits, run.rows(), strict=True):
+            if len(row.tokens) > limit:
+                # it went on while others of the batch had more room
+                segments += self._decode([chunk])
+                continue
+            segment = self._segment(chunk, run, row.tokens, row.logprobs)
+            segments.append(self._with_fallback(chunk, segment))
+        return segments
+
+    def stream(self, chunk: AudioChunk) -> Generator[str, None, Segment]:
+        """The text of one chunk, piece by piece as each is certain; returns the whole segment.
+
+        What is out cannot be taken back: a text that runs into a loop ends where that is noticed.
+        """
+        arguments, _ = self._arguments([chunk], self.options)
+        run = prefill(self.model, streaming=True, **arguments)
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        held = ""
+        for step in stream_text(run, self._tokenizer, lambda said: find_loop(said) is not None):
+            tokens.append(step.token)
+            logprobs.append(step.logprob)
+            # white space waits: the text may end before a stop string that comes after it
+            held += step.text
+            if piece := held.rstrip():
+                held = held[len(piece) :]
+                yield piece
+        segment = self._segment(chunk, run, tokens, logprobs)
+        self._place_words([chunk], [segment])
+        return segment
+
+    def _arguments(
+        self, batch: Sequence[AudioChunk], options: dict[str, Any]
+    ) -> tuple[dict[str, Any], list[int]]:
+        """What `generate` needs for a batch, and how many tokens each of its texts may have."""
+        inputs = self.family.chunk_inputs(batch, self.request)
+        arguments = {"tokenizer": self._tokenizer, **inputs, **options}
+        if options.get("max_new_tokens") is None:
+            arguments.pop("max_length", None)  # it bounds prompts that are padded alike
+        prompt = inputs.get("attention_mask") if "input_ids" in inputs else None
+        lengths = [1] * len(batch) if prompt is None else prompt.sum(axis=1).tolist()
+        limits = [self._limit(chunk, n) for chunk, n in zip(batch, lengths, strict=True)]
+        return {**arguments, "max_new_tokens": max(limits)}, limits
+
+    def _limit(self, chunk: AudioChunk, prompt_length: int) -> int:
+        limit = self.options.get("max_new_tokens")
+        room = self.model.context_length - prompt_length
+        whole = self.options.get("max_length")
+        if limit is None and whole is not None:
+            limit = GenerationConfig(max_length=whole).limited(prompt_length).max_new_tokens
+        if limit is None:
+            own = getattr(self.model.generation_config, "max_length", None) or 0
+            limit = max(own, TOKENS_OVERHEAD + math.ceil(TOKENS_PER_SECOND * chunk.duration))
+            limit = min(limit, room) if room >= TOKENS_OVERHEAD else limit
+        if room < limit:
+            raise ContextLengthError.about(
+                "a segment of {seconds:.1f} s and a text of {limit} tokens are more than the "
+                "model's context of {context} tokens holds; lower {chunk_duration}",
+                seconds=chunk.duration,
+                limit=limit,
+                context=self.model.context_length,
+            )
+        return limit
+
+    def _with_fallback(self, chunk: AudioChunk, segment: Segment) -> Segment:
+        """The segment, or where its text has run into a loop, one of another attempt.
+
+        Where all attempts do, the text ends after the loop's first round.
+        """
+        if find_loop(segment.tokens) is None:
+            return segment
+        for changes in FALLBACKS:
+            options = {**self.options, "temperature": None, "do_sample": False, **changes}
+            run = prefill(self.model, **self._arguments([chunk], options)[0])
+            (row,) = run.rows()
+            end = find_loop(row.tokens)
+            if end is None:
+                break
+        segment = self._segment(chunk, run, row.tokens[:end], row.logprobs[:end])
+        return dataclasses.replace(segment, retried=True)
+
+    def _segment(
+        self, chunk: AudioChunk, run: Prefilled, tokens: list[int], logprobs: list[float]
+    ) -> Segment:
+        """What an answer says, the token that ended it included."""
+        ended = tokens[-1] in run.config.eos_token_ids
+        kept = tokens[:-1] if ended else tokens
+        text = answer_text(run, tokens, self._tokenizer).rstrip()
+        forced = 1 if run.config.forced_bos_token_id is not None else 0
+        free = logprobs[forced:] or logprobs  # the model had no choice there
+        segment = Segment(
+            start=chunk.start,
+            end=chunk.end,
+            text=text,
+            tokens=kept,
+            avg_logprob=sum(free) / len(free),
+            truncated=not run.stopping(tokens),
+        )
+        if self.vocabulary is not None:
+            probabilities = word_probabilities(text, kept, logprobs[: len(kept)], self._tokenizer)
+            segment.words = [
+                Word(text[first:last], chunk.start, chunk.end, probability)
+                for (first, last), probability in zip(split_words(text), probabilities, strict=True)
+            ]
+        return segment
+
+    def _place_words(self, batch: Sequence[AudioChunk], segments: Sequence[Segment]) -> None:
+        """Give the words their times, all segments at once."""
+        if self.vocabulary is None:
+            return
+        placed = align_words(
+            [segment.text for segment in segments],
+            [chunk.ctc_logits for chunk in batch],
+            [chunk.levels_db for chunk in batch],
+            self.vocabulary,
+            [chunk.start for chunk in batch],
+        )
+        for segment, times in zip(segments, placed, strict=True):
+            for word, time in zip(segment.words, times, strict=True):
+                word.start, word.end = time.start, time.end

@@ -1,0 +1,34 @@
+"""Transcription with Speech2Text: cut by the energy of the sound, encoded chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..audio import Recording
+from ..processing.request import TranscriptionRequest
+from .chunks import AudioChunk, ChunkOptions, energy_chunks
+
+
+class Speech2TextTranscription:
+    """See `SpeechFamily`; a chunk's `audio` is its samples, (n,)."""
+
+    #: there is no CTC head to align words with
+    ctc_vocabulary = None
+
+    def __init__(self, model, processor):
+        self._processor = processor
+        self.sampling_rate = processor.sampling_rate
+
+    def text_language(self, request: TranscriptionRequest) -> str | None:
+        return self._processor.text_language(request)
+
+    def chunks(
+        self, recording: Recording, options: ChunkOptions, *, for_alignment: bool = False
+    ) -> Iterator[AudioChunk]:
+        return energy_chunks(recording, options, self._processor.max_seconds)
+
+    def chunk_inputs(
+        self, chunks: Sequence[AudioChunk], request: TranscriptionRequest
+    ) -> dict[str, Any]:
+        return self._processor.speech_inputs([chunk.audio for chunk in chunks], request)
