@@ -9,16 +9,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mlx_speech.checkpoint.quantization import MODES, RECIPES, Recipe
-from mlx_speech.command_line import (
+from mlx_speech.cli.common import (
+    add_console_options,
     add_options,
-    add_talk_options,
-    as_option,
-    given,
-    in_options,
+    explicit_options,
     run_command,
-    say,
 )
-from mlx_speech.errors import MlxSpeechError
+from mlx_speech.cli.console import Console, as_option
 
 from .plan import size
 from .publish import add_publish_options, check_publish_usage, prepare, publish
@@ -114,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         "only, the model cannot chat without it any more",
     )
     add_publish_options(parser)
-    add_talk_options(parser)
+    add_console_options(parser)
     return parser
 
 
@@ -154,59 +151,51 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     check_publish_usage(parser, args)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, console: Console, usage: None) -> int:
     """Convert; returns the exit status."""
     from .conversion import convert
 
     if not args.dry_run:
-        prepare(args)
+        prepare(args, console)
     bits, start = args.q_bits, time.perf_counter()
-    try:
-        results = convert(
-            args.model,
-            args.mlx_path,
-            **given(args, _OPTIONS),
-            q_bits=bits[0] if bits and len(bits) == 1 else bits,
-            progress=not args.quiet,
-            progress_callback=_progress(args),
-        )
-    except MlxSpeechError as error:
-        raise type(error)(in_options(str(error), (*_OPTIONS, "mlx_path", "q_bits"))) from error
-    say(args, f"{results[0].source}: converted in {time.perf_counter() - start:.1f} s")
+    results = convert(
+        args.model,
+        args.mlx_path,
+        **explicit_options(args, _OPTIONS),
+        q_bits=bits[0] if bits and len(bits) == 1 else bits,
+        progress=not console.quiet,
+        progress_callback=_progress(console),
+    )
+    console.detail(f"{results[0].source}: converted in {time.perf_counter() - start:.1f} s")
     for result in results:
-        tell(args, result)
-    return 0 if args.dry_run else publish(args, results)
+        tell(result, console, args.dry_run)
+    return 0 if args.dry_run else publish(args, console, results)
 
 
-def tell(args: argparse.Namespace, result: Conversion) -> None:
+def tell(result: Conversion, console: Console, dry_run: bool) -> None:
     """Say what was done: on standard output the plan or the folder, the rest beside it."""
-    if args.dry_run:
+    if dry_run:
         print(*result.plan.lines(), sep="\n")
-    if not args.quiet:
-        how = f"in {result.dtype}"
-        if result.recipe is not None:
-            bits = {name: part.bits() for name, part in result.plan.parts().items()}
-            told = [f"{n} {' and '.join(map(str, found)) or 'none'}" for n, found in bits.items()]
-            how = f"{result.recipe} (bits: {', '.join(told)}), {how} what is not quantized"
-        before, after = size(result.plan.before), size(result.plan.after)
-        print(f"{result.folder}: {how}; {before} -> {after}", file=sys.stderr)
-        notes = [] if args.dry_run else result.plan.notes
-        print(*(f"  {note}" for note in notes), sep="\n", end="\n" * bool(notes), file=sys.stderr)
-    if not args.dry_run:
+    how = f"in {result.dtype}"
+    if result.recipe is not None:
+        bits = {name: part.bits() for name, part in result.plan.parts().items()}
+        told = [f"{n} {' and '.join(map(str, found)) or 'none'}" for n, found in bits.items()]
+        how = f"{result.recipe} (bits: {', '.join(told)}), {how} what is not quantized"
+    before, after = size(result.plan.before), size(result.plan.after)
+    console.note(f"{result.folder}: {how}; {before} -> {after}")
+    if not dry_run:
+        for note in result.plan.notes:
+            console.note(f"  {note}")
         print(result.folder)
 
 
-def _progress(args: argparse.Namespace) -> Callable[[int, int], None] | None:
+def _progress(console: Console) -> Callable[[int, int], None] | None:
     """What shows on a terminal how far a conversion is."""
-    if args.quiet or not sys.stderr.isatty():
+    if console.quiet or not sys.stderr.isatty():
         return None
-
-    def show(done: int, total: int) -> None:
-        told = f"{size(done)} of {size(total)}" if done < total else ""
-        # over what was there before
-        print(f"\r\x1b[K{told}", end="", file=sys.stderr, flush=True)
-
-    return show
+    return lambda done, total: console.status(
+        f"{size(done)} of {size(total)}" if done < total else ""
+    )
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from mlx_speech.checkpoint.hub import resolve_checkpoint
-from mlx_speech.command_line import report as report_error
-from mlx_speech.command_line import say
+from mlx_speech.cli.console import Console
 from mlx_speech.errors import HubError, InputError, MlxSpeechError
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def repository(args: argparse.Namespace, bits: int | None) -> str:
     return f"{args.upload_repo}-{bits}bit" if several else args.upload_repo
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare(args: argparse.Namespace, console: Console) -> None:
     """Find out now what would stop the end of a long conversion.
 
     Raises:
@@ -94,10 +93,10 @@ def prepare(args: argparse.Namespace) -> None:
     if args.upload_repo is not None:
         from .upload import check_token
 
-        say(args, f"uploading as {check_token()}")
+        console.detail(f"uploading as {check_token()}")
 
 
-def publish(args: argparse.Namespace, results: list[Conversion]) -> int:
+def publish(args: argparse.Namespace, console: Console, results: list[Conversion]) -> int:
     """Check, describe and upload, as far as asked; returns the exit status."""
     from .card import model_card, write_card
 
@@ -113,7 +112,7 @@ def publish(args: argparse.Namespace, results: list[Conversion]) -> int:
             folders,
             args.check,
             revision=args.revision,
-            progress=lambda message: say(args, message),
+            progress=console.detail,
         )
     source = resolve_checkpoint(
         args.model, revision=args.revision, weights=False, also=("README.md",), progress=False
@@ -129,7 +128,7 @@ def publish(args: argparse.Namespace, results: list[Conversion]) -> int:
                 _upload(args, result, repo_id)
         except MlxSpeechError as error:
             failures += 1
-            report_error(error, args.debug)
+            console.error(error)
     return 1 if failures else 0
 
 

@@ -26,7 +26,7 @@ class ChatSession:
     Each turn feeds only what the cache does not hold yet: the new message, not the history.
 
     Args:
-        model, processor: what `load` returned. With a speech model, `listen` hears recordings.
+        model, processor: what `load` returned. A speech model can `transcribe` as well.
         system: a first message that sets the tone.
         options: of every reply, as for `mlx_speech.stream_generate`; those of the cache
             (`max_kv_size`, `kv_bits`, …) hold for the conversation.
@@ -62,14 +62,17 @@ class ChatSession:
         self._ids: list[int] = []
         self._cache = self.model.make_cache(**self._cache_options)
 
-    def listen(self, audio, **options: Any) -> Transcript:
-        """What is said in a recording, as `mlx_speech.transcribe` hears it, adapter on. It becomes
-        part of the conversation only when it is sent.
+    def transcribe(self, audio, **options: Any) -> Transcript:
+        """What is said in a recording, see `mlx_speech.transcribe`, adapter on. It becomes part of
+        the conversation only when it is sent.
 
         Raises:
             UnsupportedOptionError: the model is not a speech model.
         """
         return transcribe(audio, (self.model, self.processor), **options)
+
+    #: the same by its older name
+    listen = transcribe
 
     def send(self, text: str, **options: Any) -> str:
         """The reply to a message; options as for the session."""

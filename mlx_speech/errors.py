@@ -35,6 +35,13 @@ class MlxSpeechError(Exception):
         error._about = template, {**values, "option": option}
         return error
 
+    def with_hint(self, hint: str) -> Self:
+        """The same error with more to do about it."""
+        if self._about is None:
+            return type(self)(f"{self}; {hint}")
+        template, values = self._about
+        return self.about(f"{template}; {hint}", **values)
+
     def spelled(self, spell: Callable[[str], str]) -> str:
         """The message, with each option called what `spell` makes of its name."""
         if self._about is None:

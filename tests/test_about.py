@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 import mlx_speech
-from mlx_speech.models.released import RELEASED, list_models
+from mlx_speech.cli.released import RELEASED, list_models
 
 MODULES = ["transcribe", "generate", "chat"]
 
@@ -90,7 +90,7 @@ class TestModels:
         assert rows == [(r.repository, f"{r.gigabytes}") for r in granite]
 
     def test_the_default_is_the_first(self):
-        default = import_module("mlx_speech.transcription").DEFAULT_MODEL
+        default = import_module("mlx_speech.transcription.pipeline").DEFAULT_MODEL
         assert RELEASED["Granite Speech"][0].repository == default
 
 

@@ -16,8 +16,8 @@ from commands import Caller, Terminal, environment, run, shell
 from conftest import DATA, TINY
 
 import mlx_speech
-from mlx_speech.chat import COMMANDS, HELP, build_parser, main
 from mlx_speech.chat_session import REPLY_TOKENS
+from mlx_speech.cli.chat import COMMANDS, HELP, build_parser, main
 
 GATE = DATA / "audio" / "flite_08.flac"
 LIGHT = "turn on the kitchen light"
@@ -159,7 +159,7 @@ class TestCommands:
         """And go on chatting."""
         status, out, err = cli("--model", tiny_text, stdin=lines(f"/audio {GATE}", LIGHT))
         assert (status, out) == (1, REPLY)
-        assert err.startswith("error: a granite model has no ears")
+        assert err.startswith("error: a granite model is not a speech model")
         assert err.count("\n") == 1
 
     def test_save_and_load(self, tmp_path):
@@ -443,7 +443,7 @@ class TestUsage:
             (("hello",), "unrecognized arguments: hello"),
             (("--quiet", "--verbose"), "not allowed with"),
             (("--max-tokens", 0), "--max-tokens is 0"),
-            (("--seed", 3), "--seed is for drawing tokens"),
+            (("--seed", 3), "--seed is for sampling tokens"),
             (("--temperature", "nan"), "--temperature is nan"),
             (("--kv-group-size", 64), "it needs --kv-bits"),
             (("--kv-bits", 4, "--max-kv-size", 64), "do not go together"),

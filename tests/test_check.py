@@ -26,7 +26,8 @@ from convert.check import (
     divergences,
 )
 from convert.report import check_markdown, check_table, shortened
-from mlx_speech import load, load_audio, transcribe
+from mlx_speech import load, load_audio
+from mlx_speech.cli import transcribe
 from mlx_speech.errors import AudioError, UnsupportedOptionError
 from mlx_speech.transcription.pipeline import prepare
 from mlx_speech.word_errors import word_error_rate, word_errors
@@ -234,7 +235,7 @@ def test_divergences_of_close_and_of_far_distributions():
 
 
 def test_text_model(tiny_text):
-    with pytest.raises(UnsupportedOptionError, match="a granite model has no ears"):
+    with pytest.raises(UnsupportedOptionError, match="a granite model is not a speech model"):
         check(tiny_text, [tiny_text])
 
 

@@ -16,9 +16,8 @@ from commands import Caller, one_line, run, shell
 from conftest import DATA, ROOT, TINY
 
 import mlx_speech
-from mlx_speech import loading
-from mlx_speech.transcribe import build_parser, main
-from mlx_speech.transcription import pipeline as transcription
+from mlx_speech import loading, transcription
+from mlx_speech.cli.transcribe import build_parser, main
 from mlx_speech.transcription.pipeline import DEFAULT_MODEL
 from mlx_speech.transcription.transcript import Segment, Transcript
 
@@ -418,8 +417,8 @@ class TestWrongInput:
             ((GATE, "--temperature", 1, "--top-p", 1.5), "--top-p is 1.5"),
             ((GATE, "--temperature", 1, "--seed", -1), "--seed is -1"),
             ((GATE, "--temperature", 1, "--num-beams", 2), "choose one"),
-            ((GATE, "--top-p", 0.5), "--top-p is for drawing tokens; it needs --temperature"),
-            ((GATE, "--seed", 1, "--temperature", 0), "--seed is for drawing tokens"),
+            ((GATE, "--top-p", 0.5), "--top-p is for sampling tokens; it needs --temperature"),
+            ((GATE, "--seed", 1, "--temperature", 0), "--seed is for sampling tokens"),
             ((GATE, "--task", "translate"), "--task 'translate' needs --target-language"),
             ((GATE, "--target-language", "fr"), "--target-language goes with --task 'translate'"),
         ],
@@ -535,12 +534,12 @@ class TestLibrary:
 
     def test_text_models_have_no_ears(self, tiny):
         model, processor = tiny
-        with pytest.raises(mlx_speech.UnsupportedOptionError, match="has no ears"):
+        with pytest.raises(mlx_speech.UnsupportedOptionError, match="not a speech model"):
             mlx_speech.transcribe(GATE, (model.language_model, processor.tokenizer))
 
     def test_other_sampling_rates_are_refused(self, tiny_s2t, monkeypatch):
         """Times are counted in frames of 16 kHz."""
         model, processor = tiny_s2t
         monkeypatch.setattr(type(processor), "sampling_rate", 8000)
-        with pytest.raises(mlx_speech.CheckpointError, match="hears 8000 samples a second"):
+        with pytest.raises(mlx_speech.CheckpointError, match="trained on audio of 8000 Hz"):
             mlx_speech.transcribe(GATE, (model, processor))

@@ -99,7 +99,7 @@ class TestVoiceChat:
         recordings = [AUDIO / "flite_08.flac"] * 2
         status, out, err = voice_chat("--model", tiny_text, *recordings)
         assert (status, out, err.count("\n")) == (1, "", 1)
-        assert "has no ears" in err
+        assert "not a speech model" in err
 
     @pytest.fixture
     def microphone(self, tmp_path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from commands import Caller, Terminal, one_line, run, shell
 from conftest import TINY, edit_json
 
 import mlx_speech
-from mlx_speech.generate import build_parser, main
+from mlx_speech.cli.generate import build_parser, main
 from mlx_speech.generation import text as text_generation
 from mlx_speech.generation.config import DEFAULT_NEW_TOKENS
 from mlx_speech.models.causal_lm import PREFILL_STEP_SIZE
@@ -273,8 +273,8 @@ class TestWrongInput:
             (("--quiet", "--verbose"), "not allowed with"),
             (("--max-tokens", 0), "--max-tokens is 0, but must be at least 1"),
             (("--temperature", -1), "--temperature is -1.0"),
-            (("--top-k", 5), "--top-k is for drawing tokens; it needs --temperature above 0"),
-            (("--min-p", 0.5), "--min-p is for drawing tokens"),
+            (("--top-k", 5), "--top-k is for sampling tokens; it needs --temperature above 0"),
+            (("--min-p", 0.5), "--min-p is for sampling tokens"),
             (("--temperature", 1, "--top-p", 2), "--top-p is 2.0"),
             (("--temperature", 1, "--num-beams", 2), "choose one"),
             (("--repetition-penalty", 0), "--repetition-penalty is 0.0"),

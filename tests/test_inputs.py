@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mlx_speech.cli.inputs import Input, find_inputs
+from mlx_speech.cli.outputs import default_names, plan
 from mlx_speech.errors import InputError
-from mlx_speech.inputs import Input, find_inputs
-from mlx_speech.outputs import default_names, plan
 
 
 @pytest.fixture

@@ -9,15 +9,9 @@ import pytest
 from conftest import TINY, edit_json, find_recording, speech_inputs
 from pytorch_files import save_pytorch_bin
 
-from mlx_speech import (
-    CheckpointError,
-    GraniteForCausalLM,
-    GraniteSpeechConfig,
-    load,
-    loading,
-    transcribe,
-)
+from mlx_speech import CheckpointError, GraniteForCausalLM, GraniteSpeechConfig, load, loading
 from mlx_speech.checkpoint.weights import checkpoint_dtype, read_weights
+from mlx_speech.cli import transcribe
 from mlx_speech.layers.lora import use_adapter
 from mlx_speech.loading import ARCHITECTURES, architecture, load_model
 from mlx_speech.models.granite_speech.model import GraniteSpeechForConditionalGeneration
@@ -484,7 +478,7 @@ def test_other_sampling_rate(tiny_copy):
     edit_json(tiny_copy / "preprocessor_config.json", **features)
     model, processor = load(tiny_copy)
     assert processor.audio_processor.melspec_kwargs["sample_rate"] == 8000
-    with pytest.raises(CheckpointError, match="hears 8000 samples a second"):
+    with pytest.raises(CheckpointError, match="trained on audio of 8000 Hz"):
         transcribe(find_recording(RECORDING), (model, processor))
 
 

@@ -11,9 +11,9 @@ import commands
 import pytest
 from conftest import DATA
 
-from mlx_speech import AudioError, transcribe_options
-from mlx_speech.transcribe import main
-from mlx_speech.transcription import pipeline as transcription
+from mlx_speech import AudioError, transcription
+from mlx_speech.cli import transcribe_options
+from mlx_speech.cli.transcribe import main
 from mlx_speech.transcription.transcript import Segment, Transcript, TranscriptionDelta
 
 AUDIO = DATA / "audio"
@@ -294,11 +294,11 @@ class TestPlot:
         drawn = []
 
         def plot_transcript(path, read, rate, transcript):
-            drawn.append((path, read(0, rate).size, transcript.text, speech))
+            drawn.append((path, read(0, rate).size, transcript.text))
             path.write_text("picture")
 
-        monkeypatch.setattr("mlx_speech.plotting.check_plot", lambda path: None)
-        monkeypatch.setattr("mlx_speech.plotting.plot_transcript", plot_transcript)
+        monkeypatch.setattr("mlx_speech.output.plotting.check_plot", lambda path: None)
+        monkeypatch.setattr("mlx_speech.output.plotting.plot_transcript", plot_transcript)
         shutil.copy(GATE, "a.flac")
         shutil.copy(DIGITS, "b.flac")
         Path("drawn").mkdir()
@@ -323,8 +323,8 @@ class TestPlot:
         def plot_transcript(*args):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("mlx_speech.plotting.check_plot", lambda path: None)
-        monkeypatch.setattr("mlx_speech.plotting.plot_transcript", plot_transcript)
+        monkeypatch.setattr("mlx_speech.output.plotting.check_plot", lambda path: None)
+        monkeypatch.setattr("mlx_speech.output.plotting.plot_transcript", plot_transcript)
         shutil.copy(GATE, "a.flac")
         status, _, err = cli("a.flac", "-f", "txt", "--plot", "a.png")
         assert (status, err) == (1, "error: a.flac: No space left on device\n")

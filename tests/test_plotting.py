@@ -12,7 +12,7 @@ import pytest
 from small_transcripts import many_scripts, segment, spoken, transcript
 
 from mlx_speech.errors import InputError, UnsupportedOptionError
-from mlx_speech.plotting import (
+from mlx_speech.output.plotting import (
     BLOCK,
     ENVELOPE_POINTS,
     MAX_ROWS,
@@ -119,7 +119,7 @@ def test_a_block_may_end_within_a_row(monkeypatch):
     whole = Samples(3.0, 11.0)
     said = transcript(segment("a", 0, 12))
     (row,) = draw_transcript(whole, RATE, said).axes
-    monkeypatch.setattr("mlx_speech.plotting.BLOCK", 10_000)
+    monkeypatch.setattr("mlx_speech.output.plotting.BLOCK", 10_000)
     (cut,) = draw_transcript(parts := Samples(3.0, 11.0), RATE, said).axes
     assert len(whole.reads) == 1
     assert len(parts.reads) > 10
@@ -213,10 +213,10 @@ def test_without_matplotlib(tmp_path, monkeypatch):
 
 def test_the_module_itself_imports_no_matplotlib_and_drawing_no_window():
     code = (
-        "import sys, mlx_speech.plotting, mlx_speech.writers\n"
+        "import sys, mlx_speech.output.plotting, mlx_speech.output.writers\n"
         "print('matplotlib' in sys.modules, 'mlx.core' in sys.modules)\n"
         "from mlx_speech import Transcript\n"
-        "from mlx_speech.plotting import draw_transcript\n"
+        "from mlx_speech.output.plotting import draw_transcript\n"
         "import numpy as np\n"
         "draw_transcript(lambda a, b: np.zeros(b - a), 100, Transcript('', None, 1.0, []))\n"
         "print('matplotlib.pyplot' in sys.modules)"

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from mlx_speech import progress
-from mlx_speech.progress import Progress, clock
+from mlx_speech.cli import progress
+from mlx_speech.cli.progress import Progress, clock
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from convert import convert as convert_checkpoint
 from convert.card import model_card, source_metadata, write_card
 from convert.check import CheckReport, Difference, Loaded, RecordingCheck
 from convert.cli import main
-from mlx_speech import load, transcribe
+from mlx_speech import load
+from mlx_speech.cli import transcribe
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
@@ -155,7 +156,7 @@ def test_what_cannot_end_well_does_not_begin(hub, run, options, said):
 def test_text_models_are_not_checked(run, tiny_text):
     status, _, err = run("--model", tiny_text, "--check")
     assert status == 1
-    assert "a granite model has no ears" in err
+    assert "a granite model is not a speech model" in err
     assert list(Path().iterdir()) == []
 
 

@@ -11,15 +11,9 @@ import pytest
 from conftest import DATA, ROOT, edit_json, find_recording
 from pytorch_files import save_pytorch_bin
 
-from mlx_speech import (
-    InputError,
-    UnsupportedOptionError,
-    load,
-    load_audio,
-    stream_transcribe,
-    transcribe,
-)
-from mlx_speech.transcribe import main
+from mlx_speech import InputError, UnsupportedOptionError, load, load_audio, stream_transcribe
+from mlx_speech.cli import transcribe
+from mlx_speech.cli.transcribe import main
 
 TINY = ROOT / "examples" / "tiny-s2t"
 REFERENCE = json.loads((DATA / "reference" / "tiny_s2t_reference.json").read_text())

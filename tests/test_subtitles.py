@@ -15,8 +15,8 @@ from conftest import DATA
 from small_transcripts import many_scripts, segment, spoken, transcript
 
 from mlx_speech.errors import InputError
-from mlx_speech.subtitles import SubtitleOptions, subtitle_cues, to_srt, to_vtt
-from mlx_speech.text_lines import columns, line_breaks, one_line
+from mlx_speech.output.line_breaking import columns, line_breaks, one_line
+from mlx_speech.output.subtitles import SubtitleOptions, subtitle_cues, to_srt, to_vtt
 
 WRAPPED = SubtitleOptions(max_line_width=16)
 SHORT = SubtitleOptions(max_line_width=16, max_line_count=1)
@@ -58,12 +58,12 @@ class TestFiles:
     def test_golden(self, name):
         for ending, write in (("srt", to_srt), ("vtt", to_vtt)):
             golden = (DATA / "writers" / f"{name}.{ending}").read_text(encoding="utf-8")
-            assert write(many_scripts(), "tiny", OPTIONS[name]) == golden
+            assert write(many_scripts(), OPTIONS[name]) == golden
 
     def test_parsers_agree_on_the_times_and_lines(self, name):
         cues = subtitle_cues(many_scripts(), OPTIONS[name])
-        subtitles = parse_srt(to_srt(many_scripts(), "tiny", OPTIONS[name]))
-        captions = parse_vtt(to_vtt(many_scripts(), "tiny", OPTIONS[name]))
+        subtitles = parse_srt(to_srt(many_scripts(), OPTIONS[name]))
+        captions = parse_vtt(to_vtt(many_scripts(), OPTIONS[name]))
         assert len(cues) == len(subtitles) == len(captions)
         for number, (cue, subtitle, caption) in enumerate(
             zip(cues, subtitles, captions, strict=True), 1
@@ -81,8 +81,8 @@ class TestFiles:
 def test_empty_transcripts():
     for empty in (transcript(), transcript(segment("", 0, 3)), transcript(segment(" \n", 0, 3))):
         for options in OPTIONS.values():
-            assert to_srt(empty, "tiny", options) == ""
-            assert to_vtt(empty, "tiny", options) == "WEBVTT\n"
+            assert to_srt(empty, options) == ""
+            assert to_vtt(empty, options) == "WEBVTT\n"
     assert parse_vtt("WEBVTT\n") == []
 
 
@@ -110,7 +110,7 @@ class TestOptions:
         wordless = transcript(segment("unlock the back gate", 0, 2))
         for write in (to_srt, to_vtt):
             with pytest.raises(InputError, match=r"^max_line_count needs the times of words"):
-                write(wordless, "tiny", SHORT)
+                write(wordless, SHORT)
         assert texts(WRAPPED, *wordless.segments) == ["unlock the back\ngate"]
 
 
@@ -136,8 +136,8 @@ def test_nothing_is_lost_whatever_is_said(seed):
         assert shown == expected
         assert all(cue.start < cue.end for cue in cues)
         assert all(a.end <= b.start for a, b in pairwise(cues))
-        assert len(parse_srt(to_srt(said, "", options))) == len(cues)
-        assert len(parse_vtt(to_vtt(said, "", options))) == len(cues)
+        assert len(parse_srt(to_srt(said, options))) == len(cues)
+        assert len(parse_vtt(to_vtt(said, options))) == len(cues)
         for line in "\n".join(cue.text for cue in cues).split("\n"):
             wide = options.max_line_width and columns(line) > options.max_line_width
             assert not (wide and line_breaks(line.strip("\u200e\u200f"))[1:])
@@ -189,14 +189,14 @@ class TestLines:
     def test_white_space_and_control_characters(self):
         """A blank line would end the cue."""
         said = segment("one\n\n00:00:01,000 --> 00:00:02,000\r\ntwo\tthree\u2028four\x00", 0, 2)
-        (subtitle,) = parse_srt(to_srt(transcript(said), "tiny"))
+        (subtitle,) = parse_srt(to_srt(transcript(said)))
         assert subtitle.content == "one 00:00:01,000 -> 00:00:02,000 two three four"
-        (caption,) = parse_vtt(to_vtt(transcript(said), "tiny"))
+        (caption,) = parse_vtt(to_vtt(transcript(said)))
         assert unescape(caption.text) == "one 00:00:01,000 --> 00:00:02,000 two three four"
         assert one_line(" a \n\x07 b\xa0! ") == "a b\xa0!"
 
     def test_arrows_of_any_length(self):
-        assert "-->" not in to_srt(transcript(segment("a ---> b -->> c", 0, 1)), "").split("\n")[2]
+        assert "-->" not in to_srt(transcript(segment("a ---> b -->> c", 0, 1))).split("\n")[2]
 
 
 class TestRightToLeft:
@@ -296,24 +296,22 @@ class TestHighlight:
 
     def test_text_is_escaped_and_markup_is_not(self):
         said = spoken("a<b &", 0)
-        assert parse_vtt(to_vtt(transcript(said), "", self.WORDS))[0].raw_text == (
+        assert parse_vtt(to_vtt(transcript(said), self.WORDS))[0].raw_text == (
             "<u>a&lt;b</u> &amp;"
         )
-        assert unescape(parse_vtt(to_vtt(transcript(said), "", self.WORDS))[0].text) == "a<b &"
+        assert unescape(parse_vtt(to_vtt(transcript(said), self.WORDS))[0].text) == "a<b &"
 
 
 class TestTimes:
     def test_hours_beyond_99(self):
         said = transcript(segment("late", 360000.5, 450001.25))
-        assert "100:00:00,500 --> 125:00:01,250" in to_srt(said, "tiny")
-        assert "100:00:00.500 --> 125:00:01.250" in to_vtt(said, "tiny")
-        assert parse_srt(to_srt(said, "tiny"))[0].end.total_seconds() == 450001.25
-        assert in_ms(parse_vtt(to_vtt(said, "tiny"))[0].end_time) == 450001250
+        assert "100:00:00,500 --> 125:00:01,250" in to_srt(said)
+        assert "100:00:00.500 --> 125:00:01.250" in to_vtt(said)
+        assert parse_srt(to_srt(said))[0].end.total_seconds() == 450001.25
+        assert in_ms(parse_vtt(to_vtt(said))[0].end_time) == 450001250
 
     def test_rounding_carries(self):
-        assert "00:00:59,999 --> 00:01:00,000" in to_srt(
-            transcript(segment("a", 59.9991, 59.9996)), "tiny"
-        )
+        assert "00:00:59,999 --> 00:01:00,000" in to_srt(transcript(segment("a", 59.9991, 59.9996)))
 
     def test_no_cue_is_empty_or_out_of_order(self):
         words = [("a", 1.0, 1.0), ("b", 1.0, 1.0001), ("c", 1.0002, 1.0003), ("d", 1.5, 1.2)]

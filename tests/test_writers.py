@@ -10,8 +10,10 @@ import pytest
 from conftest import DATA
 from small_transcripts import many_scripts, segment, transcript
 
+from mlx_speech.cli.outputs import write_files
 from mlx_speech.errors import InputError
-from mlx_speech.writers import FORMATS, output_name, write_file
+from mlx_speech.output.subtitles import SubtitleOptions
+from mlx_speech.output.writers import FORMATS, output_name
 
 CALL = {"model": "org/granite-8bit", "task": "transcribe"}
 
@@ -19,34 +21,34 @@ CALL = {"model": "org/granite-8bit", "task": "transcribe"}
 @pytest.mark.parametrize("ending", ["txt", "tsv", "json"])
 def test_golden(ending):
     golden = (DATA / "writers" / f"plain.{ending}").read_text(encoding="utf-8")
-    assert FORMATS[ending](many_scripts(), "org/tiny") == golden
+    assert FORMATS[ending](many_scripts(), "org/tiny", SubtitleOptions()) == golden
 
 
 def test_every_format_takes_the_same():
     assert list(FORMATS) == ["txt", "srt", "vtt", "tsv", "json"]
     for write in FORMATS.values():
-        assert write(many_scripts(), "tiny", None) == write(many_scripts(), "tiny")
+        assert write(many_scripts(), "tiny", SubtitleOptions())
 
 
 def test_txt_has_a_line_for_each_segment_with_text():
     made = transcript(segment("one\ntwo", 0, 1), segment(" ", 1, 2), segment("three", 2, 3))
-    assert FORMATS["txt"](made, "tiny") == "one two\nthree\n"
-    assert FORMATS["txt"](transcript(), "tiny") == ""
+    assert FORMATS["txt"](made, "tiny", SubtitleOptions()) == "one two\nthree\n"
+    assert FORMATS["txt"](transcript(), "tiny", SubtitleOptions()) == ""
 
 
 def test_tsv_is_three_columns_whatever_is_said():
     made = transcript(segment('a\tb\r\n"c" \x0b d\u2028e', 0.0004, 1.0006), segment("", 2, 3))
-    text = FORMATS["tsv"](made, "tiny")
+    text = FORMATS["tsv"](made, "tiny", SubtitleOptions())
     assert text == 'start\tend\ttext\n0\t1001\ta b "c" d e\n'
     rows = list(csv.reader(text.splitlines(), "excel-tab", quoting=csv.QUOTE_NONE))
     assert rows[1] == ["0", "1001", 'a b "c" d e']
-    assert FORMATS["tsv"](transcript(), "tiny") == "start\tend\ttext\n"
+    assert FORMATS["tsv"](transcript(), "tiny", SubtitleOptions()) == "start\tend\ttext\n"
 
 
 class TestJson:
     def test_everything_is_there(self):
         made = many_scripts()
-        read = json.loads(FORMATS["json"](made, "org/tiny"))
+        read = json.loads(FORMATS["json"](made, "org/tiny", SubtitleOptions()))
         assert list(read) == ["text", "language", "duration", "model", "segments"]
         assert (read["text"], read["language"]) == (made.text, "en")
         assert (read["duration"], read["model"]) == (3664.5, "org/tiny")
@@ -64,13 +66,15 @@ class TestJson:
             ]
 
     def test_no_text(self):
-        assert json.loads(FORMATS["json"](transcript(), "tiny"))["segments"] == []
+        assert (
+            json.loads(FORMATS["json"](transcript(), "tiny", SubtitleOptions()))["segments"] == []
+        )
 
     def test_it_has_no_infinities(self):
         made = transcript(segment("a", 0, 1, [("a", 0, 1)]))
         made.segments[0].avg_logprob = -math.inf
         made.segments[0].words[0].probability = math.nan
-        (read,) = json.loads(FORMATS["json"](made, "tiny"))["segments"]
+        (read,) = json.loads(FORMATS["json"](made, "tiny", SubtitleOptions()))["segments"]
         assert read["avg_logprob"] is None
         assert read["words"][0]["probability"] is None
 
@@ -131,9 +135,9 @@ class TestOutputName:
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.txt"
-    write_file(path, "今日は\n")
+    write_files({path: "今日は\n"})
     assert path.read_bytes() == "今日は\n".encode()
     with pytest.raises(UnicodeEncodeError):
-        write_file(path, "x" * 100000 + "\ud800")
+        write_files({path: "x" * 100000 + "\ud800"})
     assert path.read_text(encoding="utf-8") == "今日は\n"
     assert list(tmp_path.iterdir()) == [path]

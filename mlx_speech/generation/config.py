@@ -21,8 +21,8 @@ class GenerationConfig:
     max_new_tokens: upper limit of the answer's length, in tokens.
     max_length: the same limit, but the prompt (or the token that starts an encoder-decoder's
         answer) counts too. `max_new_tokens` goes before it; without either it is 200 new tokens.
-    do_sample: draw tokens at random; by default exactly when `temperature` is given and not 0.
-    temperature, top_k, top_p, min_p: shape the distribution that is drawn from, in this order.
+    do_sample: sample tokens at random; by default exactly when `temperature` is given and not 0.
+    temperature, top_k, top_p, min_p: shape the distribution that is sampled from, in this order.
     repetition_penalty: above 1 makes tokens that already occurred less likely.
     num_beams: hypotheses that beam search keeps; 1 is greedy search.
     length_penalty: exponent of the length by which beam search divides a hypothesis's score.
@@ -34,7 +34,7 @@ class GenerationConfig:
     decoder_start_token_id: what an encoder-decoder's answer starts from; by default what the
         model's configuration says.
     forced_bos_token_id: the token of an encoder-decoder after that one, e.g. a language.
-    seed: makes drawing repeatable.
+    seed: makes sampling repeatable.
     num_draft_tokens: how many tokens a draft model proposes at a time.
     """
 
@@ -64,11 +64,18 @@ class GenerationConfig:
             for name in names:
                 value = getattr(self, name)
                 if value is not None and not isinstance(value, kind):
-                    raise InputError(f"{name} is {value!r}, but must be {what}")
+                    raise InputError.about(
+                        "{option} is {value!r}, but must be {what}",
+                        option=name,
+                        value=value,
+                        what=what,
+                    )
         for name in ("max_new_tokens", "max_length", "num_beams", "num_draft_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InputError(f"{name} is {value!r}, but must be at least 1")
+                raise InputError.about(
+                    "{option} is {value!r}, but must be at least 1", option=name, value=value
+                )
         checks = (
             ("temperature", (self.temperature or 0) >= 0, "at least 0"),
             ("top_k", (self.top_k or 0) >= 0, "at least 0"),
@@ -80,22 +87,29 @@ class GenerationConfig:
         )
         for name, holds, rule in checks:
             if not holds:
-                raise InputError(f"{name} is {getattr(self, name)!r}, but must be {rule}")
+                raise InputError.about(
+                    "{option} is {value!r}, but must be {rule}",
+                    option=name,
+                    value=getattr(self, name),
+                    rule=rule,
+                )
         if "" in self.stop_texts:
             raise InputError("an empty stop string would end every answer")
         if any("\ud800" <= character <= "\udfff" for t in self.stop_texts for character in t):
             raise InputError("a stop string has a lone surrogate: it is not valid Unicode")
         if self.sampling and self.num_beams > 1:
-            raise InputError("sampling and num_beams > 1 do not go together; choose one")
+            raise InputError.about("sampling and {num_beams} > 1 do not go together; choose one")
         if self.do_sample is False and self.temperature:
-            raise InputError("do_sample is False, so temperature would have no effect")
+            raise InputError.about("{do_sample} is False, so {temperature} would have no effect")
         for name in ("top_k", "top_p", "min_p"):
             if getattr(self, name) is not None and not self.sampling:
-                raise InputError(f"{name} shapes what is drawn; give a temperature with it")
+                raise InputError.about(
+                    "{option} shapes what is sampled; give a {temperature} with it", option=name
+                )
 
     @property
     def sampling(self) -> bool:
-        """Whether tokens are drawn at random."""
+        """Whether tokens are sampled at random."""
         return bool(self.temperature) if self.do_sample is None else self.do_sample
 
     @property
@@ -128,8 +142,10 @@ class GenerationConfig:
         if self.max_length is None:
             return dataclasses.replace(self, max_new_tokens=DEFAULT_NEW_TOKENS)
         if self.max_length <= prompt_length:
-            raise InputError(
-                f"max_length is {self.max_length}, but the prompt alone has {prompt_length} tokens"
+            raise InputError.about(
+                "{max_length} is {value}, but the prompt alone has {length} tokens",
+                value=self.max_length,
+                length=prompt_length,
             )
         return dataclasses.replace(self, max_new_tokens=self.max_length - prompt_length)
 
@@ -141,7 +157,7 @@ class GenerationConfig:
         """
         if changes.get("max_length") is not None:
             if changes.get("max_new_tokens") is not None:
-                raise InputError("give max_length or max_new_tokens, not both")
+                raise InputError.about("give {max_length} or {max_new_tokens}, not both")
             changes["max_new_tokens"] = None
         unknown = changes.keys() - {f.name for f in dataclasses.fields(self)}
         if unknown:

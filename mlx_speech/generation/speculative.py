@@ -44,7 +44,9 @@ def speculative_search(
     if len(prompt) > 1 or config.sampling:
         raise InputError("a draft model serves one prompt at a time, without sampling")
     if any(layer.max_size is not None for layer in (*cache, *draft_cache)):
-        raise InputError("a draft model needs a cache that keeps everything: no max_kv_size")
+        raise InputError.about(
+            "a draft model needs a cache that keeps everything: no {max_kv_size}"
+        )
     answer: list[int] = []
     prompt_length = cache[0].length
     try:

@@ -40,14 +40,16 @@ def make_cache(
         InputError: options that do not go together.
     """
     if kv_bits not in (None, 4, 8):
-        raise InputError(f"kv_bits is {kv_bits!r}, but must be 4 or 8")
+        raise InputError.about("{kv_bits} is {value!r}, but must be 4 or 8", value=kv_bits)
     if kv_group_size not in (32, 64, 128):
-        raise InputError(f"kv_group_size is {kv_group_size!r}, but must be 32, 64 or 128")
+        raise InputError.about(
+            "{kv_group_size} is {value!r}, but must be 32, 64 or 128", value=kv_group_size
+        )
     if max_kv_size is not None and kv_bits is not None:
-        raise InputError("max_kv_size and kv_bits do not go together; choose one")
+        raise InputError.about("{max_kv_size} and {kv_bits} do not go together; choose one")
     if max_kv_size is not None:
         if left_padding and any(left_padding):
-            raise InputError("max_kv_size needs the prompts of a batch to be equally long")
+            raise InputError.about("{max_kv_size} needs the prompts of a batch to be equally long")
         return [RotatingKVCache(max_kv_size) for _ in range(num_layers)]
     if kv_bits is not None:
         return [
@@ -172,7 +174,9 @@ class RotatingKVCache(KVCache):
     def __init__(self, max_size: int, keep: int = 4):
         super().__init__()
         if max_size <= keep:
-            raise InputError(f"max_kv_size is {max_size}, but must be above {keep}")
+            raise InputError.about(
+                "{max_kv_size} is {size}, but must be above {keep}", size=max_size, keep=keep
+            )
         self.max_size = max_size
         self.keep = keep
 
@@ -286,8 +290,10 @@ class QuantizedKVCache(KVCache):
 
     def _check(self, head_dim: int) -> None:
         if head_dim % self.group_size:
-            raise InputError(
-                f"kv_group_size {self.group_size} does not divide the model's head size {head_dim}"
+            raise InputError.about(
+                "{kv_group_size} {size} does not divide the model's head size {head_dim}",
+                size=self.group_size,
+                head_dim=head_dim,
             )
 
     def _quantize(self, parts: list[mx.array]) -> list[mx.array]:

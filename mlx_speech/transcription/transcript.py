@@ -45,7 +45,7 @@ class Transcript:
     """What was said in a recording of `duration` seconds; times in seconds.
 
     language: code of the text's, if it was asked for; the models do not say which they detected.
-    regions: start and end of each speech region, without the pauses inside segments; None: not known.
+    regions: start and end of each speech region, without pauses inside segments; None: unknown.
     """
 
     text: str

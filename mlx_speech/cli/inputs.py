@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .command_line import shown
-from .errors import InputError
+from ..errors import InputError
+from .console import display_name
 
 _AUDIO = (
     "aac ac3 aif aifc aiff amr ape au caf dts eac3 flac m4a m4b mka mp1 mp2 mp3 oga ogg opus ra "
@@ -75,7 +75,7 @@ def _expand(name: str) -> list[str]:
         return [name]
     if matches := sorted(glob.glob(name, recursive=True)):
         return matches
-    raise InputError(f"{shown(name)} matches no file: check the pattern")
+    raise InputError(f"{display_name(name)} matches no file: check the pattern")
 
 
 def _recordings(name: str, recursive: bool, found: Found) -> Iterator[Input]:
@@ -97,7 +97,7 @@ def _recordings(name: str, recursive: bool, found: Found) -> Iterator[Input]:
                 yield Input(os.path.join(folder, file), Path(os.path.relpath(folder, name)))
     if empty and failures == len(found.failures):
         hint = "" if recursive else "; --recursive looks in its folders, too"
-        found.failures.append((name, InputError(f"{shown(name)} holds no recordings{hint}")))
+        found.failures.append((name, InputError(f"{display_name(name)} holds no recordings{hint}")))
 
 
 def _identity(source: str) -> object:
@@ -111,7 +111,7 @@ def _identity(source: str) -> object:
     try:
         status = os.stat(source)
     except FileNotFoundError as error:
-        raise InputError(f"{shown(source)} does not exist: check the path") from error
+        raise InputError(f"{display_name(source)} does not exist: check the path") from error
     except (OSError, ValueError):  # opening it will say what is wrong
         return source
     return status.st_dev, status.st_ino

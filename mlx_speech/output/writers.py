@@ -9,24 +9,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import InputError
-from .files import replacing
+from ..errors import InputError
+from .line_breaking import one_line
 from .subtitles import SubtitleOptions, to_srt, to_vtt
-from .text_lines import one_line
 
 if TYPE_CHECKING:
-    from .transcription.transcript import Transcript
+    from ..transcription.transcript import Transcript
 
 #: what the template of a file's name may hold
 NAME_FIELDS = ("stem", "name", "parent", "model", "language", "task")
 
 
-def to_txt(transcript: Transcript, model: str, options: SubtitleOptions | None = None) -> str:
+def to_txt(transcript: Transcript) -> str:
     """The bare text: a line for each segment that has any."""
     return "".join(f"{text}\n" for s in transcript.segments if (text := one_line(s.text)))
 
 
-def to_tsv(transcript: Transcript, model: str, options: SubtitleOptions | None = None) -> str:
+def to_tsv(transcript: Transcript) -> str:
     """A table of the segments with text: start and end in whole milliseconds, text; unquoted."""
     rows = [
         f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{text}\n"
@@ -36,7 +35,7 @@ def to_tsv(transcript: Transcript, model: str, options: SubtitleOptions | None =
     return "".join(["start\tend\ttext\n", *rows])
 
 
-def to_json(transcript: Transcript, model: str, options: SubtitleOptions | None = None) -> str:
+def to_json(transcript: Transcript, model: str) -> str:
     """Everything but the token ids; times in seconds, to the millisecond. What is not a finite
     number is null."""
     segments = [
@@ -68,12 +67,12 @@ def to_json(transcript: Transcript, model: str, options: SubtitleOptions | None 
 
 
 #: output format -> what makes its text of a transcript, the model's name and what subtitles obey
-FORMATS: dict[str, Callable[[Transcript, str, SubtitleOptions | None], str]] = {
-    "txt": to_txt,
-    "srt": to_srt,
-    "vtt": to_vtt,
-    "tsv": to_tsv,
-    "json": to_json,
+FORMATS: dict[str, Callable[[Transcript, str, SubtitleOptions], str]] = {
+    "txt": lambda transcript, model, options: to_txt(transcript),
+    "srt": lambda transcript, model, options: to_srt(transcript, options),
+    "vtt": lambda transcript, model, options: to_vtt(transcript, options),
+    "tsv": lambda transcript, model, options: to_tsv(transcript),
+    "json": lambda transcript, model, options: to_json(transcript, model),
 }
 
 
@@ -130,16 +129,6 @@ def output_name(
     if not name.strip(" ."):
         raise InputError(f"{made} gives {name!r}, which is no name for a file")
     return name
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all: under a temporary name first, then renamed.
-
-    Raises:
-        OSError: the folder cannot be written to, or the disk is full.
-    """
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _number(value: float) -> float | None:

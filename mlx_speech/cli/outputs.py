@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from .command_line import shown
-from .errors import InputError
-from .files import replacing
+from ..errors import InputError
+from ..files import replacing
+from .console import display_name
 from .inputs import ADDRESS, Input
 
 
@@ -49,7 +49,7 @@ class Job:
         InputError: what is there already may not be replaced.
         """
         for path in filter(os.path.lexists, self.targets):
-            name = shown(str(path))
+            name = display_name(str(path))
             if path.is_dir():
                 raise InputError(f"{name} is a folder; choose another name with --output-name")
             if not overwrite:
@@ -96,10 +96,10 @@ def plan(
         for path in job.targets:
             other = owners.setdefault(_key(str(path)), job.input.source)
             if other != job.input.source:
-                both = f"{shown(other)} and {shown(job.input.source)}"
+                names = map(display_name, (str(path), other, job.input.source))
                 raise InputError(
-                    f"{shown(str(path))} would be written for both {both}; a name of your own may "
-                    "have {parent} and {stem} in it"
+                    "{} would be written for both {} and {}; a name of your own may have "
+                    "{{parent}} and {{stem}} in it".format(*names)
                 )
     return jobs
 
@@ -160,10 +160,10 @@ def make_folders(jobs: Sequence[Job]) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            message = f"cannot make the folder {shown(str(folder))}: {error.strerror}"
+            message = f"cannot make the folder {display_name(str(folder))}: {error.strerror}"
             raise InputError(message) from error
         if not os.access(folder, os.W_OK):
-            raise InputError(f"nothing can be written to the folder {shown(str(folder))}")
+            raise InputError(f"nothing can be written to the folder {display_name(str(folder))}")
 
 
 def write_files(texts: dict[Path, str]) -> None:

@@ -5,28 +5,28 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .about import add_about_options
-from .command_line import (
+from ..output.subtitles import SubtitleOptions
+from ..output.writers import FORMATS, NAME_FIELDS, output_name
+from .common import (
+    GENERATION,
+    add_about_options,
+    add_console_options,
     add_model_options,
     add_options,
-    add_talk_options,
-    as_option,
     check_generation,
-    given,
-    in_options,
+    explicit_options,
+    wrong_usage,
 )
-from .errors import InputError
-from .inputs import find_inputs
-from .outputs import plan
-from .subtitles import SubtitleOptions
-from .writers import FORMATS, NAME_FIELDS, output_name
+from .console import as_option
+from .inputs import Found, find_inputs
+from .outputs import Job, plan
 
-#: options by the library's names for them: of the instruction, of long recordings, of subtitles
-INSTRUCTIONS = ("language", "task", "target_language", "punctuate", "keywords", "prompt")
+#: options by the library's names for them: of the request, of long recordings, of subtitles
+REQUEST = ("language", "task", "target_language", "punctuate", "keywords", "prompt")
 SEGMENTS = ("word_timestamps", "chunk_duration", "min_silence", "batch_size")
 SUBTITLES = ("max_line_width", "max_line_count", "max_words_per_line", "highlight_words")
 
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(generation, "--temperature", "--top-p", "--num-beams", "--seed")
     other = parser.add_argument_group("other")
     other.add_argument("-h", "--help", action="help", help="show this")
-    add_talk_options(other)
+    add_console_options(other)
     add_about_options(other)
     return parser
 
@@ -81,7 +81,11 @@ def _add_model(group) -> None:
 
 def _add_instructions(group) -> None:
     add = group.add_argument
-    add("--language", metavar="LANG", help="language spoken, e.g. en (default: the model hears it)")
+    add(
+        "--language",
+        metavar="LANG",
+        help="language spoken, e.g. en (default: the model detects it)",
+    )
     add(
         "--task",
         choices=("transcribe", "translate"),
@@ -102,7 +106,7 @@ def _add_segments(group) -> None:
         "--chunk-duration",
         type=float,
         metavar="S",
-        help="seconds that a segment may have (default: 30)",
+        help="longest segment, in seconds (default: 30)",
     )
     add(
         "--min-silence",
@@ -131,7 +135,7 @@ def _add_output(group) -> None:
     existing.add_argument(
         "--resume", action="store_true", help="skip recordings whose files are there"
     )
-    add("--stream", action="store_true", help="print the text as it is heard")
+    add("--stream", action="store_true", help="print the text as it is decoded")
     add("--plot", metavar="FILE", help="draw sound, pauses, segments and words to a .png")
 
 
@@ -145,7 +149,7 @@ def _add_subtitles(group) -> None:
 
 class _ListModels(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
-        from .models.released import list_models
+        from .released import list_models
 
         sys.stdout.write(list_models())
         parser.exit()
@@ -161,11 +165,26 @@ def _formats(names: str) -> list[str]:
     return list(FORMATS) if "all" in chosen else chosen
 
 
-def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Usage:
+    """What a command line asks for, as far as that can be told without a model.
+
+    found: the recordings.
+    jobs: what to write for each.
+    options: of the library's `transcribe`.
+    subtitles: what subtitles obey.
+    """
+
+    found: Found
+    jobs: list[Job]
+    options: dict[str, Any]
+    subtitles: SubtitleOptions
+
+
+def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Usage:
     """Refuse what no model could do, before one is loaded for it; look for the recordings.
 
-    What the library has rules for is checked by those, and told in terms of the options. Adds to
-    `args` the recordings (`found`), what to write for each (`jobs`), and `subtitles`.
+    What the library has rules for is checked by those, and told in terms of the options.
     """
     if args.stream and args.num_beams is not None and args.num_beams > 1:
         parser.error("--stream: beam search knows its text only at the end; leave out --num-beams")
@@ -180,22 +199,22 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     if args.plot is not None:
         _check_plot(parser, args)
     check_generation(parser, args)
-    args.keywords = args.keywords and _keywords(parser, args.keywords)
+    request = explicit_options(args, REQUEST)
+    if args.keywords:
+        request["keywords"] = _keywords(parser, args.keywords)
 
-    from .processing.request import TranscriptionRequest
-    from .transcription.chunks import ChunkOptions
+    from ..processing.request import TranscriptionRequest
+    from ..transcription.chunks import ChunkOptions
 
-    with _usage(parser, SEGMENTS):
-        ChunkOptions(**given(args, ("chunk_duration", "min_silence")))
-    with _usage(parser, INSTRUCTIONS):
-        TranscriptionRequest(**given(args, INSTRUCTIONS))
-    with _usage(parser, SUBTITLES):
-        args.subtitles = SubtitleOptions(**given(args, SUBTITLES))
-    _check_subtitles(parser, args)
-    args.found = find_inputs(args.audio, args.recursive)
-    with _usage(parser, ()):
-        args.jobs = plan(
-            args.found.inputs,
+    with wrong_usage(parser):
+        ChunkOptions(**explicit_options(args, ("chunk_duration", "min_silence")))
+        TranscriptionRequest(**request)
+        subtitles = SubtitleOptions(**explicit_options(args, SUBTITLES))
+    _check_subtitles(parser, args, subtitles)
+    found = find_inputs(args.audio, args.recursive)
+    with wrong_usage(parser):
+        jobs = plan(
+            found.inputs,
             output_formats(args),
             args.output_dir or Path(),
             args.output_name and (lambda source: _name(args, args.output_name, source)),
@@ -203,21 +222,14 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         )
     if args.resume and not (output_formats(args) or args.plot):
         parser.error("--resume is for files; it needs -f, -o, --output-name or --plot")
+    options = request | explicit_options(args, SEGMENTS + GENERATION)
+    return Usage(found, jobs, options, subtitles)
 
 
 def output_formats(args: argparse.Namespace) -> list[str]:
     """The formats of the files to write; none where the text goes to standard output."""
     to_files = args.output_dir is not None or args.output_name is not None
     return list(dict.fromkeys(args.output_format or ([next(iter(FORMATS))] if to_files else [])))
-
-
-@contextmanager
-def _usage(parser: argparse.ArgumentParser, names: tuple[str, ...]) -> Iterator[None]:
-    """Within it, what the library finds wrong with options `names` is wrong usage."""
-    try:
-        yield
-    except InputError as error:
-        parser.error(in_options(str(error), names) if names else str(error))
 
 
 def _keywords(parser: argparse.ArgumentParser, given: str) -> list[str]:
@@ -234,19 +246,21 @@ def _keywords(parser: argparse.ArgumentParser, given: str) -> list[str]:
     parser.error("--keywords has no words in it")
 
 
-def _check_subtitles(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def _check_subtitles(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, subtitles: SubtitleOptions
+) -> None:
     chosen = [name for name in SUBTITLES if getattr(args, name)]
     if chosen and not {"srt", "vtt"} & set(output_formats(args)):
         parser.error(f"{as_option(chosen[0])} is for subtitles; it needs -f srt or -f vtt")
-    needing = args.subtitles.needs_words
+    needing = subtitles.needs_words
     if needing and not args.word_timestamps:
         parser.error(f"{as_option(needing)} needs the times of words; add --word-timestamps")
 
 
 def _check_plot(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    from .plotting import check_plot
+    from ..output.plotting import check_plot
 
-    with _usage(parser, ()):
+    with wrong_usage(parser):
         check_plot(Path(args.plot))
     if "-" in args.audio:
         parser.error("--plot reads the recording again, which standard input (-) cannot be")
@@ -254,7 +268,7 @@ def _check_plot(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
 
 def _name(args: argparse.Namespace, template: str, source: str) -> str:
     """A name by a template (see `output_name`)."""
-    from .processing.prompts import LANGUAGES
+    from ..processing.prompts import LANGUAGES
 
     language = args.target_language or args.language
     codes = {name.lower(): code for code, name in LANGUAGES.items()}

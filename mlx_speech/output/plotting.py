@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import InputError, UnsupportedOptionError
-from .files import replacing
-from .text_lines import columns, one_line
+from ..errors import InputError, UnsupportedOptionError
+from ..files import replacing
+from .line_breaking import columns, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .transcription.transcript import Segment, Transcript
+    from ..transcription.transcript import Segment, Transcript
 
 #: a row shows this much, in s, or more where the rows would otherwise be too many
 ROW_SECONDS = 20.0

@@ -1,4 +1,4 @@
-"""What the command lines share: options, checks, standard streams, messages, exit statuses.
+"""What the command lines share: options, checks, standard streams, exit statuses.
 
 Nothing heavy is imported here, so that --help answers at once.
 """
@@ -8,20 +8,19 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import re
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-from .errors import ContextLengthError, InputError, MlxSpeechError
+from .. import __version__
+from ..errors import InputError, MlxSpeechError
+from .console import Console, as_option
 
-if TYPE_CHECKING:
-    from .generation.text import GenerationResponse
+T = TypeVar("T")
 
-#: the model for text and chat where none is named: it hears as well
+#: the model for text and chat where none is named: a speech model as well
 CHAT_MODEL = "ibm-granite/granite-speech-3.3-2b"
 
 #: options by the library's names for them: of `GenerationConfig`, of the cache
@@ -39,9 +38,6 @@ GENERATION = (
 )
 CACHE = ("max_kv_size", "kv_bits", "kv_group_size", "quantized_kv_start")
 
-#: what they are called on the command line, where that differs in more than dashes
-_SPELLED = {"max_new_tokens": "--max-tokens", "stop_strings": "--stop"}
-
 #: options of more than one command line; some have a letter, as in mlx-lm
 _LETTERS = {"--max-tokens": "-m"}
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -51,17 +47,17 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--temperature": {
         "type": float,
         "metavar": "T",
-        "help": "draw tokens at random (default: 0, off)",
+        "help": "sample tokens at random (default: 0, off)",
     },
-    "--top-p": {"type": float, "metavar": "P", "help": "draw from the likeliest tokens only"},
-    "--top-k": {"type": int, "metavar": "K", "help": "draw from the K likeliest tokens only"},
+    "--top-p": {"type": float, "metavar": "P", "help": "sample from the likeliest tokens only"},
+    "--top-k": {"type": int, "metavar": "K", "help": "sample from the K likeliest tokens only"},
     "--min-p": {
         "type": float,
         "metavar": "P",
-        "help": "draw from those at least P times as likely as the likeliest",
+        "help": "sample from those at least P times as likely as the likeliest",
     },
-    "--num-beams": {"type": int, "metavar": "N", "help": "beam search with so many hypotheses"},
-    "--seed": {"type": int, "metavar": "N", "help": "make drawing repeatable"},
+    "--num-beams": {"type": int, "metavar": "N", "help": "beam search with N hypotheses"},
+    "--seed": {"type": int, "metavar": "N", "help": "make sampling repeatable"},
     "--max-kv-size": {
         "type": int,
         "metavar": "N",
@@ -100,7 +96,7 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
     add_options(parser, "--revision")
 
 
-def add_talk_options(parser: argparse.ArgumentParser) -> None:
+def add_console_options(parser: argparse.ArgumentParser) -> None:
     """How much is said on standard error."""
     talk = parser.add_mutually_exclusive_group()
     talk.add_argument("--verbose", action="store_true", help="say what is done and how fast")
@@ -108,29 +104,19 @@ def add_talk_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
 
 
-def given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+def explicit_options(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
     """Those of the options that this command line has and that were given, or are never unset."""
     options = vars(args)
     return {name: options[name] for name in names if options.get(name) is not None}
 
 
-def as_option(name: str) -> str:
-    """A name of the library's as it is spelled on the command line."""
-    return _SPELLED.get(name, f"--{name.replace('_', '-')}")
-
-
-def in_options(message: str, names: tuple[str, ...] = GENERATION + CACHE) -> str:
-    """A message of the library's in terms of the options."""
-    return re.sub(rf"\b({'|'.join(names)})\b", lambda match: as_option(match[0]), message)
-
-
 @contextmanager
-def told_in_options(names: tuple[str, ...] = GENERATION + CACHE) -> Iterator[None]:
-    """Within it, what the library finds wrong with options is told in terms of the options."""
+def wrong_usage(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Within it, what the library finds wrong with options is wrong usage."""
     try:
         yield
-    except (InputError, ContextLengthError) as error:
-        raise type(error)(in_options(str(error), names)) from error
+    except InputError as error:
+        parser.error(error.spelled(as_option))
 
 
 def check_generation(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -138,35 +124,33 @@ def check_generation(parser: argparse.ArgumentParser, args: argparse.Namespace) 
 
     What the library has rules for is checked by those.
     """
-    options = given(args, GENERATION)
-    drawing = bool(options.get("temperature"))
-    if drawing and options.get("num_beams", 1) > 1:
-        parser.error("--temperature draws tokens, --num-beams searches for the best; choose one")
+    options = explicit_options(args, GENERATION)
+    sampling = bool(options.get("temperature"))
+    if sampling and options.get("num_beams", 1) > 1:
+        parser.error("--temperature samples tokens, --num-beams searches for the best; choose one")
     for name in ("top_p", "top_k", "min_p", "seed"):
-        if name in options and not drawing:
-            parser.error(f"{as_option(name)} is for drawing tokens; it needs --temperature above 0")
+        if name in options and not sampling:
+            parser.error(
+                f"{as_option(name)} is for sampling tokens; it needs --temperature above 0"
+            )
 
-    from .generation import GenerationConfig
+    from ..generation import GenerationConfig
 
-    try:
+    with wrong_usage(parser):
         GenerationConfig(**options)
-    except InputError as error:
-        parser.error(in_options(str(error)))
 
 
 def check_cache(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """The same for the options of the cache."""
-    options = given(args, CACHE)
+    options = explicit_options(args, CACHE)
     for name in ("kv_group_size", "quantized_kv_start"):
         if name in options and "kv_bits" not in options:
             parser.error(f"{as_option(name)} is for a quantized cache; it needs --kv-bits")
 
-    from .layers.cache import make_cache
+    from ..layers.cache import make_cache
 
-    try:
+    with wrong_usage(parser):
         make_cache(1, **options)
-    except InputError as error:
-        parser.error(in_options(str(error)))
 
 
 def open_standard_streams() -> None:
@@ -189,20 +173,23 @@ def open_standard_streams() -> None:
 
 def run_command(
     parser: argparse.ArgumentParser,
-    check_usage: Callable[[argparse.ArgumentParser, argparse.Namespace], None],
-    work: Callable[[argparse.Namespace], int],
+    check_usage: Callable[[argparse.ArgumentParser, argparse.Namespace], T],
+    work: Callable[[argparse.Namespace, Console, T], int],
     argv: list[str] | None,
 ) -> int:
     """Parse, check and do what a command line asks for; returns the exit status, however it ends.
+
+    Args:
+        check_usage: refuses what contradicts itself; what it returns is handed to `work`.
 
     Raises:
         SystemExit: wrong usage, or --help.
     """
     open_standard_streams()
     args = parser.parse_args(argv)
+    console = Console(args)
     try:
-        check_usage(parser, args)
-        return work(args)
+        return work(args, console, check_usage(parser, args))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -211,7 +198,7 @@ def run_command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (MlxSpeechError, OSError) as error:
-        return report(error, args.debug)
+        return console.error(error)
 
 
 def need_standard_output(remedy: str = "open it") -> None:
@@ -220,7 +207,7 @@ def need_standard_output(remedy: str = "open it") -> None:
         raise InputError(f"standard output is closed; {remedy}")
 
 
-def decoded(data: bytes) -> str:
+def decode_utf8(data: bytes) -> str:
     """What came on standard input, as text.
 
     Raises:
@@ -232,67 +219,44 @@ def decoded(data: bytes) -> str:
         raise InputError(f"standard input is not UTF-8 text: {error.reason}") from error
 
 
-def load_named(args: argparse.Namespace) -> tuple[Any, Any]:
+def load_named(args: argparse.Namespace, console: Console) -> tuple[Any, Any]:
     """The model and processor that --model, --revision and --dtype name."""
     import mlx.core as mx
 
-    from .loading import load
+    from ..loading import load
 
     start = time.perf_counter()
     dtype = args.dtype and getattr(mx, args.dtype)
-    loaded = load(args.model, revision=args.revision, dtype=dtype, progress=not args.quiet)
+    loaded = load(args.model, revision=args.revision, dtype=dtype, progress=not console.quiet)
     seconds = time.perf_counter() - start
-    say(args, f"{args.model}: loaded in {seconds:.1f} s from {loaded[0].folder}")
+    console.detail(f"{args.model}: loaded in {seconds:.1f} s from {loaded[0].folder}")
     return loaded
 
 
-def say(args: argparse.Namespace, message: str) -> None:
-    """A remark for --verbose."""
-    if args.verbose:
-        print(message, file=sys.stderr)
+#: metavar of an argument -> what a shell completes it with
+_COMPLETED = {"AUDIO": "FILE", "FILE": "FILE", "DIR": "DIRECTORY", "MODEL": "DIRECTORY"}
 
 
-def say_speed(args: argparse.Namespace, response: GenerationResponse) -> None:
-    """For --verbose: what an answer took, told by its last response."""
-    prompt, answer = response.prompt_tokens, response.generation_tokens
-    say(args, f"prompt: {prompt} tokens, {response.prompt_tps:.1f} tokens per second")
-    say(args, f"generation: {answer} tokens, {response.generation_tps:.1f} tokens per second")
-    say(args, f"peak memory: {response.peak_memory:.2f} GB")
+def add_about_options(parser: argparse.ArgumentParser) -> None:
+    """`--version` and `--print-completion`."""
+    parser.add_argument("--version", action="version", version=f"mlx_speech {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=("bash", "zsh", "fish"),
+        metavar="SHELL",
+        help="print what makes bash, zsh or fish complete this command",
+    )
 
 
-def prompt_progress(args: argparse.Namespace) -> dict[str, Callable[[int, int], None]]:
-    """The option that makes --verbose show on a terminal how far a long prompt is."""
-    if not (args.verbose and sys.stderr.isatty()):
-        return {}
+class _PrintCompletion(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        import shtab
 
-    def show(done: int, total: int) -> None:
-        progress = f"prompt: {done} of {total} tokens" if done < total else ""
-        # over what was there before
-        print(f"\r\x1b[K{progress}", end="", file=sys.stderr, flush=True)
-
-    return {"prompt_progress_callback": show}
-
-
-def warn(args: argparse.Namespace, message: str) -> None:
-    """A warning, unless --quiet."""
-    if not args.quiet:
-        print(f"warning: {message}", file=sys.stderr)
-
-
-def shown(source: str) -> str:
-    """A file name, or `-`, in a message; what would break the line is escaped."""
-    name = "standard input" if source == "-" else source
-    return name if name and name.isprintable() else repr(name)
-
-
-def report(error: Exception, debug: bool, source: str | None = None) -> int:
-    """One line about an error; with --debug also where it came from."""
-    if debug:
-        traceback.print_exception(error)
-    message = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if source is not None and shown(source) not in message:
-        message = f"{shown(source)}: {message}"
-    print(f"error: {message}", file=sys.stderr)
-    return 1
+        for action in parser._actions:
+            if action.metavar in _COMPLETED:
+                action.complete = getattr(shtab, _COMPLETED[action.metavar])
+        # of the installed command, which is what is typed
+        parser.prog = parser.prog.replace("python -m mlx_speech.", "mlx-speech-")
+        sys.stdout.write(shtab.complete(parser, values))
+        parser.exit()

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import InputError
-from .text_lines import columns, is_rtl, line_breaks, one_line
+from ..errors import InputError
+from .line_breaking import columns, is_rtl, line_breaks, one_line
 
 if TYPE_CHECKING:
-    from .transcription.transcript import Segment, Transcript, Word
+    from ..transcription.transcript import Segment, Transcript, Word
 
 #: an underline waits for the next word over pauses up to this, in s, instead of flickering
 LONGEST_HOLD = 0.3
@@ -52,11 +52,19 @@ class SubtitleOptions:
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
             if value is not None and not (whole and value > 0):
-                raise InputError(f"{name} is {value!r}, but must be a whole number above 0")
+                raise InputError.about(
+                    "{option} is {value!r}, but must be a whole number above 0",
+                    option=name,
+                    value=value,
+                )
         if self.max_line_count is not None and self.max_line_width is None:
-            raise InputError("max_line_count has no effect without max_line_width; give both")
+            raise InputError.about(
+                "{max_line_count} has no effect without {max_line_width}; give both"
+            )
         if self.max_words_per_line is not None and self.max_line_width is not None:
-            raise InputError("max_words_per_line and max_line_width exclude each other; choose one")
+            raise InputError.about(
+                "{max_words_per_line} and {max_line_width} exclude each other; choose one"
+            )
 
     @property
     def needs_words(self) -> str | None:
@@ -75,13 +83,13 @@ class Cue(NamedTuple):
     text: str
 
 
-def to_srt(transcript: Transcript, model: str, options: SubtitleOptions | None = None) -> str:
+def to_srt(transcript: Transcript, options: SubtitleOptions = SubtitleOptions()) -> str:
     """SubRip. It has no escapes: only an arrow `-->`, which would be a cue's head, becomes `->`.
 
     Raises:
         InputError: an option needs the times of words, which the transcript does not have.
     """
-    cues = subtitle_cues(transcript, options or SubtitleOptions())
+    cues = subtitle_cues(transcript, options)
     blocks = [
         f"{number}\n{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}\n"
         f"{_ARROW.sub('->', cue.text)}\n"
@@ -90,13 +98,13 @@ def to_srt(transcript: Transcript, model: str, options: SubtitleOptions | None =
     return "\n".join(blocks)
 
 
-def to_vtt(transcript: Transcript, model: str, options: SubtitleOptions | None = None) -> str:
+def to_vtt(transcript: Transcript, options: SubtitleOptions = SubtitleOptions()) -> str:
     """WebVTT, with `&`, `<` and `>` escaped.
 
     Raises:
         InputError: an option needs the times of words, which the transcript does not have.
     """
-    cues = subtitle_cues(transcript, options or SubtitleOptions(), _escape)
+    cues = subtitle_cues(transcript, options, _escape)
     blocks = [f"{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n{cue.text}\n" for cue in cues]
     return "\n".join(["WEBVTT\n", *blocks])
 
@@ -116,9 +124,10 @@ def subtitle_cues(
     """
     segments = [segment for segment in transcript.segments if one_line(segment.text)]
     if options.needs_words and segments and not any(segment.words for segment in segments):
-        raise InputError(
-            f"{options.needs_words} needs the times of words, which this transcript does not have; "
-            "transcribe with word_timestamps"
+        raise InputError.about(
+            "{option} needs the times of words, which this transcript does not have; transcribe "
+            "with {word_timestamps}",
+            option=options.needs_words,
         )
     found: list[tuple[float, float, str]] = []
     for segment in segments:

@@ -1,0 +1,1 @@
+"""The command lines: options, inputs, outputs, progress, and one console; no model code."""

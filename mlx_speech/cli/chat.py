@@ -1,0 +1,251 @@
+"""Command line: `python -m mlx_speech.chat [options]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import AudioError, ContextLengthError, InputError, MlxSpeechError
+from .common import (
+    CACHE,
+    CHAT_MODEL,
+    GENERATION,
+    add_about_options,
+    add_console_options,
+    add_model_options,
+    add_options,
+    check_cache,
+    check_generation,
+    decode_utf8,
+    explicit_options,
+    load_named,
+    need_standard_output,
+    run_command,
+)
+from .console import Console, display_name
+from .terminal import line_history, read_line
+
+if TYPE_CHECKING:
+    from ..chat_session import ChatSession
+
+#: what each takes, and what it does; a method of `Chat` has its name
+COMMANDS = {
+    "/audio": ("FILE", "have a recording transcribed, and what was said answered"),
+    "/save": ("FILE", "write the conversation to a file"),
+    "/load": ("FILE", "go on with the conversation of a file"),
+    "/reset": ("", "forget the conversation"),
+    "/help": ("", "list the commands"),
+    "/quit": ("", "leave"),
+}
+HELP = "\n".join(
+    [
+        *(f"{f'{name} {takes}':<14}{does}" for name, (takes, does) in COMMANDS.items()),
+        "Anything else is said to the model; so is a line that begins with a space.",
+        "Ctrl-C stops a reply, or clears the line that is being written. Ctrl-D leaves.",
+    ]
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options; nothing heavy is imported for them, so that --help answers at once."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mlx_speech.chat",
+        usage="%(prog)s [options]",
+        description="Chat with a language model in the terminal; speech models take recordings, "
+        "too.",
+        epilog="Each line of standard input is a message, or a command; /help lists these. Replies "
+        "go to standard output, everything else to standard error. Exit status: 0, or 1 if there "
+        "is no model or, where the messages do not come from a terminal, if one of them failed; 2 "
+        "for wrong usage.",
+    )
+    add_model_options(parser, CHAT_MODEL)
+    reply = parser.add_argument_group("replies")
+    add_options(reply, "--system-prompt")
+    add_options(reply, "--max-tokens", help="limit of each (default: 512)")
+    add_options(reply, "--temperature", "--top-p", "--top-k", "--min-p", "--seed")
+    memory = parser.add_argument_group("memory")
+    add_options(memory, "--max-kv-size", "--kv-bits", "--kv-group-size", "--quantized-kv-start")
+    add_options(memory, "--dtype")
+    add_console_options(parser)
+    add_about_options(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return run_command(build_parser(), check_usage, run, argv)
+
+
+def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what no model could do, before one is loaded for it."""
+    check_generation(parser, args)
+    check_cache(parser, args)
+
+
+def run(args: argparse.Namespace, console: Console, usage: None) -> int:
+    """Load the model, then take one line after the other."""
+    need_standard_output()
+    from ..chat_session import ChatSession
+
+    session = ChatSession(
+        *load_named(args, console),
+        system=args.system_prompt,
+        **explicit_options(args, GENERATION + CACHE),
+        **console.prompt_progress(),
+    )
+    chat = Chat(session, console)
+    if sys.stdin.isatty():
+        return chat_in_terminal(chat, args.model)
+    failed = False
+    for line in sys.stdin.buffer:
+        failed |= not chat.take(line)
+        if chat.over:
+            break
+    return 1 if failed else 0
+
+
+def chat_in_terminal(chat: Chat, model: str) -> int:
+    """Take lines as they are typed; nothing but leaving ends that."""
+    chat.console.note(f"{model} is ready; /help lists what else there is")
+    with line_history():
+        while not chat.over:
+            try:
+                line = read_line()
+            except KeyboardInterrupt:
+                chat.console.note("\n(Ctrl-D leaves)")
+                continue
+            except EOFError:
+                chat.console.note("")
+                break
+            except UnicodeDecodeError as error:
+                chat.console.error(InputError(f"this line is not text: {error.reason}"))
+                continue
+            try:
+                chat.take(line)
+            except KeyboardInterrupt:
+                chat.console.note("(stopped)")
+    return 0
+
+
+class Chat:
+    """A conversation, and the commands that are about it."""
+
+    def __init__(self, session: ChatSession, console: Console):
+        self.session = session
+        self.console = console
+        #: whether the user has left
+        self.over = False
+        # files that hold this conversation, and may be written again
+        self._own: set[Path] = set()
+
+    def take(self, line: bytes | str) -> bool:
+        """Do what a line says; returns whether that went well."""
+        try:
+            text = decode_utf8(line) if isinstance(line, bytes) else line
+            if text.startswith("/"):
+                self._command(*text.split(maxsplit=1))
+            elif text.strip():
+                self._say(text.strip())
+            return True
+        except BrokenPipeError:
+            raise
+        except (MlxSpeechError, OSError) as error:
+            self.console.error(error)
+            return False
+
+    def _command(self, name: str, rest: str = "") -> None:
+        if name not in COMMANDS:
+            raise InputError(f"{display_name(name)} is not a command; /help lists those")
+        takes, _ = COMMANDS[name]
+        if takes and not rest.strip():
+            raise InputError(f"{name} needs the name of a file")
+        if rest.strip() and not takes:
+            raise InputError(f"{name} takes nothing after it")
+        command = getattr(self, name[1:])
+        if takes:
+            command(named_file(rest.strip()))
+        else:
+            command()
+
+    def _say(self, text: str) -> None:
+        """Send a message and print the reply as it comes."""
+        try:
+            responses = self.session.stream(text)
+        except ContextLengthError as error:
+            raise error.with_hint("/reset forgets the conversation") from error
+        try:
+            for response in responses:
+                print(response.text, end="", flush=True)
+        finally:
+            responses.close()
+            print(flush=True)
+        if response.finish_reason == "length":
+            self.console.warn(
+                f"the reply was cut off after {response.generation_tokens} tokens; raise "
+                "--max-tokens, or /reset where the context is full",
+            )
+        self.console.speed(response)
+
+    def audio(self, path: Path) -> None:
+        """`/audio FILE`."""
+        transcript = self.session.transcribe(path)
+        if not transcript.text:
+            raise AudioError(f"{display_name(str(path))}: no speech was found")
+        self.console.note(f"transcribed: {transcript.text}")
+        if transcript.segments[-1].truncated:
+            self.console.warn("that was cut off")
+        self._say(transcript.text)
+
+    def save(self, path: Path) -> None:
+        """`/save FILE`."""
+        if path.exists() and path.resolve() not in self._own:
+            raise InputError(f"{display_name(str(path))} exists already; choose another name")
+        self.session.save(path)
+        self._own.add(path.resolve())
+        self.console.note(f"saved to {display_name(str(path))}")
+
+    def load(self, path: Path) -> None:
+        """`/load FILE`."""
+        self.session.load(path)
+        self._own = {path.resolve()}
+        self.console.note(
+            f"{len(self.session.messages)} messages loaded from {display_name(str(path))}"
+        )
+
+    def reset(self) -> None:
+        """`/reset`."""
+        self.session.reset()
+        self._own = set()
+        self.console.note("the conversation is forgotten")
+
+    def help(self) -> None:
+        """`/help`."""
+        print(HELP, file=sys.stderr)
+
+    def quit(self) -> None:
+        """`/quit`."""
+        self.over = True
+
+
+def named_file(text: str) -> Path:
+    """The file that the rest of a line names: as it stands, or as a shell reads it, since so
+    terminals write the name of a file that is dragged into them.
+
+    Raises:
+        InputError: no file is called so.
+    """
+    if "\0" in text:
+        raise InputError(f"no file is called {text!r}")
+    path = Path(os.path.expanduser(text))
+    if not path.exists():
+        try:
+            words = shlex.split(text)
+        except ValueError:  # a quote that is part of the name
+            return path
+        if len(words) == 1:
+            path = Path(os.path.expanduser(words[0]))
+    return path

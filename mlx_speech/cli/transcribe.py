@@ -1,0 +1,221 @@
+"""Command line: `python -m mlx_speech.transcribe [options] AUDIO...`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from ..errors import InputError, MlxSpeechError, UnsupportedOptionError
+from ..output.writers import FORMATS, to_txt
+from .common import load_named, need_standard_output, run_command
+from .console import Console, as_option, display_name
+from .outputs import Job, make_folders, write_files
+from .progress import Progress, clock
+from .transcribe_options import Usage, build_parser, check_usage
+
+if TYPE_CHECKING:
+    from ..transcription.transcript import Transcript, TranscriptionDelta
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return run_command(build_parser(), check_usage, run, argv)
+
+
+class Tally:
+    """What has become of the recordings so far."""
+
+    def __init__(self, total: int):
+        self.total = total
+        self.done = self.skipped = 0
+        self.failed: list[str] = []
+        #: of those that are done: seconds of audio, and what they took
+        self.audio = self.seconds = 0.0
+
+    def __str__(self) -> str:
+        parts = [f"{self.done} of {self.total} done"]
+        parts += [f"{self.skipped} skipped"] * bool(self.skipped)
+        parts += [f"{len(self.failed)} failed"] * bool(self.failed)
+        speed = self.audio / self.seconds if self.seconds else 0
+        if self.done:
+            parts[0] += f" ({clock(self.audio)} of audio, {speed:.1f} x real time)"
+        return ", ".join(parts)
+
+
+def run(args: argparse.Namespace, console: Console, usage: Usage) -> int:
+    """Do what can be done for each recording, whatever becomes of the others."""
+    return Run(args, console, usage).all()
+
+
+class Run:
+    """One call of the command: its recordings, and what has become of them."""
+
+    def __init__(self, args: argparse.Namespace, console: Console, usage: Usage):
+        self._args, self._console, self._usage = args, console, usage
+        self._tally = Tally(len(usage.jobs) + len(usage.found.failures))
+
+    def all(self) -> int:
+        """Transcribe all recordings; the exit status."""
+        args, tally = self._args, self._tally
+        for source, error in self._usage.found.failures:
+            self._fail(source, error)
+        jobs = [job for job in self._usage.jobs if self._is_to_do(job)]
+        if jobs:
+            if args.stream or not all(job.files for job in jobs):
+                need_standard_output("open it, or give -o DIR")
+            make_folders(jobs)
+            if not self._transcribe_all(jobs):
+                return 130
+        if tally.total > 1 or tally.skipped:
+            self._console.note(str(tally))
+            if tally.failed:
+                self._console.note(f"failed: {', '.join(map(display_name, tally.failed))}")
+        return 1 if tally.failed else 0
+
+    def _fail(self, source: str, error: Exception) -> None:
+        """Say what is wrong with a recording, and count it."""
+        self._console.error(error, source)
+        self._tally.failed.append(source)
+
+    def _is_to_do(self, job: Job) -> bool:
+        """Whether a recording is still to be transcribed, and may be."""
+        source = job.input.source
+        if self._args.resume and job.leave_out_finished():
+            self._tally.skipped += 1
+            self._console.detail(f"{display_name(source)}: skipped; it is done")
+            return False
+        try:
+            job.check_targets(self._args.overwrite, self._usage.found.inputs)
+        except (InputError, OSError) as error:
+            self._fail(source, error)
+            return False
+        return True
+
+    def _transcribe_all(self, jobs: list[Job]) -> bool:
+        """Transcribe one recording after the other; false if Ctrl-C ended it."""
+        loaded = load_named(self._args, self._console)
+        if self._args.word_timestamps:
+            self._check_words(*loaded)
+        # a bar would get in between the words
+        shows_words = self._args.stream and sys.stdout.isatty()
+        progress = Progress(
+            len(jobs),
+            silent=self._console.quiet or shows_words,
+            bar=sys.stderr is not None and sys.stderr.isatty(),
+        )
+        try:
+            for index, job in enumerate(jobs, 1):
+                try:
+                    self._transcribe_one(job, loaded, progress, index)
+                except UnsupportedOptionError:
+                    raise  # holds for every input
+                except (MlxSpeechError, OSError) as error:
+                    if isinstance(error, BrokenPipeError):
+                        raise
+                    self._fail(job.input.source, error)
+        except KeyboardInterrupt:
+            where = f"at {clock(progress.done)} of {clock(progress.duration)} in {progress.name}"
+            resume = "; --resume goes on from there" if all(job.files for job in jobs) else ""
+            print(f"interrupted {where}: {self._tally}{resume}", file=sys.stderr)
+            return False
+        return True
+
+    def _transcribe_one(self, job: Job, loaded: tuple, progress: Progress, index: int) -> None:
+        """Transcribe one recording to files or to standard output."""
+        import mlx.core as mx
+
+        from ..transcription import stream_transcribe, transcribe
+
+        source, name = job.input.source, display_name(job.input.source)
+        options = self._usage.options
+        start = time.perf_counter()
+        mx.reset_peak_memory()
+        with progress.recording(index, name) as update:
+            if self._args.stream:
+                deltas = stream_transcribe(source, loaded, progress=update, **options)
+                transcript = print_deltas(deltas)
+            else:
+                transcript = transcribe(source, loaded, progress=update, **options)
+        seconds = time.perf_counter() - start
+        model, subtitles = self._args.model, self._usage.subtitles
+        write_files(
+            {path: FORMATS[f](transcript, model, subtitles) for f, path in job.files.items()}
+        )
+        if not (job.files or self._args.stream):
+            print(to_txt(transcript), end="", flush=True)
+        if job.plot:
+            plot(job, transcript)
+        self._report_segments(name, transcript)
+        for path in job.targets:
+            self._console.detail(f"{name}: written to {display_name(str(path))}")
+        self._console.detail(
+            f"{name}: {transcript.duration:.1f} s of audio in {seconds:.1f} s "
+            f"({transcript.duration / seconds:.1f} x real time), "
+            f"peak memory {mx.get_peak_memory() / 1e9:.2f} GB"
+        )
+        self._tally.done += 1
+        self._tally.audio += transcript.duration
+        self._tally.seconds += seconds
+
+    def _check_words(self, model, processor) -> None:
+        """Say where a model does not give the times of words.
+
+        Raises:
+            UnsupportedOptionError: there is an option that cannot do without them.
+        """
+        from ..transcription.pipeline import speech_family
+
+        if speech_family(model, processor).ctc_vocabulary is not None:
+            return
+        name = self._args.model
+        if option := self._usage.subtitles.needs_words:
+            raise UnsupportedOptionError(
+                f"{as_option(option)} needs the times of words, which {name} does not give; "
+                "Granite Speech models do"
+            )
+        self._console.warn(f"{name} gives the times of segments, but not of words")
+
+    def _report_segments(self, name: str, transcript: Transcript) -> None:
+        """Say where a text may not be what was said."""
+        cut = [clock(s.start) for s in transcript.segments if s.truncated]
+        if cut:
+            more = f" and {len(cut) - 5} more" if len(cut) > 5 else ""
+            self._console.warn(
+                f"{name}: the text was cut off in the segments at {', '.join(cut[:5])}{more}: they "
+                "ran into the limit, which --max-tokens raises, or repeated themselves"
+            )
+        for segment in transcript.segments:
+            if segment.retried:
+                at = clock(segment.start)
+                self._console.detail(f"{name}: the segment at {at} repeated itself; decoded again")
+
+
+def print_deltas(deltas: Generator[TranscriptionDelta, None, Transcript]) -> Transcript:
+    """Print the text as it comes, a line for each segment; what the generator returns."""
+    inside = False  # a line
+    try:
+        while True:
+            try:
+                delta = next(deltas)
+            except StopIteration as end:
+                return end.value
+            text = delta.text if inside else delta.text.lstrip()
+            inside = inside or bool(text)
+            if inside and delta.segment is not None:
+                text, inside = text + "\n", False
+            print(text, end="", flush=True)
+    finally:
+        if inside:
+            print(flush=True)
+
+
+def plot(job: Job, transcript: Transcript) -> None:
+    """Draw a recording, which is read again for it, and its transcript."""
+    from ..audio import open_recording
+    from ..output.plotting import plot_transcript
+
+    with open_recording(job.input.source) as recording:
+        plot_transcript(job.plot, recording.read, recording.sampling_rate, transcript)

@@ -1,0 +1,1 @@
+"""A transcript -> text, subtitles, files and a picture."""
