@@ -30,9 +30,10 @@ bench: $(VENV)/bench.stamp ## speed, beside mlx-audio, mlx-lm and transformers
 	$(BIN)/python tests/benchmarks/speech_to_text.py
 	$(BIN)/python tests/benchmarks/quantized.py
 
-lint: $(VENV)/lint.stamp ## ruff, without changing anything
+lint: $(VENV)/lint.stamp ## ruff and mypy, without changing anything
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/lint.stamp
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,59 @@
+"""What strategies and text streaming ask of a model, its caches and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import mlx.core as mx
+
+if TYPE_CHECKING:
+    from .config import GenerationConfig
+    from .search import Step
+
+
+class LayerCache(Protocol):
+    """The cache of one attention layer; see `mlx_speech.layers.cache`."""
+
+    length: int
+    max_size: int | None
+
+    @property
+    def padded(self) -> bool: ...
+
+    def trim(self, count: int) -> int: ...
+
+    def reorder(self, rows: mx.array) -> None: ...
+
+
+class Detokenizes(Protocol):
+    """What turns ids into text."""
+
+    def decode(self, ids: Any) -> str: ...
+
+
+class GenerativeModel(Protocol):
+    """A language model that can be generated from; see `mlx_speech.models.base.PretrainedModel`."""
+
+    config: Any
+    generation_config: GenerationConfig | None
+    cache_options: tuple[str, ...]
+    generation_inputs: tuple[str, ...]
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+    def prepare_prompt(
+        self, inputs: dict[str, Any], config: GenerationConfig
+    ) -> tuple[mx.array, mx.array | None]: ...
+
+    def make_cache(
+        self, left_padding: Sequence[int] | None = None, **options: Any
+    ) -> Sequence[Any]: ...
+
+    def prefill(
+        self, input_ids: mx.array, cache: Sequence[Any], **inputs: Any
+    ) -> tuple[mx.array, Step]: ...
