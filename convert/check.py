@@ -132,8 +132,8 @@ def check_recordings(
     model_type = read_json(folder).get("model_type")
     if not architecture(model_type).is_speech:
         raise UnsupportedOptionError(
-            f"a check compares transcripts, and a {model_type} model is not a speech model; convert "
-            "it without a check"
+            f"a check compares transcripts, and a {model_type} model is not a speech model; "
+            "convert it without a check"
         )
     for recording in recordings:
         if not Path(recording).is_file():

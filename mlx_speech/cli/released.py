@@ -34,9 +34,6 @@ RELEASED = {
     ),
 }
 
-#: kinds of checkpoints for speech, by their `model_type`
-_KINDS = [kind for kind, a in ARCHITECTURES.items() if a.is_speech]
-
 
 def list_models() -> str:
     """All of them, one a line."""
@@ -48,5 +45,5 @@ def list_models() -> str:
             size = f"{release.gigabytes:.2f}" if release.gigabytes < 2 else release.gigabytes
             lines.append(f"  {release.repository:{width}}  {size:>5} GB  {release.notes}")
     lines.append("Others of the same kinds load as well, by their model_type:")
-    lines.append(f"  {', '.join(_KINDS)}")
+    lines.append(f"  {', '.join(kind for kind, row in ARCHITECTURES.items() if row.is_speech)}")
     return "\n".join(lines) + "\n"
