@@ -125,7 +125,7 @@ class TestCommands:
         told = lines("good night", f"/audio {GATE}", f"/save {tmp_path / 'chat'}")
         status, out, err = cli(stdin=told)
         assert (status, out) == (0, expected)
-        assert err == f"heard: unlock the back gate\nsaved to {tmp_path / 'chat'}\n"
+        assert err == f"transcribed: unlock the back gate\nsaved to {tmp_path / 'chat'}\n"
         assert saved_messages(tmp_path / "chat") == session.messages
 
     def test_audio_feeds_the_text_alone(self, cli):
@@ -143,17 +143,17 @@ class TestCommands:
         monkeypatch.setenv("HOME", str(tmp_path))
         for copy in ("my talk.flac", "it's.flac"):
             shutil.copy(GATE, tmp_path / copy)
-        assert cli(stdin=lines(f"/audio  {name} "))[2] == "heard: unlock the back gate\n"
+        assert cli(stdin=lines(f"/audio  {name} "))[2] == "transcribed: unlock the back gate\n"
 
     def test_silence_is_not_sent(self, cli, monkeypatch):
         nothing = mlx_speech.Segment(0.0, 1.0, "", [], 0.0)
         monkeypatch.setattr(
             mlx_speech.ChatSession,
-            "listen",
+            "transcribe",
             lambda self, path: mlx_speech.Transcript("", None, 1.0, [nothing]),
         )
         result = cli(stdin=lines("/audio silence.wav"))
-        assert result == (1, "", "error: silence.wav: nothing was heard\n")
+        assert result == (1, "", "error: silence.wav: no speech was found\n")
 
     def test_text_models_have_no_ears(self, cli, tiny_text):
         """And go on chatting."""
@@ -287,7 +287,7 @@ class TestTerminal:
     @staticmethod
     def started(*args, **env) -> Terminal:
         terminal = Terminal("chat", *args, **env)
-        terminal.expect("is listening; /help lists what else there is", "> ")
+        terminal.expect("is ready; /help lists what else there is", "> ")
         return terminal
 
     def test_conversation(self):
