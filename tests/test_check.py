@@ -26,8 +26,7 @@ from convert.check import (
     divergences,
 )
 from convert.report import check_markdown, check_table, shortened
-from mlx_speech import load, load_audio
-from mlx_speech.cli import transcribe
+from mlx_speech import load, load_audio, transcribe
 from mlx_speech.errors import AudioError, UnsupportedOptionError
 from mlx_speech.transcription.pipeline import prepare
 from mlx_speech.word_errors import word_error_rate, word_errors

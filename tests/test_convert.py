@@ -20,9 +20,8 @@ from pytorch_files import save_pytorch_bin
 
 from convert import Conversion, convert
 from convert.shards import ShardWriter, TensorSpec
-from mlx_speech import CheckpointError, InputError, load
+from mlx_speech import CheckpointError, InputError, load, transcribe
 from mlx_speech.checkpoint.quantization import choose
-from mlx_speech.cli import transcribe
 from mlx_speech.layers.lora import LoRALinear
 from mlx_speech.loading import load_model
 from mlx_speech.word_errors import word_errors

@@ -8,8 +8,7 @@ from conftest import DATA
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_speech import load_audio, stream_transcribe
-from mlx_speech.cli import transcribe
+from mlx_speech import load_audio, stream_transcribe, transcribe
 from mlx_speech.generation.repetition import LEAST_TOKENS, find_loop
 from mlx_speech.transcription import segment_decoder as decoding
 

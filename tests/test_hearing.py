@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from conftest import DATA
 
-from mlx_speech import load_audio
+from mlx_speech import load_audio, transcribe
 from mlx_speech.audio import open_recording
-from mlx_speech.cli import transcribe
 from mlx_speech.transcription.chunks import AudioChunk, ChunkOptions
 from mlx_speech.transcription.pipeline import speech_family
 

@@ -14,8 +14,7 @@ import pytest
 import soundfile
 from conftest import DATA, TINY
 
-from mlx_speech import load_audio
-from mlx_speech.cli import transcribe
+from mlx_speech import load_audio, transcribe
 from mlx_speech.word_errors import word_errors
 
 AUDIO = DATA / "audio"

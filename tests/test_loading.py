@@ -9,9 +9,15 @@ import pytest
 from conftest import TINY, edit_json, find_recording, speech_inputs
 from pytorch_files import save_pytorch_bin
 
-from mlx_speech import CheckpointError, GraniteForCausalLM, GraniteSpeechConfig, load, loading
+from mlx_speech import (
+    CheckpointError,
+    GraniteForCausalLM,
+    GraniteSpeechConfig,
+    load,
+    loading,
+    transcribe,
+)
 from mlx_speech.checkpoint.weights import checkpoint_dtype, read_weights
-from mlx_speech.cli import transcribe
 from mlx_speech.layers.lora import use_adapter
 from mlx_speech.loading import ARCHITECTURES, architecture, load_model
 from mlx_speech.models.granite_speech.model import GraniteSpeechForConditionalGeneration

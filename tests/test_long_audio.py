@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from conftest import DATA
 
-from mlx_speech import ContextLengthError, InputError, load_audio, stream_transcribe
+from mlx_speech import ContextLengthError, InputError, load_audio, stream_transcribe, transcribe
 from mlx_speech.audio import open_recording
-from mlx_speech.cli import transcribe
 from mlx_speech.transcription.chunks import ChunkOptions
 from mlx_speech.transcription.ctc import CTCVocabulary
 from mlx_speech.transcription.pipeline import speech_family

@@ -17,8 +17,7 @@ from convert import convert as convert_checkpoint
 from convert.card import model_card, source_metadata, write_card
 from convert.check import CheckReport, Difference, Loaded, RecordingCheck
 from convert.cli import main
-from mlx_speech import load
-from mlx_speech.cli import transcribe
+from mlx_speech import load, transcribe
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 

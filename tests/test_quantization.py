@@ -10,7 +10,7 @@ import pytest
 from conftest import DATA, ROOT, TINY, edit_json, find_recording, random_decoder, speech_inputs
 from mlx.utils import tree_flatten
 
-from mlx_speech import CheckpointError, InputError, load
+from mlx_speech import CheckpointError, InputError, load, transcribe
 from mlx_speech.checkpoint.quantization import (
     MODES,
     RECIPES,
@@ -20,7 +20,6 @@ from mlx_speech.checkpoint.quantization import (
     fitting_group,
     quantize_as_stored,
 )
-from mlx_speech.cli import transcribe
 from mlx_speech.layers.lora import LoRALinear
 from mlx_speech.loading import load_model
 

@@ -32,7 +32,7 @@ def test_commands_are_right():
     text = "\n".join(blocks("sh")).replace("\\\n", " ")
     modules = {"convert": "convert.cli"}
     for name in ("transcribe", "generate", "chat", "convert"):
-        command_line = import_module(modules.get(name, f"mlx_speech.{name}"))
+        command_line = import_module(modules.get(name, f"mlx_speech.cli.{name}"))
         parser = command_line.build_parser()
         commands = re.findall(rf"^python -m mlx_speech\.{name}.*", text, re.MULTILINE)
         assert len(commands) >= 3

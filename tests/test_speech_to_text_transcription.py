@@ -11,8 +11,14 @@ import pytest
 from conftest import DATA, ROOT, edit_json, find_recording
 from pytorch_files import save_pytorch_bin
 
-from mlx_speech import InputError, UnsupportedOptionError, load, load_audio, stream_transcribe
-from mlx_speech.cli import transcribe
+from mlx_speech import (
+    InputError,
+    UnsupportedOptionError,
+    load,
+    load_audio,
+    stream_transcribe,
+    transcribe,
+)
 from mlx_speech.cli.transcribe import main
 
 TINY = ROOT / "examples" / "tiny-s2t"

@@ -18,9 +18,9 @@ from mlx_speech import (
     LlamaTokenizer,
     Tokenizer,
     UnsupportedOptionError,
+    generate,
     load,
 )
-from mlx_speech.cli import generate
 from mlx_speech.generation.streaming import StreamingDetokenizer
 
 TEXTS = small.random_texts(300, seed=7)

@@ -56,8 +56,7 @@ def test_load(tmp_path, tiny_text):
     """`mlx_lm.load` wants a tokenizer beside the model; one that answers shows that both fit."""
     import mlx_lm
 
-    from mlx_speech import load
-    from mlx_speech.cli import generate
+    from mlx_speech import generate, load
 
     (result,) = convert(tiny_text, tmp_path / "out", quantize=True, q_bits=8)
     model, tokenizer = mlx_lm.load(str(result.folder))
