@@ -7,8 +7,8 @@ after the other in one file ("legacy"). The formats are those of torch/serializa
 
 from __future__ import annotations
 
-import mmap
 import io
+import mmap
 import os
 import pickle
 import struct

@@ -120,6 +120,14 @@ _ALLOWED = {
 }
 
 
+# operations that are run as Python's unpickler does it
+_USED = (
+    "PROTO STOP MARK BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET NONE NEWTRUE NEWFALSE BININT1 "
+    "BININT2 BININT LONG1 BINFLOAT SHORT_BINUNICODE BINUNICODE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 "
+    "TUPLE EMPTY_LIST APPEND APPENDS EMPTY_DICT STACK_GLOBAL BINPERSID REDUCE"
+)
+
+
 class _Operations(dict):
     def __missing__(self, operation: int):
         raise CheckpointError(
@@ -139,14 +147,10 @@ class Unpickler(pickle._Unpickler):
     """
 
     dispatch = _Operations(
-        (operation, pickle._Unpickler.dispatch[operation])
-        for operation in b"".join(
-            getattr(pickle, name)
-            for name in "PROTO STOP MARK BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET NONE NEWTRUE "
-            "NEWFALSE BININT1 BININT2 BININT LONG1 BINFLOAT SHORT_BINUNICODE BINUNICODE "
-            "EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 TUPLE EMPTY_LIST APPEND APPENDS EMPTY_DICT "
-            "STACK_GLOBAL BINPERSID REDUCE".split()
-        )
+        {
+            op: pickle._Unpickler.dispatch[op]
+            for op in (getattr(pickle, n)[0] for n in _USED.split())
+        }
     )
 
     def __init__(self, file):
