@@ -106,12 +106,10 @@ class Source:
         """Files that the result has as they are: of tokenizers, processors, templates, generation,
         the licence, the second head of the encoder, and the adapter, if it is kept."""
         adapters = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-        patterns = (*_CARRIED, ADAPTER_WEIGHTS)
         return sorted(
             file
-            for file in self.folder.iterdir()
-            if any(fnmatchcase(file.name, pattern) for pattern in patterns)
-            and file.is_file()
+            for file in {f for p in (*_CARRIED, ADAPTER_WEIGHTS) for f in self.folder.glob(p)}
+            if file.is_file()
             and file.name != "config.json"
             and not file.name.endswith(".index.json")
             and (adapter or file.name not in adapters)
@@ -119,7 +117,9 @@ class Source:
 
     def copy_carried(self, to: Path, adapter: bool) -> None:
         for file in self.carried(adapter):
-            shutil.copyfile(file, to / file.name)
+            copy = to / file.relative_to(self.folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
 
 
 @dataclass

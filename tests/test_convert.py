@@ -143,6 +143,16 @@ class TestOutput:
         assert (result.folder / "out_llm.safetensors").read_bytes() == second
         assert load(result.folder)
 
+    def test_chat_templates_of_several_names(self, tiny_copy, tmp_path):
+        (tiny_copy / "additional_chat_templates").mkdir()
+        (tiny_copy / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+        (tiny_copy / "additional_chat_templates" / "notes.txt").write_text("not for us")
+        (result,) = convert(tiny_copy, tmp_path / "out")
+        templates = load(result.folder)[1].tokenizer.chat_template
+        assert templates["tool_use"] == "{{ tools }}"
+        held = (result.folder / "additional_chat_templates").iterdir()
+        assert [file.name for file in held] == ["tool_use.jinja"]
+
     def test_config(self, quantized):
         for result, bits in zip(quantized, (4, 8), strict=True):
             config = json.loads((result.folder / "config.json").read_text())
@@ -530,6 +540,29 @@ class TestWhole:
         with pytest.raises(CheckpointError, match=r"letters.txt.* cannot be written"):
             convert(DECODERS / "llama", home / "letters.txt" / "below")
         assert (home / "letters.txt").read_text() == "dear"
+
+    @pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+    def test_never_by_a_file_outside_the_source(self, hub, tmp_path, kind):
+        source, outside = tmp_path / "source", tmp_path / f"mine.{kind}"
+        shutil.copytree(DECODERS / "llama", source)
+        (source / "model.safetensors").rename(outside)
+        weight_map = dict.fromkeys(
+            mx.load(str(outside), format="safetensors"), f"../{outside.name}"
+        )
+        (source / f"{kind}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        hub.add("owner/model", source)
+        before = outside.read_bytes()
+        (result,) = convert(DECODERS / "llama", tmp_path / "out")
+        for path in (source, "owner/model"):
+            for options in ({}, {"dry_run": True}, {"quantize": True}):
+                with pytest.raises(CheckpointError, match="is not the name of a file in its fold"):
+                    convert(path, result.folder, overwrite=True, **options)
+        with pytest.raises(CheckpointError, match="is not the name of a file in its folder"):
+            load_model(source)
+        assert outside.read_bytes() == before
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {"home", "source", "out", outside.name}
+        assert load_model(result.folder)
 
     def test_an_empty_folder_is_taken(self, tmp_path):
         (tmp_path / "out").mkdir()

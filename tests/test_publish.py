@@ -116,8 +116,11 @@ def test_private(me, run):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--upload-repo", "tiny"], "--upload-repo: 'tiny' needs its owner"),
-        (["--upload-repo", "me/a b"], "not the name of a repository"),
+        (
+            ["--upload-repo", "tiny"],
+            "--upload-repo: a Hub repository needs its owner",
+        ),
+        (["--upload-repo", "me/a b"], "not the name of a Hub repository"),
         (["-q", "--q-bits", "4,8", "--upload-repo", "me/" + "a" * 92], "not the name"),
         (["--private"], "--private is for --upload-repo"),
         (["--max-wer", "3"], "--max-wer is for --check"),
@@ -194,7 +197,7 @@ def test_failed_upload_keeps_the_model(me, run):
     me.fail("POST */me/tiny-4bit/commit/*", status=403)
     status, out, err = run("--model", TINY, "-q", "--q-bits", "4,8", "--upload-repo", "me/tiny")
     assert status == 1
-    assert "me/tiny-4bit: no right to write there (403)" in err
+    assert "me/tiny-4bit: the Hub forbids this (403)" in err
     assert "the model is in mlx_model-4bit, and `hf upload me/tiny-4bit mlx_model-4bit` goes" in err
     assert f"{me.url}/me/tiny-8bit" in out
     assert "model.safetensors" in me.files("me/tiny-8bit")
