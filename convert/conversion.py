@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 
 from mlx_speech.checkpoint.quantization import Quantization, choose, entries, kept
 from mlx_speech.errors import CheckpointError, InputError
-from mlx_speech.files import replacing_folder
+from mlx_speech.files import clean_up, replacing_folder
 
 from .card import model_card, write_card
 from .plan import Plan, Row, size
@@ -119,14 +119,15 @@ def convert(
         mlx_path.with_name(f"{mlx_path.name}-{bits}bit") if len(several) > 1 else mlx_path
         for bits in several
     ]
+    if not dry_run:  # which may not be allowed to write there
+        with _writing(mlx_path):
+            for target in (mlx_path, *targets):
+                clean_up(target)
     for target in targets:
         _check_target(target, source.folder, overwrite)
     options = {"group_size": q_group_size, "mode": q_mode, "recipe": quant_predicate}
     with _writing(mlx_path), ExitStack() as stack:
-        if not dry_run:
-            mlx_path.parent.mkdir(parents=True, exist_ok=True)
-        # a dry run may not be allowed to write there
-        stage = stack.enter_context(source.staged(None if dry_run else mlx_path.parent))
+        stage = stack.enter_context(source.as_safetensors(None if dry_run else mlx_path))
         opened = open_model(
             stage,
             source.config,

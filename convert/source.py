@@ -30,6 +30,7 @@ from mlx_speech.checkpoint.weights import (
     lazy_model,
 )
 from mlx_speech.errors import CheckpointError, InputError
+from mlx_speech.files import hidden_folder
 from mlx_speech.layers.lora import LoRALinear
 from mlx_speech.loading import model_class
 from mlx_speech.models.base import PretrainedModel
@@ -80,8 +81,8 @@ class Source:
         return cls(folder, name, read_json(folder), headers)
 
     @contextmanager
-    def staged(self, beside: Path) -> Iterator[Path]:
-        """The folder in a form of which single tensors can be read, a temporary one inside `beside`
+    def as_safetensors(self, beside: Path | None) -> Iterator[Path]:
+        """The folder in a form of which single tensors can be read, a temporary one `beside` a path
         if need be: PyTorch's files are rewritten as safetensors, one after the other, and for
         headers there are files with holes instead of values."""
         held = {*os.listdir(self.folder), *self.headers}
@@ -90,7 +91,7 @@ class Source:
         if not rewritten and not self.headers:
             yield self.folder
             return
-        with tempfile.TemporaryDirectory(dir=beside, prefix=".staged.") as name:
+        with hidden_folder(beside) if beside else tempfile.TemporaryDirectory() as name:
             stage = Path(name)
             for file in self.folder.iterdir():
                 if file.is_file() and not fnmatchcase(file.name, "*.bin*"):

@@ -6,8 +6,11 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlx.core as mx
@@ -477,24 +480,68 @@ class TestWhole:
         assert load_model(first.folder).config.model_type == "llama"
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
-    def test_killed(self, tmp_path):
-        """What is left of it does not load."""
+    @contextmanager
+    def waiting(self, source: Path, target: Path, where: str) -> Iterator[subprocess.Popen]:
+        """A conversion in a process of its own that comes to a place, and is killed there."""
         code = (
-            "import os, sys\n"
+            "import time\n"
+            "from pathlib import Path\n"
             "from convert import convert\n"
             "from convert.source import Source\n"
-            "Source.copy_carried = lambda *args, **options: os._exit(9)\n"
-            f"convert({str(TINY)!r}, {str(tmp_path / 'out')!r}, quantize=True)\n"
+            "def wait(*args, **options): print('now', flush=True); time.sleep(60)\n"
+            "def rename(path, target, rename=Path.rename):\n"
+            "    result = rename(path, target)\n"
+            f"    if path.name == {target.name!r}: wait()\n"
+            "    return result\n"
+            f"{where}\n"
+            f"convert({str(source)!r}, {str(target)!r}, quantize=True, overwrite=True)\n"
         )
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT)
-        assert done.returncode == 9
-        (left,) = tmp_path.iterdir()
-        assert left.name.startswith(".out.")
-        assert (left / "model.safetensors").exists()
-        with pytest.raises(CheckpointError, match=r"no config.json"):
-            load(left)
-        # nor is it in the way
-        assert convert(TINY, tmp_path / "out", quantize=True)
+        with subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout.readline() == "now\n"
+            yield process
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+
+    def test_killed(self, tmp_path):
+        """What is left of it does not load, and goes with the next conversion; not before."""
+        (tmp_path / "bin").mkdir()
+        shutil.copy(DECODERS / "llama" / "config.json", tmp_path / "bin")
+        weights = mx.load(str(DECODERS / "llama" / "model.safetensors"))
+        save_pytorch_bin(tmp_path / "bin" / "pytorch_model.bin", weights)
+        out, others = tmp_path / "out", tmp_path / ".out.others"
+        others.mkdir()
+        for _ in range(2):
+            with self.waiting(tmp_path / "bin", out, "Source.copy_carried = wait"):
+                left = set(tmp_path.iterdir()) - {out, others, tmp_path / "bin"}
+                assert len(left) == 2
+                (written,) = (path for path in left if (path / "model.safetensors").exists())
+                with pytest.raises(CheckpointError, match=r"no config.json"):
+                    load_model(written)
+                # of a living one, nothing is touched
+                convert(DECODERS / "llama", out, overwrite=True)
+                assert all(path.exists() for path in left)
+        convert(DECODERS / "llama", tmp_path / "out2")
+        assert all(path.exists() for path in left)
+        convert(DECODERS / "llama", out, overwrite=True)
+        assert {path.name for path in tmp_path.iterdir()} == {"bin", "out", "out2", ".out.others"}
+
+    def test_killed_while_it_replaces_a_model(self, tmp_path):
+        out = tmp_path / "out"
+        convert(DECODERS / "llama", out)
+        with self.waiting(TINY, out, "Path.rename = rename"):
+            assert not out.exists()
+            assert len(list(tmp_path.iterdir())) == 2
+        with pytest.raises(InputError, match="out exists; give another mlx_path, or overwrite"):
+            convert(TINY, out)
+        assert load_model(out).config.model_type == "llama"
+        assert list(tmp_path.iterdir()) == [out]
+        with self.waiting(TINY, out, "import shutil; shutil.rmtree = wait"):
+            assert load_model(out).config.model_type == "granite_speech"
+            assert len(list(tmp_path.iterdir())) == 2
+        convert(DECODERS / "llama", out, overwrite=True)
+        assert list(tmp_path.iterdir()) == [out]
 
     def test_disk_full_while_a_bin_is_rewritten(self, tmp_path):
         """Under a limit that the system enforces."""
