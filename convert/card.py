@@ -11,13 +11,12 @@ from mlx_speech.checkpoint.weights import ADAPTER_CONFIG
 from mlx_speech.files import replacing
 from mlx_speech.loading import architecture
 
-from .plan import Plan, size
+from .plan import Conversion, Plan, size
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
     from .check import CheckReport
-    from .conversion import Conversion
 
 CARD = "README.md"
 #: what of the source's metadata is true of the conversion as well; results of evaluations are not

@@ -126,7 +126,7 @@ def save_tensors(file: Path, arrays: dict[str, mx.array]) -> None:
             out.write(_bytes(array))
 
 
-def save_hollow(file: Path, header: dict[str, dict]) -> None:
+def save_sparse_placeholder(file: Path, header: dict[str, dict]) -> None:
     """Write a file that has a header and room for its tensors, which takes none on the disk."""
     start = _encoded(header)
     with file.open("wb") as out:

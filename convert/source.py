@@ -35,7 +35,7 @@ from mlx_speech.layers.lora import LoRALinear
 from mlx_speech.loading import model_class
 from mlx_speech.models.base import PretrainedModel
 
-from .shards import save_hollow, save_tensors
+from .shards import save_sparse_placeholder, save_tensors
 
 #: files that stay beside the weights, as far as there are any
 _CARRIED = (*SMALL_FILES, "LICENSE*", "NOTICE*", "out_llm.safetensors")
@@ -97,7 +97,7 @@ class Source:
                 if file.is_file() and not fnmatchcase(file.name, "*.bin*"):
                     (stage / file.name).symlink_to(file.resolve())
             for file, header in self.headers.items():
-                save_hollow(stage / file, header)
+                save_sparse_placeholder(stage / file, header)
             for file in rewritten:
                 arrays = read_pytorch_bin(self.folder / file)
                 save_tensors(stage / f"model-{Path(file).stem}.safetensors", arrays)

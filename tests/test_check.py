@@ -26,10 +26,10 @@ from convert.check import (
     divergences,
 )
 from convert.report import check_markdown, check_table, shortened
+from convert.word_errors import word_error_rate, word_errors
 from mlx_speech import load, load_audio, transcribe
 from mlx_speech.errors import AudioError, UnsupportedOptionError
 from mlx_speech.transcription import prepare
-from mlx_speech.word_errors import word_error_rate, word_errors
 
 GATE = find_recording("synthetic/flite_08.flac")
 S2T = TINY.with_name("tiny-s2t")
@@ -237,7 +237,7 @@ def test_divergences_of_close_and_of_far_distributions():
 
 
 def test_text_model(tiny_text):
-    with pytest.raises(UnsupportedOptionError, match="a granite model has no ears"):
+    with pytest.raises(UnsupportedOptionError, match="a granite model is not a speech model"):
         check(tiny_text, [tiny_text])
 
 

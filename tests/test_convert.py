@@ -23,11 +23,11 @@ from pytorch_files import save_pytorch_bin
 
 from convert import Conversion, convert
 from convert.shards import ShardWriter, TensorSpec
+from convert.word_errors import word_errors
 from mlx_speech import CheckpointError, InputError, load, transcribe
-from mlx_speech.checkpoint.quantization import choose
+from mlx_speech.checkpoint.quantization import resolve_quantization
 from mlx_speech.layers.lora import LoRALinear
 from mlx_speech.loading import load_model
-from mlx_speech.word_errors import word_errors
 
 TINY_S2T = ROOT / "examples" / "tiny-s2t"
 DECODERS = DATA / "decoders"
@@ -38,7 +38,7 @@ STORED = {TINY: mx.bfloat16, TINY_S2T: mx.float16}
 
 
 def logits(model) -> mx.array:
-    """Of a text, or of a sound for a model that hears."""
+    """Of a text, or of a sound for a speech model."""
     mx.random.seed(0)
     kind = model.config.model_type
     if kind == "speech_to_text":
@@ -81,7 +81,7 @@ class TestFamilies:
         (result,) = convert(source, tmp_path / "out", quantize=True, q_group_size=32)
         found = load_model(result.folder, dtype=dtype)
         expected = load_model(source, dtype=dtype)
-        nn.quantize(expected, class_predicate=choose(expected, group_size=32))
+        nn.quantize(expected, class_predicate=resolve_quantization(expected, group_size=32))
         mine, theirs = (
             {path for path, m in model.named_modules() if "scales" in m}
             for model in (found, expected)
@@ -281,17 +281,17 @@ def test_word_errors(quantized, said):
     words, errors = 0, dict.fromkeys((4, "original"), 0)
     for name, expected in said.items():
         inputs = speech_inputs(processor, name)
-        # which therefore need to hear it only once
+        # whose encoder therefore runs only once
         audio = models[8].get_audio_features(inputs["input_features"])
         for bits, model in models.items():
             model.get_audio_features = lambda *_, audio=audio: audio
             output = model.generate(**inputs, max_new_tokens=60)
-            heard = output[0, inputs["input_ids"].shape[1] :].tolist()
-            heard = processor.decode(heard, skip_special_tokens=True)
+            found = output[0, inputs["input_ids"].shape[1] :].tolist()
+            found = processor.decode(found, skip_special_tokens=True)
             if bits == 8:
-                assert heard == expected
+                assert found == expected
             else:
-                errors[bits] += word_errors(spoken[name], heard)
+                errors[bits] += word_errors(spoken[name], found)
             del model.get_audio_features
         words += len(spoken[name].split())
         errors["original"] += word_errors(spoken[name], expected)
@@ -691,9 +691,9 @@ def sharded(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hearing(tmp_path_factory) -> Path:
+def speech(tmp_path_factory) -> Path:
     """A Granite Speech of 39 MB with BatchNorms to be folded; its largest layer has 0.5 MB."""
-    folder = tmp_path_factory.mktemp("hearing")
+    folder = tmp_path_factory.mktemp("speech")
     config = checkpoint_config(8, 4, "bfloat16")
     config["encoder_config"] |= {"hidden_dim": 256, "dim_head": 32}
     projector = {"hidden_size": 256, "intermediate_size": 1024, "encoder_hidden_size": 256}
@@ -716,8 +716,8 @@ class TestMemory:
         assert peak < 3 * 2_100_000
 
     @pytest.mark.parametrize("options", [{}, {"q_bits": [4, 8]}])
-    def test_peak_of_a_speech_model(self, hearing, tmp_path, options):
-        peak, written = self.measure(hearing, tmp_path / "out", options)
+    def test_peak_of_a_speech_model(self, speech, tmp_path, options):
+        peak, written = self.measure(speech, tmp_path / "out", options)
         assert written > 19_000_000
         assert peak < 3 * 526_336
 

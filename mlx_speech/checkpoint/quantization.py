@@ -91,13 +91,15 @@ class Quantization:
         return self._settings(self.recipe.decoder)
 
     def __call__(self, path: str, module: nn.Module) -> bool | dict[str, Any]:
-        asked = self.asked(path, module)
-        if not asked:
+        requested = self.requested(path, module)
+        if not requested:
             return False
-        group_size = fitting_group(module.weight.shape[-1], asked["group_size"], asked["mode"])
-        return group_size is not None and {**asked, "group_size": group_size}
+        group_size = fitting_group(
+            module.weight.shape[-1], requested["group_size"], requested["mode"]
+        )
+        return group_size is not None and {**requested, "group_size": group_size}
 
-    def asked(self, path: str, module: nn.Module) -> dict[str, Any] | None:
+    def requested(self, path: str, module: nn.Module) -> dict[str, Any] | None:
         """As calling it, but whether or not the group fits; None for what keeps its type.
 
         Raises:
@@ -108,7 +110,7 @@ class Quantization:
         # in a loaded model, an adapted layer lies in its adapter
         path = path.removesuffix(".base")
         if self.predicate is None:
-            return None if kept(path) else self._settings(self._bits(path))
+            return None if skip_reason(path) else self._settings(self._bits(path))
         answer = self.predicate(path, module)
         if not isinstance(answer, bool | dict):
             raise InputError(f"the predicate gives {answer!r} for {path}, not a bool or a dict")
@@ -128,7 +130,7 @@ class Quantization:
         return {"group_size": group_size, "bits": bits, "mode": mode}
 
 
-def kept(path: str) -> str | None:
+def skip_reason(path: str) -> str | None:
     """Why a module keeps its type, if recipes leave it alone."""
     for end, reason in KEPT.items():
         if re.search(rf"{end}$", path):
@@ -162,7 +164,7 @@ def checked(settings: dict[str, Any], whose: str) -> dict[str, Any]:
     return settings
 
 
-def choose(
+def resolve_quantization(
     model: nn.Module,
     *,
     bits: int | None = None,
@@ -301,7 +303,7 @@ def dequantize(model: nn.Module, dtype: mx.Dtype) -> None:
     model.update_modules(tree_map(plain, model.leaf_modules(), is_leaf=nn.Module.is_module))
 
 
-def entries(
+def config_entries(
     settings: Iterable[tuple[str, dict[str, Any] | None]], default: dict[str, Any]
 ) -> dict[str, Any]:
     """What config.json says under `quantization`, as MLX and mlx-lm read it.
