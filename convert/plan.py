@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_speech.checkpoint.quantization import PARTS
+from mlx_speech.checkpoint.quantization import part_of
 
 _SHORT = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 _WIDTHS = (37, 12, 9, 9, 9)  # with a space between them, 80 columns
@@ -82,9 +81,7 @@ class Plan:
         """The modules of each part of the model that it has."""
         rows: dict[str, list[Row]] = {}
         for row in self.rows:
-            # the dot, for what is the part itself
-            part = next(name for name, start in PARTS.items() if re.match(start, row.path + "."))
-            rows.setdefault(part, []).append(row)
+            rows.setdefault(part_of(row.path), []).append(row)
         return {part: Plan(tuple(found)) for part, found in rows.items()}
 
     def lines(self) -> Iterator[str]:

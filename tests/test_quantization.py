@@ -130,7 +130,7 @@ class TestRecipes:
             ({"bits": 7}, "q_bits is 7, but affine has 2, 3, 4, 5, 6, 8"),
             ({"mode": "mxfp4", "bits": 8}, "q_bits is 8, but mxfp4 has 4"),
             ({"mode": "nvfp4", "group_size": 32}, "q_group_size is 32, but nvfp4 has 16"),
-            ({"group_size": 48}, "q_group_size is 48, but affine has 32 or 64 or 128"),
+            ({"group_size": 48}, "q_group_size is 48, but affine has 32, 64, 128"),
             ({"mode": "gptq"}, "q_mode is 'gptq'"),
             ({"recipe": "speech_5bit"}, "must be one of speech_4bit, speech_8bit"),
             ({"recipe": "all_4bit", "bits": 8}, "leave out q_bits"),

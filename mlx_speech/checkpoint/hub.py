@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -181,12 +181,7 @@ def _files_to_fetch(repo_id: str, folder: Path, listing: set[str] | None) -> lis
     return names
 
 
-def _download(
-    repo_id: str,
-    revision: str | None,
-    patterns: tuple[str, ...] | list[str],
-    progress: bool,
-) -> Path:
+def _download(repo_id: str, revision: str | None, patterns: Sequence[str], progress: bool) -> Path:
     """Bring the files that match into the cache, and return the snapshot's folder."""
     from huggingface_hub import snapshot_download
 
@@ -206,7 +201,7 @@ def _download(
     return folder
 
 
-def _matches(name: str, patterns: tuple[str, ...] | list[str]) -> bool:
+def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(
         fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns
     )
@@ -223,9 +218,7 @@ def _hidden_bar() -> type:
     return HiddenBar
 
 
-def _uncached(
-    repo_id: str, revision: str | None, patterns: tuple[str, ...] | list[str]
-) -> list[str]:
+def _uncached(repo_id: str, revision: str | None, patterns: Sequence[str]) -> list[str]:
     """Name the files that match but are not in the cache, as far as that can be known offline."""
     from huggingface_hub import try_to_load_from_cache
 
