@@ -298,6 +298,5 @@ def divergences(before: mx.array, after: mx.array) -> mx.array:
 
 def weights_size(folder: Path) -> int:
     """Bytes of the weights that `load` reads from a folder, the adapter's included."""
-    names = {file.name for file in folder.iterdir()}
-    files = weight_files(str(folder), folder, names)
-    return sum((folder / name).stat().st_size for name in [*files, *({ADAPTER_WEIGHTS} & names)])
+    names = [*weight_files(folder), *({ADAPTER_WEIGHTS} & {*os.listdir(folder)})]
+    return sum((folder / name).stat().st_size for name in names)

@@ -90,13 +90,10 @@ class ShardWriter:
             raise ValueError(f"{spec} was announced, but {TensorSpec.of(name, array)} came")
         for file, shard in self._shards.items():
             if shard[0] is spec:
-                self._open(file, shard)
+                self.close()
+                self._file = (self._folder / file).open("wb")
+                self._file.write(_header(shard))
         self._file.write(_bytes(array))
-
-    def _open(self, name: str, specs: list[TensorSpec]) -> None:
-        self.close()
-        self._file = (self._folder / name).open("wb")
-        self._file.write(_header(specs))
 
     def finish(self) -> None:
         """Write the index, after all tensors."""

@@ -85,8 +85,7 @@ class Source:
         """The folder in a form of which single tensors can be read, a temporary one `beside` a path
         if need be: PyTorch's files are rewritten as safetensors, one after the other, and for
         headers there are files with holes instead of values."""
-        held = {*os.listdir(self.folder), *self.headers}
-        files = weight_files(str(self.folder), self.folder, held)
+        files = weight_files(self.folder, {*os.listdir(self.folder), *self.headers})
         rewritten = [file for file in files if file.endswith(".bin")]
         if not rewritten and not self.headers:
             yield self.folder
@@ -103,24 +102,16 @@ class Source:
                 save_tensors(stage / f"model-{Path(file).stem}.safetensors", arrays)
             yield stage
 
-    def carried(self, adapter: bool) -> list[Path]:
-        """Files that the result has as they are: of tokenizers, processors, templates, generation,
-        the licence, the second head of the encoder, and the adapter, if it is kept."""
-        adapters = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-        return sorted(
-            file
-            for file in {f for p in (*_CARRIED, ADAPTER_WEIGHTS) for f in self.folder.glob(p)}
-            if file.is_file()
-            and file.name != "config.json"
-            and not file.name.endswith(".index.json")
-            and (adapter or file.name not in adapters)
-        )
-
     def copy_carried(self, to: Path, adapter: bool) -> None:
-        for file in self.carried(adapter):
-            copy = to / file.relative_to(self.folder)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)
+        """Copy what the result has as it is: files of tokenizers, processors, templates,
+        generation, the licence, the second head of the encoder, and the adapter, if it is kept."""
+        changed = {"config.json"} if adapter else {"config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+        for file in {f for p in (*_CARRIED, ADAPTER_WEIGHTS) for f in self.folder.glob(p)}:
+            index = file.name.endswith(".index.json")
+            if file.is_file() and not index and file.name not in changed:
+                copy = to / file.relative_to(self.folder)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
 
 
 @dataclass

@@ -49,13 +49,13 @@ def read_json(folder: Path, name: str = "config.json", *, required: bool = True)
     return data
 
 
-def weight_files(name: str, folder: Path, held: set[str]) -> list[str]:
+def weight_files(folder: Path, held: set[str] | None = None, name: str = "") -> list[str]:
     """Name the files of a model's own weights: safetensors wherever there are any, else PyTorch's.
 
     Args:
-        name: what to call the checkpoint in a message.
         folder: where its indices are.
-        held: names of all files that it has.
+        held: names of all files that it has; by default those in the folder.
+        name: what to call the checkpoint in a message; by default as the folder.
 
     Returns:
         The names; none if there are no weights.
@@ -63,6 +63,8 @@ def weight_files(name: str, folder: Path, held: set[str]) -> list[str]:
     Raises:
         CheckpointError: an index is malformed, or names a file outside the folder.
     """
+    name = name or str(folder)
+    held = {*os.listdir(folder)} if held is None else held
     for index, single, pattern in _WEIGHTS:
         if (folder / index).is_file():
             return _indexed_files(name, folder / index)

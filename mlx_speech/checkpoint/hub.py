@@ -163,7 +163,7 @@ def _files_to_fetch(repo_id: str, folder: Path, listing: set[str] | None) -> lis
         raise CheckpointError(
             f"{repo_id} is not a model that can be loaded: it holds no config.json"
         )
-    names = weight_files(repo_id, folder, held)
+    names = weight_files(folder, held, repo_id)
     if not names and listing is None and "config.json" in held:
         names = ["model.safetensors"]
     if ADAPTER_WEIGHTS in held or (listing is None and ADAPTER_CONFIG in held):

@@ -90,7 +90,7 @@ def read_weights(folder: Path) -> dict[str, mx.array]:
     Raises:
         CheckpointError: there are no weights, or a file of them is missing, damaged or unsafe.
     """
-    files = weight_files(str(folder), folder, {file.name for file in folder.iterdir()})
+    files = weight_files(folder)
     if not files:
         raise CheckpointError(f"{folder}: {NO_WEIGHTS} here")
     weights: dict[str, mx.array] = {}
