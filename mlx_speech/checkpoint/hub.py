@@ -17,6 +17,15 @@ from pathlib import Path
 from ..errors import CheckpointError, HubError, MlxSpeechError
 from .folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NO_WEIGHTS, SMALL_FILES, weight_files
 
+_LOG_IN = "log in with `hf auth login`"
+# by the status of an answer
+_ANSWERS = {
+    401: f"the Hub wants an access token, or another one (401): {_LOG_IN}",
+    403: "the Hub forbids this (403): check the owner's name, and with `hf auth whoami` that the "
+    "access token is yours and has the right",
+    429: "too many requests to the Hub (429): wait a few minutes and try again",
+}
+
 
 def resolve_checkpoint(
     path_or_repo: str | os.PathLike,
@@ -274,54 +283,31 @@ def _explain(error: Exception, repo_id: str | None, revision: str | None, lacks:
     elif isinstance(error, RuntimeError) and error.__cause__ is not None:
         reason = error.__cause__  # the file's name is less than why
     detail = " ".join(f"{type(reason).__name__}: {reason}".split())[:200]
-    status = reason.response.status_code if isinstance(reason, errors.HfHubHTTPError) else 0
-    lacks = f", and {lacks}" if lacks else ""
-    answers = {
-        401: "the Hub wants an access token, or another one (401): log in with `hf auth login`",
-        403: "the Hub forbids this (403): check the owner's name, and with `hf auth whoami` that "
-        "the access token is yours and has the right",
-        429: "too many requests to the Hub (429): wait a few minutes and try again",
-    }
-    server_fault = f"the Hub has a fault of its own ({status}){lacks}: try again later"
-    refused = server_fault if status >= 500 else f"the Hub refused the request ({detail})"
-    # The first that fits. An HTTPError without an answer is a connection that failed.
-    sentences = (
-        (
-            errors.GatedRepoError,
-            f"the repository is gated: accept its terms at https://huggingface.co/{repo_id}, "
-            "then log in with `hf auth login`",
-        ),
-        (
-            errors.RepositoryNotFoundError,
-            f"no such {'folder here and no such ' if lacks else ''}repository on the Hub, or it is "
-            "private: check the spelling, or log in with `hf auth login`",
-        ),
-        (
-            errors.RevisionNotFoundError,
-            f"there is no revision {revision!r}: give a branch, tag or commit of the repository",
-        ),
-        (errors.HfHubHTTPError, answers.get(status, refused)),
-        (
-            errors.OfflineModeIsEnabled,
-            f"the network is switched off{lacks}: run once without HF_HUB_OFFLINE",
-        ),
-        (
-            (errors.FileMetadataError, json.JSONDecodeError),
-            f"{constants.ENDPOINT} does not answer like a Hub: check HF_ENDPOINT, the proxy, "
-            "and whether this network wants a login",
-        ),
-        (
-            errors.HTTPError,
-            f"no working connection to {constants.ENDPOINT} ({detail}){lacks}: "
-            "check the network and try again",
-        ),
-    )
-    for kind, sentence in sentences:
-        if isinstance(reason, kind):
-            return sentence
-    if lacks and isinstance(reason, OSError) and reason.errno is not None:
-        return (
-            f"cannot write to the cache {constants.HF_HUB_CACHE} ({detail}): "
-            "free some space, or set HF_HOME to a folder that can be written"
-        )
+    no_folder, lacks = ("no such folder here and ", f", and {lacks}") if lacks else ("", "")
+    # an HTTPError without an answer, which comes last of them, is a connection that failed
+    match reason:
+        case errors.GatedRepoError():
+            page = f"https://huggingface.co/{repo_id}"
+            return f"the repository is gated: accept its terms at {page}, then {_LOG_IN}"
+        case errors.RepositoryNotFoundError():
+            absent = f"{no_folder}no such repository on the Hub, or it is private"
+            return f"{absent}: check the spelling, or {_LOG_IN}"
+        case errors.RevisionNotFoundError():
+            return f"there is no revision {revision!r}: give a branch, tag or commit"
+        case errors.HfHubHTTPError():
+            status = reason.response.status_code
+            if status >= 500:
+                return f"the Hub has a fault of its own ({status}){lacks}: try again later"
+            return _ANSWERS.get(status, f"the Hub refused the request ({detail})")
+        case errors.OfflineModeIsEnabled():
+            return f"the network is switched off{lacks}: run once without HF_HUB_OFFLINE"
+        case errors.FileMetadataError() | json.JSONDecodeError():
+            advice = "check HF_ENDPOINT, the proxy, and whether this network wants a login"
+            return f"{constants.ENDPOINT} does not answer like a Hub: {advice}"
+        case errors.HTTPError():
+            failed = f"no working connection to {constants.ENDPOINT} ({detail})"
+            return f"{failed}{lacks}: check the network and try again"
+        case OSError(errno=int()) if lacks:
+            advice = "free some space, or set HF_HOME to a folder that can be written"
+            return f"cannot write to the cache {constants.HF_HUB_CACHE} ({detail}): {advice}"
     return f"the transfer broke off ({detail}): run again to complete it"
