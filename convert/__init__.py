@@ -6,8 +6,8 @@ Installed as `mlx_speech.convert`; in a clone also `convert`.
 from importlib import import_module
 
 _HOMES = {
-    "conversion": ("Conversion", "convert", "plan_conversions"),
-    "plan": ("Plan",),
+    "conversion": ("convert",),
+    "plan": ("Conversion", "Plan"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

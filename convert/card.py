@@ -11,13 +11,12 @@ from mlx_speech.checkpoint.weights import ADAPTER_CONFIG
 from mlx_speech.files import replacing
 from mlx_speech.loading import architecture
 
-from .plan import Plan, size
+from .plan import Conversion, Plan, size
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
     from .check import CheckReport
-    from .conversion import Conversion
 
 CARD = "README.md"
 #: what of the source's metadata is true of the conversion as well; results of evaluations are not
@@ -65,7 +64,7 @@ def model_card(
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    speech = _architecture(source).is_speech
+    speech = architecture(read_json(source).get("model_type")).is_speech
     metadata = source_metadata(source)
     carried = {key: metadata[key] for key in _CARRIED if metadata.get(key)}
     tags = metadata.get("tags")
@@ -103,10 +102,6 @@ def write_card(folder: Path, card: ModelCard) -> None:
     """Write README.md, at once."""
     with replacing(folder / CARD) as file:
         file.write_text(str(card), encoding="utf-8")
-
-
-def _architecture(folder: Path):
-    return architecture(read_json(folder).get("model_type"))
 
 
 def _link(conversion: Conversion) -> str:

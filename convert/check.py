@@ -27,7 +27,8 @@ from mlx_speech.errors import AudioError, UnsupportedOptionError
 from mlx_speech.generation import prefill
 from mlx_speech.loading import architecture, load
 from mlx_speech.transcription.pipeline import prepare, transcribe
-from mlx_speech.word_errors import word_error_rate, word_errors
+
+from .word_errors import word_error_rate, word_errors
 
 #: what is compared by relative error, in the order in which it is computed
 STAGES = ("encoder", "projector", "first logits")
@@ -85,7 +86,7 @@ class Difference:
 
 @dataclass
 class RecordingCheck:
-    """One recording, what each model heard in it, and how far apart they are."""
+    """One recording, its transcript by each model, and how far apart they are."""
 
     name: str
     original: str
@@ -165,27 +166,27 @@ def check(
         AudioError: a recording cannot be read.
         CheckpointError: a checkpoint cannot be loaded.
         OSError: there is no room for the temporary files.
-        UnsupportedOptionError: the models do not hear.
+        UnsupportedOptionError: they are not speech models.
     """
     files = [Path(file) for file in recordings] or bundled_recordings()
     check_recordings(original, files, revision)
     with tempfile.TemporaryDirectory(prefix="mlx-speech-check-") as scratch:
         stems = [Path(scratch, f"{number}-") for number in range(len(files))]
-        listener = _Listener(original, revision, progress)
-        size_before = listener.loaded
-        heard = [listener.record(file, stem) for file, stem in zip(files, stems, strict=True)]
+        runner = ModelRunner(original, revision, progress)
+        size_before = runner.loaded
+        references = [runner.record(file, stem) for file, stem in zip(files, stems, strict=True)]
         reports = []
         for folder in converted:
             # a model's modules refer to each other: it goes only when they are looked for
-            del listener
+            del runner
             gc.collect()
             mx.clear_cache()
-            listener = _Listener(folder, None, progress)
+            runner = ModelRunner(folder, None, progress)
             compared = [
-                listener.compare(file, stem, *said)
-                for file, stem, said in zip(files, stems, heard, strict=True)
+                runner.compare(file, stem, *reference)
+                for file, stem, reference in zip(files, stems, references, strict=True)
             ]
-            reports.append(CheckReport(size_before, listener.loaded, compared, machine()))
+            reports.append(CheckReport(size_before, runner.loaded, compared, machine()))
     return reports
 
 
@@ -197,16 +198,16 @@ def machine() -> str:
     return f"{kind} ({name}), MLX {mx.__version__}" if name else f"{kind}, MLX {mx.__version__}"
 
 
-class _Said(NamedTuple):
-    """What the original model heard from one second of a recording to another."""
+class ReferenceSegment(NamedTuple):
+    """What the original model transcribed from one second of a recording to another."""
 
     begin: float
     end: float
     tokens: list[int]
 
 
-class _Listener:
-    """A checkpoint, loaded, and what it makes of recordings."""
+class ModelRunner:
+    """A checkpoint, loaded, run over recordings."""
 
     def __init__(
         self,
@@ -221,37 +222,43 @@ class _Listener:
         self._model = load(folder)
         self.loaded = Loaded(weights_size(folder), time.perf_counter() - start_s)
 
-    def record(self, file: Path, stem: Path) -> tuple[str, list[_Said]]:
-        """Transcribe; write each segment's stages to a file. The text, and what was said where."""
-        self._progress(f"hearing {file.name}")
+    def record(self, file: Path, stem: Path) -> tuple[str, list[ReferenceSegment]]:
+        """Transcribe; write each segment's stages to a file. The text, and its segments."""
+        self._progress(f"transcribing {file.name}")
         job = prepare(file, self._model)
-        segments, said = [], []
+        segments, references = [], []
         with job.recording:
-            for heard in job.chunks:
-                (segment,) = job.decoder.decode([heard])
+            for audio in job.chunks:
+                (segment,) = job.decoder.decode([audio])
                 segments.append(segment)
-                said.append(_Said(heard.begin, heard.begin + heard.duration, segment.tokens))
+                references.append(
+                    ReferenceSegment(audio.begin, audio.begin + audio.duration, segment.tokens)
+                )
                 mx.clear_cache()
-            for number, stages in enumerate(self._stages(job.recording, said)):
+            for number, stages in enumerate(self._stages(job.recording, references)):
                 mx.save_safetensors(f"{stem}{number}.safetensors", stages)
-            return job.transcript(segments).text, said
+            return job.transcript(segments).text, references
 
-    def compare(self, file: Path, stem: Path, original: str, said: list[_Said]) -> RecordingCheck:
+    def compare(
+        self, file: Path, stem: Path, original: str, references: list[ReferenceSegment]
+    ) -> RecordingCheck:
         """The same, compared with what the original's `record` gave and wrote."""
-        self._progress(f"hearing {file.name}")
+        self._progress(f"transcribing {file.name}")
         converted = transcribe(file, self._model).text
         difference = Difference(len(original.split()), word_errors(original, converted))
         with open_recording(file) as recording:
-            for number, stages in enumerate(self._stages(recording, said)):
+            for number, stages in enumerate(self._stages(recording, references)):
                 difference.add(differences(mx.load(f"{stem}{number}.safetensors"), stages))
                 mx.clear_cache()
         return RecordingCheck(file.name, original, converted, difference)
 
-    def _stages(self, recording: Recording, said: list[_Said]) -> Iterator[dict[str, mx.array]]:
+    def _stages(
+        self, recording: Recording, references: list[ReferenceSegment]
+    ) -> Iterator[dict[str, mx.array]]:
         """Of each segment: the encoder's and projector's outputs, and the logits along its tokens,
         (1, tokens + 1, vocabulary); all in float32."""
         model, processor = self._model
-        for begin, end, tokens in said:
+        for begin, end, tokens in references:
             rate = recording.sampling_rate
             inputs = processor.speech_inputs(recording.read(round(begin * rate), round(end * rate)))
             stages = model.audio_stages(inputs["input_features"])
@@ -291,6 +298,5 @@ def divergences(before: mx.array, after: mx.array) -> mx.array:
 
 def weights_size(folder: Path) -> int:
     """Bytes of the weights that `load` reads from a folder, the adapter's included."""
-    names = {file.name for file in folder.iterdir()}
-    files = weight_files(str(folder), folder, names)
-    return sum((folder / name).stat().st_size for name in [*files, *({ADAPTER_WEIGHTS} & names)])
+    names = [*weight_files(folder), *({ADAPTER_WEIGHTS} & {*os.listdir(folder)})]
+    return sum((folder / name).stat().st_size for name in names)

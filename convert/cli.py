@@ -6,7 +6,6 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from mlx_speech.checkpoint.quantization import MODES, RECIPES, Recipe
 from mlx_speech.cli.common import (
@@ -17,11 +16,8 @@ from mlx_speech.cli.common import (
 )
 from mlx_speech.cli.console import Console, as_option
 
-from .plan import size
+from .plan import Conversion, size
 from .publish import add_publish_options, check_publish_usage, prepare, publish
-
-if TYPE_CHECKING:
-    from .conversion import Conversion
 
 #: options by the library's names for them
 _OPTIONS = (

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +14,22 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_speech.checkpoint.quantization import Quantization, choose, entries, kept
+from mlx_speech.checkpoint.quantization import (
+    Quantization,
+    config_entries,
+    resolve_quantization,
+    skip_reason,
+)
 from mlx_speech.errors import CheckpointError, InputError
-from mlx_speech.files import replacing_folder
+from mlx_speech.files import clean_up, replacing_folder
 
 from .card import model_card, write_card
-from .plan import Plan, Row, size
+from .plan import Conversion, Plan, Row, size
 from .shards import ShardWriter, TensorSpec
 from .source import OpenModel, Source, open_model
 
 #: where transformers and the Hub look for what MLX calls `quantization`
 _OTHER_NAME = "quantization_config"
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """One converted model.
-
-    folder: where it is, or for a plan would be.
-    plan: what became of each module, with bytes before and after.
-    bits, group_size, mode: the usual ones, as at the top of config.json's `quantization`; None
-        where the result is not quantized.
-    recipe: name of the recipe, `"custom"` for a predicate, None where there was neither.
-    dtype: type of what is not quantized, as in config.json: `"bfloat16"` and so on.
-    source: the repository (`owner/name`), or the name of the folder, that it was made from.
-    fused_adapter: `r`, `lora_alpha` and `target_modules` of the adapter that is in the weights.
-    """
-
-    folder: Path
-    plan: Plan
-    bits: int | None
-    group_size: int | None
-    mode: str | None
-    recipe: str | None
-    dtype: str
-    source: str
-    fused_adapter: dict[str, Any] | None = None
 
 
 def convert(
@@ -81,7 +60,7 @@ def convert(
         mlx_path: folder to write. Where `q_bits` are several, their number is added:
             `mlx_model-4bit`, `mlx_model-8bit`.
         quantize: quantize it. Of a speech model, `q_bits` are for the decoder.
-        q_bits, q_group_size, q_mode: see `mlx_speech.checkpoint.quantization.choose`.
+        q_bits, q_group_size, q_mode: see `mlx_speech.checkpoint.quantization.resolve_quantization`.
         quant_predicate: a name of `mlx_speech.checkpoint.quantization.RECIPES`, or a function that
             gets each module's name and the module: False leaves it alone, True gives it the bits
             asked for, a dict has other `bits`, `group_size` or `mode`.
@@ -119,14 +98,15 @@ def convert(
         mlx_path.with_name(f"{mlx_path.name}-{bits}bit") if len(several) > 1 else mlx_path
         for bits in several
     ]
+    if not dry_run:  # which may not be allowed to write there
+        with _writing(mlx_path):
+            for target in (mlx_path, *targets):
+                clean_up(target)
     for target in targets:
         _check_target(target, source.folder, overwrite)
     options = {"group_size": q_group_size, "mode": q_mode, "recipe": quant_predicate}
     with _writing(mlx_path), ExitStack() as stack:
-        if not dry_run:
-            mlx_path.parent.mkdir(parents=True, exist_ok=True)
-        # a dry run may not be allowed to write there
-        stage = stack.enter_context(source.staged(None if dry_run else mlx_path.parent))
+        stage = stack.enter_context(source.as_safetensors(None if dry_run else mlx_path))
         opened = open_model(
             stage,
             source.config,
@@ -136,7 +116,8 @@ def convert(
             fuse_adapter=fuse_adapter,
         )
         plans = [
-            choose(opened.model, bits=bits, **options) if quantize else None for bits in several
+            resolve_quantization(opened.model, bits=bits, **options) if quantize else None
+            for bits in several
         ]
         results = [
             _result(source, opened, target, quantization)
@@ -233,11 +214,11 @@ def _result(
 
 def _note(path, module, quantization, settings, dtype) -> str:
     """Why a module is not quantized as the recipe says."""
-    asked = quantization.asked(path, module)
-    if asked is None:
-        reason = hasattr(module, "to_quantized") and kept(path)
+    requested = quantization.requested(path, module)
+    if requested is None:
+        reason = hasattr(module, "to_quantized") and skip_reason(path)
         return f"kept in {dtype}, {reason}" if reason and quantization.predicate is None else ""
-    wanted, inputs = asked["group_size"], module.weight.shape[-1]
+    wanted, inputs = requested["group_size"], module.weight.shape[-1]
     if settings is None:
         return f"kept in {dtype}, {inputs} inputs are no multiple of a group"
     if settings["group_size"] != wanted:
@@ -321,6 +302,6 @@ def result_config(source: Source, opened: OpenModel, result: Conversion) -> dict
         config["fused_adapter"] = result.fused_adapter
     if result.bits is not None:
         default = {"group_size": result.group_size, "bits": result.bits, "mode": result.mode}
-        settings = entries([(row.path, row.settings) for row in result.plan.rows], default)
+        settings = config_entries([(row.path, row.settings) for row in result.plan.rows], default)
         config["quantization"] = config[_OTHER_NAME] = settings
     return config

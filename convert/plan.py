@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from mlx_speech.checkpoint.quantization import PARTS
+from mlx_speech.checkpoint.quantization import part_of
 
 _SHORT = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 _WIDTHS = (37, 12, 9, 9, 9)  # with a space between them, 80 columns
@@ -81,9 +81,7 @@ class Plan:
         """The modules of each part of the model that it has."""
         rows: dict[str, list[Row]] = {}
         for row in self.rows:
-            # the dot, for what is the part itself
-            part = next(name for name, start in PARTS.items() if re.match(start, row.path + "."))
-            rows.setdefault(part, []).append(row)
+            rows.setdefault(part_of(row.path), []).append(row)
         return {part: Plan(tuple(found)) for part, found in rows.items()}
 
     def lines(self) -> Iterator[str]:
@@ -98,6 +96,31 @@ class Plan:
         yield from _entry("total", "", "", self.before, self.after)
         for note in self.notes:
             yield from textwrap.wrap(note, 80, subsequent_indent="  ", break_on_hyphens=False)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One converted model.
+
+    folder: where it is, or for a plan would be.
+    plan: what became of each module, with bytes before and after.
+    bits, group_size, mode: the usual ones, as at the top of config.json's `quantization`; None
+        where the result is not quantized.
+    recipe: name of the recipe, `"custom"` for a predicate, None where there was neither.
+    dtype: type of what is not quantized, as in config.json: `"bfloat16"` and so on.
+    source: the repository (`owner/name`), or the name of the folder, that it was made from.
+    fused_adapter: `r`, `lora_alpha` and `target_modules` of the adapter that is in the weights.
+    """
+
+    folder: Path
+    plan: Plan
+    bits: int | None
+    group_size: int | None
+    mode: str | None
+    recipe: str | None
+    dtype: str
+    source: str
+    fused_adapter: dict[str, Any] | None = None
 
 
 def _entry(name: str, shape: str, storage: str, before: int, after: int) -> Iterator[str]:

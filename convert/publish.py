@@ -6,12 +6,12 @@ import argparse
 from typing import TYPE_CHECKING
 
 from mlx_speech.checkpoint.hub import resolve_checkpoint
-from mlx_speech.cli.console import Console
+from mlx_speech.cli.console import Console, as_option
 from mlx_speech.errors import HubError, InputError, MlxSpeechError
 
 if TYPE_CHECKING:
     from .check import CheckReport
-    from .conversion import Conversion
+    from .plan import Conversion
 
 #: word error rate, in per cent, above which a conversion is not what it was made from
 MAX_WER = 10.0
@@ -58,6 +58,9 @@ def check_publish_usage(parser: argparse.ArgumentParser, args: argparse.Namespac
     """Refuse what contradicts itself, before anything is read."""
     from .upload import check_name
 
+    for option in ("check", "upload_repo"):
+        if args.dry_run and getattr(args, option) is not None:
+            parser.error(f"{as_option(option)} does not go with --dry-run, which writes nothing")
     if args.max_wer is not None and args.check is None:
         parser.error("--max-wer is for --check")
     if args.private and args.upload_repo is None:

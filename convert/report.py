@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
+from mlx_speech.checkpoint.folder import printable
+
 from .check import STAGES, CheckReport, Difference
 from .plan import size
 
@@ -65,7 +67,7 @@ def _line(name: str, cells) -> str:
 
 def shortened(name: str, width: int) -> str:
     """A file name on one line, its middle left out if it is long."""
-    name = name if name.isprintable() else repr(name)
+    name = printable(name)
     if len(name) <= width:
         return name
     return f"{name[: width // 2]}…{name[len(name) - (width - 1 - width // 2) :]}"

@@ -90,13 +90,10 @@ class ShardWriter:
             raise ValueError(f"{spec} was announced, but {TensorSpec.of(name, array)} came")
         for file, shard in self._shards.items():
             if shard[0] is spec:
-                self._open(file, shard)
+                self.close()
+                self._file = (self._folder / file).open("wb")
+                self._file.write(_header(shard))
         self._file.write(_bytes(array))
-
-    def _open(self, name: str, specs: list[TensorSpec]) -> None:
-        self.close()
-        self._file = (self._folder / name).open("wb")
-        self._file.write(_header(specs))
 
     def finish(self) -> None:
         """Write the index, after all tensors."""
@@ -126,7 +123,7 @@ def save_tensors(file: Path, arrays: dict[str, mx.array]) -> None:
             out.write(_bytes(array))
 
 
-def save_hollow(file: Path, header: dict[str, dict]) -> None:
+def save_sparse_placeholder(file: Path, header: dict[str, dict]) -> None:
     """Write a file that has a header and room for its tensors, which takes none on the disk."""
     start = _encoded(header)
     with file.open("wb") as out:

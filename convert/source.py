@@ -30,11 +30,12 @@ from mlx_speech.checkpoint.weights import (
     lazy_model,
 )
 from mlx_speech.errors import CheckpointError, InputError
+from mlx_speech.files import hidden_folder
 from mlx_speech.layers.lora import LoRALinear
 from mlx_speech.loading import model_class
 from mlx_speech.models.base import PretrainedModel
 
-from .shards import save_hollow, save_tensors
+from .shards import save_sparse_placeholder, save_tensors
 
 #: files that stay beside the weights, as far as there are any
 _CARRIED = (*SMALL_FILES, "LICENSE*", "NOTICE*", "out_llm.safetensors")
@@ -80,46 +81,37 @@ class Source:
         return cls(folder, name, read_json(folder), headers)
 
     @contextmanager
-    def staged(self, beside: Path) -> Iterator[Path]:
-        """The folder in a form of which single tensors can be read, a temporary one inside `beside`
+    def as_safetensors(self, beside: Path | None) -> Iterator[Path]:
+        """The folder in a form of which single tensors can be read, a temporary one `beside` a path
         if need be: PyTorch's files are rewritten as safetensors, one after the other, and for
         headers there are files with holes instead of values."""
-        held = {*os.listdir(self.folder), *self.headers}
-        files = weight_files(str(self.folder), self.folder, held)
+        files = weight_files(self.folder, {*os.listdir(self.folder), *self.headers})
         rewritten = [file for file in files if file.endswith(".bin")]
         if not rewritten and not self.headers:
             yield self.folder
             return
-        with tempfile.TemporaryDirectory(dir=beside, prefix=".staged.") as name:
+        with hidden_folder(beside) if beside else tempfile.TemporaryDirectory() as name:
             stage = Path(name)
             for file in self.folder.iterdir():
                 if file.is_file() and not fnmatchcase(file.name, "*.bin*"):
                     (stage / file.name).symlink_to(file.resolve())
             for file, header in self.headers.items():
-                save_hollow(stage / file, header)
+                save_sparse_placeholder(stage / file, header)
             for file in rewritten:
                 arrays = read_pytorch_bin(self.folder / file)
                 save_tensors(stage / f"model-{Path(file).stem}.safetensors", arrays)
             yield stage
 
-    def carried(self, adapter: bool) -> list[Path]:
-        """Files that the result has as they are: of tokenizers, processors, templates, generation,
-        the licence, the second head of the encoder, and the adapter, if it is kept."""
-        adapters = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-        patterns = (*_CARRIED, ADAPTER_WEIGHTS)
-        return sorted(
-            file
-            for file in self.folder.iterdir()
-            if any(fnmatchcase(file.name, pattern) for pattern in patterns)
-            and file.is_file()
-            and file.name != "config.json"
-            and not file.name.endswith(".index.json")
-            and (adapter or file.name not in adapters)
-        )
-
     def copy_carried(self, to: Path, adapter: bool) -> None:
-        for file in self.carried(adapter):
-            shutil.copyfile(file, to / file.name)
+        """Copy what the result has as it is: files of tokenizers, processors, templates,
+        generation, the licence, the second head of the encoder, and the adapter, if it is kept."""
+        changed = {"config.json"} if adapter else {"config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+        for file in {f for p in (*_CARRIED, ADAPTER_WEIGHTS) for f in self.folder.glob(p)}:
+            index = file.name.endswith(".index.json")
+            if file.is_file() and not index and file.name not in changed:
+                copy = to / file.relative_to(self.folder)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
 
 
 @dataclass

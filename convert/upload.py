@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mlx_speech.checkpoint.hub import explained, repo_id_problem
 from mlx_speech.errors import HubError, InputError
 
 #: what an earlier model in the repository may have had, and would be taken for this one's
@@ -20,20 +20,8 @@ def check_name(repo_id: str) -> None:
     Raises:
         InputError: it is none, or lacks its owner.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise InputError(
-            f"{repo_id!r} is not the name of a repository: that is owner/name, of letters, digits, "
-            "'-', '_' and '.', with at most 96 characters"
-        ) from error
-    if "/" not in repo_id:
-        raise InputError(
-            f"{repo_id!r} needs its owner, a user or an organization: give owner/{repo_id}"
-        )
+    if problem := repo_id_problem(repo_id):
+        raise InputError(problem)
 
 
 def check_token() -> str:
@@ -45,7 +33,7 @@ def check_token() -> str:
     from huggingface_hub import HfApi
 
     _need_token()
-    with _explained(None):
+    with explained(None):
         return HfApi().whoami()["name"]
 
 
@@ -87,7 +75,7 @@ def upload(
     check_name(repo_id)
     _need_token()
     api = HfApi()
-    with _explained(repo_id), _progress_bars(progress):
+    with explained(repo_id), _progress_bars(progress):
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
             raise InputError(
@@ -120,56 +108,3 @@ def _progress_bars(shown: bool) -> Iterator[None]:
         yield
     finally:
         enable_progress_bars()
-
-
-@contextmanager
-def _explained(repo_id: str | None) -> Iterator[None]:
-    """Within it, what goes wrong with the Hub becomes a `HubError` of one line."""
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        yield
-    except InputError:
-        raise
-    # JSON: a proxy's page in place of the Hub's answer. RuntimeError and ValueError: how
-    # huggingface_hub's uploads and Xet report that a file was refused.
-    except (HTTPError, OSError, json.JSONDecodeError, RuntimeError, ValueError) as error:
-        raise HubError(_explain(error, repo_id)) from error
-
-
-def _explain(error: Exception, repo_id: str | None) -> str:
-    """Say in one line why an upload failed, and what to do about it."""
-    from huggingface_hub import constants, errors
-
-    reason = error
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:
-        reason = error.__cause__  # the file's name is less than why
-    detail = " ".join(f"{type(reason).__name__}: {reason}".split())[:300]
-    status = reason.response.status_code if isinstance(reason, errors.HfHubHTTPError) else 0
-    answers = {
-        401: "the Hub does not accept the access token (401): log in again with `hf auth login`",
-        403: "no right to write there (403): check the owner's name, and with `hf auth whoami` "
-        "that the access token is yours and may write",
-        429: "too many requests to the Hub (429): wait a few minutes and try again",
-    }
-    if status in answers:
-        sentence = answers[status]
-    elif status >= 500:
-        sentence = f"the Hub has a fault of its own ({status}): try again later"
-    elif status:
-        sentence = f"the Hub refused the upload ({detail})"
-    elif isinstance(reason, errors.OfflineModeIsEnabled):
-        sentence = "HF_HUB_OFFLINE is set: an upload needs the network"
-    elif isinstance(reason, json.JSONDecodeError):
-        sentence = (
-            f"{constants.ENDPOINT} does not answer like a Hub: check HF_ENDPOINT, the proxy, and "
-            "whether this network wants a login"
-        )
-    elif isinstance(reason, errors.HTTPError):
-        sentence = (
-            f"no working connection to {constants.ENDPOINT} ({detail}): check the network and try "
-            "again"
-        )
-    else:
-        sentence = f"the upload broke off ({detail}): try again to complete it"
-    return f"{repo_id}: {sentence}" if repo_id else sentence

@@ -6,8 +6,11 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,11 +23,11 @@ from pytorch_files import save_pytorch_bin
 
 from convert import Conversion, convert
 from convert.shards import ShardWriter, TensorSpec
+from convert.word_errors import word_errors
 from mlx_speech import CheckpointError, InputError, load, transcribe
-from mlx_speech.checkpoint.quantization import choose
+from mlx_speech.checkpoint.quantization import resolve_quantization
 from mlx_speech.layers.lora import LoRALinear
 from mlx_speech.loading import load_model
-from mlx_speech.word_errors import word_errors
 
 TINY_S2T = ROOT / "examples" / "tiny-s2t"
 DECODERS = DATA / "decoders"
@@ -35,7 +38,7 @@ STORED = {TINY: mx.bfloat16, TINY_S2T: mx.float16}
 
 
 def logits(model) -> mx.array:
-    """Of a text, or of a sound for a model that hears."""
+    """Of a text, or of a sound for a speech model."""
     mx.random.seed(0)
     kind = model.config.model_type
     if kind == "speech_to_text":
@@ -78,7 +81,7 @@ class TestFamilies:
         (result,) = convert(source, tmp_path / "out", quantize=True, q_group_size=32)
         found = load_model(result.folder, dtype=dtype)
         expected = load_model(source, dtype=dtype)
-        nn.quantize(expected, class_predicate=choose(expected, group_size=32))
+        nn.quantize(expected, class_predicate=resolve_quantization(expected, group_size=32))
         mine, theirs = (
             {path for path, m in model.named_modules() if "scales" in m}
             for model in (found, expected)
@@ -142,6 +145,16 @@ class TestOutput:
         second = (tiny_copy / "out_llm.safetensors").read_bytes()
         assert (result.folder / "out_llm.safetensors").read_bytes() == second
         assert load(result.folder)
+
+    def test_chat_templates_of_several_names(self, tiny_copy, tmp_path):
+        (tiny_copy / "additional_chat_templates").mkdir()
+        (tiny_copy / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+        (tiny_copy / "additional_chat_templates" / "notes.txt").write_text("not for us")
+        (result,) = convert(tiny_copy, tmp_path / "out")
+        templates = load(result.folder)[1].tokenizer.chat_template
+        assert templates["tool_use"] == "{{ tools }}"
+        held = (result.folder / "additional_chat_templates").iterdir()
+        assert [file.name for file in held] == ["tool_use.jinja"]
 
     def test_config(self, quantized):
         for result, bits in zip(quantized, (4, 8), strict=True):
@@ -268,17 +281,17 @@ def test_word_errors(quantized, said):
     words, errors = 0, dict.fromkeys((4, "original"), 0)
     for name, expected in said.items():
         inputs = speech_inputs(processor, name)
-        # which therefore need to hear it only once
+        # whose encoder therefore runs only once
         audio = models[8].get_audio_features(inputs["input_features"])
         for bits, model in models.items():
             model.get_audio_features = lambda *_, audio=audio: audio
             output = model.generate(**inputs, max_new_tokens=60)
-            heard = output[0, inputs["input_ids"].shape[1] :].tolist()
-            heard = processor.decode(heard, skip_special_tokens=True)
+            found = output[0, inputs["input_ids"].shape[1] :].tolist()
+            found = processor.decode(found, skip_special_tokens=True)
             if bits == 8:
-                assert heard == expected
+                assert found == expected
             else:
-                errors[bits] += word_errors(spoken[name], heard)
+                errors[bits] += word_errors(spoken[name], found)
             del model.get_audio_features
         words += len(spoken[name].split())
         errors["original"] += word_errors(spoken[name], expected)
@@ -467,24 +480,68 @@ class TestWhole:
         assert load_model(first.folder).config.model_type == "llama"
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
-    def test_killed(self, tmp_path):
-        """What is left of it does not load."""
+    @contextmanager
+    def waiting(self, source: Path, target: Path, where: str) -> Iterator[subprocess.Popen]:
+        """A conversion in a process of its own that comes to a place, and is killed there."""
         code = (
-            "import os, sys\n"
+            "import time\n"
+            "from pathlib import Path\n"
             "from convert import convert\n"
             "from convert.source import Source\n"
-            "Source.copy_carried = lambda *args, **options: os._exit(9)\n"
-            f"convert({str(TINY)!r}, {str(tmp_path / 'out')!r}, quantize=True)\n"
+            "def wait(*args, **options): print('now', flush=True); time.sleep(60)\n"
+            "def rename(path, target, rename=Path.rename):\n"
+            "    result = rename(path, target)\n"
+            f"    if path.name == {target.name!r}: wait()\n"
+            "    return result\n"
+            f"{where}\n"
+            f"convert({str(source)!r}, {str(target)!r}, quantize=True, overwrite=True)\n"
         )
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT)
-        assert done.returncode == 9
-        (left,) = tmp_path.iterdir()
-        assert left.name.startswith(".out.")
-        assert (left / "model.safetensors").exists()
-        with pytest.raises(CheckpointError, match=r"no config.json"):
-            load(left)
-        # nor is it in the way
-        assert convert(TINY, tmp_path / "out", quantize=True)
+        with subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout.readline() == "now\n"
+            yield process
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+
+    def test_killed(self, tmp_path):
+        """What is left of it does not load, and goes with the next conversion; not before."""
+        (tmp_path / "bin").mkdir()
+        shutil.copy(DECODERS / "llama" / "config.json", tmp_path / "bin")
+        weights = mx.load(str(DECODERS / "llama" / "model.safetensors"))
+        save_pytorch_bin(tmp_path / "bin" / "pytorch_model.bin", weights)
+        out, others = tmp_path / "out", tmp_path / ".out.others"
+        others.mkdir()
+        for _ in range(2):
+            with self.waiting(tmp_path / "bin", out, "Source.copy_carried = wait"):
+                left = set(tmp_path.iterdir()) - {out, others, tmp_path / "bin"}
+                assert len(left) == 2
+                (written,) = (path for path in left if (path / "model.safetensors").exists())
+                with pytest.raises(CheckpointError, match=r"no config.json"):
+                    load_model(written)
+                # of a living one, nothing is touched
+                convert(DECODERS / "llama", out, overwrite=True)
+                assert all(path.exists() for path in left)
+        convert(DECODERS / "llama", tmp_path / "out2")
+        assert all(path.exists() for path in left)
+        convert(DECODERS / "llama", out, overwrite=True)
+        assert {path.name for path in tmp_path.iterdir()} == {"bin", "out", "out2", ".out.others"}
+
+    def test_killed_while_it_replaces_a_model(self, tmp_path):
+        out = tmp_path / "out"
+        convert(DECODERS / "llama", out)
+        with self.waiting(TINY, out, "Path.rename = rename"):
+            assert not out.exists()
+            assert len(list(tmp_path.iterdir())) == 2
+        with pytest.raises(InputError, match="out exists; give another mlx_path, or overwrite"):
+            convert(TINY, out)
+        assert load_model(out).config.model_type == "llama"
+        assert list(tmp_path.iterdir()) == [out]
+        with self.waiting(TINY, out, "import shutil; shutil.rmtree = wait"):
+            assert load_model(out).config.model_type == "granite_speech"
+            assert len(list(tmp_path.iterdir())) == 2
+        convert(DECODERS / "llama", out, overwrite=True)
+        assert list(tmp_path.iterdir()) == [out]
 
     def test_disk_full_while_a_bin_is_rewritten(self, tmp_path):
         """Under a limit that the system enforces."""
@@ -530,6 +587,29 @@ class TestWhole:
         with pytest.raises(CheckpointError, match=r"letters.txt.* cannot be written"):
             convert(DECODERS / "llama", home / "letters.txt" / "below")
         assert (home / "letters.txt").read_text() == "dear"
+
+    @pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+    def test_never_by_a_file_outside_the_source(self, hub, tmp_path, kind):
+        source, outside = tmp_path / "source", tmp_path / f"mine.{kind}"
+        shutil.copytree(DECODERS / "llama", source)
+        (source / "model.safetensors").rename(outside)
+        weight_map = dict.fromkeys(
+            mx.load(str(outside), format="safetensors"), f"../{outside.name}"
+        )
+        (source / f"{kind}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        hub.add("owner/model", source)
+        before = outside.read_bytes()
+        (result,) = convert(DECODERS / "llama", tmp_path / "out")
+        for path in (source, "owner/model"):
+            for options in ({}, {"dry_run": True}, {"quantize": True}):
+                with pytest.raises(CheckpointError, match="is not the name of a file in its fold"):
+                    convert(path, result.folder, overwrite=True, **options)
+        with pytest.raises(CheckpointError, match="is not the name of a file in its folder"):
+            load_model(source)
+        assert outside.read_bytes() == before
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {"home", "source", "out", outside.name}
+        assert load_model(result.folder)
 
     def test_an_empty_folder_is_taken(self, tmp_path):
         (tmp_path / "out").mkdir()
@@ -611,9 +691,9 @@ def sharded(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hearing(tmp_path_factory) -> Path:
+def speech(tmp_path_factory) -> Path:
     """A Granite Speech of 39 MB with BatchNorms to be folded; its largest layer has 0.5 MB."""
-    folder = tmp_path_factory.mktemp("hearing")
+    folder = tmp_path_factory.mktemp("speech")
     config = checkpoint_config(8, 4, "bfloat16")
     config["encoder_config"] |= {"hidden_dim": 256, "dim_head": 32}
     projector = {"hidden_size": 256, "intermediate_size": 1024, "encoder_hidden_size": 256}
@@ -636,8 +716,8 @@ class TestMemory:
         assert peak < 3 * 2_100_000
 
     @pytest.mark.parametrize("options", [{}, {"q_bits": [4, 8]}])
-    def test_peak_of_a_speech_model(self, hearing, tmp_path, options):
-        peak, written = self.measure(hearing, tmp_path / "out", options)
+    def test_peak_of_a_speech_model(self, speech, tmp_path, options):
+        peak, written = self.measure(speech, tmp_path / "out", options)
         assert written > 19_000_000
         assert peak < 3 * 526_336
 

@@ -23,6 +23,7 @@ SMALL = {
     "tokenizer.json": b'{"a": 3}',
     "chat_template.jinja": b"{{ messages }}",
     "merges.txt": b"a b",
+    "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
     "sentencepiece.bpe.model": b"sp",
 }
 STRAY = {
@@ -35,6 +36,10 @@ STRAY = {
     "flax_model.msgpack": b"flax",
     "onnx/config.json": b"{}",
     "onnx/model.safetensors": b"onnx",
+    "model-old/model.safetensors": b"old",
+    "onnx/additional_chat_templates/a.jinja": b"",
+    "additional_chat_templates/a/b.jinja": b"",
+    "additional_chat_templates/README.md": b"",
 }
 SINGLE = {"model.safetensors": b"weights"}
 SHARDS = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
@@ -280,6 +285,26 @@ def test_malformed_index(publish, name, index):
     assert f"{name} is not an index of weights" in error_of(REPO, kind=CheckpointError)
 
 
+# Files that a checkpoint names
+
+ELSEWHERE = ["../../x", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b", "a\x1b[2Jb", "a\nb"]
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+@pytest.mark.parametrize("file", ELSEWHERE)
+def test_index_names_a_file_elsewhere(hub, publish, index, file):
+    publish(SMALL, {index: json.dumps({"weight_map": {"a": file}}).encode()})
+    message = error_of(REPO, kind=CheckpointError)
+    assert f"{index}: {file!r} is not the name of a file in its folder" in message
+    assert message.isprintable()
+    assert {*hub.fetched()} == {*SMALL, index}
+
+
+def test_names_of_weights_are_judged_too(publish):
+    publish(SMALL, {"model\x1b[2J.safetensors": b""})
+    assert error_of(REPO, kind=CheckpointError).isprintable()
+
+
 # Without the network
 
 
@@ -299,7 +324,7 @@ def go_offline(hub, monkeypatch, how: str = "environment") -> None:
 
 WAYS = pytest.mark.parametrize("how", ["environment", "closed port", "server error"])
 SAID = {
-    "environment": "downloads are switched off",
+    "environment": "the network is switched off",
     "closed port": "no working connection to http://127.0.0.1:",
     "server error": "the Hub has a fault of its own (500)",
 }
@@ -323,7 +348,9 @@ def test_empty_cache_without_network(hub, publish, monkeypatch, how):
 
 
 @WAYS
-@pytest.mark.parametrize("lost", [SHARDS[1], "tokenizer.json"])
+@pytest.mark.parametrize(
+    "lost", [SHARDS[1], "tokenizer.json", "additional_chat_templates/tool_use.jinja"]
+)
 def test_half_cache_names_the_missing_file(hub, publish, monkeypatch, how, lost):
     commit = publish(SMALL, SHARDED, ADAPTER)
     (resolve_checkpoint(REPO) / lost).unlink()
@@ -409,7 +436,7 @@ def test_missing_revision(publish):
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(403, "forbids access"), (418, "418"), (429, "too many"), (503, "503")]
+    ("status", "said"), [(403, "forbids this"), (418, "418"), (429, "too many"), (503, "503")]
 )
 def test_other_answers(hub, publish, status, said):
     publish(SMALL, SINGLE)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from conftest import DATA
 
+from convert.word_errors import word_errors
 from mlx_speech import ContextLengthError, InputError, load_audio, stream_transcribe, transcribe
 from mlx_speech.audio import open_recording
 from mlx_speech.transcription.chunks import ChunkOptions
 from mlx_speech.transcription.ctc import CTCVocabulary
 from mlx_speech.transcription.pipeline import speech_family
-from mlx_speech.word_errors import word_errors
 
 LONG = DATA / "audio" / "long.flac"
 #: single sentences, which is what the tiny models were trained on

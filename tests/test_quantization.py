@@ -14,11 +14,11 @@ from mlx_speech import CheckpointError, InputError, load, transcribe
 from mlx_speech.checkpoint.quantization import (
     MODES,
     RECIPES,
-    choose,
+    config_entries,
     dequantize,
-    entries,
     fitting_group,
     quantize_as_stored,
+    resolve_quantization,
 )
 from mlx_speech.layers.lora import LoRALinear
 from mlx_speech.loading import load_model
@@ -43,7 +43,7 @@ def speech_model():
 
 class TestRecipes:
     def test_four_bits_of_a_speech_model_are_for_its_decoder(self, speech_model):
-        quantization = choose(speech_model)
+        quantization = resolve_quantization(speech_model)
         assert quantization.name == "speech_4bit"
         found = bits_of(speech_model, quantization)
         for path, bits in found.items():
@@ -58,7 +58,7 @@ class TestRecipes:
 
     @pytest.mark.parametrize("name", RECIPES)
     def test_what_stays(self, speech_model, name):
-        found = bits_of(speech_model, choose(speech_model, recipe=name))
+        found = bits_of(speech_model, resolve_quantization(speech_model, recipe=name))
         for end in ("attn.rel_pos_emb", "conv.depth_conv", "conv.norm", "post_norm"):
             assert found[f"encoder.layers.0.{end}"] is None
         assert found["encoder.out"] is found["encoder.out_mid"] is None
@@ -72,7 +72,7 @@ class TestRecipes:
 
     def test_parts_of_each_recipe(self, speech_model):
         for name, recipe in RECIPES.items():
-            found = bits_of(speech_model, choose(speech_model, recipe=name))
+            found = bits_of(speech_model, resolve_quantization(speech_model, recipe=name))
             assert found["encoder.layers.0.ff1.up_proj"] == recipe.encoder
             assert found["projector.linear"] == recipe.projector
             for path in ("model.layers.0.self_attn.o_proj", "model.embed_tokens"):
@@ -82,21 +82,21 @@ class TestRecipes:
 
     def test_text_models(self):
         model = random_decoder()
-        quantization = choose(model, bits=6, group_size=32)
+        quantization = resolve_quantization(model, bits=6, group_size=32)
         assert quantization.name == "all_6bit"
         assert set(bits_of(model, quantization).values()) == {6, None}
-        assert set(bits_of(model, choose(model, group_size=32)).values()) == {4, None}
+        assert set(bits_of(model, resolve_quantization(model, group_size=32)).values()) == {4, None}
 
     @pytest.mark.parametrize("bits", [2, 3, 5, 6, 8])
     def test_other_bits_of_a_speech_model(self, speech_model, bits):
-        found = bits_of(speech_model, choose(speech_model, bits=bits))
+        found = bits_of(speech_model, resolve_quantization(speech_model, bits=bits))
         for name in ("up_proj", "down_proj"):
             assert found[f"language_model.model.layers.0.mlp.{name}"] == bits
         assert found["encoder.input_linear"] == 8
 
     def test_speech2text(self):
         model = load_model(TINY_S2T)
-        found = bits_of(model, choose(model, recipe="mixed_4_8"))
+        found = bits_of(model, resolve_quantization(model, recipe="mixed_4_8"))
         assert found["model.encoder.layers.0.fc1"] == 8
         assert found["model.encoder.conv.conv_layers.0"] is None
         assert found["model.decoder.layers.0.encoder_attn.q_proj"] == 4
@@ -107,7 +107,7 @@ class TestRecipes:
 
     def test_modes(self, speech_model):
         """A mode is for the modules whose bits it has, the others are affine."""
-        quantization = choose(speech_model, mode="mxfp4")
+        quantization = resolve_quantization(speech_model, mode="mxfp4")
         modules = dict(speech_model.named_modules())
         path = "language_model.model.layers.0.mlp.up_proj"
         assert quantization(path, modules[path]) == {"group_size": 32, "bits": 4, "mode": "mxfp4"}
@@ -118,7 +118,7 @@ class TestRecipes:
         }
         assert quantization.default == {"group_size": 32, "bits": 4, "mode": "mxfp4"}
         # where no decoder's bits are the mode's, config.json still says something MLX can read
-        assert choose(speech_model, mode="mxfp8", recipe="speech_4bit").default == {
+        assert resolve_quantization(speech_model, mode="mxfp8", recipe="speech_4bit").default == {
             "group_size": 64,
             "bits": 4,
             "mode": "affine",
@@ -130,7 +130,7 @@ class TestRecipes:
             ({"bits": 7}, "q_bits is 7, but affine has 2, 3, 4, 5, 6, 8"),
             ({"mode": "mxfp4", "bits": 8}, "q_bits is 8, but mxfp4 has 4"),
             ({"mode": "nvfp4", "group_size": 32}, "q_group_size is 32, but nvfp4 has 16"),
-            ({"group_size": 48}, "q_group_size is 48, but affine has 32 or 64 or 128"),
+            ({"group_size": 48}, "q_group_size is 48, but affine has 32, 64, 128"),
             ({"mode": "gptq"}, "q_mode is 'gptq'"),
             ({"recipe": "speech_5bit"}, "must be one of speech_4bit, speech_8bit"),
             ({"recipe": "all_4bit", "bits": 8}, "leave out q_bits"),
@@ -139,14 +139,14 @@ class TestRecipes:
     )
     def test_what_contradicts_itself(self, speech_model, options, message):
         with pytest.raises(InputError, match=message):
-            choose(speech_model, **options)
+            resolve_quantization(speech_model, **options)
 
 
 class TestPredicate:
     def test_decides(self):
         model = random_decoder()
         answers = {"model.embed_tokens": False, "lm_head": {"bits": 8}}
-        quantization = choose(
+        quantization = resolve_quantization(
             model, bits=2, group_size=32, recipe=lambda path, module: answers.get(path, True)
         )
         found = bits_of(model, quantization)
@@ -158,7 +158,7 @@ class TestPredicate:
     @pytest.mark.parametrize("answer", [None, 4, {"bits": 7}, {"mode": "x"}, {"rank": 4}])
     def test_answers_that_make_no_sense(self, answer):
         model = random_decoder()
-        quantization = choose(model, recipe=lambda path, module: answer)
+        quantization = resolve_quantization(model, recipe=lambda path, module: answer)
         with pytest.raises(InputError, match="lm_head"):
             quantization("lm_head", model.lm_head)
 
@@ -197,7 +197,7 @@ class TestGroups:
 
     def test_no_layer_breaks_it(self):
         model = random_decoder(hidden_size=24, intermediate_size=100)
-        nn.quantize(model, class_predicate=choose(model))
+        nn.quantize(model, class_predicate=resolve_quantization(model))
         assert not any(isinstance(m, nn.QuantizedLinear) for m in model.modules())
 
 
@@ -258,7 +258,7 @@ class TestLoading:
     def test_one_type_throughout(self, monkeypatch, kind, dtype, mode):
         """No stray float32 or bfloat16, whatever the mode has for its scales."""
         model = load_model(TINY if kind == "granite_speech" else TINY_S2T, dtype=dtype)
-        nn.quantize(model, class_predicate=choose(model, mode=mode))
+        nn.quantize(model, class_predicate=resolve_quantization(model, mode=mode))
         seen = set()
         for layer in (nn.QuantizedLinear, nn.LayerNorm, nn.RMSNorm):
             call = layer.__call__
@@ -281,7 +281,7 @@ class TestLoading:
     def test_adapter_over_quantized_layers(self, tmp_path):
         """It stays as it is, and does what it did over the dequantized weights."""
         model, processor = load(TINY, dtype=mx.float32)
-        nn.quantize(model, class_predicate=choose(model))
+        nn.quantize(model, class_predicate=resolve_quantization(model))
         adapted = [m for m in model.modules() if isinstance(m, LoRALinear)]
         assert adapted
         for layer in adapted:
@@ -347,17 +347,17 @@ class TestDequantize:
     def test_biases_stay(self):
         model = load_model(DATA / "decoders" / "jais2", dtype=mx.float32)
         bias = model.model.layers[0].self_attn.q_proj.bias
-        nn.quantize(model, class_predicate=choose(model, group_size=32))
+        nn.quantize(model, class_predicate=resolve_quantization(model, group_size=32))
         dequantize(model, mx.float32)
         assert mx.array_equal(model.model.layers[0].self_attn.q_proj.bias, bias).item()
         assert "bias" not in model.lm_head
 
 
-def test_entries():
+def test_config_entries():
     default = {"group_size": 64, "bits": 4, "mode": "affine"}
     other = {"group_size": 32, "bits": 8, "mode": "affine"}
     settings = [("a", default), ("b", other), ("norm", None)]
-    assert entries(settings, default) == {**default, "b": other}
+    assert config_entries(settings, default) == {**default, "b": other}
 
 
 class TestMlxAudio:

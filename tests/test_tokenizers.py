@@ -178,6 +178,25 @@ class TestLlama:
         assert tokenizer.encode("aßa a") == [1, 5, 0, 4, 5]
 
 
+def test_kinds_of_pieces(tmp_path):
+    kinds = {"unknown": 2, "normal": 1, "control": 3, "user-defined": 4, "unused": 5}
+    pieces = [(f"<{kind}>", number) for kind, number in kinds.items()]
+    folder = small.llama(tmp_path, unk_token="<unknown>", bos_token="<control>", eos_token=None)
+    (folder / "tokenizer.model").write_bytes(
+        sentencepiece_file([*pieces, ("▁", 1), ("a", 1), ("▁a", 1)])
+    )
+    backend = LlamaTokenizer.from_pretrained(folder).backend
+    added = backend.get_added_tokens_decoder()
+    assert {i: (t.content, t.special) for i, t in added.items()} == {
+        0: ("<unknown>", True),
+        2: ("<control>", True),
+        3: ("<user-defined>", False),
+    }
+    backend = LlamaTokenizer.from_pretrained(small.llama(tmp_path / "bytes")).backend
+    added = backend.get_added_tokens_decoder().values()
+    assert {token.content for token in added} == {"<s>", "</s>", "<gap>", "<unk>"}
+
+
 def field(number: int, content: bytes | int) -> bytes:
     """One field of a protocol buffer, shorter than 128 bytes."""
     if isinstance(content, int):
@@ -218,11 +237,12 @@ class TestBadFiles:
             small.LLAMA_MODEL.read_bytes()[7:],
             field(1, b"\x0a\x01\xff"),
             field(1, 3),
-            sentencepiece_file([("a", 1)])[:-4],
+            sentencepiece_file([("a", 1)]),
+            field(1, field(1, b"\xff")) + sentencepiece_file([("<unk>", 2)]),
         ],
         ids=[
-            *("empty", "tiktoken", "page", "json", "bytes", "cut-off", "shifted", "not-text"),
-            *("number", "no-trainer"),
+            *("empty", "tiktoken", "page", "json", "bytes", "cut-off", "shifted", "not-a-piece"),
+            *("number", "no-unknown", "not-text"),
         ],
     )
     def test_not_sentencepiece(self, tmp_path, content):
@@ -231,9 +251,11 @@ class TestBadFiles:
         with pytest.raises(CheckpointError, match=r"tokenizer.model: not a sentencepiece model"):
             Tokenizer.from_pretrained(folder)
 
-    def test_another_algorithm(self, tmp_path):
+    @pytest.mark.parametrize("algorithm", [1, 3, 4], ids=["unigram", "words", "characters"])
+    def test_another_algorithm(self, tmp_path, algorithm):
         folder = small.llama(tmp_path)
-        (folder / "tokenizer.model").write_bytes(sentencepiece_file([("a", 1)], algorithm=1))
+        content = sentencepiece_file([("<unk>", 2), ("a", 1)], algorithm)
+        (folder / "tokenizer.model").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"not of byte-pair encoding"):
             Tokenizer.from_pretrained(folder)
 

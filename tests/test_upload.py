@@ -210,10 +210,10 @@ def test_interrupted_upload_is_resumed(me, folder, how):
     ("name", "said"),
     [
         ("model-4bit", "give owner/model-4bit"),
-        ("", "not the name of a repository"),
-        ("me/my model", "not the name of a repository"),
-        ("me/mo--del", "not the name of a repository"),
-        ("https://huggingface.co/me/model", "not the name of a repository"),
+        ("", "not the name of a Hub repository"),
+        ("me/my model", "not the name of a Hub repository"),
+        ("me/mo--del", "not the name of a Hub repository"),
+        ("https://huggingface.co/me/model", "not the name of a Hub repository"),
         ("me/" + "a" * 100, "at most 96"),
     ],
 )
@@ -233,35 +233,35 @@ def test_no_token(hub, folder):
 
 def test_token_that_is_not_valid(me, folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    assert "does not accept the access token" in error_of(folder, REPO)
-    with pytest.raises(HubError, match="does not accept the access token"):
+    assert "wants an access token, or another one (401)" in error_of(folder, REPO)
+    with pytest.raises(HubError, match="wants an access token, or another one"):
         check_token()
 
 
 def test_namespace_of_others(me, folder):
     message = error_of(folder, "others/model")
-    assert message.startswith("others/model: no right to write there (403)")
+    assert message.startswith("others/model: the Hub forbids this (403)")
     assert "others/model" not in me.repositories
 
 
 def test_token_that_may_only_read(me, folder):
     me.fail("POST *", status=403)
-    assert "may write" in error_of(folder, REPO)
+    assert "has the right" in error_of(folder, REPO)
 
 
 def test_repository_of_others_that_is_there(me, folder):
     me.commit("others/model", {"config.json": b"theirs"})
-    assert "no right to write there" in error_of(folder, "others/model")
+    assert "the Hub forbids this" in error_of(folder, "others/model")
     assert held(me, "others/model") == {"config.json": b"theirs"}
 
 
 @pytest.mark.parametrize(
     ("pattern", "status", "said"),
     [
-        ("POST */commit/*", 403, "no right to write there"),
+        ("POST */commit/*", 403, "the Hub forbids this"),
         ("POST */create", 500, "a fault of its own (500)"),
-        ("POST */commit/*", 413, "refused the upload"),
-        ("PUT *", 403, "no right to write there"),
+        ("POST */commit/*", 413, "refused the request"),
+        ("PUT *", 403, "the Hub forbids this"),
         ("PUT *", 503, "a fault of its own (503)"),
         ("POST */create", 429, "wait a few minutes"),
     ],
@@ -325,7 +325,7 @@ def test_xet(me, tmp_path):
     me.fail("POST */commit/*", status=403)
     refused = xet_upload(me, folder)
     assert refused.returncode == 1
-    assert f"HubError: {REPO}: no right to write there (403)" in refused.stderr
+    assert f"HubError: {REPO}: the Hub forbids this (403)" in refused.stderr
     assert sum("/v1/xorbs/" in request.path for request in me.requests) == 2
     # blocks begin with a header, and so does each piece of data in them
     (xorb,) = me.xorbs.values()

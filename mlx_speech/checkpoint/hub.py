@@ -9,11 +9,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..errors import CheckpointError, HubError
+from ..errors import CheckpointError, HubError, MlxSpeechError
 from .folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NO_WEIGHTS, SMALL_FILES, weight_files
+
+_LOG_IN = "log in with `hf auth login`"
+# by the status of an answer
+_ANSWERS = {
+    401: f"the Hub wants an access token, or another one (401): {_LOG_IN}",
+    403: "the Hub forbids this (403): check the owner's name, and with `hf auth whoami` that the "
+    "access token is yours and has the right",
+    429: "too many requests to the Hub (429): wait a few minutes and try again",
+}
 
 
 def resolve_checkpoint(
@@ -62,29 +73,29 @@ def resolve_checkpoint(
         raise CheckpointError(
             f"no such folder: {name} (a Hub repository is given as text, in the form owner/name)"
         )
-    _check_repo_id(name)
+    if problem := repo_id_problem(name):
+        raise CheckpointError(f"there is no folder {name!r} here, and {problem}")
     folder = _download(name, revision, (*SMALL_FILES, *also), progress)
     if weights:
         _fetch_weights(name, folder, progress)
     return folder
 
 
-def _check_repo_id(name: str) -> None:
+def repo_id_problem(name: str) -> str | None:
+    """What keeps a name from being that of a repository on the Hub."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(name)
-    except HFValidationError as error:
-        raise CheckpointError(
-            f"{name!r} is neither an existing folder nor a Hub repository: a repository is "
-            "owner/name, of letters, digits, '-', '_' and '.'"
-        ) from error
-    if "/" not in name:
-        raise CheckpointError(
-            f"there is no folder {name!r} here, and a Hub repository needs its owner: "
-            f"check the path, or give owner/{name}"
+    except HFValidationError:
+        return (
+            f"{name!r} is not the name of a Hub repository: that is owner/name, of letters, "
+            "digits, '-', '_' and '.', with at most 96 characters"
         )
+    if "/" not in name:
+        return f"a Hub repository needs its owner, a user or an organization: give owner/{name}"
+    return None
 
 
 def _fetch_weights(repo_id: str, folder: Path, progress: bool) -> None:
@@ -114,7 +125,7 @@ def weight_headers(
         CheckpointError, HubError: as `resolve_checkpoint` for weights.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError, SafetensorsParsingError
+    from huggingface_hub.errors import SafetensorsParsingError
 
     repo_id, commit = os.fspath(path_or_repo), folder.name
     if os.path.isdir(os.path.expanduser(repo_id)):
@@ -125,12 +136,11 @@ def weight_headers(
         return {}
     headers = {}
     for name in missing:
-        try:
-            read = HfApi().parse_safetensors_file_metadata(repo_id, name, revision=commit)
-        except SafetensorsParsingError as error:
-            raise CheckpointError(f"{repo_id}: {name} is not a safetensors file") from error
-        except (HTTPError, OSError) as error:
-            raise HubError(_explain(error, repo_id, commit, missing)) from error
+        with explained(repo_id, commit, lambda: missing):
+            try:
+                read = HfApi().parse_safetensors_file_metadata(repo_id, name, revision=commit)
+            except SafetensorsParsingError as error:
+                raise CheckpointError(f"{repo_id}: {name} is not a safetensors file") from error
         headers[name] = {
             tensor: {"dtype": info.dtype, "shape": info.shape, "data_offsets": info.data_offsets}
             for tensor, info in read.tensors.items()
@@ -162,7 +172,7 @@ def _files_to_fetch(repo_id: str, folder: Path, listing: set[str] | None) -> lis
         raise CheckpointError(
             f"{repo_id} is not a model that can be loaded: it holds no config.json"
         )
-    names = weight_files(repo_id, folder, held)
+    names = weight_files(folder, held, repo_id)
     if not names and listing is None and "config.json" in held:
         names = ["model.safetensors"]
     if ADAPTER_WEIGHTS in held or (listing is None and ADAPTER_CONFIG in held):
@@ -180,30 +190,30 @@ def _files_to_fetch(repo_id: str, folder: Path, listing: set[str] | None) -> lis
     return names
 
 
-def _download(
-    repo_id: str,
-    revision: str | None,
-    patterns: tuple[str, ...] | list[str],
-    progress: bool,
-) -> Path:
-    """Bring the top-level files that match into the cache, and return the snapshot's folder."""
+def _download(repo_id: str, revision: str | None, patterns: Sequence[str], progress: bool) -> Path:
+    """Bring the files that match into the cache, and return the snapshot's folder."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError
 
-    try:
+    def fetch(revision: str | None, patterns: list[str], **options) -> Path:
+        options["tqdm_class"] = None if progress else _hidden_bar()
         return Path(
-            snapshot_download(
-                repo_id,
-                revision=revision,
-                allow_patterns=list(patterns),
-                ignore_patterns="*/*",
-                tqdm_class=None if progress else _hidden_bar(),
-            )
+            snapshot_download(repo_id, revision=revision, allow_patterns=patterns, **options)
         )
-    # JSON: a proxy's page in place of the Hub's answer. RuntimeError: how Xet reports a failure.
-    except (HTTPError, OSError, json.JSONDecodeError, RuntimeError) as error:
-        missing = _uncached(repo_id, revision, patterns)
-        raise HubError(_explain(error, repo_id, revision, missing)) from error
+
+    with explained(repo_id, revision, lambda: _uncached(repo_id, revision, patterns)):
+        # to the Hub's patterns, a slash is a letter as any other
+        folder = fetch(revision, list(patterns), ignore_patterns="*/*")
+        listing = _listing(repo_id, folder.name) or ()
+        nested = [name for name in listing if "/" in name and _matches(name, patterns)]
+        if _missing(folder, nested):
+            fetch(folder.name, nested)
+    return folder
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(
+        fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns
+    )
 
 
 def _hidden_bar() -> type:
@@ -217,9 +227,7 @@ def _hidden_bar() -> type:
     return HiddenBar
 
 
-def _uncached(
-    repo_id: str, revision: str | None, patterns: tuple[str, ...] | list[str]
-) -> list[str]:
+def _uncached(repo_id: str, revision: str | None, patterns: Sequence[str]) -> list[str]:
     """Name the files that match but are not in the cache, as far as that can be known offline."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -227,8 +235,7 @@ def _uncached(
     return [
         name
         for name in sorted(known)
-        if "/" not in name
-        and any(fnmatchcase(name, pattern) for pattern in patterns)
+        if _matches(name, patterns)
         and not isinstance(try_to_load_from_cache(repo_id, name, revision=revision), str)
     ]
 
@@ -240,61 +247,67 @@ def _lacks(missing: list[str]) -> str:
     return f"the local cache lacks {', '.join(missing[:3])}{more}"
 
 
-def _explain(error: Exception, repo_id: str, revision: str | None, missing: list[str]) -> str:
-    """Say in one line why a download failed, and what to do about it."""
+@contextmanager
+def explained(
+    repo_id: str | None,
+    revision: str | None = None,
+    missing: Callable[[], list[str]] | None = None,
+) -> Iterator[None]:
+    """Within it, what goes wrong with the Hub becomes a `HubError` of one line.
+
+    Args:
+        repo_id: the repository that is read or written, if any.
+        revision: of it.
+        missing: of a download, names the files that the cache lacks.
+    """
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        yield
+    except MlxSpeechError:
+        raise
+    # JSON: a proxy's page in place of the Hub's answer. RuntimeError and ValueError: how
+    # huggingface_hub and Xet report a failure.
+    except (HTTPError, OSError, json.JSONDecodeError, RuntimeError, ValueError) as error:
+        sentence = _explain(error, repo_id, revision, missing and _lacks(missing()))
+        raise HubError(f"{repo_id}: {sentence}" if repo_id else sentence) from error
+
+
+def _explain(error: Exception, repo_id: str | None, revision: str | None, lacks: str | None) -> str:
+    """Say in one line what failed, and what to do about it."""
     from huggingface_hub import constants, errors
 
     reason = error
     if isinstance(error, errors.LocalEntryNotFoundError):  # hides why the Hub was of no help
         reason = error.__cause__ or errors.OfflineModeIsEnabled()
+    elif isinstance(error, RuntimeError) and error.__cause__ is not None:
+        reason = error.__cause__  # the file's name is less than why
     detail = " ".join(f"{type(reason).__name__}: {reason}".split())[:200]
-    status = reason.response.status_code if isinstance(reason, errors.HfHubHTTPError) else 0
-    lacks = _lacks(missing)
-    answers = {
-        401: "the Hub wants an access token, or another one (401): log in with `hf auth login`",
-        403: "the Hub forbids access (403): check your access token with `hf auth whoami`",
-        429: "too many requests to the Hub (429): wait a few minutes and try again",
-    }
-    server_fault = f"the Hub has a fault of its own ({status}), and {lacks}: try again later"
-    refused = server_fault if status >= 500 else f"the Hub refused the request ({detail})"
-    # The first that fits. An HTTPError without an answer is a connection that failed.
-    sentences = (
-        (
-            errors.GatedRepoError,
-            f"the repository is gated: accept its terms at https://huggingface.co/{repo_id}, "
-            "then log in with `hf auth login`",
-        ),
-        (
-            errors.RepositoryNotFoundError,
-            "no such folder here and no such repository on the Hub, or it is private: "
-            "check the spelling, or log in with `hf auth login`",
-        ),
-        (
-            errors.RevisionNotFoundError,
-            f"there is no revision {revision!r}: give a branch, tag or commit of the repository",
-        ),
-        (errors.HfHubHTTPError, answers.get(status, refused)),
-        (
-            errors.OfflineModeIsEnabled,
-            f"{lacks}, and downloads are switched off: run once without HF_HUB_OFFLINE",
-        ),
-        (
-            (errors.FileMetadataError, json.JSONDecodeError),
-            f"{constants.ENDPOINT} does not answer like a Hub: check HF_ENDPOINT, the proxy, "
-            "and whether this network wants a login",
-        ),
-        (
-            errors.HTTPError,
-            f"no working connection to {constants.ENDPOINT} ({detail}), and {lacks}: "
-            "check the network and try again",
-        ),
-    )
-    for kind, sentence in sentences:
-        if isinstance(reason, kind):
-            return f"{repo_id}: {sentence}"
-    if isinstance(reason, OSError) and reason.errno is not None:
-        return (
-            f"{repo_id}: cannot write to the cache {constants.HF_HUB_CACHE} ({detail}): "
-            "free some space, or set HF_HOME to a folder that can be written"
-        )
-    return f"{repo_id}: the download broke off ({detail}): run again to complete it"
+    no_folder, lacks = ("no such folder here and ", f", and {lacks}") if lacks else ("", "")
+    # an HTTPError without an answer, which comes last of them, is a connection that failed
+    match reason:
+        case errors.GatedRepoError():
+            page = f"https://huggingface.co/{repo_id}"
+            return f"the repository is gated: accept its terms at {page}, then {_LOG_IN}"
+        case errors.RepositoryNotFoundError():
+            absent = f"{no_folder}no such repository on the Hub, or it is private"
+            return f"{absent}: check the spelling, or {_LOG_IN}"
+        case errors.RevisionNotFoundError():
+            return f"there is no revision {revision!r}: give a branch, tag or commit"
+        case errors.HfHubHTTPError():
+            status = reason.response.status_code
+            if status >= 500:
+                return f"the Hub has a fault of its own ({status}){lacks}: try again later"
+            return _ANSWERS.get(status, f"the Hub refused the request ({detail})")
+        case errors.OfflineModeIsEnabled():
+            return f"the network is switched off{lacks}: run once without HF_HUB_OFFLINE"
+        case errors.FileMetadataError() | json.JSONDecodeError():
+            advice = "check HF_ENDPOINT, the proxy, and whether this network wants a login"
+            return f"{constants.ENDPOINT} does not answer like a Hub: {advice}"
+        case errors.HTTPError():
+            failed = f"no working connection to {constants.ENDPOINT} ({detail})"
+            return f"{failed}{lacks}: check the network and try again"
+        case OSError(errno=int()) if lacks:
+            advice = "free some space, or set HF_HOME to a folder that can be written"
+            return f"cannot write to the cache {constants.HF_HUB_CACHE} ({detail}): {advice}"
+    return f"the transfer broke off ({detail}): run again to complete it"

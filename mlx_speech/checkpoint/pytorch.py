@@ -7,6 +7,7 @@ after the other in one file ("legacy"). The formats are those of torch/serializa
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import pickle
@@ -19,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError
-from .unpickler import ELEMENT_TYPES, MOST_ELEMENTS, Tensor, Unpickler, kind_of, shown
+from .unpickler import MOST_ELEMENTS, ElementType, Tensor, Unpickler, kind_of, shown
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -88,10 +89,10 @@ def _arrays(
     file: BinaryIO, tree: dict[str, Tensor], records: _Records, byteorder: str
 ) -> dict[str, mx.array]:
     """Read each storage once; all tensors are views of them."""
-    flat: dict[tuple[str, str], mx.array] = {}
+    flat: dict[tuple[str, ElementType], mx.array] = {}
     arrays = {}
     for name, tensor in tree.items():
-        stored, dtype = ELEMENT_TYPES[tensor.type]
+        stored, dtype = tensor.type.stored, tensor.type.dtype
         if 0 in tensor.size:
             arrays[name] = mx.zeros(tensor.size, dtype)
             continue
@@ -150,10 +151,10 @@ def _parse_zip(file: BinaryIO, data: mmap.mmap) -> tuple[object, _Records, str]:
         return start, entry.file_size
 
     start, nbytes = record("data.pkl")
-    machine = Unpickler(data[start : start + nbytes])
-    tree = machine.load()
+    unpickler = Unpickler(io.BytesIO(data[start : start + nbytes]))
+    tree = unpickler.load()
     records = {}
-    for storage in machine.storages.values():
+    for storage in unpickler.storages.values():
         name = f"data/{storage.key}"
         if roots[0] + name in entries:
             records[storage.key] = record(name)
@@ -170,22 +171,24 @@ def _parse_zip(file: BinaryIO, data: mmap.mmap) -> tuple[object, _Records, str]:
 
 def _parse_legacy(data: mmap.mmap) -> tuple[object, _Records, str]:
     """As `_parse_zip`; the bytes are little-endian always, whatever machine wrote them."""
-    machine = Unpickler(data)
-    if machine.load() != _LEGACY_MAGIC:
+    unpickler = Unpickler(data)
+    if unpickler.load() != _LEGACY_MAGIC:
         raise CheckpointError(_NO_TORCH_FILE)
-    if machine.load() != _LEGACY_PROTOCOL:
+    if unpickler.load() != _LEGACY_PROTOCOL:
         raise CheckpointError(f"not of torch.save's protocol {_LEGACY_PROTOCOL}")
-    machine.load()  # about the machine that wrote it
-    tree = machine.load()
-    keys = machine.load()
+    unpickler.load()  # about the machine that wrote it
+    tree = unpickler.load()
+    keys = unpickler.load()
     records = {}
     for key in keys if isinstance(keys, list) else [None]:
-        storage = machine.storages.get(key) if isinstance(key, str) else None
+        storage = unpickler.storages.get(key) if isinstance(key, str) else None
         if storage is None:
             raise CheckpointError("its list of storages is damaged; download it again")
-        (count,) = struct.unpack("<q", machine.take(8))
-        if count * ELEMENT_TYPES[storage.type][0].itemsize != storage.nbytes:
+        count, start = data.read(8), data.tell()
+        if len(count) < 8 or start + storage.nbytes > len(data):
+            raise CheckpointError("a truncated file; download it again")
+        if int.from_bytes(count, "little") * storage.type.stored.itemsize != storage.nbytes:
             raise CheckpointError(f"storage {shown(key)} has another size than declared")
-        records[key] = machine.position, storage.nbytes
-        machine.skip(storage.nbytes)
+        records[key] = start, storage.nbytes
+        data.seek(start + storage.nbytes)
     return tree, records, "<"

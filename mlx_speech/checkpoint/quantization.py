@@ -91,13 +91,15 @@ class Quantization:
         return self._settings(self.recipe.decoder)
 
     def __call__(self, path: str, module: nn.Module) -> bool | dict[str, Any]:
-        asked = self.asked(path, module)
-        if not asked:
+        requested = self.requested(path, module)
+        if not requested:
             return False
-        group_size = fitting_group(module.weight.shape[-1], asked["group_size"], asked["mode"])
-        return group_size is not None and {**asked, "group_size": group_size}
+        group_size = fitting_group(
+            module.weight.shape[-1], requested["group_size"], requested["mode"]
+        )
+        return group_size is not None and {**requested, "group_size": group_size}
 
-    def asked(self, path: str, module: nn.Module) -> dict[str, Any] | None:
+    def requested(self, path: str, module: nn.Module) -> dict[str, Any] | None:
         """As calling it, but whether or not the group fits; None for what keeps its type.
 
         Raises:
@@ -108,16 +110,18 @@ class Quantization:
         # in a loaded model, an adapted layer lies in its adapter
         path = path.removesuffix(".base")
         if self.predicate is None:
-            return None if kept(path) else self._settings(self._bits(path))
+            return None if skip_reason(path) else self._settings(self._bits(path))
         answer = self.predicate(path, module)
         if not isinstance(answer, bool | dict):
             raise InputError(f"the predicate gives {answer!r} for {path}, not a bool or a dict")
         if answer is False:
             return None
-        return checked({**self.default, **(answer if isinstance(answer, dict) else {})}, path)
+        return checked(
+            {**self.default, **(answer if isinstance(answer, dict) else {})}, f"{path}: "
+        )
 
     def _bits(self, path: str) -> int:
-        part = next(name for name, start in PARTS.items() if re.match(start, path))
+        part = part_of(path)
         if part == "decoder" and re.search(rf"({SENSITIVE})$", path):
             return self.recipe.sensitive
         return getattr(self.recipe, part)
@@ -128,12 +132,14 @@ class Quantization:
         return {"group_size": group_size, "bits": bits, "mode": mode}
 
 
-def kept(path: str) -> str | None:
+def part_of(path: str) -> str:
+    """Which part of its model a module is in, or is itself."""
+    return next(part for part, start in PARTS.items() if re.match(start, f"{path}."))
+
+
+def skip_reason(path: str) -> str | None:
     """Why a module keeps its type, if recipes leave it alone."""
-    for end, reason in KEPT.items():
-        if re.search(rf"{end}$", path):
-            return reason
-    return None
+    return next((reason for end, reason in KEPT.items() if re.search(rf"{end}$", path)), None)
 
 
 def fitting_group(inputs: int, group_size: int, mode: str) -> int | None:
@@ -142,27 +148,25 @@ def fitting_group(inputs: int, group_size: int, mode: str) -> int | None:
     return next((size for size in sizes if inputs % size == 0), None)
 
 
-def checked(settings: dict[str, Any], whose: str) -> dict[str, Any]:
+def checked(settings: dict[str, Any], whose: str = "") -> dict[str, Any]:
     """The same settings.
 
     Raises:
         InputError: MLX has no such quantization.
     """
     if extra := settings.keys() - {"group_size", "bits", "mode"}:
-        raise InputError(f"{whose}: {min(extra)} is no setting of a quantization")
-    mode, group_size, bits = (settings[name] for name in ("mode", "group_size", "bits"))
+        raise InputError(f"{whose}{min(extra)} is no setting of a quantization")
+    mode = settings["mode"]
     if mode not in MODES:
-        raise InputError(f"{whose}: mode is {mode!r}, but must be one of {', '.join(MODES)}")
-    for what, value, possible in zip(
-        ("q_group_size", "q_bits"), (group_size, bits), MODES[mode], strict=True
-    ):
-        if value not in possible:
+        raise InputError(f"{whose}q_mode is {mode!r}, but must be one of {', '.join(MODES)}")
+    for name, possible in zip(("group_size", "bits"), MODES[mode], strict=True):
+        if settings[name] not in possible:
             able = ", ".join(map(str, sorted(possible)))
-            raise InputError(f"{whose}: {what} is {value!r}, but {mode} has {able}")
+            raise InputError(f"{whose}q_{name} is {settings[name]!r}, but {mode} has {able}")
     return settings
 
 
-def choose(
+def resolve_quantization(
     model: nn.Module,
     *,
     bits: int | None = None,
@@ -183,39 +187,24 @@ def choose(
     Raises:
         InputError: MLX has no such quantization, or the arguments contradict each other.
     """
-    if mode not in MODES:
-        raise InputError(f"q_mode is {mode!r}, but must be one of {', '.join(MODES)}")
-    name = recipe if isinstance(recipe, str) else None
-    if name is not None:
-        if name not in RECIPES:
+    sizes, possible = MODES.get(mode, ((group_size,), (bits,)))
+    group_size = sizes[0] if group_size is None else group_size
+    settings = {"group_size": group_size, "bits": possible[0] if bits is None else bits}
+    checked({**settings, "mode": mode})
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
             raise InputError(
-                f"quant_predicate is {name!r}, but must be one of {', '.join(RECIPES)}"
+                f"quant_predicate is {recipe!r}, but must be one of {', '.join(RECIPES)}"
             )
         if bits is not None:
-            raise InputError(f"quant_predicate {name} says how many bits; leave out q_bits")
-        chosen = RECIPES[name]
-        if not set(vars(chosen).values()) & set(MODES[mode][1]):
-            raise InputError(f"q_mode {mode} has {MODES[mode][1][0]} bits, which {name} has not")
-    else:
-        possible = MODES[mode][1]
-        bits = possible[0] if bits is None else bits
-        if bits not in possible:
-            able = ", ".join(map(str, sorted(possible)))
-            raise InputError(f"q_bits is {bits!r}, but {mode} has {able}")
-        speech = any(re.match(PARTS["encoder"], path) for path, _ in model.named_modules())
-        name = f"{'speech' if speech else 'all'}_{bits}bit"
-        chosen = Recipe(8, 8, bits, bits)
-    sizes = MODES[mode][0]
-    if group_size is not None and group_size not in sizes:
-        able = " or ".join(map(str, sorted(sizes)))
-        raise InputError(f"q_group_size is {group_size!r}, but {mode} has {able}")
-    return Quantization(
-        chosen,
-        "custom" if callable(recipe) else name,
-        mode,
-        group_size or sizes[0],
-        recipe if callable(recipe) else None,
-    )
+            raise InputError(f"quant_predicate {recipe} says how many bits; leave out q_bits")
+        if not set(vars(RECIPES[recipe]).values()) & set(possible):
+            raise InputError(f"q_mode {mode} has {possible[0]} bits, which {recipe} has not")
+        return Quantization(RECIPES[recipe], recipe, mode, group_size)
+    bits = settings["bits"]
+    speech = any(re.match(PARTS["encoder"], path) for path, _ in model.named_modules())
+    name = "custom" if recipe else f"{'speech' if speech else 'all'}_{bits}bit"
+    return Quantization(Recipe(8, 8, bits, bits), name, mode, group_size, recipe)
 
 
 def quantize_as_stored(model: nn.Module, weights: dict[str, mx.array]) -> None:
@@ -301,7 +290,7 @@ def dequantize(model: nn.Module, dtype: mx.Dtype) -> None:
     model.update_modules(tree_map(plain, model.leaf_modules(), is_leaf=nn.Module.is_module))
 
 
-def entries(
+def config_entries(
     settings: Iterable[tuple[str, dict[str, Any] | None]], default: dict[str, Any]
 ) -> dict[str, Any]:
     """What config.json says under `quantization`, as MLX and mlx-lm read it.

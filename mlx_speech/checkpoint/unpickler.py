@@ -1,14 +1,15 @@
 """What a pickle of torch.save describes, found out without running anything that it names.
 
-A pickle is a program that may call any function. The machine here has only those operations of
-Python's pickle module that describe plain containers and tensors. A global is nothing but a name
-to it, and one that is not on the list is refused.
+A pickle is a program that may call any function. Here it is run by Python's own unpickler, with
+only those operations that describe plain containers and tensors, and only the names on a list.
+
+That is the unpickler written in Python: the one in C gives no say in what is hashed, where a
+crafted tuple takes forever, and has an array for a memo, as long as a crafted number says.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 import pickle
 import struct
 from dataclasses import dataclass
@@ -18,39 +19,17 @@ import numpy as np
 
 from ..errors import CheckpointError
 
-# by the global that a pickle names: what one element is in the file, and in MLX
-ELEMENT_TYPES = {
-    "torch.DoubleStorage": (np.dtype("f8"), mx.float32),
-    "torch.FloatStorage": (np.dtype("f4"), mx.float32),
-    "torch.HalfStorage": (np.dtype("f2"), mx.float16),
-    "torch.BFloat16Storage": (np.dtype("u2"), mx.bfloat16),
-    "torch.LongStorage": (np.dtype("i8"), mx.int64),
-    "torch.IntStorage": (np.dtype("i4"), mx.int32),
-    "torch.ShortStorage": (np.dtype("i2"), mx.int16),
-    "torch.CharStorage": (np.dtype("i1"), mx.int8),
-    "torch.ByteStorage": (np.dtype("u1"), mx.uint8),
-    "torch.BoolStorage": (np.dtype("u1"), mx.bool_),
-    "torch.storage.UntypedStorage": (np.dtype("u1"), mx.uint8),
-    "torch.uint16": (np.dtype("u2"), mx.uint16),
-    "torch.uint32": (np.dtype("u4"), mx.uint32),
-    "torch.uint64": (np.dtype("u8"), mx.uint64),
-}
-_CALLS = {
-    "collections.OrderedDict",
-    "torch.Size",
-    "torch._utils._rebuild_parameter",
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_tensor_v3",
-}
 # the longest side and the most sides that an array may have
 MOST_ELEMENTS = 2**31 - 1
 _MOST_DIMENSIONS = 64
 
 
 @dataclass(frozen=True)
-class _Global:
-    name: str
+class ElementType:
+    """What one element is in the file (`stored`), and in MLX."""
+
+    stored: np.dtype
+    dtype: mx.Dtype
 
 
 @dataclass(frozen=True)
@@ -58,7 +37,7 @@ class Storage:
     """A range of bytes in the storage that `key` names."""
 
     key: str
-    type: str
+    type: ElementType
     start: int
     nbytes: int
 
@@ -68,213 +47,22 @@ class Tensor:
     """Offset and strides count elements from the start of the storage's range."""
 
     storage: Storage
-    type: str
+    type: ElementType
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
 
-class Unpickler:
-    """Describes what a pickle describes; calls nothing that the pickle names.
-
-    Dicts (ordered ones too), lists, tuples, numbers and text come out as themselves, tensors as
-    `Tensor`. Every operation costs no more memory than its bytes in the file.
-
-    Raises (all methods):
-        CheckpointError: the pickle is damaged, or asks for anything else.
-    """
-
-    def __init__(self, data: bytes | mmap.mmap):
-        self.data = data
-        self.position = 0
-        #: whole storages by key
-        self.storages: dict[str, Storage] = {}
-
-    def skip(self, count: int) -> None:
-        self.position += count
-        if self.position > len(self.data):
-            raise CheckpointError("a truncated file; download it again")
-
-    def take(self, count: int) -> bytes:
-        start = self.position
-        self.skip(count)
-        return self.data[start : self.position]
-
-    def load(self) -> object:
-        """Run one pickle, from `position` to its end."""
-        try:
-            return self._run()
-        except (IndexError, KeyError, UnicodeDecodeError) as error:
-            raise CheckpointError("its pickle is damaged; download it again") from error
-
-    def _run(self) -> object:
-        stack: list = []
-        marks: list[int] = []
-        memo: dict[int, object] = {}
-
-        def popped(count: int) -> list:
-            if count > len(stack):
-                raise IndexError
-            items = stack[len(stack) - count :]
-            del stack[len(stack) - count :]
-            return items
-
-        def marked() -> list:
-            return popped(max(len(stack) - marks.pop(), 0))
-
-        while True:
-            match operation := self.take(1):
-                case pickle.PROTO:
-                    self.skip(1)
-                case pickle.FRAME:
-                    self.skip(8)
-                case pickle.STOP:
-                    return stack.pop()
-                case pickle.MARK:
-                    marks.append(len(stack))
-                case pickle.BINPUT:
-                    memo[self._number(1)] = stack[-1]
-                case pickle.LONG_BINPUT:
-                    memo[self._number(4)] = stack[-1]
-                case pickle.MEMOIZE:
-                    memo[len(memo)] = stack[-1]
-                case pickle.BINGET:
-                    stack.append(memo[self._number(1)])
-                case pickle.LONG_BINGET:
-                    stack.append(memo[self._number(4)])
-                case pickle.NONE:
-                    stack.append(None)
-                case pickle.NEWTRUE:
-                    stack.append(True)
-                case pickle.NEWFALSE:
-                    stack.append(False)
-                case pickle.BININT1:
-                    stack.append(self._number(1))
-                case pickle.BININT2:
-                    stack.append(self._number(2))
-                case pickle.BININT:
-                    stack.append(self._number(4, signed=True))
-                case pickle.LONG1:
-                    stack.append(self._number(self._number(1), signed=True))
-                case pickle.BINFLOAT:
-                    stack.extend(struct.unpack(">d", self.take(8)))
-                case pickle.SHORT_BINUNICODE:
-                    stack.append(self.take(self._number(1)).decode())
-                case pickle.BINUNICODE:
-                    stack.append(self.take(self._number(4)).decode())
-                case pickle.EMPTY_TUPLE:
-                    stack.append(())
-                case pickle.TUPLE1:
-                    stack.append(tuple(popped(1)))
-                case pickle.TUPLE2:
-                    stack.append(tuple(popped(2)))
-                case pickle.TUPLE3:
-                    stack.append(tuple(popped(3)))
-                case pickle.TUPLE:
-                    stack.append(tuple(marked()))
-                case pickle.EMPTY_LIST:
-                    stack.append([])
-                case pickle.APPEND:
-                    _extend(popped(1), stack[-1])
-                case pickle.APPENDS:
-                    _extend(marked(), stack[-1])
-                case pickle.EMPTY_DICT:
-                    stack.append({})
-                case pickle.SETITEM:
-                    _update(popped(2), stack[-1])
-                case pickle.SETITEMS:
-                    _update(marked(), stack[-1])
-                case pickle.GLOBAL:
-                    stack.append(_allowed(self._line(), self._line()))
-                case pickle.STACK_GLOBAL:
-                    stack.append(_allowed(*popped(2)))
-                case pickle.BINPERSID:
-                    stack.append(self._persistent(stack.pop()))
-                case pickle.REDUCE:
-                    stack.append(_reduce(*popped(2)))
-                case pickle.BUILD:
-                    # attributes of an ordered dict, such as the _metadata of a state dict
-                    state, target = stack.pop(), stack[-1]
-                    if not (isinstance(state, dict) and isinstance(target, dict)):
-                        raise CheckpointError(
-                            f"refused: its pickle sets the state of a {kind_of(target)}"
-                        )
-                case _:
-                    raise CheckpointError(
-                        f"refused: its pickle has the operation {operation!r}, "
-                        "which no dict of tensors needs"
-                    )
-
-    def _number(self, nbytes: int, *, signed: bool = False) -> int:
-        return int.from_bytes(self.take(nbytes), "little", signed=signed)
-
-    def _line(self) -> str:
-        end = self.data.find(b"\n", self.position, self.position + 1000)
-        if end < 0:
-            raise IndexError
-        return self.take(end + 1 - self.position)[:-1].decode()
-
-    def _persistent(self, identifier: object) -> Storage:
-        """The storage that a persistent id means: of a zip's five fields, or of legacy's six."""
-        match identifier:
-            case ("storage", _Global(kind), str(key), _, int(count), *view) if (
-                kind in ELEMENT_TYPES
-            ):
-                itemsize = ELEMENT_TYPES[kind][0].itemsize
-                whole = Storage(key, kind, 0, count * itemsize)
-                if count < 0 or self.storages.setdefault(key, whole) != whole:
-                    raise CheckpointError(f"storage {shown(key)} is declared in two ways")
-                match view:
-                    case [] | [None]:
-                        return whole
-                    # a view into another storage, as torch before 0.4 wrote it
-                    case [(str(), int(first), int(n))] if 0 <= first <= first + n <= count:
-                        return Storage(key, kind, first * itemsize, n * itemsize)
-        raise CheckpointError("refused: its pickle has a persistent id that names no storage")
-
-
-def _allowed(module: object, name: object) -> _Global:
-    found = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else None
-    if found not in _CALLS and found not in ELEMENT_TYPES:
-        raise CheckpointError(
-            f"refused: its pickle asks for {shown(found or kind_of(name))}, and only plain tensors "
-            "by name are read"
-        )
-    return _Global(found)
-
-
-def _reduce(function: object, arguments: object) -> object:
-    """What a call would give."""
-    match function, arguments:
-        case _Global("collections.OrderedDict"), ():
-            return {}
-        case _Global("torch.Size"), (tuple(size),):
-            return size
-        case _Global("torch._utils._rebuild_parameter"), (Tensor() as tensor, _, _):
-            return tensor
-        case (
-            _Global("torch._utils._rebuild_tensor"),
-            (Storage() as storage, offset, size, stride),
-        ):
-            return _tensor(storage, storage.type, offset, size, stride)
-        case (
-            _Global("torch._utils._rebuild_tensor_v2"),
-            (Storage() as storage, offset, size, stride, _, _, *metadata),
-        ) if not any(metadata):
-            return _tensor(storage, storage.type, offset, size, stride)
-        case (
-            _Global("torch._utils._rebuild_tensor_v3"),
-            (Storage() as storage, offset, size, stride, _, _, _Global(kind), *metadata),
-        ) if kind in ELEMENT_TYPES and not any(metadata):
-            return _tensor(storage, kind, offset, size, stride)
-    raise CheckpointError(
-        f"refused: its pickle calls a {kind_of(function)} with arguments that make no plain tensor"
-    )
-
-
-def _tensor(storage: Storage, kind: str, offset: object, size: object, stride: object) -> Tensor:
+def _rebuild_tensor(
+    storage, offset, size, stride, _requires_grad=None, _hooks=None, metadata=None, *, kind=None
+) -> Tensor:
     """A tensor that lies within its storage, or CheckpointError."""
-    itemsize = ELEMENT_TYPES[kind][0].itemsize
+    if not isinstance(storage, Storage):
+        raise TypeError
+    if metadata:
+        raise CheckpointError("refused: a conjugated or negated tensor is no plain one")
+    kind = kind or storage.type
+    itemsize = kind.stored.itemsize
     if not (
         isinstance(size, tuple)
         and isinstance(stride, tuple)
@@ -290,32 +78,168 @@ def _tensor(storage: Storage, kind: str, offset: object, size: object, stride: o
     return Tensor(storage, kind, offset, size, stride)
 
 
-def _extend(items: list, target: object) -> None:
-    if not isinstance(target, list):
-        raise CheckpointError(f"refused: its pickle appends to a {kind_of(target)}")
-    target.extend(items)
+def _rebuild_tensor_v3(storage, offset, size, stride, _requires_grad, _hooks, kind, metadata=None):
+    if not isinstance(kind, ElementType):
+        raise TypeError
+    return _rebuild_tensor(storage, offset, size, stride, metadata=metadata, kind=kind)
 
 
-def _update(items: list, target: object) -> None:
-    if not isinstance(target, dict) or len(items) % 2:
-        raise CheckpointError(f"refused: its pickle sets items of a {kind_of(target)}")
-    for key, value in zip(items[::2], items[1::2], strict=True):
+def _give(kind: type):
+    """A function that gives its first argument, which is of that type."""
+
+    def give(value, *_ignored):
+        if not isinstance(value, kind):
+            raise TypeError
+        return value
+
+    return give
+
+
+# whatever a pickle may name; only the functions can be called
+_ALLOWED = {
+    "torch.DoubleStorage": ElementType(np.dtype("f8"), mx.float32),
+    "torch.FloatStorage": ElementType(np.dtype("f4"), mx.float32),
+    "torch.HalfStorage": ElementType(np.dtype("f2"), mx.float16),
+    "torch.BFloat16Storage": ElementType(np.dtype("u2"), mx.bfloat16),
+    "torch.LongStorage": ElementType(np.dtype("i8"), mx.int64),
+    "torch.IntStorage": ElementType(np.dtype("i4"), mx.int32),
+    "torch.ShortStorage": ElementType(np.dtype("i2"), mx.int16),
+    "torch.CharStorage": ElementType(np.dtype("i1"), mx.int8),
+    "torch.ByteStorage": ElementType(np.dtype("u1"), mx.uint8),
+    "torch.BoolStorage": ElementType(np.dtype("u1"), mx.bool_),
+    "torch.storage.UntypedStorage": ElementType(np.dtype("u1"), mx.uint8),
+    "torch.uint16": ElementType(np.dtype("u2"), mx.uint16),
+    "torch.uint32": ElementType(np.dtype("u4"), mx.uint32),
+    "torch.uint64": ElementType(np.dtype("u8"), mx.uint64),
+    "collections.OrderedDict": lambda: {},
+    "torch.Size": _give(tuple),
+    "torch._utils._rebuild_parameter": _give(Tensor),
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
+}
+
+
+# operations that are run as Python's unpickler does it
+_USED = (
+    "PROTO STOP MARK BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET NONE NEWTRUE NEWFALSE BININT1 "
+    "BININT2 BININT LONG1 BINFLOAT SHORT_BINUNICODE BINUNICODE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 "
+    "TUPLE EMPTY_LIST APPEND APPENDS EMPTY_DICT STACK_GLOBAL BINPERSID REDUCE"
+)
+
+
+class _Operations(dict):
+    def __missing__(self, operation: int):
+        raise CheckpointError(
+            f"refused: its pickle has the operation {bytes([operation])!r}, "
+            "which no dict of tensors needs"
+        )
+
+
+class Unpickler(pickle._Unpickler):
+    """Describes what the pickles of a file describe, one with each `load`.
+
+    Dicts (ordered ones too), lists, tuples, numbers and text come out as themselves, tensors as
+    `Tensor`. Every operation costs no more memory than its bytes in the file.
+
+    Raises:
+        CheckpointError: the pickle is damaged, or asks for anything else.
+    """
+
+    dispatch = _Operations(
+        {
+            op: pickle._Unpickler.dispatch[op]
+            for op in (getattr(pickle, n)[0] for n in _USED.split())
+        }
+    )
+
+    def __init__(self, file):
+        super().__init__(file)
+        #: whole storages by key
+        self.storages: dict[str, Storage] = {}
+
+    def load(self) -> object:
+        self.memo.clear()
+        try:
+            return super().load()
+        except EOFError as error:
+            raise CheckpointError("a truncated file; download it again") from error
+        except (AttributeError, TypeError) as error:
+            raise CheckpointError(
+                "refused: its pickle does something else than describe plain tensors"
+            ) from error
+        except (pickle.UnpicklingError, LookupError, ValueError, struct.error) as error:
+            raise CheckpointError("its pickle is damaged; download it again") from error
+
+    def find_class(self, module: str, name: str) -> object:
+        if f"{module}.{name}" not in _ALLOWED:
+            raise CheckpointError(
+                f"refused: its pickle asks for {shown(f'{module}.{name}')}, and only plain tensors "
+                "by name are read"
+            )
+        return _ALLOWED[f"{module}.{name}"]
+
+    def persistent_load(self, pid: object) -> Storage:
+        """The storage that a persistent id means: of a zip's five fields, or of legacy's six."""
+        match pid:
+            case ("storage", ElementType() as kind, str(key), _, int(count), *view):
+                itemsize = kind.stored.itemsize
+                whole = Storage(key, kind, 0, count * itemsize)
+                if count < 0 or self.storages.setdefault(key, whole) != whole:
+                    raise CheckpointError(f"storage {shown(key)} is declared in two ways")
+                match view:
+                    case [] | [None]:
+                        return whole
+                    # a view into another storage, as torch before 0.4 wrote it
+                    case [(str(), int(first), int(n))] if 0 <= first <= first + n <= count:
+                        return Storage(key, kind, first * itemsize, n * itemsize)
+        raise CheckpointError("refused: its pickle has a persistent id that names no storage")
+
+    def _frame(self) -> None:
+        self.read(8)  # its length, which says nothing that its operations do not
+
+    def _global(self) -> None:
+        module, name = self.readline(), self.readline()
+        if not name.endswith(b"\n"):
+            raise EOFError
+        self.append(self.find_class(module[:-1].decode(), name[:-1].decode()))
+
+    def _set_items(self) -> None:
+        items = self.pop_mark()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self._set_item(key, value)
+
+    def _set_one_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set_item(key, value)
+
+    def _set_item(self, key: object, value: object) -> None:
+        if not isinstance(self.stack[-1], dict):
+            raise TypeError
         # nothing else is hashed: a crafted tuple would take forever
         if not isinstance(key, str):
             raise CheckpointError(f"a dict has a {kind_of(key)} for a key, not a name")
-        target[key] = value
+        self.stack[-1][key] = value
+
+    def _build(self) -> None:
+        """Attributes of an ordered dict, such as the _metadata of a state dict, are left out."""
+        state, target = self.stack.pop(), self.stack[-1]
+        if not (isinstance(state, dict) and isinstance(target, dict)):
+            raise CheckpointError(f"refused: its pickle sets the state of a {kind_of(target)}")
+
+    dispatch[pickle.FRAME[0]] = _frame
+    dispatch[pickle.GLOBAL[0]] = _global
+    dispatch[pickle.SETITEM[0]] = _set_one_item
+    dispatch[pickle.SETITEMS[0]] = _set_items
+    dispatch[pickle.BUILD[0]] = _build
 
 
 def kind_of(value: object) -> str:
     """What a value is, for a message."""
-    if isinstance(value, _Global):
-        return value.name
-    if isinstance(value, (Tensor, Storage)):
-        return type(value).__name__.lower()
-    if isinstance(value, (int, float)):
+    if isinstance(value, int | float):
         return "number"
-    entries = f" of {len(value)} entries" if isinstance(value, (dict, list, tuple)) else ""
-    return type(value).__name__ + entries
+    kind = type(value).__name__
+    return f"{kind} of {len(value)} entries" if isinstance(value, dict | list | tuple) else kind
 
 
 def shown(text: str) -> str:

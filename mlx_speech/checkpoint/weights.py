@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_map
 from ..errors import CheckpointError
 from ..generation.config import GenerationConfig
 from ..layers.lora import LoraConfig, apply_adapter
-from .folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NO_WEIGHTS, read_json, weight_files
+from .folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NO_WEIGHTS, printable, read_json, weight_files
 from .pytorch import read_pytorch_bin
 from .quantization import check_quant_method, quantize_as_stored
 
@@ -90,7 +90,7 @@ def read_weights(folder: Path) -> dict[str, mx.array]:
     Raises:
         CheckpointError: there are no weights, or a file of them is missing, damaged or unsafe.
     """
-    files = weight_files(str(folder), folder, {file.name for file in folder.iterdir()})
+    files = weight_files(folder)
     if not files:
         raise CheckpointError(f"{folder}: {NO_WEIGHTS} here")
     weights: dict[str, mx.array] = {}
@@ -125,7 +125,7 @@ def assign_weights(model: nn.Module, weights: dict[str, mx.array], folder: Path)
     expected = {name: value.shape for name, value in tree_flatten(model.parameters())}
     problems = {
         "missing": sorted(expected.keys() - weights.keys()),
-        "not part of this model": sorted(weights.keys() - expected.keys()),
+        "not part of this model": sorted(map(printable, weights.keys() - expected.keys())),
         "of the wrong shape": [
             f"{name} {weights[name].shape} instead of {shape}"
             for name, shape in sorted(expected.items())

@@ -1,21 +1,11 @@
-"""A sentencepiece model file, as Llama 2 has, as a vocabulary with merges.
-
-Format: sentencepiece's `sentencepiece_model.proto`, in the encoding of protocol buffers.
-"""
+"""A sentencepiece model file, as Llama 2 has, as a vocabulary with merges."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-
-# field numbers and values of sentencepiece_model.proto
-_PIECE, _TRAINER = 1, 2
-_TEXT, _TYPE = 1, 3
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
-_ALGORITHM, _UNIGRAM, _BPE = 3, 1, 2
 
 
 def read_sentencepiece(file: Path) -> dict[str, Any]:
@@ -27,30 +17,25 @@ def read_sentencepiece(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is not a sentencepiece model, or one of another algorithm.
     """
-    pieces: list[tuple[str, int]] = []
-    algorithm = None
+    from sentencepiece import SentencePieceProcessor
+
+    model = SentencePieceProcessor()
     try:
-        for field, value in _fields(file.read_bytes()):
-            if field == _PIECE:
-                values = dict(_fields(value))
-                pieces.append((values[_TEXT].decode(), values.get(_TYPE, _NORMAL)))
-            elif field == _TRAINER:
-                algorithm = dict(_fields(value)).get(_ALGORITHM, _UNIGRAM)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        model.load_from_serialized_proto(file.read_bytes())
+        pieces = [model.id_to_piece(i) for i in range(model.piece_size())]
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file}: not a sentencepiece model ({error})") from error
-    if not pieces or algorithm is None:
-        raise CheckpointError(f"{file}: not a sentencepiece model (it has no pieces)")
-    if algorithm != _BPE:
+    if not _is_bpe(model):
         raise CheckpointError(f"{file}: a sentencepiece model, but not of byte-pair encoding (BPE)")
-    vocab = {text: i for i, (text, _) in enumerate(pieces)}
+    vocab = {text: i for i, text in enumerate(pieces)}
     return {
         "added_tokens": [
             {
-                **{"id": i, "content": text, "special": kind == _CONTROL},
+                **{"id": i, "content": text, "special": model.is_control(i)},
                 **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
             }
-            for i, (text, kind) in enumerate(pieces)
-            if kind in (_CONTROL, _USER_DEFINED)
+            for i, text in enumerate(pieces)
+            if model.is_control(i) or _is_user_defined(model, i, text)
         ],
         "model": {
             "vocab": vocab,
@@ -60,33 +45,28 @@ def read_sentencepiece(file: Path) -> dict[str, Any]:
                 for cut in range(1, len(text))
                 if text[:cut] in vocab and text[cut:] in vocab
             ],
-            "unk_token": next((text for text, kind in pieces if kind == _UNKNOWN), None),
+            "unk_token": pieces[model.unk_id()],
         },
     }
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field: an integer, or the bytes of anything else."""
-    position = 0
+def _is_bpe(model) -> bool:
+    """Sentencepiece does not name its algorithm. Of its four, all but words and characters can
+    sample, and all but BPE of these two can list the best."""
+    try:
+        _without_merges(model, "a")
+        model.nbest_encode_as_pieces("a", 1)
+    except RuntimeError as error:
+        return "NBest" in str(error)
+    return False
 
-    def varint() -> int:
-        nonlocal position
-        value = shift = 0
-        while True:
-            byte = message[position]
-            position += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
 
-    while position < len(message):
-        field, wire_type = divmod(varint(), 8)
-        if wire_type == 0:
-            yield field, varint()
-            continue
-        size = varint() if wire_type == 2 else {1: 8, 5: 4}[wire_type]
-        position += size
-        if position > len(message):
-            raise ValueError("cut off")
-        yield field, message[position - size : position]
+def _is_user_defined(model, i: int, text: str) -> bool:
+    """Nor does it name these: they are what stays whole where nothing merges."""
+    special = model.is_unknown(i) or model.is_byte(i) or model.is_unused(i)
+    return len(text) > 1 and not special and text in _without_merges(model, f"a{text}a")
+
+
+def _without_merges(model, text: str) -> list[str]:
+    # BPE dropout (https://arxiv.org/abs/1910.13267) of every merge
+    return model.sample_encode_as_pieces(text, -1, 1.0)

@@ -9,12 +9,12 @@ def word_errors(reference: str, hypothesis: str) -> int:
     Words are what white space separates; capitals and punctuation count. This is Levenshtein's
     distance, by Wagner and Fischer's dynamic programme (https://doi.org/10.1145/321796.321811).
     """
-    said, heard = reference.split(), hypothesis.split()
-    # distances from the words of `said` so far to each beginning of `heard`
-    row = list(range(len(heard) + 1))
-    for count, word in enumerate(said, 1):
+    expected, found = reference.split(), hypothesis.split()
+    # distances from the words of `expected` so far to each beginning of `found`
+    row = list(range(len(found) + 1))
+    for count, word in enumerate(expected, 1):
         before, row = row, [count]
-        for index, other in enumerate(heard):
+        for index, other in enumerate(found):
             replaced = before[index] + (word != other)
             row.append(min(replaced, before[index + 1] + 1, row[index] + 1))
     return row[-1]
