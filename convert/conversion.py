@@ -89,9 +89,13 @@ def convert(
     if not quantize and (
         several != [None] or q_group_size or q_mode != "affine" or quant_predicate
     ):
-        raise InputError("q_bits, q_group_size, q_mode and quant_predicate need quantize")
+        raise InputError.about(
+            "{q_bits}, {q_group_size}, {q_mode} and {quant_predicate} need {quantize}"
+        )
     if not several or len(set(several)) < len(several):
-        raise InputError(f"q_bits is {list(several)}, but must be different numbers")
+        raise InputError.about(
+            "{q_bits} is {value}, but must be different numbers", value=list(several)
+        )
     source = Source.find(path_or_repo, revision, values=not dry_run, progress=progress)
     mlx_path = Path(os.path.expanduser(mlx_path))
     targets = [
@@ -133,14 +137,21 @@ def _check_target(target: Path, source: Path, overwrite: bool) -> None:
     if not target.exists() and not target.is_symlink():
         return
     if not target.is_dir():
-        raise InputError(f"{target} is a file; give another folder as mlx_path")
+        raise InputError.about(
+            "{target} is a file; give another folder as {mlx_path}", target=target
+        )
     if source.resolve().is_relative_to(target.resolve()):
-        raise InputError(f"{target} is, or holds, the model to be converted; give another mlx_path")
+        raise InputError.about(
+            "{target} is, or holds, the model to be converted; give another {mlx_path}",
+            target=target,
+        )
     held = os.listdir(target)
     if not held:
         return
     if not overwrite:
-        raise InputError(f"{target} exists; give another mlx_path, or overwrite")
+        raise InputError.about(
+            "{target} exists; give another {mlx_path}, or {overwrite}", target=target
+        )
     if "config.json" not in held:
         raise InputError(f"{target} is no model folder and is not overwritten; remove it yourself")
 
@@ -275,9 +286,12 @@ def _write(
 def _check_space(folder: Path, results: list[Conversion]) -> None:
     needed, free = sum(r.plan.after for r in results), shutil.disk_usage(folder).free
     if needed > free:
-        raise CheckpointError(
-            f"{results[0].folder}: {size(needed)} are to be written, but {size(free)} are free "
-            "there; make room, or give another mlx_path"
+        raise CheckpointError.about(
+            "{folder}: {needed} are to be written, but {free} are free there; make room, or give "
+            "another {mlx_path}",
+            folder=results[0].folder,
+            needed=size(needed),
+            free=size(free),
         )
 
 

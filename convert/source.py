@@ -146,7 +146,10 @@ def open_model(
         InputError: it is asked for what it does not need.
     """
     if dtype not in (None, *_DTYPES):
-        raise InputError(f"dtype is {dtype!r}, but must be one of {', '.join(_DTYPES)}")
+        able = ", ".join(_DTYPES)
+        raise InputError.about(
+            "{dtype} is {value!r}, but must be one of {able}", value=dtype, able=able
+        )
     model = lazy_model(folder, config, model_class(config))
     stored: dict[str, int] = {}
     for name, value in tree_flatten(model.parameters()):
@@ -162,7 +165,9 @@ def open_model(
     attach_adapter(model, folder, mx.float32)
     adapted = [(p, m) for p, m in model.named_modules() if isinstance(m, LoRALinear)]
     if fuse_adapter and not adapted:
-        raise InputError(f"{folder}: there is no adapter to fuse; leave out fuse_adapter")
+        raise InputError.about(
+            "{folder}: there is no adapter to fuse; leave out {fuse_adapter}", folder=folder
+        )
     modules = dict(model.named_modules())
     for path, layer in adapted:
         if fuse_adapter:
@@ -186,17 +191,22 @@ def _check_quantized(
     if found and not dequantized:
         bits = max(set(found), key=found.count)
         if quantize:
-            raise CheckpointError(
-                f"{folder}: already quantized, to {bits} bits for the most part; convert what it "
-                "was made from, or give dequantize as well, to do it anew with the loss of both"
+            raise CheckpointError.about(
+                "{folder}: already quantized, to {bits} bits for the most part; convert what it "
+                "was made from, or give {dequantize} as well, to do it anew with the loss of both",
+                folder=folder,
+                bits=bits,
             )
         if fuse_adapter:
-            raise CheckpointError(
-                f"{folder}: quantized, and an adapter vanishes in quantized weights; fuse it into "
-                "what this was made from, or give dequantize as well"
+            raise CheckpointError.about(
+                "{folder}: quantized, and an adapter vanishes in quantized weights; fuse it into "
+                "what this was made from, or give {dequantize} as well",
+                folder=folder,
             )
     if dequantized and not found:
-        raise CheckpointError(f"{folder}: not quantized; leave out dequantize")
+        raise CheckpointError.about(
+            "{folder}: not quantized; leave out {dequantize}", folder=folder
+        )
 
 
 def fused(layer: LoRALinear) -> mx.array:

@@ -158,11 +158,24 @@ def checked(settings: dict[str, Any], whose: str = "") -> dict[str, Any]:
         raise InputError(f"{whose}{min(extra)} is no setting of a quantization")
     mode = settings["mode"]
     if mode not in MODES:
-        raise InputError(f"{whose}q_mode is {mode!r}, but must be one of {', '.join(MODES)}")
+        able = ", ".join(MODES)
+        raise InputError.about(
+            "{whose}{q_mode} is {mode!r}, but must be one of {able}",
+            whose=whose,
+            mode=mode,
+            able=able,
+        )
     for name, possible in zip(("group_size", "bits"), MODES[mode], strict=True):
         if settings[name] not in possible:
             able = ", ".join(map(str, sorted(possible)))
-            raise InputError(f"{whose}q_{name} is {settings[name]!r}, but {mode} has {able}")
+            raise InputError.about(
+                "{whose}{option} is {value!r}, but {mode} has {able}",
+                option=f"q_{name}",
+                whose=whose,
+                value=settings[name],
+                mode=mode,
+                able=able,
+            )
     return settings
 
 
@@ -193,13 +206,22 @@ def resolve_quantization(
     checked({**settings, "mode": mode})
     if isinstance(recipe, str):
         if recipe not in RECIPES:
-            raise InputError(
-                f"quant_predicate is {recipe!r}, but must be one of {', '.join(RECIPES)}"
+            raise InputError.about(
+                "{quant_predicate} is {recipe!r}, but must be one of {able}",
+                recipe=recipe,
+                able=", ".join(RECIPES),
             )
         if bits is not None:
-            raise InputError(f"quant_predicate {recipe} says how many bits; leave out q_bits")
+            raise InputError.about(
+                "{quant_predicate} {recipe} says how many bits; leave out {q_bits}", recipe=recipe
+            )
         if not set(vars(RECIPES[recipe]).values()) & set(possible):
-            raise InputError(f"q_mode {mode} has {possible[0]} bits, which {recipe} has not")
+            raise InputError.about(
+                "{q_mode} {mode} has {bits} bits, which {recipe} has not",
+                mode=mode,
+                bits=possible[0],
+                recipe=recipe,
+            )
         return Quantization(RECIPES[recipe], recipe, mode, group_size)
     bits = settings["bits"]
     speech = any(re.match(PARTS["encoder"], path) for path, _ in model.named_modules())
