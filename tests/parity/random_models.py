@@ -287,7 +287,8 @@ class Pair:
     def load(cls, reference, folder: Path) -> Pair:
         """Ours is of the class of the same name."""
         model_class = getattr(mlx_speech, type(reference).__name__, None)
-        return cls(reference, load_model(folder, dtype=mx.float32, model_class=model_class), folder)
+        load = load_model if model_class is None else model_class.from_pretrained
+        return cls(reference, load(folder, dtype=mx.float32), folder)
 
     @property
     def has_adapter(self) -> bool:
