@@ -29,6 +29,7 @@ bench: $(VENV)/bench.stamp ## speed, beside mlx-audio, mlx-lm and transformers
 	$(BIN)/python tests/benchmarks/decoder.py
 	$(BIN)/python tests/benchmarks/speech_to_text.py
 	$(BIN)/python tests/benchmarks/quantized.py
+	$(BIN)/python tests/benchmarks/audio.py
 
 lint: $(VENV)/lint.stamp ## ruff and mypy, without changing anything
 	$(BIN)/ruff check .

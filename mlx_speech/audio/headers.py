@@ -9,7 +9,7 @@ import struct
 from ..errors import AudioError
 
 #: what to do with a damaged recording, for messages
-SALVAGE = "get a whole copy, or keep what is readable with: ffmpeg -i FILE readable.wav"
+SALVAGE = "get a whole copy, or have an audio editor save what is readable of it"
 
 # From here on, the size in a WAV header is what a program writes that cannot know it: sox, arecord
 # and ffmpeg, when they write to a pipe.
@@ -70,28 +70,29 @@ def checked_size(file: io.FileIO, name: str) -> io.FileIO:
     return file
 
 
-def states_length(file: io.FileIO) -> bool:
-    """Whether an MP3 file states its length, of all of it.
+def lacks_length(file: io.FileIO) -> bool:
+    """Whether it is an MP3 file that does not state its length, or not of all of it.
 
     libsndfile stops at a length that it guesses from the first frame where none is stated, and
     after the first of several joined files.
     """
-    position = file.tell()
     head = _read_at(file, 0, 10)
     start = 0
     if head[:3] == b"ID3":  # a tag of 7 bits a byte before the first frame
         a, b, c, d = head[6:]
         start = 10 + (a << 21 | b << 14 | c << 7 | d)
     first = _read_at(file, start, 4096)
+    sync = len(first) - len(first.lstrip(b"\0"))
+    frame = int.from_bytes(first[sync : sync + 2], "big")
+    if frame & 0xFFE6 != 0xFFE2:  # an MPEG frame of layer III
+        return False
     at = max(first.find(b"Xing"), first.find(b"Info"))
     # Behind the mark: flags (1: has a number of frames, 2: has one of bytes), frames, bytes.
-    stated = at >= 0 and len(first) >= at + 16 and first[at + 7] & 3 == 3
-    if stated:
-        length = int.from_bytes(first[at + 12 : at + 16], "big")
-        rest = _read_at(file, start + max(0, first.find(b"\xff")) + length, 129)
-        stated = not rest or (rest[:3] == b"TAG" and len(rest) == 128)  # a tag ends many files
-    file.seek(position)
-    return stated
+    if at < 0 or len(first) < at + 16 or first[at + 7] & 3 != 3:
+        return True
+    length = int.from_bytes(first[at + 12 : at + 16], "big")
+    rest = _read_at(file, start + sync + length, 129)
+    return bool(rest) and not (rest[:3] == b"TAG" and len(rest) == 128)  # a tag ends many files
 
 
 def _read_at(file: io.FileIO, position: int, length: int) -> bytes:

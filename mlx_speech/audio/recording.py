@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import numbers
 import tempfile
 from collections.abc import Iterable, Iterator
 
@@ -141,3 +142,10 @@ def refuse_integers(peak: float, whole_numbers: bool, name: str) -> None:
             f"{name} has float samples up to {peak:g}, but full scale is 1: these look like"
             " integers; divide 16-bit ones by 32768, or pass them as int16"
         )
+
+
+def checked_rate(rate, what: str) -> float:
+    # Below 1000, somebody meant kilohertz, and the result would be a thousand times too long.
+    if isinstance(rate, numbers.Real) and 1000 <= rate <= 10_000_000:
+        return float(rate)
+    raise AudioError(f"{what} must be a number of hertz, 1000 to 10000000, but is {rate!r}")
