@@ -146,7 +146,7 @@ def _stored(part: Plan) -> str:
             kind = f"{row.settings['bits']} bits{mode}, groups of {row.settings['group_size']}"
         counts[kind] = counts.get(kind, 0) + row.after
     shares = {kind: 100 * nbytes / part.after for kind, nbytes in counts.items()}
-    kinds = sorted((kind for kind in shares if shares[kind] >= 1), key=shares.get, reverse=True)
+    kinds = sorted((k for k in shares if shares[k] >= 1), key=lambda k: -shares[k])
     return "; ".join(f"{kind} ({shares[kind]:.0f} %)" for kind in kinds)
 
 

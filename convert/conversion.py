@@ -108,7 +108,7 @@ def convert(
                 clean_up(target)
     for target in targets:
         _check_target(target, source.folder, overwrite)
-    options = {"group_size": q_group_size, "mode": q_mode, "recipe": quant_predicate}
+    options: dict[str, Any] = {"group_size": q_group_size, "mode": q_mode, "recipe": quant_predicate}
     with _writing(mlx_path), ExitStack() as stack:
         stage = stack.enter_context(source.as_safetensors(None if dry_run else mlx_path))
         opened = open_model(
@@ -195,15 +195,17 @@ def _result(
 ) -> Conversion:
     rows = []
     for path, module, names in _modules(opened.model):
-        settings, note, shape = None, "", module[names[0]].shape
+        settings: dict[str, Any] | None = None
+        note, shape = "", module[names[0]].shape
         if "scales" in module:
             settings = {name: getattr(module, name) for name in ("group_size", "bits", "mode")}
             shape = (*shape[:-1], shape[-1] * 32 // module.bits)
         elif quantization is not None:
-            settings = quantization(path, module) or None
+            chosen = quantization(path, module)
+            settings = chosen if isinstance(chosen, dict) else None
             note = _note(path, module, quantization, settings, opened.dtype)
-        after = _tensors({name: module[name] for name in names}, settings)
-        after = sum(array.nbytes for _, array in after)
+        tensors = _tensors({name: module[name] for name in names}, settings)
+        after = sum(array.nbytes for _, array in tensors)
         rows.append(Row(path, shape, settings, opened.dtype, opened.stored[path], after, note))
     default: dict[str, Any] = {}
     if quantization is not None:
@@ -216,7 +218,7 @@ def _result(
         default.get("bits"),
         default.get("group_size"),
         default.get("mode"),
-        quantization and quantization.name,
+        None if quantization is None else quantization.name,
         opened.dtype,
         source.name,
         opened.fused_adapter,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mlx_speech.checkpoint.hub import resolve_checkpoint
@@ -105,7 +106,7 @@ def publish(args: argparse.Namespace, console: Console, results: list[Conversion
 
     if args.check is None and args.upload_repo is None:
         return 0
-    reports: list[CheckReport | None] = [None] * len(results)
+    reports: Sequence[CheckReport | None] = [None] * len(results)
     if args.check is not None:
         from .check import check
 

@@ -29,8 +29,10 @@ def check_table(report: CheckReport) -> str:
             lines += ["", shortened(recording.name, WIDTH)]
             for label in ("original", "converted"):
                 text = getattr(recording, label) or "(nothing)"
-                indented = {"initial_indent": f"  {label + ':':<11}", "subsequent_indent": " " * 13}
-                lines += textwrap.wrap(text, WIDTH, **indented)
+                first = f"  {label + ':':<11}"
+                lines += textwrap.wrap(
+                    text, WIDTH, initial_indent=first, subsequent_indent=" " * 13
+                )
     return "\n".join(lines)
 
 

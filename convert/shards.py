@@ -93,6 +93,7 @@ class ShardWriter:
                 self.close()
                 self._file = (self._folder / file).open("wb")
                 self._file.write(_header(shard))
+        assert self._file is not None  # the first tensor opened one
         self._file.write(_bytes(array))
 
     def finish(self) -> None:

@@ -90,11 +90,12 @@ class Source:
         if not rewritten and not self.headers:
             yield self.folder
             return
-        with hidden_folder(beside) if beside else tempfile.TemporaryDirectory() as name:
-            stage = Path(name)
-            for file in self.folder.iterdir():
-                if file.is_file() and not fnmatchcase(file.name, "*.bin*"):
-                    (stage / file.name).symlink_to(file.resolve())
+        made = hidden_folder(beside) if beside else tempfile.TemporaryDirectory()
+        with made as place:  # type: ignore[attr-defined]
+            stage = Path(place)
+            for path in self.folder.iterdir():
+                if path.is_file() and not fnmatchcase(path.name, "*.bin*"):
+                    (stage / path.name).symlink_to(path.resolve())
             for file, header in self.headers.items():
                 save_sparse_placeholder(stage / file, header)
             for file in rewritten:
@@ -150,7 +151,7 @@ def open_model(
         raise InputError.about(
             "{dtype} is {value!r}, but must be one of {able}", value=dtype, able=able
         )
-    model = lazy_model(folder, config, model_class(config))
+    model: PretrainedModel = lazy_model(folder, config, model_class(config))
     stored: dict[str, int] = {}
     for name, value in tree_flatten(model.parameters()):
         path = name.rpartition(".")[0]

@@ -109,7 +109,8 @@ def _blocks(container: Any, track: Any, joined: bool) -> Iterator[np.ndarray]:
     """Blocks (frames, channels) in float32 at the rate that the track begins with."""
     import av
 
-    rate, setup, resampler = track.rate, None, None
+    rate, setup = track.rate, None
+    resampler: Any = None
     waiting: list[np.ndarray] = []
     frames = 0
     for packet in container.demux(track):

@@ -96,13 +96,15 @@ def open_recording(
 
         return read_address(path, name, target)
     with contextlib.ExitStack() as stack:
-        source = sys.stdin.buffer if from_stdin else stack.enter_context(open_file(path, name))
-        if from_stdin or not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
-            path = spool_to_disk(source, name, stack)  # a pipe cannot seek
-            source = stack.enter_context(open_file(path, name))
-        if not os.fstat(source.fileno()).st_size:
+        if from_stdin:
+            file = spool_to_disk(sys.stdin.buffer, name, stack)
+        else:
+            file = stack.enter_context(open_file(path, name))
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                file = spool_to_disk(file, name, stack)  # a pipe cannot seek
+        if not os.fstat(file.fileno()).st_size:
             raise AudioError(f"{name} is empty (0 bytes): record or copy it again")
-        return _decode(source, name, target)
+        return _decode(file, name, target)
 
 
 def _array_blocks(array: np.ndarray | mx.array) -> Iterator[np.ndarray]:
@@ -169,18 +171,17 @@ def _reading(name: str) -> Iterator[None]:
         ) from None
 
 
-def spool_to_disk(source: BinaryIO, name: str, stack: contextlib.ExitStack) -> str:
-    """Path of a copy of all that a pipe brings, which lives as long as `stack`."""
+def spool_to_disk(source: BinaryIO, name: str, stack: contextlib.ExitStack) -> io.FileIO:
+    """A copy of all that a pipe brings, without a name, which lives as long as `stack`."""
     with disk_errors(name):
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mlx-speech-"))
-        path = os.path.join(folder, "audio")
-        with open(path, "wb") as copy:
-            while True:
-                with _reading(name):
-                    data = source.read(_COPY_BYTES)
-                if not data:
-                    return path
-                copy.write(data)
+        copy = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+        while True:
+            with _reading(name):
+                data = source.read(_COPY_BYTES)
+            if not data:
+                return copy
+            while data:
+                data = data[copy.write(data) :]
 
 
 def _decode(file: io.FileIO, name: str, target: float) -> Recording:

@@ -146,6 +146,6 @@ def refuse_integers(peak: float, whole_numbers: bool, name: str) -> None:
 
 def checked_rate(rate, what: str) -> float:
     # Below 1000, somebody meant kilohertz, and the result would be a thousand times too long.
-    if isinstance(rate, numbers.Real) and 1000 <= rate <= 10_000_000:
+    if isinstance(rate, numbers.Real) and 1000 <= rate <= 10_000_000:  # type: ignore[operator]
         return float(rate)
     raise AudioError(f"{what} must be a number of hertz, 1000 to 10000000, but is {rate!r}")

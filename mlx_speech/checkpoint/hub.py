@@ -277,7 +277,7 @@ def _explain(error: Exception, repo_id: str | None, revision: str | None, lacks:
     """Say in one line what failed, and what to do about it."""
     from huggingface_hub import constants, errors
 
-    reason = error
+    reason: BaseException = error
     if isinstance(error, errors.LocalEntryNotFoundError):  # hides why the Hub was of no help
         reason = error.__cause__ or errors.OfflineModeIsEnabled()
     elif isinstance(error, RuntimeError) and error.__cause__ is not None:

@@ -14,7 +14,7 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import mlx.core as mx
 import numpy as np
@@ -86,7 +86,7 @@ def _read(file: BinaryIO, data: mmap.mmap) -> dict[str, mx.array]:
 
 
 def _arrays(
-    file: BinaryIO, tree: dict[str, Tensor], records: _Records, byteorder: str
+    file: BinaryIO, tree: dict[str, Tensor], records: _Records, byteorder: Literal["<", ">"]
 ) -> dict[str, mx.array]:
     """Read each storage once; all tensors are views of them."""
     flat: dict[tuple[str, ElementType], mx.array] = {}
@@ -123,7 +123,7 @@ def _flat_array(
     return array.view(dtype) if dtype == mx.bfloat16 else array.astype(dtype)
 
 
-def _parse_zip(file: BinaryIO, data: mmap.mmap) -> tuple[object, _Records, str]:
+def _parse_zip(file: BinaryIO, data: mmap.mmap) -> tuple[object, _Records, Literal["<", ">"]]:
     """What the pickle describes; start and size in the file by storage key; the byte order."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -169,7 +169,7 @@ def _parse_zip(file: BinaryIO, data: mmap.mmap) -> tuple[object, _Records, str]:
     return tree, records, "<" if order == b"little" else ">"
 
 
-def _parse_legacy(data: mmap.mmap) -> tuple[object, _Records, str]:
+def _parse_legacy(data: mmap.mmap) -> tuple[object, _Records, Literal["<", ">"]]:
     """As `_parse_zip`; the bytes are little-endian always, whatever machine wrote them."""
     unpickler = Unpickler(data)
     if unpickler.load() != _LEGACY_MAGIC:
@@ -179,10 +179,10 @@ def _parse_legacy(data: mmap.mmap) -> tuple[object, _Records, str]:
     unpickler.load()  # about the machine that wrote it
     tree = unpickler.load()
     keys = unpickler.load()
-    records = {}
+    records: _Records = {}
     for key in keys if isinstance(keys, list) else [None]:
         storage = unpickler.storages.get(key) if isinstance(key, str) else None
-        if storage is None:
+        if storage is None or key is None:
             raise CheckpointError("its list of storages is damaged; download it again")
         count, start = data.read(8), data.tell()
         if len(count) < 8 or start + storage.nbytes > len(data):

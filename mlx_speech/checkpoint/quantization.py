@@ -200,10 +200,10 @@ def resolve_quantization(
     Raises:
         InputError: MLX has no such quantization, or the arguments contradict each other.
     """
-    sizes, possible = MODES.get(mode, ((group_size,), (bits,)))
-    group_size = sizes[0] if group_size is None else group_size
-    settings = {"group_size": group_size, "bits": possible[0] if bits is None else bits}
-    checked({**settings, "mode": mode})
+    sizes, possible = MODES.get(mode, ((0,), (0,)))
+    size = sizes[0] if group_size is None else group_size
+    width = possible[0] if bits is None else bits
+    checked({"group_size": size, "bits": width, "mode": mode})
     if isinstance(recipe, str):
         if recipe not in RECIPES:
             raise InputError.about(
@@ -222,11 +222,10 @@ def resolve_quantization(
                 bits=possible[0],
                 recipe=recipe,
             )
-        return Quantization(RECIPES[recipe], recipe, mode, group_size)
-    bits = settings["bits"]
+        return Quantization(RECIPES[recipe], recipe, mode, size)
     speech = any(re.match(PARTS["encoder"], path) for path, _ in model.named_modules())
-    name = "custom" if recipe else f"{'speech' if speech else 'all'}_{bits}bit"
-    return Quantization(Recipe(8, 8, bits, bits), name, mode, group_size, recipe)
+    name = "custom" if recipe else f"{'speech' if speech else 'all'}_{width}bit"
+    return Quantization(Recipe(8, 8, width, width), name, mode, size, recipe)
 
 
 def quantize_as_stored(model: nn.Module, weights: dict[str, mx.array]) -> None:

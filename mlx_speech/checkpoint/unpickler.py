@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 import pickle
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -145,6 +147,14 @@ class Unpickler(pickle._Unpickler):
     Raises:
         CheckpointError: the pickle is damaged, or asks for anything else.
     """
+
+    # of Python's machine, which its stubs do not know
+    memo: dict[int, Any]
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
+    readline: Callable[[], bytes]
 
     dispatch = _Operations(
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,13 +11,39 @@ from mlx.utils import tree_flatten, tree_map
 
 from ..errors import CheckpointError
 from ..generation.config import GenerationConfig
-from ..layers.lora import LoraConfig, apply_adapter
+from ..layers.lora import AdaptableModel, LoraConfig, apply_adapter
 from .folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NO_WEIGHTS, printable, read_json, weight_files
 from .pytorch import read_pytorch_bin
 from .quantization import check_quant_method, quantize_as_stored
 
 
-def load_weights(folder: Path, config: dict, model_class: type, dtype: mx.Dtype | None = None):
+class CheckpointModel(AdaptableModel, Protocol):
+    """What tensors are put into: a model class that knows its names and layouts."""
+
+    config: Any
+    config_class: ClassVar[Any]
+    folder: Path | None
+    generation_config: Any
+
+    def __init__(self, config: Any): ...
+
+    @staticmethod
+    def sanitize(weights: dict[str, mx.array], config: Any) -> dict[str, mx.array]: ...
+
+    @staticmethod
+    def infer_config_from_weights(config: Any, weights: dict[str, mx.array]) -> None: ...
+
+    def parameters(self) -> dict: ...
+
+    def eval(self) -> Any: ...
+
+
+T = TypeVar("T", bound=CheckpointModel)
+
+
+def load_weights(
+    folder: Path, config: dict, model_class: type[T], dtype: mx.Dtype | None = None
+) -> T:
     """A folder's model in evaluation mode, its adapter over it, with all its tensors read.
 
     Args:
@@ -41,7 +68,7 @@ def load_weights(folder: Path, config: dict, model_class: type, dtype: mx.Dtype 
     return model
 
 
-def lazy_model(folder: Path, config: dict, model_class: type):
+def lazy_model(folder: Path, config: dict, model_class: type[T]) -> T:
     """A folder's model without its adapter, in the types and with the bits in which it is stored.
 
     Tensors of safetensors are read when they are first used. Arguments and errors as above.
@@ -77,7 +104,7 @@ def checkpoint_dtype(config: dict, weights: dict[str, mx.array]) -> mx.Dtype:
     for value in weights.values():
         if mx.issubdtype(value.dtype, mx.floating):
             sizes[value.dtype] = sizes.get(value.dtype, 0) + value.size
-    return max(sizes, key=sizes.get, default=mx.float32)
+    return max(sizes, key=lambda dtype: sizes[dtype], default=mx.float32)
 
 
 def read_weights(folder: Path) -> dict[str, mx.array]:
