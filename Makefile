@@ -14,9 +14,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test parity bench lint format clean openblas
 
-demo: $(VENV)/base.stamp ## transcribe a bundled recording with the bundled tiny model
-	$(BIN)/python -m mlx_speech.transcribe --model examples/tiny-granite-speech \
-		tests/data/audio/espeak_03.flac
+demo: $(VENV)/base.stamp ## a bundled recording, a bundled tiny model: its text, and what was said
+	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/test.stamp ## everything that needs no torch
 	$(PYTEST)
