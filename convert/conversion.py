@@ -108,7 +108,11 @@ def convert(
                 clean_up(target)
     for target in targets:
         _check_target(target, source.folder, overwrite)
-    options: dict[str, Any] = {"group_size": q_group_size, "mode": q_mode, "recipe": quant_predicate}
+    options: dict[str, Any] = {
+        "group_size": q_group_size,
+        "mode": q_mode,
+        "recipe": quant_predicate,
+    }
     with _writing(mlx_path), ExitStack() as stack:
         stage = stack.enter_context(source.as_safetensors(None if dry_run else mlx_path))
         opened = open_model(

@@ -174,7 +174,7 @@ def _reading(name: str) -> Iterator[None]:
 def spool_to_disk(source: BinaryIO, name: str, stack: contextlib.ExitStack) -> io.FileIO:
     """A copy of all that a pipe brings, without a name, which lives as long as `stack`."""
     with disk_errors(name):
-        copy = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+        copy = stack.enter_context(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
         while True:
             with _reading(name):
                 data = source.read(_COPY_BYTES)

@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from audio.test_load import make
+from media import make
 
 from mlx_speech.audio import open_recording
 

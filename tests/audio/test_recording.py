@@ -13,13 +13,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import soundfile
-from test_audio import encoded, give_stdin, make, refused, sine
+from conftest import DATA
+from media import encoded, give_stdin, make, refused, sine
 
 from mlx_speech.audio import SAMPLING_RATE, load_audio, open_recording
 from mlx_speech.audio import recording as recording_module
 from mlx_speech.errors import AudioError
 
-RECORDINGS = Path(__file__).parent / "data" / "audio"
+RECORDINGS = DATA / "audio"
 
 
 @pytest.fixture

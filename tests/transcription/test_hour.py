@@ -69,6 +69,7 @@ def join(sentences, seconds: float, path) -> list[tuple[str, float, float]]:
                 return said
 
 
+@pytest.mark.slow
 def test_an_hour(tiny, sentences, tmp_path):
     faulthandler.cancel_dump_traceback_later()  # without a fast BLAS it takes a quarter of one
     said = join(sentences, HOUR, tmp_path / "hour.flac")
