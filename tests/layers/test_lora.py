@@ -1,0 +1,124 @@
+"""Low-rank adapters: the sum, the switch, and what does not fit."""
+
+from __future__ import annotations
+
+import threading
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from mlx_speech.errors import CheckpointError
+from mlx_speech.layers.lora import LoraConfig, LoRALinear, apply_adapter, use_adapter
+
+
+class Model(nn.Module):
+    adapter_by_default = False
+
+    def __init__(self):
+        super().__init__()
+        self.q_proj, self.v_proj = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def rename(self, name):
+        return name
+
+    def checkpoint_names(self, name):
+        return (name,)
+
+
+def tensors(*modules: str, rank: int = 2) -> dict[str, mx.array]:
+    keys = iter(mx.random.split(mx.random.key(3), 2 * len(modules)))
+    return {
+        f"{module}.lora_{part}.weight": mx.random.normal(shape, key=next(keys))
+        for module in modules
+        for part, shape in (("A", (rank, 6)), ("B", (4, rank)))
+    }
+
+
+def adapted(weights: dict[str, mx.array] | None = None, **config) -> Model:
+    model = Model()
+    settings = {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj"], **config}
+    apply_adapter(model, LoraConfig.from_dict(settings), weights or tensors("q_proj"), mx.float32)
+    return model
+
+
+X = mx.random.normal((3, 6), key=mx.random.key(1))
+
+
+def test_the_low_rank_sum_is_added_and_only_when_it_is_on():
+    weights = tensors("q_proj")
+    model = adapted(weights)
+    plain = model.q_proj.base(X)
+    delta = 4.0 * (weights["q_proj.lora_B.weight"] @ weights["q_proj.lora_A.weight"])
+    assert mx.array_equal(model.q_proj(X), plain)
+    with use_adapter(True):
+        assert mx.allclose(model.q_proj(X), plain + X @ delta.T, atol=1e-5)
+        assert not mx.allclose(model.q_proj(X), plain)
+        with use_adapter(False):
+            assert mx.array_equal(model.q_proj(X), plain)
+    assert not isinstance(model.v_proj, LoRALinear)
+
+
+def test_the_switch_is_the_threads_own():
+    model, found = adapted(), []
+    plain = model.q_proj(X)
+    mx.eval(plain)
+
+    def other():
+        found.append(mx.array_equal(model.q_proj(X), plain).item())
+        mx.clear_streams()
+
+    with use_adapter(True):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert found == [True]
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        ({}, 8 / 2),
+        ({"use_rslora": True}, 8 / 2**0.5),
+        ({"alpha_pattern": {"q_proj": 3}}, 3 / 2),
+        ({"alpha_pattern": {"v_proj": 3}}, 8 / 2),
+        ({"r": 7, "rank_pattern": {"q_pr.j": 2}}, 8 / 2),
+    ],
+)
+def test_scale(config, scale):
+    assert adapted(**config).q_proj.scale == pytest.approx(scale)
+
+
+@pytest.mark.parametrize(
+    ("weights", "config", "message"),
+    [
+        ({"q_proj.weight": mx.zeros((4, 6))}, {}, "unexpected tensor q_proj.weight"),
+        (tensors("k_proj"), {}, "k_proj is no layer of this model"),
+        (tensors("q_proj", rank=3), {}, "has shapes"),
+        (tensors("q_proj", "v_proj"), {}, "1 modules are not among target_modules: v_proj"),
+        (tensors("q_proj"), {"target_modules": ["q_proj", "v_proj"]}, "missing: v_proj"),
+        (
+            {"q_proj.lora_A.weight": mx.zeros((2, 6))},
+            {},
+            "q_proj lacks lora_A or lora_B",
+        ),
+    ],
+)
+def test_what_does_not_fit(weights, config, message):
+    with pytest.raises(CheckpointError, match=message):
+        adapted(weights, **config)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported"),
+        ({"use_dora": True}, "use_dora is not supported"),
+        ({"bias": "all"}, "trained biases are not supported"),
+        ({"r": 0}, "r is 0"),
+        ({"target_modules": "("}, "adapter_config.json"),
+    ],
+)
+def test_other_kinds(config, message):
+    with pytest.raises(CheckpointError, match=message):
+        LoraConfig.from_dict(config)

@@ -1,0 +1,144 @@
+"""Rotary positions against the formula, for each rule of frequencies."""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_speech.errors import CheckpointError
+from mlx_speech.layers.rope import RotaryEmbedding, normalize_rope_parameters
+
+DIM, MAXIMUM, BASE = 16, 64, 10000.0
+PLAIN = BASE ** -(np.arange(0, DIM, 2) / DIM)
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def embedding(rope_type: str = "default", **parameters) -> RotaryEmbedding:
+    parameters = {"rope_type": rope_type, **parameters}
+    return RotaryEmbedding(DIM, normalize_rope_parameters(parameters, BASE, None), MAXIMUM)
+
+
+def rotated(x: np.ndarray, positions: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
+    """Dimensions i and i + d/2 as a complex number, turned by position times frequency i."""
+    half = x.shape[-1] // 2
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * positions[..., None] * frequencies)
+    return np.concatenate([turned.real, turned.imag], axis=-1)
+
+
+def states(batch: int, length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(batch, 3, length, DIM)).astype(np.float32)
+
+
+def llama3() -> np.ndarray:
+    """As the authors write it: by wavelength, in three cases."""
+    found = []
+    for frequency in PLAIN:
+        wavelength = 2 * math.pi / frequency
+        if wavelength < 32 / 4:
+            found.append(frequency)
+        elif wavelength > 32 / 1:
+            found.append(frequency / 8)
+        else:
+            smooth = (32 / wavelength - 1) / (4 - 1)
+            found.append((1 - smooth) * frequency / 8 + smooth * frequency)
+    return np.array(found)
+
+
+LISTS = {"short_factor": [1.0] * 7 + [2.0], "long_factor": [2.0] * 8}
+RULES = {
+    "default": ({}, PLAIN, 1.0),
+    "linear": ({"factor": 4.0}, PLAIN / 4, 1.0),
+    "dynamic": ({"factor": 2.0}, PLAIN, 1.0),  # within the maximum
+    "llama3": (LLAMA3, llama3(), 1.0),
+    "longrope": (
+        {**LISTS, "original_max_position_embeddings": 32},
+        PLAIN / np.array(LISTS["short_factor"]),
+        math.sqrt(1 + math.log(2) / math.log(32)),
+    ),
+}
+
+
+@pytest.mark.parametrize("rope_type", RULES)
+@pytest.mark.parametrize("start", [0, 5])
+def test_each_rule(rope_type, start):
+    parameters, frequencies, factor = RULES[rope_type]
+    x = states(2, 6)
+    found = embedding(rope_type, **parameters).rotation(start, 6)(mx.array(x))
+    expected = rotated(factor * x, np.arange(start, start + 6), frequencies)
+    np.testing.assert_allclose(np.array(found), expected, atol=2e-5)
+
+
+def test_yarn_keeps_fast_frequencies_and_stretches_slow_ones():
+    rope = embedding("yarn", factor=4.0, original_max_position_embeddings=32)
+    x = states(1, 4)
+    found = np.array(rope.rotation(0, 4)(mx.array(x)))
+    scale = 0.1 * math.log(4) + 1
+    for frequency, dimension in ((PLAIN[0], 0), (PLAIN[-1] / 4, DIM // 2 - 1)):
+        pair = x[..., [dimension, dimension + DIM // 2]]
+        expected = rotated(scale * pair, np.arange(4), np.array([frequency]))
+        np.testing.assert_allclose(
+            found[..., [dimension, dimension + DIM // 2]], expected, atol=2e-5
+        )
+
+
+def test_dynamic_beyond_the_maximum_grows_its_base():
+    x = states(1, 100)
+    found = embedding("dynamic", factor=2.0).rotation(0, 100)(mx.array(x))
+    base = BASE * (2 * 100 / MAXIMUM - 1) ** (DIM / (DIM - 2))
+    frequencies = base ** -(np.arange(0, DIM, 2) / DIM)
+    np.testing.assert_allclose(np.array(found), rotated(x, np.arange(100), frequencies), atol=2e-4)
+
+
+@pytest.mark.parametrize("rope_type", ["default", "dynamic"])
+def test_parts_of_a_prompt_are_the_whole(rope_type):
+    rope = embedding(rope_type, **({"factor": 2.0} if rope_type == "dynamic" else {}))
+    x = mx.array(states(1, 90))
+    whole = rope.rotation(0, 90)(x)
+    first = rope.rotation(0, 50, ahead=40)(x[:, :, :50])
+    second = rope.rotation(50, 40)(x[:, :, 50:])
+    assert mx.abs(mx.concatenate([first, second], axis=2) - whole).max().item() <= 2e-5
+
+
+def test_a_position_for_each_row_and_for_each_token():
+    x = states(3, 4)
+    rope = embedding()
+    starts = np.array([0, 7, 2])
+    expected = rotated(x, (starts[:, None] + np.arange(4))[:, None], PLAIN)
+    by_row = rope.rotation(mx.array(starts), 4)(mx.array(x))
+    np.testing.assert_allclose(np.array(by_row), expected, atol=2e-5)
+    each = np.array([[3, 1, 4, 1], [5, 9, 2, 6], [5, 3, 5, 8]])
+    by_token = rope.rotation(mx.array(each), 4)(mx.array(x))
+    np.testing.assert_allclose(np.array(by_token), rotated(x, each[:, None], PLAIN), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"rope_type": "spiral"}, "rope_type 'spiral' is not supported; supported are default"),
+        ({"rope_type": "linear"}, "rope_parameters lack 'factor'"),
+        ({"rope_type": "linear", "factor": 0}, "neither factor nor base may be 0"),
+        ({"partial_rotary_factor": 0.5}, "heads are rotated whole"),
+        (
+            {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]},
+            "1 factors for 8 frequencies",
+        ),
+    ],
+)
+def test_refused(parameters, message):
+    with pytest.raises(CheckpointError, match=message):
+        embedding(**parameters)
+
+
+def test_both_forms_of_a_configuration():
+    old = normalize_rope_parameters(None, 5e5, {"type": "linear", "factor": 2.0})
+    new = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
+    assert old == new == normalize_rope_parameters(new, None, None)
+    assert normalize_rope_parameters(None, None, None)["rope_theta"] == 10000.0
