@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import mlx.core as mx
@@ -78,7 +78,7 @@ class ChatSession:
         """The reply to a message; options as for the session."""
         return "".join(response.text for response in self.stream(text, **options))
 
-    def stream(self, text: str, **options: Any) -> Iterator[GenerationResponse]:
+    def stream(self, text: str, **options: Any) -> Generator[GenerationResponse, None, None]:
         """As `send`, but yields the reply as it comes.
 
         A reply that is not taken to its end (the iterator is closed, or something is raised
@@ -107,7 +107,7 @@ class ChatSession:
             raise
         return self._reply(responses, messages, ids)
 
-    def _reply(self, responses, messages, ids) -> Iterator[GenerationResponse]:
+    def _reply(self, responses, messages, ids) -> Generator[GenerationResponse, None, None]:
         reply, tokens = "", []
         self.messages = messages
         try:

@@ -142,7 +142,7 @@ def load(
     """
     folder = resolve_checkpoint(path_or_repo, revision=revision, progress=progress)
     model = load_model(folder, dtype=dtype)
-    processor_class = architecture(model.config.model_type).processor_class
+    processor_class: Any = architecture(model.config.model_type).processor_class
     return model, processor_class.from_pretrained(folder, name=str(path_or_repo))
 
 

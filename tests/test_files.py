@@ -14,6 +14,12 @@ def names(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def fail_within(context, work, error) -> None:
+    with context as temporary:
+        work(temporary)
+        raise error
+
+
 class TestFile:
     def test_it_appears_at_the_end(self, tmp_path):
         path = tmp_path / "a.txt"
@@ -27,10 +33,8 @@ class TestFile:
     def test_a_failure_leaves_what_was_there(self, tmp_path, error):
         path = tmp_path / "a.txt"
         path.write_text("old")
-        with pytest.raises(error):  # noqa: PT012 - what is tested is the inner block
-            with replacing(path) as temporary:
-                temporary.write_text("half of the ne")
-                raise error
+        with pytest.raises(error):
+            fail_within(replacing(path), lambda temporary: temporary.write_text("hal"), error)
         assert (path.read_text(), names(tmp_path)) == ("old", ["a.txt"])
 
     @pytest.mark.parametrize("umask", [0o022, 0o077])
@@ -71,10 +75,12 @@ class TestFolder:
         path = tmp_path / "model"
         path.mkdir()
         (path / "old").touch()
-        with pytest.raises(ValueError, match="half"):  # noqa: PT012 - as above
-            with replacing_folder(path, overwrite=overwrite) as temporary:
-                (temporary / "new").touch()
-                raise ValueError("half of it")
+        with pytest.raises(KeyError):
+            fail_within(
+                replacing_folder(path, overwrite=overwrite),
+                lambda temporary: (temporary / "new").touch(),
+                KeyError,
+            )
         assert (names(path), names(tmp_path)) == (["old"], ["model"])
 
     def test_without_overwrite_a_full_folder_stays(self, tmp_path):

@@ -91,8 +91,10 @@ def run(args: argparse.Namespace, console: Console, usage: None) -> int:
     need_standard_output()
     from ..chat_session import ChatSession
 
+    model, processor = load_named(args, console)
     session = ChatSession(
-        *load_named(args, console),
+        model,
+        processor,
         system=args.system_prompt,
         **explicit_options(args, GENERATION + CACHE),
         **console.prompt_progress(),

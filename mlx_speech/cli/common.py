@@ -96,7 +96,7 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
     add_options(parser, "--revision")
 
 
-def add_console_options(parser: argparse.ArgumentParser) -> None:
+def add_console_options(parser: argparse._ActionsContainer) -> None:
     """How much is said on standard error."""
     talk = parser.add_mutually_exclusive_group()
     talk.add_argument("--verbose", action="store_true", help="say what is done and how fast")
@@ -237,7 +237,7 @@ def load_named(args: argparse.Namespace, console: Console) -> tuple[Any, Any]:
 _COMPLETED = {"AUDIO": "FILE", "FILE": "FILE", "DIR": "DIRECTORY", "MODEL": "DIRECTORY"}
 
 
-def add_about_options(parser: argparse.ArgumentParser) -> None:
+def add_about_options(parser: argparse._ActionsContainer) -> None:
     """`--version` and `--print-completion`."""
     parser.add_argument("--version", action="version", version=f"mlx_speech {__version__}")
     parser.add_argument(

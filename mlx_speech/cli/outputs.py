@@ -96,10 +96,10 @@ def plan(
         for path in job.targets:
             other = owners.setdefault(_key(str(path)), job.input.source)
             if other != job.input.source:
-                names = map(display_name, (str(path), other, job.input.source))
+                shown = map(display_name, (str(path), other, job.input.source))
                 raise InputError(
                     "{} would be written for both {} and {}; a name of your own may have "
-                    "{{parent}} and {{stem}} in it".format(*names)
+                    "{{parent}} and {{stem}} in it".format(*shown)
                 )
     return jobs
 

@@ -64,11 +64,11 @@ def _bar(title: str, duration: float):
     from tqdm import tqdm
 
     try:
-        size = os.get_terminal_size(sys.stderr.fileno())
+        told = all(os.get_terminal_size(sys.stderr.fileno()))
     except OSError:
-        size = (0, 0)
+        told = False
     # terminals that do not tell their size would get no bar at all
-    width = {"dynamic_ncols": True} if all(size) else {"ncols": 80, "nrows": 24}
+    width = {"dynamic_ncols": True} if told else {"ncols": 80, "nrows": 24}
     return tqdm(
         # of 80 columns, numbers take 40
         desc=title if len(title) <= 30 else title[:10] + "..." + title[-17:],

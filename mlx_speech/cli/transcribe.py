@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Generator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, MlxSpeechError, UnsupportedOptionError
@@ -147,7 +148,7 @@ class Run:
         if not (job.files or self._args.stream):
             print(to_txt(transcript), end="", flush=True)
         if job.plot:
-            plot(job, transcript)
+            plot(job.plot, source, transcript)
         self._report_segments(name, transcript)
         for path in job.targets:
             self._console.detail(f"{name}: written to {display_name(str(path))}")
@@ -212,10 +213,10 @@ def print_deltas(deltas: Generator[TranscriptionDelta, None, Transcript]) -> Tra
             print(flush=True)
 
 
-def plot(job: Job, transcript: Transcript) -> None:
+def plot(path: Path, source: str, transcript: Transcript) -> None:
     """Draw a recording, which is read again for it, and its transcript."""
     from ..audio import open_recording
     from ..output.plotting import plot_transcript
 
-    with open_recording(job.input.source) as recording:
-        plot_transcript(job.plot, recording.read, recording.sampling_rate, transcript)
+    with open_recording(source) as recording:
+        plot_transcript(path, recording.read, recording.sampling_rate, transcript)

@@ -78,12 +78,11 @@ class Prefilled:
 
     def steps(self) -> Iterator[TokenStep]:
         """Greedy search or sampling, with the draft model if there is one."""
-        common = {"stopping": self.stopping, "processors": self.processors}
+        common: dict[str, Any] = {"stopping": self.stopping, "processors": self.processors}
+        given = (self.config, self.history)
         if self.draft is None:
-            return search(self.logits, self.step, self.config, self.history, **common)
-        return speculative_search(
-            self.logits, self.step, self.cache, *self.draft, self.config, self.history, **common
-        )
+            return search(self.logits, self.step, *given, **common)
+        return speculative_search(self.logits, self.step, self.cache, *self.draft, *given, **common)
 
     def rows(self) -> list[Hypothesis]:
         """Whole answers, by whatever strategy the options ask for."""
@@ -168,7 +167,7 @@ def prefill(
     config = config.limited(prompt.shape[1])
     cache_options = {name: inputs.pop(name) for name in inputs.keys() & set(model.cache_options)}
     if not (cache_options.get("max_kv_size") or (cache and cache[0].max_size)):
-        check_context(model, prompt.shape[1], config.max_new_tokens)
+        check_context(model, prompt.shape[1], config.limit)
     cache = _cache(model, cache, cache_options, left_padding(attention_mask, prompt), config)
     logits, step = model.prefill(uncached(prompt, cache), cache, **inputs)
     draft = None
@@ -201,7 +200,7 @@ def _prefill_draft(
     model, prompt: mx.array, config: GenerationConfig, vocab_size: int
 ) -> tuple[Step, Sequence[Any]]:
     """Feed the prompt to a draft model; its step and cache."""
-    check_context(model, prompt.shape[1], config.max_new_tokens)
+    check_context(model, prompt.shape[1], config.limit)
     cache = model.make_cache()
     logits, step = model.prefill(prompt, cache)
     if logits.shape[-1] != vocab_size:

@@ -46,7 +46,7 @@ class Beams:
         """
         config = self.config
         length = len(candidates[0][1].tokens)
-        at_limit = length == config.max_new_tokens
+        at_limit = length == config.limit
         ends = [at_limit or self.stopping(h.tokens) for _, h in candidates]
         # those that end count only among the first `num_beams`; the rest are there to go on from
         best = zip(candidates[: config.num_beams], ends, strict=False)
@@ -77,7 +77,7 @@ class Beams:
         if config.early_stopping is True:
             return True
         if config.early_stopping == "never" and config.length_penalty > 0:
-            length = config.max_new_tokens
+            length = config.limit
         best_possible = self.running[0].score / length**config.length_penalty
         return best_possible <= self.finished[-1].score
 

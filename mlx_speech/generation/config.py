@@ -113,6 +113,11 @@ class GenerationConfig:
         return bool(self.temperature) if self.do_sample is None else self.do_sample
 
     @property
+    def limit(self) -> int:
+        """`max_new_tokens`, once it is settled (`limited`)."""
+        return DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
+
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The ids that end an answer, however many."""
         ids = self.eos_token_id
@@ -189,5 +194,7 @@ class GenerationConfig:
         if model_config.get("is_encoder_decoder"):
             names.append("decoder_start_token_id")
             kept += ["max_length", "forced_bos_token_id"]
-        ids = {n: next((p[n] for p in places if p.get(n) is not None), None) for n in names}
-        return cls(**ids, **{n: data[n] for n in kept if data.get(n) is not None})
+        found: dict[str, Any] = {n: data[n] for n in kept if data.get(n) is not None}
+        for n in names:
+            found[n] = next((p[n] for p in places if p.get(n) is not None), None)
+        return cls(**found)

@@ -95,7 +95,7 @@ def load_prompt_cache(path: str | os.PathLike, model) -> tuple[list[KVCache], di
 
 def _empty(header: dict[str, Any]) -> KVCache:
     """One layer's cache of the kind that a header names; `ValueError` and the like if none."""
-    kind = {kind.__name__: kind for kind in _SETTINGS}[header["kind"]]
+    kind: Any = {kind.__name__: kind for kind in _SETTINGS}[header["kind"]]
     settings = header["settings"]
     if sorted(settings) != sorted(_SETTINGS[kind]):
         raise ValueError(f"settings of another kind: {settings}")

@@ -53,7 +53,7 @@ def search(
     mx.async_eval(token, logprob)
     answers: list[list[int]] = [[] for _ in range(len(prompt))]
     ended = [False] * len(prompt)
-    for remaining in range(config.max_new_tokens - 1, -1, -1):
+    for remaining in range(config.limit - 1, -1, -1):
         current, current_logprob = token, logprob
         if remaining:
             if sample.processors:

@@ -78,10 +78,10 @@ def _search(
     yield TokenStep(answer[:], logprob.tolist()[0], [False])
     history = prompt
     unseen = token  # by the draft model
-    while len(answer) < config.max_new_tokens and not stopping(answer):
+    while len(answer) < config.limit and not stopping(answer):
         history = mx.concatenate([history, token], axis=1)
-        count = min(config.num_draft_tokens, config.max_new_tokens - len(answer) - 1)
-        drafts = []
+        count = min(config.num_draft_tokens, config.limit - len(answer) - 1)
+        drafts: list[mx.array] = []
         for _ in range(count):
             context = mx.concatenate([history, *drafts], axis=1)
             drafts.append(sample(draft_step(unseen)[:, -1], context)[0])

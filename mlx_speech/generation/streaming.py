@@ -95,7 +95,7 @@ def stream_text(
         stopped = run.stopping(tokens)
         is_end = token in run.config.eos_token_ids
         text = stop_filter.add("" if is_end else detokenizer.add(token))
-        if stopped or len(tokens) == run.config.max_new_tokens or cut_off(tokens):
+        if stopped or len(tokens) == run.config.limit or cut_off(tokens):
             text += stop_filter.finish(detokenizer.finish() + detokenizer.white_space)
             yield TextStep(text, token, logprob, "stop" if stopped else "length")
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,7 +83,7 @@ def generate_response(model, processor, prompt: Prompt, **options: Any) -> Gener
 
 def stream_generate(
     model, processor, prompt: Prompt, **options: Any
-) -> Iterator[GenerationResponse]:
+) -> Generator[GenerationResponse, None, None]:
     """As `generate`, but yields the answer as it comes. Beam search cannot stream.
 
     The texts of all responses together are exactly what `generate` returns.
@@ -112,7 +112,7 @@ def _prefill(
 
 def _responses(
     run: Prefilled, tokenizer, prompt_tokens: int, begin: float
-) -> Iterator[GenerationResponse]:
+) -> Generator[GenerationResponse, None, None]:
     prompt_tps = 0.0
     for count, step in enumerate(stream_text(run, tokenizer), 1):
         now = time.perf_counter()

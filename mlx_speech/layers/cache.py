@@ -171,6 +171,8 @@ class RotatingKVCache(KVCache):
         keep: how many of them are the first ones, which models lean on.
     """
 
+    max_size: int
+
     def __init__(self, max_size: int, keep: int = 4):
         super().__init__()
         if max_size <= keep:
@@ -283,10 +285,10 @@ class QuantizedKVCache(KVCache):
                 self._append(self._quantize(stored))
         self._append(self._quantize([keys, values]))
         parts = self.stored()
-        return (
-            Quantized(*parts[:3], self.group_size, self.bits),
-            Quantized(*parts[3:], self.group_size, self.bits),
-        )
+        return self._quantized(*parts[:3]), self._quantized(*parts[3:])
+
+    def _quantized(self, data: mx.array, scales: mx.array, biases: mx.array) -> Quantized:
+        return Quantized(data, scales, biases, self.group_size, self.bits)
 
     def _check(self, head_dim: int) -> None:
         if head_dim % self.group_size:

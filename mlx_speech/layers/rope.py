@@ -141,8 +141,7 @@ class RotaryEmbedding:
     """
 
     def __init__(self, dim: int, parameters: dict[str, Any], max_position_embeddings: int):
-        self.rule = _RULES.get(parameters["rope_type"])
-        if self.rule is None:
+        if parameters["rope_type"] not in _RULES:
             raise CheckpointError(
                 f"config.json: rope_type {parameters['rope_type']!r} is not supported; "
                 f"supported are {', '.join(_RULES)}"
@@ -156,6 +155,7 @@ class RotaryEmbedding:
             raise CheckpointError(
                 "config.json: bad rope_parameters: neither factor nor base may be 0"
             )
+        self.rule = _RULES[parameters["rope_type"]]
         self.dim = dim
         self.parameters = parameters
         self.max_position_embeddings = max_position_embeddings
@@ -203,7 +203,7 @@ class RotaryEmbedding:
             traditional=False,
             base=None,
             scale=1.0,
-            offset=start.flatten() if each else start,
+            offset=start.flatten() if isinstance(start, mx.array) and each else start,
             freqs=wavelengths,
         )
 

@@ -61,7 +61,7 @@ class PretrainedModel(nn.Module):
         """This class, or the one derived from it that a checkpoint's model_type asks for."""
         model_type = config.get("model_type")
         for candidate in (cls, *cls.__subclasses__()):
-            known = candidate.config_class
+            known: Any = candidate.config_class
             if model_type in (known.model_type, *known.other_types):
                 return candidate
         raise CheckpointError(f"{folder}: holds a {model_type} model, not a {cls.__name__}")
@@ -126,7 +126,7 @@ class PretrainedModel(nn.Module):
                 )
         for table in tables:
             table.weight = _resized(table.weight, new_num_tokens)
-        config = getattr(self.config, "text_config", self.config)
+        config: Any = getattr(self.config, "text_config", self.config)
         config.vocab_size = new_num_tokens
         if padding_idx is not None:
             embeddings.weight[padding_idx] = 0

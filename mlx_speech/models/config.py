@@ -36,7 +36,8 @@ class PretrainedConfig:
             CheckpointError: a value has the wrong type or contradicts another one.
         """
         names = {f.name for f in dataclasses.fields(cls)} - {"extra"}
-        known, extra = {}, {}
+        known: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
         for key, value in data.items():
             key = cls.aliases.get(key, key)
             (known if key in names else extra)[key] = value

@@ -72,7 +72,7 @@ class DecoderConfig(PretrainedConfig):
 
     @property
     def attention_scale(self) -> float:
-        return self.head_dim**-0.5
+        return self.head_dim**-0.5  # type: ignore[operator] # settled in __post_init__
 
     @property
     def residual_scale(self) -> float:
@@ -102,9 +102,10 @@ class Attention(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.num_heads = config.num_attention_heads
-        self.num_kv_heads = config.num_key_value_heads
+        self.num_kv_heads: int = config.num_key_value_heads  # type: ignore[assignment] # likewise
         self.scale = config.attention_scale
-        dim, head_dim, bias = config.hidden_size, config.head_dim, config.attention_bias
+        head_dim: int = config.head_dim  # type: ignore[assignment]
+        dim, bias = config.hidden_size, config.attention_bias
         self.q_proj = nn.Linear(dim, self.num_heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(dim, self.num_kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(dim, self.num_kv_heads * head_dim, bias=bias)
@@ -176,9 +177,9 @@ class DecoderModel(PretrainedModel):
         self.config = config
         self.embedding_scale = config.embedding_scale
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.rope = RotaryEmbedding(
-            config.head_dim, config.rope_parameters, config.max_position_embeddings
-        )
+        head_dim: Any = config.head_dim
+        rope: Any = config.rope_parameters
+        self.rope = RotaryEmbedding(head_dim, rope, config.max_position_embeddings)
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
         self.norm = norm(config)
 

@@ -54,7 +54,7 @@ def line_breaks(text: str) -> list[int]:
             allowed = after not in "!?:;"  # as French sets them off
         else:
             allowed = (
-                (_CJK.match(before) or _CJK.match(after))
+                bool(_CJK.match(before) or _CJK.match(after))
                 and before not in _NOT_LAST
                 and after not in _NOT_FIRST
                 and columns(after) > 0

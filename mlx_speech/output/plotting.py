@@ -50,7 +50,7 @@ FONTS = ("Arial Unicode MS", "Hiragino Sans", "Noto Sans CJK JP", "Noto Sans Ara
 def plot_transcript(
     path: Path,
     read: Callable[[int, int], Any],
-    sampling_rate: int,
+    sampling_rate: float,
     transcript: Transcript,
 ) -> None:
     """Draw a transcript over its recording into a PNG file, which is written whole or not at all.
@@ -94,7 +94,7 @@ def check_plot(path: Path) -> None:
 
 def draw_transcript(
     read: Callable[[int, int], Any],
-    sampling_rate: int,
+    sampling_rate: float,
     transcript: Transcript,
 ) -> Figure:
     """The figure of `plot_transcript`, one axes for each row."""
@@ -223,8 +223,8 @@ def _draw_words(row: Axes, segments: list[Segment], fonts: list[str]) -> None:
         spans[number % len(WORD_LANES) if lane is None else lane].append(
             (word.start, word.end - word.start)
         )
-    for lane, height in zip(spans, WORD_LANES, strict=True):
-        _bars(row, lane, height, "tab:orange", "words").set_alpha(0.5)
+    for drawn, place in zip(spans, WORD_LANES, strict=True):
+        _bars(row, drawn, place, "tab:orange", "words").set_alpha(0.5)
 
 
 def _columns_per_second(row: Axes) -> float:

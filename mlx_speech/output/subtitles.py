@@ -144,12 +144,11 @@ def subtitle_cues(
             initial=-1,
         )
     )[1:]
-    return [
-        Cue(start, min(max(round(1000 * end), start + 1), following), text)
-        for start, following, (_, end, text) in zip(
-            starts, [*starts[1:], math.inf], found, strict=False
-        )
+    ends = [
+        max(round(1000 * end), start + 1) for start, (_, end, _) in zip(starts, found, strict=True)
     ]
+    ends = [*map(min, ends, starts[1:]), *ends[-1:]]
+    return [Cue(a, b, text) for a, b, (_, _, text) in zip(starts, ends, found, strict=True)]
 
 
 class _Piece(NamedTuple):
@@ -209,11 +208,12 @@ def _located(text: str, breaks: list[int], words: list[Word]) -> list[tuple[int,
 
 def _cues_of_lines(pieces: list[_Piece], options: SubtitleOptions) -> Iterator[list[list[_Piece]]]:
     """What each cue shows: lines of pieces."""
-    if options.max_words_per_line:
-        for _, line in groupby(pieces, lambda piece: piece.word // options.max_words_per_line):
+    if number := options.max_words_per_line:
+        for _, line in groupby(pieces, lambda piece: piece.word // number):
             yield [list(line)]
         return
-    lines, used = [], math.inf
+    lines: list[list[_Piece]] = []
+    used = math.inf
     width = options.max_line_width or math.inf
     for piece in pieces:
         if not lines or used + columns(piece.text.rstrip(" ")) > width:

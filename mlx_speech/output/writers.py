@@ -123,9 +123,10 @@ def output_name(
             wrong = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
             known = ", ".join(f"{{{known}}}" for known in NAME_FIELDS)
             raise InputError(f"{made} has the unknown field {{{wrong}}}; there are {known}")
-        if values[field] is None:
+        value = values[field]
+        if value is None:
             raise InputError(f"{made} needs the language, which is not known; say which it is")
-        name += values[field]
+        name += value
     if not name.strip(" ."):
         raise InputError(f"{made} gives {name!r}, which is no name for a file")
     return name

@@ -59,9 +59,10 @@ def choose_chat_template(
                     f"with chat_template one of {', '.join(sorted(templates))}"
                 )
         return templates.get(wanted, wanted)
-    if wanted is None and templates is None:
+    found = templates if wanted is None else wanted
+    if found is None:
         raise InputError("this checkpoint has no chat template; give the prompt as plain text")
-    return templates if wanted is None else wanted
+    return found
 
 
 def render_chat(template: str, messages: Sequence[dict[str, Any]], **variables: Any) -> str:

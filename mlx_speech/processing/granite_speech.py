@@ -121,11 +121,11 @@ class GraniteSpeechProcessor:
             check_arrays(return_tensors, padding, lengths, "recordings")
             if text is None:
                 return features
-        texts = [text] if isinstance(text, str) else text
+        texts: Any = [text] if isinstance(text, str) else text
         is_list = isinstance(texts, list | tuple) and len(texts) > 0
         if not is_list or not all(isinstance(t, str) for t in texts):
             raise InputError(f"text is {_shown(text)}, but must be one or more strings")
-        mentioned = sum(t.count(self.audio_token) for t in texts)
+        mentioned: int = sum(t.count(self.audio_token) for t in texts)
         if mentioned != len(sizes):
             raise InputError(
                 f"the text mentions {mentioned} recordings ({self.audio_token}), but "
@@ -205,9 +205,9 @@ class GraniteSpeechProcessor:
             InputError: a message or a part of one has another form, or the template refuses them.
         """
         flat = [self._flatten(message) for message in messages]
-        return self.tokenizer.apply_chat_template(
-            flat, add_generation_prompt=add_generation_prompt, **variables
-        )
+        variables["add_generation_prompt"] = add_generation_prompt
+        text: Any = self.tokenizer.apply_chat_template(flat, **variables)
+        return text
 
     def _flatten(self, message: dict[str, Any]) -> dict[str, Any]:
         """Parts as one string: the templates know no others, and would drop the audio."""

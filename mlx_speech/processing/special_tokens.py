@@ -32,6 +32,8 @@ class SpecialTokens:
 
     backend: Backend
     config: dict[str, Any]
+    #: which of the two encoding puts around a text
+    _added: dict[str, bool]
 
     bos_token, bos_token_id = _token("bos_token"), _token_id("bos_token")
     eos_token, eos_token_id = _token("eos_token"), _token_id("eos_token")

@@ -79,7 +79,7 @@ class Speech2TextTokenizer:
                 f"lang_codes {lang_codes!r} is not known; known are {', '.join(LANGUAGES)}"
             )
         self.lang_codes = lang_codes
-        self.langs = LANGUAGES.get(lang_codes, [])
+        self.langs = LANGUAGES[lang_codes] if lang_codes is not None else []
         self.lang_tokens = [f"<lang:{lang}>" for lang in self.langs]
         ids = [self.sp_model.piece_to_id(token) for token in self.lang_tokens]
         self.lang_code_to_id = dict(zip(self.langs, ids, strict=True))
@@ -89,7 +89,7 @@ class Speech2TextTokenizer:
         self.all_special_ids = self.convert_tokens_to_ids(self.all_special_tokens)
         longest_first = sorted(self.all_special_tokens, key=len, reverse=True)
         self._special = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
-        self._tgt_lang = None
+        self._tgt_lang: str | None = None
         if self.langs:
             self.tgt_lang = tgt_lang if tgt_lang is not None else self.langs[0]
 
@@ -109,8 +109,8 @@ class Speech2TextTokenizer:
         config = read_json(folder, "tokenizer_config.json", required=False)
         if "added_tokens_decoder" not in config:  # older checkpoints
             config |= read_json(folder, "special_tokens_map.json", required=False)
-        names = ("bos_token", "eos_token", "pad_token", "unk_token")
-        names += ("do_upper_case", "do_lower_case", "tgt_lang", "lang_codes", "sp_model_kwargs")
+        names = ["bos_token", "eos_token", "pad_token", "unk_token"]
+        names += ["do_upper_case", "do_lower_case", "tgt_lang", "lang_codes", "sp_model_kwargs"]
         arguments = {name: _content(config[name]) for name in names if name in config}
         extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
         arguments["additional_special_tokens"] = [_content(token) for token in extra]
@@ -242,7 +242,7 @@ class Speech2TextTokenizer:
             InputError: there is no text, one is as in `encode`, or one is shorter though it may
                 not be.
         """
-        texts = text if isinstance(text, (list, tuple)) else [text]
+        texts: Sequence[Any] = text if isinstance(text, (list, tuple)) else [text]
         rows = [self.encode(t) for t in texts]
         check_arrays(return_tensors, padding, [len(row) for row in rows], "texts")
         return pad_rows({"input_ids": rows}, fill=self.pad_token_id, side="right")
@@ -257,7 +257,8 @@ class Speech2TextTokenizer:
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Text of pieces and special tokens; a space follows each of the latter."""
-        text, pieces = "", []
+        text = ""
+        pieces: list[str] = []
         for token in tokens:
             if token in self.all_special_tokens:
                 text += f"{self._join(pieces)}{token} "

@@ -99,7 +99,7 @@ class Tokenizer(SpecialTokens):
         """Ids of all tokens."""
         return self.backend.get_vocab()
 
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int | None] | None:
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """Id of a token, or ids of several; the unknown token's for what is none."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
@@ -141,7 +141,7 @@ class Tokenizer(SpecialTokens):
         *,
         skip_special_tokens: bool = True,
         clean_up_tokenization_spaces: bool | None = None,
-    ) -> str | list[str]:
+    ) -> Any:
         """Text of token ids; of several rows of them, a list of texts.
 
         Args:
@@ -204,7 +204,7 @@ class Tokenizer(SpecialTokens):
             InputError: there is no text, one is as in `encode`, or one is shorter though it may
                 not be.
         """
-        texts = text if isinstance(text, (list, tuple)) else [text]
+        texts: Sequence[Any] = text if isinstance(text, (list, tuple)) else [text]
         rows = [self.encode(t, add_special_tokens=add_special_tokens) for t in texts]
         check_arrays(return_tensors, padding, [len(row) for row in rows], "texts")
         return self.pad({"input_ids": rows})

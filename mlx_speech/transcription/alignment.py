@@ -115,8 +115,8 @@ def align_words(
         for i, (labels, _) in enumerate(prepared)
         if labels and frames_needed(labels) <= len(logits[i])
     ]
-    paths = best_paths([logits[i] for i in fitting], [prepared[i][0] for i in fitting])
-    paths = dict(zip(fitting, paths, strict=True))
+    found = best_paths([logits[i] for i in fitting], [prepared[i][0] for i in fitting])
+    paths = dict(zip(fitting, found, strict=True))
     results = []
     for i, (labels, units) in enumerate(prepared):
         frames = len(logits[i])
@@ -133,7 +133,7 @@ def align_words(
 
 def _units(text: str, vocabulary: CTCVocabulary) -> tuple[list[int], list[_Unit]]:
     """Labels of a text, and its words with theirs."""
-    space = vocabulary.label(" ")
+    space = vocabulary.space
     labels: list[int] = []
     units: list[_Unit] = []
     end = None
@@ -210,7 +210,7 @@ def _narrow(
     first, last = path
     for i in np.flatnonzero(np.array(labels) == ANY):
         best = logits[first[i] : last[i] + 1].argmax(axis=1)
-        labelled = np.flatnonzero((best != BLANK) & (best != vocabulary.label(" ")))
+        labelled = np.flatnonzero((best != BLANK) & (best != vocabulary.space))
         if labelled.size:
             first[i], last[i] = first[i] + labelled[0], first[i] + labelled[-1]
     return first, last
@@ -265,9 +265,9 @@ def word_probabilities(
         raise InputError(f"the tokens say {whole!r}, not {text!r}")
     shift = len(whole) - len(said) - (len(text) - len(text.lstrip()))
     first, last = np.array(_token_spans(tokens, whole, tokenizer), int).reshape(-1, 2).T - shift
-    logprobs = np.array(logprobs, np.float64)
+    logs = np.array(logprobs, np.float64)
     return [
-        float(np.exp(logprobs[np.maximum(first, begin) < np.minimum(last, end)].sum()))
+        float(np.exp(logs[np.maximum(first, begin) < np.minimum(last, end)].sum()))
         for begin, end in split_words(text)
     ]
 

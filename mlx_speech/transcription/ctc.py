@@ -41,6 +41,11 @@ class CTCVocabulary:
         of Granite Speech 3.2, whose order nobody has published."""
         return cls(output_dim) if output_dim in (256, 348) else None
 
+    @property
+    def space(self) -> int:
+        """Label between words."""
+        return ord(" ")
+
     def label(self, character: str) -> int | None:
         """Label of a character as it is, None if there is none."""
         code = ord(character)

@@ -37,7 +37,7 @@ class GraniteSpeechTranscription:
         that there is more than silence or steady noise, over which some heads mutter."""
         extractor = self._processor.audio_processor
         segmenter = options.segmenter(extractor.projector_window_size)
-        space = self.ctc_vocabulary and self.ctc_vocabulary.label(" ")
+        space = self.ctc_vocabulary.space if self.ctc_vocabulary else None
         stream, energy, regions = self._model.encode_stream(), EnergyVAD(), SpeechRegions()
         frames = 0
         hidden = logits = None

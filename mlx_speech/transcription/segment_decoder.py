@@ -188,7 +188,7 @@ class SegmentDecoder:
         placed = align_words(
             [segment.text for segment in segments],
             [chunk.ctc_logits for chunk in batch],
-            [chunk.levels_db for chunk in batch],
+            [chunk.levels_db for chunk in batch if chunk.levels_db is not None],
             self.vocabulary,
             [chunk.start for chunk in batch],
         )

@@ -128,16 +128,17 @@ class BlockAttention(nn.Module):
 
     def __init__(self, config: GraniteSpeechEncoderConfig):
         super().__init__()
-        dim, inner = config.hidden_dim, config.num_heads * config.dim_head
+        head_dim: int = config.dim_head  # type: ignore[assignment] # settled in __post_init__
+        dim, inner = config.hidden_dim, config.num_heads * head_dim
         self.num_heads = config.num_heads
         self.context_size = config.context_size
         self.max_pos_emb = config.max_pos_emb
-        self.scale = config.dim_head**-0.5
+        self.scale = head_dim**-0.5
         self.pre_norm = nn.LayerNorm(dim)
         self.to_q = nn.Linear(dim, inner, bias=False)
         self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, dim)
-        self.rel_pos_emb = nn.Embedding(2 * config.max_pos_emb + 1, config.dim_head)
+        self.rel_pos_emb = nn.Embedding(2 * config.max_pos_emb + 1, head_dim)
 
     def __call__(self, x: mx.array, mask: FrameMask) -> mx.array:
         batch, num_frames, _ = x.shape

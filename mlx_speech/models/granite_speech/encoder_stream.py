@@ -7,6 +7,8 @@ final: block k runs about k attention blocks behind the input, and nothing is co
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 
 from ...layers.lora import use_adapter
@@ -70,7 +72,7 @@ class _Frames:
     """Frames that wait, first in, first out."""
 
     def __init__(self, waiting: mx.array | None = None):
-        self.waiting = waiting
+        self.waiting: Any = waiting
 
     def __len__(self) -> int:
         return 0 if self.waiting is None else self.waiting.shape[1]

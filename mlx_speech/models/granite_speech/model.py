@@ -49,7 +49,7 @@ class GraniteSpeechConfig(PretrainedConfig):
     transformers_version: str | None = None
 
     def __post_init__(self):
-        self.text_config = as_config(self.text_config, GraniteConfig)
+        self.text_config = text = as_config(self.text_config, GraniteConfig)
         self.encoder_config = as_config(self.encoder_config, self.encoder_class)
         self.projector_config = as_config(self.projector_config, Blip2QFormerConfig)
         if self.downsample_rate < 1 or self.window_size % self.downsample_rate:
@@ -58,7 +58,7 @@ class GraniteSpeechConfig(PretrainedConfig):
                 f"{self.downsample_rate}"
             )
         if self.tie_word_embeddings is not None:
-            self.text_config.tie_word_embeddings = self.tie_word_embeddings
+            text.tie_word_embeddings = self.tie_word_embeddings
 
     @classmethod
     def from_dict(cls, data):
@@ -84,7 +84,8 @@ class GraniteSpeechConfig(PretrainedConfig):
         """
         version = re.match(r"(\d+)\.(\d+)", self.transformers_version or "")
         undivided = version is not None and tuple(map(int, version.groups())) >= (5, 10)
-        return 1.0 if undivided else self.text_config.logits_scaling
+        text: Any = self.text_config
+        return 1.0 if undivided else text.logits_scaling
 
 
 @dataclass(kw_only=True)
@@ -124,24 +125,24 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
 
     def __init__(self, config: GraniteSpeechConfig):
         super().__init__()
-        expected, found = (
-            config.projector_config.encoder_hidden_size,
-            config.encoder_config.output_size,
-        )
+        text: Any = config.text_config
+        encoder: Any = config.encoder_config
+        projector: Any = config.projector_config
+        expected, found = projector.encoder_hidden_size, encoder.output_size
         if expected != found:
             raise CheckpointError(
                 f"the projector's encoder_hidden_size {expected} is not the encoder's output size "
                 f"{found}"
             )
         self.config = config
-        self.encoder = GraniteSpeechCTCEncoder(config.encoder_config)
+        self.encoder = GraniteSpeechCTCEncoder(encoder)
         self.projector = WindowedProjector(
-            config.projector_config,
+            projector,
             window_size=config.window_size,
             downsample_rate=config.downsample_rate,
-            output_size=config.text_config.hidden_size,
+            output_size=text.hidden_size,
         )
-        self.language_model = GraniteForCausalLM(config.text_config)
+        self.language_model = GraniteForCausalLM(text)
         self.language_model.logits_divisor = config.logits_divisor
 
     def get_audio_features(
@@ -205,7 +206,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
                 f"the prompt has {num_tokens} audio tokens, but the recordings give "
                 f"{num_features} audio features"
             )
-        if not num_features:
+        if audio_features is None or not num_features:
             return embeds
         source = mx.cumsum(is_audio.flatten().astype(mx.int32)).reshape(is_audio.shape) - 1
         audio = audio_features.astype(embeds.dtype)[mx.maximum(source, 0)]
@@ -274,7 +275,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
     @property
     def vocab_size(self) -> int:
         """Ids that a prompt may hold are below it; the audio token may be beyond the table."""
-        return max(self.config.text_config.vocab_size, self.config.audio_token_index + 1)
+        return max(self.language_model.vocab_size, self.config.audio_token_index + 1)
 
     @property
     def context_length(self) -> int:
@@ -322,7 +323,8 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         """Settle from the (sanitized) tensors what the configuration left open."""
         if config.tie_word_embeddings is None:
             config.tie_word_embeddings = "language_model.lm_head.weight" not in weights
-            config.text_config.tie_word_embeddings = config.tie_word_embeddings
+            text: Any = config.text_config
+            text.tie_word_embeddings = config.tie_word_embeddings
 
     @staticmethod
     def rename(name: str) -> str:

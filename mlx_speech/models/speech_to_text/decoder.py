@@ -26,7 +26,8 @@ class DecoderLayer(Layer):
             keys, values = cache.update_and_fetch(keys, values)
         x = x + self.self_attn(normed, keys, values, mask, weights)
         normed = self.encoder_attn_layer_norm(x)
-        x = x + self.encoder_attn(normed, *cross_kv, cross_mask, cross_weights)
+        keys, values = cross_kv
+        x = x + self.encoder_attn(normed, keys, values, cross_mask, cross_weights)
         return self.feed_forward(x)
 
 

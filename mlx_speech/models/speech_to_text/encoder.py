@@ -117,7 +117,7 @@ class EncoderOutput:
     @classmethod
     def of(cls, value: EncoderOutput | Sequence[Any] | None) -> EncoderOutput | None:
         """The same from a tuple of these fields, of which the first is enough."""
-        return cls(*value) if isinstance(value, (tuple, list)) else value
+        return cls(*value) if isinstance(value, (tuple, list)) else value  # type: ignore[return-value]
 
 
 class Speech2TextEncoder(nn.Module):
@@ -154,14 +154,15 @@ class Speech2TextEncoder(nn.Module):
         if self.config.pad_token_id != 0:
             x = x + self.positions(mx.ones((1, x.shape[1]))).astype(x.dtype)
         mask = self.frame_mask(attention_mask)
-        states, weights = [x], [] if output_attentions else None
+        states = [x]
+        weights: list[mx.array] | None = [] if output_attentions else None
         for layer in self.layers:
             states.append(layer(states[-1], mask, weights))
         states[-1] = self.layer_norm(states[-1])
         return EncoderOutput(
             last_hidden_state=states[-1],
             hidden_states=tuple(states) if output_hidden_states else None,
-            attentions=tuple(weights) if output_attentions else None,
+            attentions=None if weights is None else tuple(weights),
         )
 
     def _check(self, features: mx.array, attention_mask: mx.array | None) -> list[int] | None:
@@ -187,7 +188,7 @@ class Speech2TextEncoder(nn.Module):
     def frame_mask(self, attention_mask: mx.array | None) -> mx.array | None:
         """Which subsampled frames are real: boolean (recordings, 1, 1, frames), None if all are."""
         lengths = real_lengths(attention_mask)
-        if lengths is None:
+        if attention_mask is None or lengths is None:
             return None
         num_frames = self.conv.output_length(attention_mask.shape[1])
         lengths = [self.conv.output_length(length) for length in lengths]

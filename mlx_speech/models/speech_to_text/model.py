@@ -125,7 +125,8 @@ class Speech2TextModel(nn.Module):
             self._fill_cross_attention_cache(
                 cross_kv, encoder_outputs.last_hidden_state, attention_mask
             )
-        weights, cross_weights = ([], []) if output_attentions else (None, None)
+        weights: list[mx.array] | None = [] if output_attentions else None
+        cross_weights: list[mx.array] | None = [] if output_attentions else None
         states = self.decoder(
             decoder_input_ids,
             decoder_inputs_embeds,
@@ -140,8 +141,8 @@ class Speech2TextModel(nn.Module):
             last_hidden_state=states[-1],
             past_key_values=past_key_values,
             decoder_hidden_states=states if output_hidden_states else None,
-            decoder_attentions=tuple(weights) if output_attentions else None,
-            cross_attentions=tuple(cross_weights) if output_attentions else None,
+            decoder_attentions=None if weights is None else tuple(weights),
+            cross_attentions=None if cross_weights is None else tuple(cross_weights),
             **{f"encoder_{name}": value for name, value in encoded.items()},
         )
 
@@ -253,7 +254,9 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
         """See `Speech2TextModel.make_cache`; what an answer starts from is never padded."""
         return self.model.make_cache()
 
-    def generate(self, input_features: mx.array | None = None, **kwargs) -> mx.array:
+    def generate(  # type: ignore[override]
+        self, input_features: mx.array | None = None, **kwargs
+    ) -> mx.array:
         """Token ids of what was said, from `decoder_start_token_id` on; see
         `mlx_speech.generation.generate`.
 
@@ -266,9 +269,9 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
 
     def prepare_prompt(self, inputs: dict[str, Any], config) -> tuple[mx.array, None]:
         """The tokens that an answer starts from; see `PretrainedModel.prepare_prompt`."""
-        source = inputs.get("input_features")
-        if source is None and inputs.get("encoder_outputs") is not None:
-            source = EncoderOutput.of(inputs["encoder_outputs"]).last_hidden_state
+        source, encoded = inputs.get("input_features"), inputs.get("encoder_outputs")
+        if source is None and (output := EncoderOutput.of(encoded)) is not None:
+            source = output.last_hidden_state
         if source is None:
             raise InputError("generate needs input_features or encoder_outputs")
         first = config.decoder_start_token_id
