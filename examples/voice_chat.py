@@ -33,7 +33,7 @@ def main() -> int:
     if args.say and not shutil.which("say"):
         parser.error("--say speaks with macOS's say, which is not here")
     try:
-        # before the model, which takes longer: is there anything to hear?
+        # before the model, which takes longer: is there a microphone?
         turns = ((path, {}) for path in args.audio) if args.audio else microphone()
         session = ChatSession(*load(args.model), system=args.system_prompt)
         failures = [source for source in turns if not turn(session, *source, say=args.say)]
@@ -46,13 +46,13 @@ def main() -> int:
 
 
 def turn(session: ChatSession, audio, options: dict, *, say: bool) -> bool:
-    """Hear a recording and print the reply as it comes; returns whether that went well."""
+    """Transcribe a recording and print the reply as it comes; returns whether that went well."""
     try:
-        heard = session.listen(audio, **options).text
-        print(f"you:   {heard}")
-        if not heard:
+        said = session.transcribe(audio, **options).text
+        print(f"you:   {said}")
+        if not said:
             return True
-        responses = session.stream(heard)
+        responses = session.stream(said)
         print("model: ", end="", flush=True)
         reply = ""
         for response in responses:
@@ -73,7 +73,7 @@ def microphone() -> Iterator[tuple]:
     """What is said, one recording after the other, until Ctrl-D: samples and their rate.
 
     Raises:
-        MlxSpeechError: there is no microphone to hear with.
+        MlxSpeechError: there is no microphone.
     """
     try:
         import numpy as np
@@ -97,7 +97,7 @@ def microphone() -> Iterator[tuple]:
             with sounddevice.InputStream(rate, channels=1, callback=keep):
                 input("Speak, then press Enter. ")
         except sounddevice.PortAudioError as error:
-            raise MlxSpeechError(f"the microphone cannot be heard: {error}") from error
+            raise MlxSpeechError(f"the microphone does not work: {error}") from error
         return np.concatenate(blocks)[:, 0]
 
     def recordings():

@@ -135,7 +135,7 @@ class TestVoiceChat:
     def test_microphone_that_fails(self, microphone):
         microphone["RECORDINGS"] = f"{AUDIO / 'flite_08.flac'} none"
         status, out, err = voice_chat(stdin="\n" * 4, **microphone)
-        assert (status, err) == (1, "error: the microphone cannot be heard: Device unavailable\n")
+        assert (status, err) == (1, "error: the microphone does not work: Device unavailable\n")
         assert "model: the back gate is unlocked.\n" in out
 
     @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--prefill-step-size",
         type=int,
         metavar="N",
-        help="read so many tokens of a prompt at once (default: 2048)",
+        help="tokens of a prompt that are read at once (default: 2048)",
     )
     add_options(memory, "--dtype")
     add_console_options(parser)

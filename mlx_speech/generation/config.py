@@ -137,7 +137,7 @@ class GenerationConfig:
         return self.eos_token_ids[0] if self.eos_token_ids else 0
 
     def limited(self, prompt_length: int) -> GenerationConfig:
-        """A copy with `max_new_tokens` settled for a prompt of so many tokens.
+        """A copy with `max_new_tokens` settled for a prompt of `prompt_length` tokens.
 
         Raises:
             InputError: `max_length` leaves no room for an answer.

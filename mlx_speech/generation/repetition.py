@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: a loop is the same few tokens again and again: up to so many of them, at least so many times,
-#: and so many tokens in all ("eight eight eight eight" is a telephone number)
+#: a loop is the same few tokens, at most `LONGEST_PERIOD`, again and again: at least `LEAST_TIMES`,
+#: and `LEAST_TOKENS` in all ("eight eight eight eight" is a telephone number)
 LONGEST_PERIOD = 24
 LEAST_TIMES = 5
 LEAST_TOKENS = 20

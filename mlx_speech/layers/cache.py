@@ -33,7 +33,7 @@ def make_cache(
 
     Args:
         left_padding: see `KVCache`.
-        max_kv_size: keep no more than so many positions (`RotatingKVCache`).
+        max_kv_size: positions that are kept at most (`RotatingKVCache`).
         kv_bits, kv_group_size, quantized_kv_start: keep them quantized (`QuantizedKVCache`).
 
     Raises:

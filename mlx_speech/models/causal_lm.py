@@ -71,7 +71,7 @@ class CausalLM(PretrainedModel):
 
         Args:
             labels: (batch, length), -100 where there is no loss.
-            logits_to_keep: compute logits for the last so many positions only; 0 means all.
+            logits_to_keep: number of last positions to compute logits for; 0 means all.
         """
         output = self.model(
             input_ids,

@@ -233,7 +233,7 @@ def _columns_per_second(row: Axes) -> float:
 
 
 def _fitting(text: str, width: float) -> str:
-    """The text, or what is left of it in so many columns."""
+    """The text, or what is left of it in `width` columns."""
     ends = list(accumulate(columns(character) for character in text))
     if not ends or ends[-1] <= width:
         return text

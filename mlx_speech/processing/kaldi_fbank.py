@@ -1,4 +1,4 @@
-"""Kaldi filter banks in MLX, normalised over each utterance: what Speech2Text hears.
+"""Kaldi filter banks in MLX, normalised over each utterance: the features of Speech2Text.
 
 The algorithm is that of Kaldi's compute-fbank-feats (feat/feature-window.cc, feature-fbank.cc and
 mel-computations.cc), with the options that fairseq's S2T models were trained with.
@@ -209,8 +209,8 @@ class Speech2TextFeatureExtractor:
         """
         if sampling_rate not in (None, self.sampling_rate):
             raise InputError(
-                f"the audio has {sampling_rate} samples a second, this checkpoint hears "
-                f"{self.sampling_rate}: resample it with mlx_speech.load_audio"
+                f"the audio has a rate of {sampling_rate} Hz, this checkpoint needs "
+                f"{self.sampling_rate} Hz: resample it with mlx_speech.load_audio"
             )
         features = [
             self.normalize(

@@ -157,7 +157,7 @@ class GraniteSpeechFeatureExtractor:
         return result
 
     def num_audio_tokens(self, num_frames: int) -> int:
-        """Tokens that the projector makes of so many stacked frames."""
+        """Tokens that the projector makes of a number of stacked frames."""
         windows = -(-num_frames // self.projector_window_size)
         return windows * (self.projector_window_size // self.projector_downsample_rate)
 

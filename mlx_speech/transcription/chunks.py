@@ -14,7 +14,7 @@ from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .segmenter import Segmenter, Span
 from .vad import EnergyVAD, SpeechRegions
 
-#: speech sets in and fades out too faintly to stand out: up to so many frames of it are missed.
+#: speech sets in and fades out too faintly to stand out: up to these frames of it are missed.
 #: Times of segments are given with them; pauses are taken as they are detected, longer than they
 #: are by as much, so that none that must end a segment is missed
 ONSET_PADDING_FRAMES = 7
@@ -28,7 +28,7 @@ class ChunkOptions:
     """How a recording is cut.
 
     chunk_duration: the longest segment, in seconds.
-    min_silence: a pause of so many seconds always ends a segment.
+    min_silence: shortest pause that always ends a segment, in seconds.
 
     Raises:
         InputError: one of them is no number of seconds that makes sense.

@@ -55,10 +55,10 @@ class CTCVocabulary:
         return label if 256 <= label < self.size else None
 
     def labels(self, word: str) -> list[int]:
-        """Labels of what is heard of a word.
+        """Labels of the letters of a word that sound.
 
         Letters count in lower case, hiragana as katakana, letters with an accent that the head does
-        not know as those without it. Punctuation is not heard. Runs of what is heard but may sound
+        not know as those without it. Punctuation does not sound. Runs of what does but may sound
         like anything (digits, symbols, letters of other scripts) become one `ANY`; so does a word
         that would have no label at all.
         """
@@ -90,7 +90,7 @@ class CTCVocabulary:
         return "".join(c for c in map(chr, codes) if c.isprintable())
 
     def greedy_text(self, ctc_logits) -> str:
-        """What the head hears: the best label of each frame, repetitions merged, blanks dropped.
+        """Greedy text of the head: the best label of each frame, repetitions merged, blanks dropped.
 
         Args:
             ctc_logits: (frames, size).

@@ -72,7 +72,7 @@ def transcribe(
         word_timestamps: tell when each word was said; models without a CTC head whose labels are
             known cannot, and give the segments' times alone.
         chunk_duration: the longest segment, in seconds.
-        min_silence: a pause of so many seconds always ends a segment.
+        min_silence: shortest pause that always ends a segment, in seconds.
         batch_size: segments that are decoded together; more take more memory, and less time. The
             texts do not depend on it, unless tokens are sampled.
         progress: called with (seconds that are done, those of the recording) before the first

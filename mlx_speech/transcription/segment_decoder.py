@@ -20,8 +20,8 @@ from .ctc import CTCVocabulary
 from .family import SpeechFamily
 from .transcript import Segment, Word
 
-#: tokens that a text may have: so many for each second of audio (fast speech has 3 to 4, other
-#: scripts more), and so many besides
+#: tokens that a text may have, for each second of audio (fast speech has 3 to 4, other scripts
+#: more), and besides
 TOKENS_PER_SECOND = 12
 TOKENS_OVERHEAD = 32
 

@@ -14,7 +14,7 @@ from .vad import SpeechActivity
 #: pause 0.2 to 0.7 s for breath or a thought, and the decoder writes these better in one piece; a
 #: second is seldom but between sentences.
 MIN_SILENCE_FRAMES = 50
-#: the level of a place to cut is the mean of so many on either side of it
+#: the level of a place to cut is the mean of these on either side of it
 LEVEL_FRAMES = 2
 #: shorter silence is no pause: there is such in many a word
 PAUSE_FRAMES = 12
@@ -22,7 +22,7 @@ PAUSE_FRAMES = 12
 MARGIN_FRAMES = 9
 #: speech shorter than this is joined to a neighbour
 SHORT_FRAMES = 25
-#: and where it cannot be, it gets so much of the pauses around it that the span is this long
+#: and where it cannot be, its span is widened into the pauses around it to this length
 WIDENED_FRAMES = 75
 
 
@@ -170,7 +170,7 @@ class Segmenter:
         return spans
 
     def _over(self, index: int, silence: int) -> bool:
-        """Whether a stretch has ended, as the next or so much silence after it shows."""
+        """Whether a stretch has ended, as the next or `silence` frames of silence after it show."""
         known = self._frames - self._stretches[index].last
         return self._finished or index + 1 < len(self._stretches) or known >= silence
 

@@ -12,19 +12,19 @@ from .frames import FRAME_SAMPLES
 
 #: quieter frames are silent: RMS between 200 and 6400 Hz in dBFS, where full scale is 1
 SILENCE_DBFS = -80.0
-#: speech is so much above the noise floor
+#: what speech is above the noise floor, at least
 CONTRAST_DB = 5.0
-#: the noise floor of so many frames (3 s) is the level that a fifth of them are below
+#: the noise floor is the level that a fifth of these frames (3 s) are below
 NOISE_FLOOR_FRAMES = 150
 NOISE_FLOOR_QUANTILE = 0.2
 #: a recording of less frames (half a second) has nothing to contrast with
 SHORTEST_FRAMES = 25
 #: clicks of less than half as many frames are smoothed away
 SMOOTHING_FRAMES = 5
-#: sound is speech from so many frames before a letter to so many after one
+#: sound is speech from `ONSET_FRAMES` before a letter to `RELEASE_FRAMES` after one
 ONSET_FRAMES = 18
 RELEASE_FRAMES = 16
-#: letters are at most so many frames, a second, from their sound, or they are none; nor does any
+#: letters are at most a second from their sound, or they are none; nor does any
 #: frame depend on what is farther away
 REACH_FRAMES = 50
 #: those that go on with what was said before have no more frames of silence than this before them
@@ -98,7 +98,7 @@ class EnergyVAD:
 
     def __init__(self):
         self._samples = np.zeros(0, np.float32)  # the latest
-        self._new = 0  # so many of them are in no frame yet
+        self._new = 0  # of them are in no frame yet
         self._decibels = np.zeros((0, 2), np.float32)  # level and RMS of the latest frames
         self._oldest = 0  # the frame of the first of these
         self._done = 0  # frames told about
@@ -205,7 +205,7 @@ class SpeechRegions:
 
 
 def _spread(mask: np.ndarray, before: int, after: int) -> np.ndarray:
-    """True also so many frames before and after each that is."""
+    """True also `before` frames before and `after` frames after each that is."""
     total = np.concatenate([[0], np.cumsum(np.pad(mask, (after, before)))])
     return total[before + after + 1 :] > total[: mask.size]
 

@@ -1,7 +1,7 @@
 """The encoder of Speech2Text: convolutions that quarter the frames, then Transformer layers.
 
-In a batch every recording gives what it gives alone. (In transformers it hears, at its end, what
-the convolutions make of the padding.)
+In a batch every recording gives what it gives alone. (In transformers its last frames have in
+them what the convolutions make of the padding.)
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ConvSubsampler(nn.Module):
         return x
 
     def output_length(self, num_frames: int) -> int:
-        """How many frames are left of so many."""
+        """How many frames are left of `length`."""
         for _ in self.conv_layers:
             num_frames = self.halved(num_frames)
         return num_frames
