@@ -90,7 +90,7 @@ class CTCVocabulary:
         return "".join(c for c in map(chr, codes) if c.isprintable())
 
     def greedy_text(self, ctc_logits) -> str:
-        """Greedy text of the head: the best label of each frame, repetitions merged, blanks dropped.
+        """The head's greedy text: each frame's best label, repetitions merged, blanks dropped.
 
         Args:
             ctc_logits: (frames, size).

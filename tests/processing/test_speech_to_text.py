@@ -199,7 +199,7 @@ class TestFeatures:
     def test_sampling_rate_is_checked(self):
         extractor = Speech2TextFeatureExtractor()
         extractor(noise(999), sampling_rate=16000)
-        with pytest.raises(InputError, match=r"8000 samples a second, .* 16000: resample"):
+        with pytest.raises(InputError, match=r"rate of 8000 Hz, .* 16000 Hz: resample"):
             extractor(noise(999), sampling_rate=8000)
 
     def test_what_is_no_audio(self):
