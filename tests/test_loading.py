@@ -553,6 +553,14 @@ class TestConfig:
         output = model.generate(**inputs, max_new_tokens=30)
         assert output[0, inputs["input_ids"].shape[1] :].tolist() == [73, 302]
 
+    def test_bad_generation_config(self, tiny_copy):
+        edit_json(tiny_copy / "generation_config.json", num_beams="x")
+        with pytest.raises(
+            CheckpointError, match=r"generation defaults: num_beams is 'x'"
+        ) as caught:
+            load(tiny_copy)
+        assert "--" not in caught.value.spelled(lambda name: f"--{name}")
+
     def test_eos_without_generation_config(self, tiny_copy):
         (tiny_copy / "generation_config.json").unlink()
         assert transcript(tiny_copy) == "unlock the back gate"

@@ -71,6 +71,8 @@ def _read(source, name: str, target: float, options: dict[str, str], joined: boo
                     raise AudioError(
                         f"{name} is not audio, or a video without sound: it has no audio track"
                     )
+                if tracks[0].codec_context is None:
+                    raise ValueError("there is no decoder for its audio")
                 rate = checked_rate(tracks[0].rate, f"the sampling rate of {name}")
                 blocks = _blocks(container, tracks[0], joined)
                 lost = _TRANSFER_LOST if joined else _DATA_LOST

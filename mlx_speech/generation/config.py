@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
 
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 
 #: limit on the answer's length where neither the checkpoint nor the call gives one
 DEFAULT_NEW_TOKENS = 200
@@ -197,4 +197,7 @@ class GenerationConfig:
         found: dict[str, Any] = {n: data[n] for n in kept if data.get(n) is not None}
         for n in names:
             found[n] = next((p[n] for p in places if p.get(n) is not None), None)
-        return cls(**found)
+        try:
+            return cls(**found)
+        except InputError as error:  # its names are the file's, not options that a user gave
+            raise CheckpointError(f"the checkpoint's generation defaults: {error}") from None

@@ -442,6 +442,13 @@ def test_wav_without_a_data_chunk(tmp_path):
     assert re.search(r"part\.wav is not audio, or .*damaged", refused(path))
 
 
+def test_wav_of_an_unknown_encoding(tmp_path):
+    data = bytearray(encoded(sine(), format="WAV"))
+    data[20:22] = b"\x34\x12"  # the format tag: no decoder has it
+    path = write(tmp_path / "tag.wav", data)
+    assert re.search(r"tag\.wav is not audio, or .*no decoder for its audio", refused(path))
+
+
 def test_flac_with_a_damaged_frame(tmp_path):
     data = bytearray(encoded(sine(seconds=8), format="FLAC"))
     data[len(data) // 2] ^= 0xFF
