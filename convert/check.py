@@ -74,7 +74,7 @@ class Difference:
     @property
     def kl(self) -> float:
         """KL divergence from the original's distribution, in nats a token."""
-        return self.divergence / self.tokens
+        return self.divergence / max(self.tokens, 1)
 
     def relative_error(self, stage: str) -> float | None:
         """Norm of the difference over that of the original; None if there is no such stage."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 from mlx_speech.checkpoint.folder import printable
 
@@ -45,7 +46,7 @@ def check_markdown(report: CheckReport) -> str:
     ]
     named = [(recording.name, recording.difference) for recording in report.recordings]
     for name, difference in [*named, ("**total**", report.total)]:
-        cells = [cell for cell in _cells(difference) if cell]
+        cells = _cells(difference, stages)
         lines.append(f"| {' | '.join([name.replace('|', chr(92) + '|'), *cells])} |")
     lines += ["", "| | weights | load |", "|---|---:|---:|"]
     for name, loaded in (("original", report.original), ("converted", report.converted)):
@@ -53,11 +54,11 @@ def check_markdown(report: CheckReport) -> str:
     return "\n".join(lines)
 
 
-def _cells(difference: Difference) -> list[str]:
-    """Words, errors, stages (empty where the model has none) and divergence."""
-    errors = [difference.relative_error(stage) for stage in STAGES]
-    stages = ["" if error is None else f"{error:.1e}" for error in errors]
-    return [str(difference.words), f"{difference.wer:.1f}", *stages, f"{difference.kl:.1e}"]
+def _cells(difference: Difference, stages: Sequence[str] = STAGES) -> list[str]:
+    """Words, errors, stages (empty where nothing was compared) and divergence."""
+    errors = [difference.relative_error(stage) for stage in stages]
+    compared = ["" if error is None else f"{error:.1e}" for error in errors]
+    return [str(difference.words), f"{difference.wer:.1f}", *compared, f"{difference.kl:.1e}"]
 
 
 def _line(name: str, cells) -> str:

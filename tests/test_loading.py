@@ -260,6 +260,8 @@ class TestStrictness:
             del weights["encoder.out.bias"]
             weights["encoder.extra\x1b[2J.weight"] = mx.zeros((2,))
             weights["projector.query"] = mx.zeros((1, 4, 128))
+            name = "projector.linear.weight"
+            weights[name] = weights[name].astype(mx.int16)
             return weights
 
         resave(tiny_copy, damage)
@@ -269,6 +271,7 @@ class TestStrictness:
         assert "1 tensors missing: encoder.out.bias" in message
         assert r"1 tensors not part of this model: 'encoder.extra\x1b[2J.weight'" in message
         assert "projector.query (1, 4, 128) instead of (1, 3, 128)" in message
+        assert "1 tensors of the wrong type: projector.linear.weight int16" in message
         assert "\n" not in message
 
     def test_long_lists_are_cut(self, tiny_copy):

@@ -147,9 +147,11 @@ def assign_weights(model: nn.Module, weights: dict[str, mx.array], folder: Path)
     """Put tensors into a model.
 
     Raises:
-        CheckpointError: tensors are missing, superfluous or misshapen; lists the first of them.
+        CheckpointError: tensors are missing, superfluous, misshapen or of the wrong
+            type; lists the first of them.
     """
-    expected = {name: value.shape for name, value in tree_flatten(model.parameters())}
+    parameters = dict(tree_flatten(model.parameters()))
+    expected = {name: value.shape for name, value in parameters.items()}
     problems = {
         "missing": sorted(expected.keys() - weights.keys()),
         "not part of this model": sorted(map(printable, weights.keys() - expected.keys())),
@@ -157,6 +159,11 @@ def assign_weights(model: nn.Module, weights: dict[str, mx.array], folder: Path)
             f"{name} {weights[name].shape} instead of {shape}"
             for name, shape in sorted(expected.items())
             if name in weights and weights[name].shape != shape
+        ],
+        "of the wrong type": [
+            f"{name} {str(weights[name].dtype).rpartition('.')[2]}"
+            for name, value in sorted(parameters.items())
+            if name in weights and _is_floating(weights[name]) != _is_floating(value)
         ],
     }
     told = [
@@ -173,10 +180,14 @@ def cast(model: nn.Module, dtype: mx.Dtype) -> None:
     """Have a model's floating-point tensors in one type."""
     model.update(
         tree_map(
-            lambda v: v.astype(dtype) if mx.issubdtype(v.dtype, mx.floating) else v,
+            lambda v: v.astype(dtype) if _is_floating(v) else v,
             model.parameters(),
         )
     )
+
+
+def _is_floating(array: mx.array) -> bool:
+    return mx.issubdtype(array.dtype, mx.floating)
 
 
 def attach_adapter(model: nn.Module, folder: Path, dtype: mx.Dtype) -> None:

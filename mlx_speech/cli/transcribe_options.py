@@ -27,7 +27,8 @@ from .outputs import Job, plan
 
 #: options by the library's names for them: of the request, of long recordings, of subtitles
 REQUEST = ("language", "task", "target_language", "punctuate", "keywords", "prompt")
-SEGMENTS = ("word_timestamps", "chunk_duration", "min_silence", "batch_size")
+CHUNKING = ("chunk_duration", "min_silence")
+SEGMENTS = ("word_timestamps", *CHUNKING, "batch_size")
 SUBTITLES = ("max_line_width", "max_line_count", "max_words_per_line", "highlight_words")
 
 
@@ -207,7 +208,7 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
     from ..transcription.chunks import ChunkOptions
 
     with wrong_usage(parser):
-        ChunkOptions(**explicit_options(args, ("chunk_duration", "min_silence")))
+        ChunkOptions(**explicit_options(args, CHUNKING))
         TranscriptionRequest(**request)
         subtitles = SubtitleOptions(**explicit_options(args, SUBTITLES))
     _check_subtitles(parser, args, subtitles)
@@ -217,7 +218,9 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
             found.inputs,
             output_formats(args),
             args.output_dir or Path(),
-            args.output_name and (lambda source: _name(args, args.output_name, source)),
+            None
+            if args.output_name is None
+            else (lambda source: _name(args, args.output_name, source)),
             args.plot and (lambda source: _plot_path(args, source)),
         )
     if args.resume and not (output_formats(args) or args.plot):

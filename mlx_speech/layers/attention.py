@@ -1,7 +1,7 @@
 """The one way into MLX's fused attention.
 
 On Metal a fused kernel is taken for these shapes and for no other; the rest falls back to an
-unfused product silently, so every model here keeps inside them (tests/test_fused_shapes.py):
+unfused product silently, so every model here keeps inside them (tests/layers/test_attention.py):
 
 - more than 8 queries: head size 64, 72, 80, 96 or 128, with or without an array mask; causal only
   if there are no more queries than keys;

@@ -389,6 +389,7 @@ class TestWrongInput:
             ((GATE, "--overwrite", "--resume"), "not allowed with"),
             ((GATE, "--resume"), "--resume is for files; it needs -f, -o, --output-name or --plot"),
             ((GATE, "-o", ".", "--output-name", "{sten}"), "unknown field {sten}"),
+            ((GATE, "--output-name", ""), "gives '', which is no name for a file"),
             ((GATE, "--output-name", "{stem"), "'{stem' is malformed"),
             ((GATE, "--output-name", "{language}"), "needs the language"),
             ((GATE, "--plot", "talk.jpg"), "give talk.jpg a name that ends in .png"),

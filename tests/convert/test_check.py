@@ -175,6 +175,18 @@ def test_recordings_count_by_their_length():
     assert (first.words, first.squares) == (9, {"encoder": (1.0, 100.0)})
 
 
+def test_silence_in_which_nothing_is_recognized():
+    """Its row has every column, and no number is made of nothing."""
+    rows = [
+        RecordingCheck("silence", "", "", Difference()),
+        RecordingCheck("speech", "a", "a", Difference(1, 0, {"encoder": (0.0, 1.0)}, 0.0, 3)),
+    ]
+    report = CheckReport(Loaded(1, 1.0), Loaded(1, 1.0), rows, "CPU")
+    assert rows[0].difference.kl == 0
+    assert "| silence | 0 | 0.0 |  | 0.0e+00 |" in check_markdown(report)
+    assert max(map(len, check_table(report).splitlines())) <= 80
+
+
 def test_speech_to_text(tmp_path):
     """Has no projector, and searches with beams."""
     report = check_one(S2T, damaged(S2T, tmp_path / "off"), [GATE])
