@@ -175,3 +175,15 @@ def random_texts(count: int, seed: int = 0) -> list[str]:
         return "" if 0xD800 <= code < 0xE000 else chr(code)
 
     return ["".join(piece() for _ in range(rng.randrange(0, 25))) for _ in range(count)]
+
+
+def field(number: int, content: bytes | int) -> bytes:
+    """One field of a protocol buffer, shorter than 128 bytes."""
+    if isinstance(content, int):
+        return bytes([number << 3, content])
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+def sentencepiece_file(pieces: list[tuple[str, int]], algorithm: int = 2) -> bytes:
+    entries = (field(1, text.encode()) + field(3, kind) for text, kind in pieces)
+    return b"".join(field(1, entry) for entry in entries) + field(2, field(3, algorithm))

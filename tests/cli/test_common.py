@@ -1,18 +1,13 @@
-"""What the command lines tell of themselves: version, completion, models, help."""
+"""What the command lines tell of themselves: version and completion."""
 
 from __future__ import annotations
 
-import inspect
-import re
 import subprocess
-from importlib import import_module
 
 import commands
 import pytest
-from conftest import ROOT
 
 import mlx_speech
-from mlx_speech.cli.released import RELEASED, list_models
 
 MODULES = ["transcribe", "generate", "chat"]
 
@@ -71,50 +66,3 @@ class TestCompletion:
         status, _, err = commands.run("transcribe", "--print-completion", "csh")
         assert status == 2
         assert "choose from" in err
-
-
-class TestModels:
-    def test_list(self):
-        assert commands.run("transcribe", "--list-models") == (0, list_models(), "")
-        assert max(map(len, list_models().splitlines())) <= 80
-        for releases in RELEASED.values():
-            for repository, gigabytes, notes in releases:
-                (line,) = re.findall(rf".* {re.escape(repository)} .*", list_models())
-                assert float(re.search(r"([\d.]+) GB", line)[1]) == gigabytes
-                assert notes in line
-
-    def test_the_readme_has_them(self):
-        readme = (ROOT / "README.md").read_text()
-        rows = re.findall(r"^\| `(ibm-granite/[^`]+)` \| ([\d.]+) GB \|", readme, re.MULTILINE)
-        granite = RELEASED["Granite Speech"]
-        assert rows == [(r.repository, f"{r.gigabytes}") for r in granite]
-
-    def test_the_default_is_the_first(self):
-        default = import_module("mlx_speech.transcription.pipeline").DEFAULT_MODEL
-        assert RELEASED["Granite Speech"][0].repository == default
-
-
-class TestHelp:
-    def test_one_page(self):
-        status, out, _ = commands.run("transcribe", "-h", COLUMNS="80")
-        assert status == 0
-        assert len(out.splitlines()) <= 72
-        groups = re.findall(r"^(\w.*):$", out, re.MULTILINE)
-        assert groups == [
-            "recordings",
-            "model",
-            "what to do",
-            "long recordings",
-            "output",
-            "subtitles (srt and vtt)",
-            "generation",
-            "other",
-        ]
-
-    def test_defaults_are_the_librarys(self):
-        out = " ".join(commands.run("transcribe", "--help", COLUMNS="80")[1].split())
-        parameters = inspect.signature(mlx_speech.transcribe).parameters
-        for name in ("chunk_duration", "min_silence", "batch_size", "task"):
-            option = re.search(rf"--{name.replace('_', '-')} .*?\(default: (\w+)\)", out)
-            default = parameters[name].default
-            assert option[1] == (default if name == "task" else f"{default:g}")

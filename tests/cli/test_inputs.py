@@ -1,15 +1,12 @@
-"""What is named on a command line, and which files become of it."""
+"""What is named on a command line: files, folders, patterns, addresses."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
-from mlx_speech.cli.inputs import Input, find_inputs
-from mlx_speech.cli.outputs import default_names, plan
-from mlx_speech.errors import InputError
+from mlx_speech.cli.inputs import find_inputs
 
 
 @pytest.fixture
@@ -129,67 +126,3 @@ class TestFind:
     def test_no_hint_at_what_is_done_already(self, tree):
         ((_, error),) = find_inputs(["none"], recursive=True).failures
         assert str(error) == "none holds no recordings"
-
-
-def names(*sources: str | tuple[str, str]) -> list[str]:
-    """Default names for sources, or (source, folder below the named one)."""
-    pairs = [s if isinstance(s, tuple) else (s, ".") for s in sources]
-    return default_names([Input(source, Path(folder)) for source, folder in pairs])
-
-
-class TestNames:
-    @pytest.mark.parametrize(
-        ("sources", "expected"),
-        [
-            (["a/x.wav"], ["x"]),
-            (["a/x.wav", "-"], ["x", "stdin"]),
-            (["a/x.y.wav"], ["x.y"]),
-            (["a/x.wav", "a/x.mp3"], ["x.wav", "x.mp3"]),
-            (["a/x.wav", "b/x.wav"], ["a/x", "b/x"]),
-            (["a/x.wav", "b/x.wav", "b/x.mp3"], ["a/x", "b/x", "x.mp3"]),
-            (["c/a/x.wav", "d/a/x.wav"], ["c/a/x", "d/a/x"]),
-            (["a/x.wav", "b/X.wav"], ["a/x", "b/X"]),
-            (["a/\u00e9.wav", "b/e\u0301.wav"], ["a/\u00e9", "b/e\u0301"]),
-            (["a/stdin.wav", "-"], ["stdin.wav", "stdin"]),
-            ([("w/mon/x.wav", "mon"), ("w/x.wav", ".")], ["mon/x", "x"]),
-            ([("w/mon/x.wav", "mon"), ("v/mon/x.wav", "mon")], ["w/mon/x", "v/mon/x"]),
-            (["http://h/a/talk%201.mp3?key=1"], ["talk 1"]),
-            (["http://h/x.mp3", "http://g/x.mp3"], ["h/x", "g/x"]),
-            (["http://h/..%2f..%2fx.mp3"], [".._.._x"]),
-            (["http://h/../../x.mp3", "http://g/x.mp3"], ["h/x", "g/x"]),
-            (["https://me:secret@h"], ["h"]),
-            (["http://[::1", "http://"], ["[::1", "address"]),
-        ],
-    )
-    def test_as_much_of_the_path_as_tells_them_apart(self, sources, expected):
-        assert names(*sources) == expected
-
-    def test_files_of_all_formats(self):
-        inputs = [Input("a/x.wav"), Input("b/x.wav")]
-        jobs = plan(inputs, ["txt", "srt"], Path("out"))
-        assert jobs[0].files == {"txt": Path("out/a/x.txt"), "srt": Path("out/a/x.srt")}
-        assert jobs[1].files == {"txt": Path("out/b/x.txt"), "srt": Path("out/b/x.srt")}
-        assert jobs[0].plot is None
-
-    def test_names_of_ones_own_keep_the_folders_between(self):
-        inputs = [Input("w/mon/x.wav", Path("mon")), Input("w/x.wav")]
-        jobs = plan(inputs, ["txt"], Path("out"), lambda source: "n", lambda source: Path(source))
-        assert [job.targets for job in jobs] == [
-            [Path("out/mon/n.txt"), Path("w/mon/x.wav")],
-            [Path("out/n.txt"), Path("w/x.wav")],
-        ]
-
-    def test_no_two_share_a_file(self):
-        """Nor names that macOS takes for one."""
-        inputs = [Input("a.wav"), Input("b.wav")]
-        own = {"a.wav": "\u00c9x", "b.wav": "e\u0301X"}
-        message = r"for both a.wav and b.wav; .* \{parent\} and \{stem\}"
-        with pytest.raises(InputError, match=message):
-            plan(inputs, ["txt"], Path(), own.get)
-        with pytest.raises(InputError, match=message):
-            plan(inputs, [], Path(), plot_name=lambda source: Path("pictures", own[source]))
-
-    def test_of_one_folder_and_one_name(self):
-        """Where case does not count, they could not be told apart."""
-        with pytest.raises(InputError, match=r"x.wav.*X.wav"):
-            plan([Input("a/x.wav"), Input("a/X.wav")], ["txt"], Path())

@@ -1,29 +1,19 @@
-"""Text in, text out: `generate`, `stream_generate`, stop strings, `ChatSession`."""
+"""Text in, text out: `generate` and `stream_generate`."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import random
-import sys
-from pathlib import Path
-
 import mlx.core as mx
 import pytest
-from conftest import ROOT, edit_json, find_recording, random_decoder
+from conftest import ROOT, edit_json, random_decoder
 
 import mlx_speech
 from mlx_speech import (
     ChatSession,
-    CheckpointError,
     ContextLengthError,
     GenerationConfig,
     InputError,
-    Tokenizer,
     UnsupportedOptionError,
-    save_prompt_cache,
 )
-from mlx_speech.generation.stopping import StopStringFilter
 from mlx_speech.generation.text import generate_response, prompt_ids
 
 COMMAND = "translate to french: please turn on the hall light and play some music"
@@ -31,37 +21,6 @@ COMMAND = "translate to french: please turn on the hall light and play some musi
 
 def ask(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
-
-
-@contextlib.contextmanager
-def interrupted_after(lines: int):
-    """Within it, Ctrl-C comes when so many lines of the package have been run."""
-    package = str(Path(mlx_speech.__file__).parent)
-    count = 0
-
-    def enter(frame, event, argument):
-        return step if frame.f_code.co_filename.startswith(package) else None
-
-    def step(frame, event, argument):
-        nonlocal count
-        count += event == "line"
-        if count == lines:
-            sys.settrace(None)
-            raise KeyboardInterrupt
-        return step
-
-    sys.settrace(enter)
-    try:
-        yield
-    finally:
-        sys.settrace(None)
-
-
-def same_reply(one, other) -> None:
-    """Also in its probabilities: the likeliest tokens may be the same by accident."""
-    one, other = list(one), list(other)
-    assert [r.token for r in one] == [r.token for r in other]
-    assert [r.logprob for r in one] == pytest.approx([r.logprob for r in other], abs=1e-4)
 
 
 class TestGenerate:
@@ -141,48 +100,6 @@ class TestGenerate:
         for empty in ("", []):
             with pytest.raises(InputError, match="the prompt is empty"):
                 mlx_speech.generate(*tiny, empty)
-
-    @pytest.mark.parametrize("num_beams", [1, 2])
-    @pytest.mark.parametrize("length", [1, 4, 9])
-    def test_stop_strings(self, tiny, length, num_beams):
-        """The text ends before the string, wherever it begins and ends within tokens."""
-        whole = mlx_speech.generate(*tiny, ask(COMMAND), num_beams=num_beams)
-        for start in range(1, len(whole) - length, 3 if num_beams == 1 else 10):
-            stop = whole[start : start + length]
-            options = {"stop_strings": ["never said", stop], "num_beams": num_beams}
-            cut = mlx_speech.generate(*tiny, ask(COMMAND), **options)
-            if num_beams == 1:
-                assert cut == whole[: whole.index(stop)]
-                pieces = mlx_speech.stream_generate(*tiny, ask(COMMAND), **options)
-                assert "".join(r.text for r in pieces) == cut
-            else:  # another hypothesis may win
-                assert stop not in cut
-
-    def test_stop_string_ends_the_tokens(self, tiny):
-        """In ids the string stays, and nothing comes after the token that completes it."""
-        model, processor = tiny
-        tokenizer = processor.tokenizer
-        ids = mx.array([prompt_ids(tokenizer, ask(COMMAND))])
-        whole = model.generate(ids)[0, ids.shape[1] :].tolist()
-        stop = tokenizer.decode(whole)[3:7]
-        cut = model.generate(ids, stop_strings=stop, tokenizer=tokenizer)[0, ids.shape[1] :]
-        assert stop in tokenizer.decode(cut.tolist())
-        assert stop not in tokenizer.decode(cut[:-1].tolist())
-        assert cut.tolist() == whole[: cut.size]
-        with pytest.raises(InputError, match="stop_strings need the tokenizer"):
-            model.generate(ids, stop_strings=stop)
-
-    def test_text_before(self):
-        """What may become the string waits, and comes out when it does not."""
-        text = StopStringFilter(("END", "E!"))
-        assert [text.add(p) for p in ("aE", "N", "Nx", "yE", "!z", "w")] == [
-            "a", "", "ENNx", "y", "", ""
-        ]  # fmt: skip
-        assert text.reached
-        unfinished = StopStringFilter(("END",))
-        assert unfinished.add("xEN") + unfinished.finish(" ") == "xEN"
-        with_space = StopStringFilter((" et ",))
-        assert with_space.add("x et") + with_space.finish(" ") == "x"
 
 
 class TestOptions:
@@ -277,127 +194,3 @@ class TestOptions:
     def test_unknown_arguments(self, name):
         with pytest.raises(InputError, match=f"generate has no argument {name}"):
             random_decoder().generate(mx.array([[7]]), **{name: 1})
-
-
-class TestChat:
-    @pytest.fixture
-    def session(self, tiny) -> ChatSession:
-        return ChatSession(*tiny, max_new_tokens=40)
-
-    def test_turns_feed_only_what_is_new(self, tiny, session):
-        """And give what the whole conversation gives when it is fed anew."""
-        _, processor = tiny
-        for number, text in enumerate([COMMAND, "repeat: hello", "turn on the light"]):
-            history = [*session.messages, *ask(text)]
-            ids = prompt_ids(processor.tokenizer, history)
-            responses = list(session.stream(text))
-            assert (responses[0].prompt_tokens == len(ids)) == (number == 0)
-            new = ids if number == 0 else prompt_ids(processor.tokenizer, ask(text))
-            # and the white space that the template puts behind the last reply
-            assert responses[0].prompt_tokens <= len(new) + 2
-            expected = mlx_speech.generate(*tiny, history, max_new_tokens=40)
-            assert "".join(r.text for r in responses) == expected
-            assert session.messages == [*history, {"role": "assistant", "content": expected}]
-
-    def test_interrupted_reply(self, tiny, session):
-        """The conversation goes on from what was said, as if fed anew."""
-        responses = session.stream(COMMAND)
-        said = "".join(next(responses).text for _ in range(4))
-        responses.close()
-        assert session.messages[-1] == {"role": "assistant", "content": said}
-        history = [*session.messages, *ask("repeat: hello")]
-        expected = mlx_speech.generate(*tiny, history, max_new_tokens=40)
-        assert session.send("repeat: hello") == expected
-
-    @pytest.mark.parametrize("options", [{}, {"max_kv_size": 24}, {"kv_bits": 8}], ids=str)
-    def test_save_and_load(self, tiny, options, tmp_path):
-        if "kv_bits" in options:
-            options = options | {"kv_group_size": 32}
-        session = ChatSession(*tiny, system="be brief", max_new_tokens=20, **options)
-        session.send(COMMAND)
-        session.save(tmp_path / "chat")
-        expected = session.send("repeat: hello")
-        other = ChatSession(*tiny, max_new_tokens=20)
-        other.load(tmp_path / "chat")
-        responses = list(other.stream("repeat: hello"))
-        assert "".join(r.text for r in responses) == expected
-        assert other.messages == session.messages
-        assert responses[0].prompt_tokens < 30
-
-    def test_failed_load_changes_nothing(self, session, tmp_path):
-        session.send(COMMAND)
-        before = list(session.messages)
-        with pytest.raises(InputError, match="no such file"):
-            session.load(tmp_path / "none")
-        assert session.messages == before
-
-    def test_cache_of_no_conversation(self, tiny, session, tmp_path):
-        model, _ = tiny
-        cache = model.make_cache()
-        model.generate(mx.array([[5, 6]]), past_key_values=cache)
-        save_prompt_cache(tmp_path / "prompt", cache, model)
-        with pytest.raises(CheckpointError, match="a prompt cache, but of no conversation"):
-            session.load(tmp_path / "prompt")
-
-    def test_no_template(self, tiny):
-        model, processor = tiny
-        plain = Tokenizer(processor.tokenizer.backend, {})
-        with pytest.raises(InputError, match="no chat template"):
-            ChatSession(model, plain)
-
-    def test_cut_off_replies(self, tiny):
-        """The conversation goes on from what was said, as if fed anew."""
-        session = ChatSession(*tiny, max_new_tokens=6)
-        for text in ("repeat: hello", "good night", "call my sister"):
-            anew = ChatSession(*tiny, max_new_tokens=6)
-            anew.messages = list(session.messages)
-            same_reply(session.stream(text), anew.stream(text))
-
-    @pytest.mark.parametrize("options", [{}, {"max_kv_size": 64}, {"kv_bits": 8}], ids=str)
-    def test_interrupted_anywhere(self, tiny, options):
-        """Wherever Ctrl-C hits, the conversation goes on from its messages, as if fed anew."""
-        if "kv_bits" in options:
-            # a key that is computed in a larger product may be a step apart in 8 bits
-            options = options | {"kv_group_size": 32, "prefill_step_size": 1}
-        for line in random.Random(1).sample(range(1, 3000), 6):
-            session = ChatSession(*tiny, max_new_tokens=6, **options)
-            session.send("repeat: hello")
-            with interrupted_after(line), contextlib.suppress(KeyboardInterrupt):
-                session.send("seven two nine")
-            gc.collect()  # the reply that nobody takes to its end any more
-            anew = ChatSession(*tiny, max_new_tokens=6, **options)
-            anew.messages = list(session.messages)
-            same_reply(session.stream(COMMAND), anew.stream(COMMAND))
-
-    def test_reset(self, tiny):
-        session = ChatSession(*tiny, system="be brief", max_new_tokens=20)
-        first = session.send(COMMAND)
-        session.send("repeat: hello")
-        session.reset()
-        assert session.messages == [{"role": "system", "content": "be brief"}]
-        assert session.send(COMMAND) == first
-
-    def test_too_long(self, tiny):
-        """An error that leaves the conversation as it was, or a cache that forgets."""
-        model, _ = tiny
-        session = ChatSession(*tiny, max_new_tokens=10)
-        session.send(COMMAND)
-        before = list(session.messages)
-        with pytest.raises(ContextLengthError):
-            session.send("light " * model.context_length)
-        assert session.messages == before
-        assert next(session.stream("repeat: hello")).prompt_tokens < 30
-        rotating = ChatSession(*tiny, max_new_tokens=10, max_kv_size=32)
-        for _ in range(8):
-            rotating.send(COMMAND)
-        assert rotating._cache[0].state[0].shape[2] <= 256
-
-    def test_hears_and_replies(self, tiny, reference):
-        """The transcript with the adapter on, the reply to it with the adapter off, in one
-        conversation."""
-        session = ChatSession(*tiny)
-        name = "synthetic/espeak_03.flac"
-        heard = session.listen(find_recording(name)).text
-        assert heard == reference["files"][name]["greedy"]
-        reply = session.send(heard)
-        assert reply == mlx_speech.generate(*tiny, ask(heard), max_new_tokens=512)

@@ -176,16 +176,6 @@ class TestLines:
             "あい\nう。\n「え\nお」"
         ]
 
-    def test_combining_characters_stay_with_theirs(self):
-        assert line_breaks("か\u3099き\ufe00く") == [0, 2, 4]
-
-    def test_korean_is_broken_between_words(self):
-        assert line_breaks("안녕하세요 세계") == [0, 6]
-
-    def test_french_marks_stay_with_their_word(self):
-        text = "Ça va\u202f? Oui\xa0! Bon ; bien"
-        assert [text[i] for i in line_breaks(text)] == ["Ç", "v", "O", "B", "b"]
-
     def test_white_space_and_control_characters(self):
         """A blank line would end the cue."""
         said = segment("one\n\n00:00:01,000 --> 00:00:02,000\r\ntwo\tthree\u2028four\x00", 0, 2)

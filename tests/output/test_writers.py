@@ -10,7 +10,6 @@ import pytest
 from conftest import DATA
 from small_transcripts import many_scripts, segment, transcript
 
-from mlx_speech.cli.outputs import write_files
 from mlx_speech.errors import InputError
 from mlx_speech.output.subtitles import SubtitleOptions
 from mlx_speech.output.writers import FORMATS, output_name
@@ -131,13 +130,3 @@ class TestOutputName:
         with pytest.raises(InputError, match=message) as caught:
             output_name(template, "calls/talk.flac", **CALL)
         assert "\n" not in str(caught.value)
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.txt"
-    write_files({path: "今日は\n"})
-    assert path.read_bytes() == "今日は\n".encode()
-    with pytest.raises(UnicodeEncodeError):
-        write_files({path: "x" * 100000 + "\ud800"})
-    assert path.read_text(encoding="utf-8") == "今日は\n"
-    assert list(tmp_path.iterdir()) == [path]

@@ -1,33 +1,25 @@
-"""Prompts: templates, instructions per model family, audio tokens."""
+"""Granite Speech's processor: audio tokens, templates, batches."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import TINY, edit_json, find_recording
+from conftest import TINY, edit_json
 
 from mlx_speech import (
-    AudioError,
     CheckpointError,
     GraniteSpeechFeatureExtractor,
     GraniteSpeechProcessor,
     InputError,
     Tokenizer,
     UnsupportedOptionError,
-    load,
-    load_audio,
 )
 from mlx_speech.processing.prompts import (
     GRANITE_3,
-    GRANITE_4_0,
     GRANITE_4_1,
     GRANITE_4_1_PLUS,
-    GRANITE_5_0,
-    UNRELEASED,
-    prompt_style,
 )
-from mlx_speech.processing.request import TranscriptionRequest
 
 ROLES = (
     "{% for m in messages %}<|start_of_role|>{{ m['role'] }}<|end_of_role|>{{ m['content'] }}"
@@ -123,58 +115,6 @@ class TestAudioTokens:
         tokenizer.config = {**tokenizer.config, "audio_token": "<|sound|>"}
         processor = GraniteSpeechProcessor(GraniteSpeechFeatureExtractor(), tokenizer)
         assert processor.audio_token == "<|sound|>"
-
-
-class TestFeatures:
-    def test_too_short(self):
-        extractor = GraniteSpeechFeatureExtractor()
-        with pytest.raises(AudioError, match="256 samples is too short: at least 257"):
-            extractor(mx.zeros(256))
-        assert extractor(mx.zeros(257))["input_features"].shape == (1, 1, 160)
-
-    def test_integers_are_refused(self):
-        with pytest.raises(AudioError, match="int16"):
-            GraniteSpeechFeatureExtractor()(np.zeros(1000, np.int16))
-
-    @pytest.mark.parametrize(
-        ("sample", "message"),
-        [(np.nan, "NaN or infinite"), (-np.inf, "NaN or infinite"), (3.0, "look like integers")],
-    )
-    @pytest.mark.parametrize("kind", [np.array, mx.array])
-    def test_samples_are_checked_as_those_of_files(self, sample, message, kind):
-        samples = np.zeros(1000, np.float32)
-        samples[500] = sample
-        with pytest.raises(AudioError, match=message):
-            GraniteSpeechFeatureExtractor()([kind(np.zeros_like(samples)), kind(samples)])
-
-    def test_a_hot_mix_is_accepted(self):
-        GraniteSpeechFeatureExtractor()(np.linspace(-1.5, 1.4, 1000, dtype=np.float32))
-
-    def test_stereo_is_refused(self):
-        with pytest.raises(AudioError, match="not mono"):
-            GraniteSpeechFeatureExtractor()([mx.zeros((2, 1000))])
-
-    def test_each_recording_has_its_own_floor(self):
-        """The reference takes lengths from a padded batch, and so lets one change another."""
-        quiet = load_audio(find_recording("synthetic/short.wav")) * 1e-3
-        loud = load_audio(find_recording("synthetic/espeak_00.flac"))
-        extractor = GraniteSpeechFeatureExtractor()
-        together = extractor([quiet, loud])["input_features"]
-        alone = extractor(quiet)["input_features"][0]
-        assert mx.array_equal(together[0, : len(alone)], alone).item()
-        assert not together[0, len(alone) :].any().item()
-
-    def test_other_parameters(self):
-        extractor = GraniteSpeechFeatureExtractor.from_dict({"n_mels": 40, "hop_length": 320})
-        assert extractor(mx.zeros(16000))["input_features"].shape == (1, 25, 80)
-
-    def test_unknown_parameters(self):
-        with pytest.raises(CheckpointError, match="unsupported power"):
-            GraniteSpeechFeatureExtractor(melspec_kwargs={"power": 1.0})
-
-    def test_null_is_nothing(self):
-        extractor = GraniteSpeechFeatureExtractor.from_dict({"melspec_kwargs": None})
-        assert extractor.melspec_kwargs == GraniteSpeechFeatureExtractor().melspec_kwargs
 
 
 class TestChatTemplates:
@@ -278,181 +218,6 @@ class TestChatTemplates:
         processor = GraniteSpeechProcessor.from_pretrained(tiny_copy)
         with pytest.raises(InputError, match="no chat template"):
             processor.speech_prompt("x")
-
-
-class TestPrompts:
-    @pytest.mark.parametrize(
-        ("audio_token", "name", "style"),
-        [
-            (49155, "ibm-granite/granite-speech-3.2-8b", GRANITE_3),
-            (49159, "ibm-granite/granite-speech-3.3-2b", GRANITE_3),
-            (49159, "anything", GRANITE_3),
-            (49159, "ibm-granite/granite-speech-4.1-2b", GRANITE_3),
-            (49200, "granite-speech-3.3-2b-with-more-tokens", GRANITE_3),
-            (100352, "ibm-granite/granite-4.0-1b-speech", GRANITE_4_0),
-            (100352, "ibm-granite/granite-speech-4.1-2b", GRANITE_4_1),
-            (100352, "/models/Granite-Speech-5.0-2b", GRANITE_5_0),
-            (100352, "/granite-speech-5.0-2b/granite_speech_4.0", GRANITE_4_0),
-            (100352, "models--ibm-granite--granite-speech-5.0-2b/snapshots/0f", GRANITE_5_0),
-            (100352, "granite-4.0-ft-of-granite-speech-4.1-2b", GRANITE_4_1),
-            (100352, "granite-speech-7.5-2b", GRANITE_4_1),
-            (100352, "my-model", GRANITE_4_1),
-            (100400, "my-model", UNRELEASED),
-        ],
-    )
-    def test_family(self, audio_token, name, style):
-        assert prompt_style("granite_speech", audio_token, name) is style
-
-    def test_plus(self):
-        for name in ("granite-speech-4.1-2b-plus", "granite-speech-5.0-2b", "mine"):
-            assert prompt_style("granite_speech_plus", 100352, name) is GRANITE_4_1_PLUS
-
-    def test_the_name_of_the_folder_one_stands_in(self, tiny_copy, monkeypatch):
-        folder = tiny_copy.rename(tiny_copy.with_name("granite-speech-5.0-2b"))
-        monkeypatch.chdir(folder)
-        assert GraniteSpeechProcessor.from_pretrained(".").prompts is GRANITE_5_0
-        assert load(".")[1].prompts is GRANITE_5_0
-
-    def test_merged_adapter(self, tiny_copy):
-        """3.3 without its adapter files is still 3.3."""
-        edit_json(tiny_copy / "config.json", audio_token_index=49159, has_lora_adapter=False)
-        folder = tiny_copy.rename(tiny_copy.with_name("merged"))
-        assert GraniteSpeechProcessor.from_pretrained(folder).prompts is GRANITE_3
-
-    def test_the_bundled_model_is_none_of_the_released(self, processor):
-        """It was trained without a system message."""
-        assert processor.prompts is UNRELEASED
-        assert "system" not in processor.speech_prompt("do it")
-
-    @pytest.mark.parametrize(
-        ("style", "options", "instruction"),
-        [
-            (GRANITE_3, {}, "can you transcribe the speech into a written format?"),
-            (
-                GRANITE_4_1,
-                {"punctuate": True},
-                "transcribe the speech with proper punctuation and capitalization.",
-            ),
-            (
-                GRANITE_4_1,
-                {"punctuate": True, "language": "de"},
-                "transcribe the German speech with proper punctuation and capitalization.",
-            ),
-            (
-                GRANITE_3,
-                {"task": "translate", "target_language": "fr"},
-                "translate the speech to French.",
-            ),
-            (
-                GRANITE_4_1,
-                {"task": "translate", "target_language": "Mandarin", "punctuate": True},
-                "translate the speech to Mandarin with proper punctuation and capitalization.",
-            ),
-            (
-                GRANITE_5_0,
-                {"language": "es"},
-                "The speech is in Spanish. Transcribe it exactly; do not translate. "
-                "can you transcribe the speech into a written format?",
-            ),
-            (
-                GRANITE_4_0,
-                {"keywords": ["MLX", "Jais 2"]},
-                "transcribe the speech to text. Keywords: MLX, Jais 2",
-            ),
-            (
-                GRANITE_4_1,
-                {"task": "translate", "target_language": "fr", "keywords": ["MLX"]},
-                "translate the speech to French. Keywords: MLX",
-            ),
-            (
-                GRANITE_5_0,
-                {"language": "es", "keywords": ("MLX", "Jais")},
-                "The speech is in Spanish. Transcribe it exactly; do not translate. "
-                "transcribe the speech to text. Keywords: MLX, Jais",
-            ),
-            (GRANITE_3, {"keywords": []}, "can you transcribe the speech into a written format?"),
-        ],
-    )
-    def test_instructions(self, style, options, instruction):
-        assert style.instruction(TranscriptionRequest(**options)) == instruction
-
-    @pytest.mark.parametrize(
-        ("style", "options", "message"),
-        [
-            (
-                GRANITE_3,
-                {"task": "translate", "target_language": "it"},
-                "3.x does not translate to Italian, but to en, fr, de, es, pt, ja, zh",
-            ),
-            (GRANITE_3, {"punctuate": True}, "punctuate.*3.x.*these were: Granite Speech 4.1"),
-            (GRANITE_4_0, {"language": "en"}, "language.*4.0.*Granite Speech 5.0"),
-            (
-                GRANITE_4_1_PLUS,
-                {"task": "translate", "target_language": "fr"},
-                "not trained for translation; these were: Granite Speech 3.x",
-            ),
-            (GRANITE_4_1, {"task": "translate", "target_language": "tlh"}, "'tlh' is not known"),
-            (GRANITE_4_1, {"language": "de"}, "only together with punctuation"),
-            (
-                GRANITE_4_1,
-                {"language": "de", "keywords": ["MLX"]},
-                "language only together with punctuation",
-            ),
-            *(
-                (
-                    style,
-                    {"keywords": ["MLX"]},
-                    "keywords: .* was not trained for keywords; these were: Granite 4.0 Speech, "
-                    "Granite Speech 4.1, Granite Speech 5.0$",
-                )
-                for style in (GRANITE_3, GRANITE_4_1_PLUS, UNRELEASED)
-            ),
-            *(
-                (
-                    style,
-                    {"task": "translate", "target_language": "fr", "keywords": ["MLX"]},
-                    "trained for keywords in translation; these were: Granite Speech 4.1$",
-                )
-                for style in (GRANITE_3, GRANITE_4_0, GRANITE_5_0)
-            ),
-        ],
-    )
-    def test_what_a_family_cannot_do(self, style, options, message):
-        with pytest.raises(UnsupportedOptionError, match=message):
-            style.instruction(TranscriptionRequest(**options))
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"task": "translate"}, "task 'translate' needs target_language"),
-            ({"target_language": "fr"}, "goes with task 'translate'"),
-            ({"task": "dance"}, "task is 'dance'"),
-            ({"task": "translate", "target_language": 5}, "target_language is 5"),
-            ({"language": b"en"}, "language is b'en'"),
-            ({"keywords": "MLX"}, "keywords is 'MLX', but must be a list"),
-            ({"keywords": {"MLX"}}, "keywords is {'MLX'}, but must be a list"),
-            *(
-                ({"keywords": ["MLX", word]}, "among the keywords is .*, which is no word or name")
-                for word in ("", " ", "a, b", "a\nb", 5)
-            ),
-            ({"keywords": ["MLX"], "punctuate": True}, "keywords and punctuate at once"),
-        ],
-    )
-    def test_what_no_family_can_do(self, options, message):
-        with pytest.raises(InputError, match=message):
-            TranscriptionRequest(**options)
-
-    def test_a_prompt_takes_the_place_of_keywords(self):
-        with pytest.raises(InputError, match=r"the place of .* and keywords"):
-            TranscriptionRequest(prompt="do it", keywords=["MLX"])
-
-    def test_keywords_reach_the_prompt(self, processor, monkeypatch):
-        monkeypatch.setattr(processor, "prompts", GRANITE_4_1)
-        request = TranscriptionRequest(keywords=["front", "window"])
-        inputs = processor.speech_inputs(mx.zeros(16000), request)
-        text = processor.decode(inputs["input_ids"][0].tolist(), skip_special_tokens=False)
-        assert "Keywords: front, window" in text
-        assert processor.text_language(request) is None
 
 
 def test_stored_padding_and_truncation_are_left_alone(tiny_copy, processor):

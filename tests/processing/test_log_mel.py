@@ -1,13 +1,18 @@
-"""Features of a recording part by part: those of the whole."""
+"""Log-mel features: of a recording, of its parts, and what has none."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import find_recording
+from conftest import DATA, find_recording
 
-from mlx_speech import AudioError, GraniteSpeechFeatureExtractor, load_audio
+from mlx_speech import (
+    AudioError,
+    CheckpointError,
+    GraniteSpeechFeatureExtractor,
+    load_audio,
+)
 from mlx_speech.audio import SAMPLING_RATE, open_recording
 from mlx_speech.audio import recording as recording_module
 
@@ -148,3 +153,70 @@ def test_memory_does_not_hold_the_features(monkeypatch):
         peak = mx.get_peak_memory() - before
     # a part takes 1.4 to 2.7 MB, as the scheduler likes
     assert peak < total == 240 * 50 * 160 * 4
+
+
+class TestFeatures:
+    def test_too_short(self):
+        extractor = GraniteSpeechFeatureExtractor()
+        with pytest.raises(AudioError, match="256 samples is too short: at least 257"):
+            extractor(mx.zeros(256))
+        assert extractor(mx.zeros(257))["input_features"].shape == (1, 1, 160)
+
+    def test_integers_are_refused(self):
+        with pytest.raises(AudioError, match="int16"):
+            GraniteSpeechFeatureExtractor()(np.zeros(1000, np.int16))
+
+    @pytest.mark.parametrize(
+        ("sample", "message"),
+        [(np.nan, "NaN or infinite"), (-np.inf, "NaN or infinite"), (3.0, "look like integers")],
+    )
+    @pytest.mark.parametrize("kind", [np.array, mx.array])
+    def test_samples_are_checked_as_those_of_files(self, sample, message, kind):
+        samples = np.zeros(1000, np.float32)
+        samples[500] = sample
+        with pytest.raises(AudioError, match=message):
+            GraniteSpeechFeatureExtractor()([kind(np.zeros_like(samples)), kind(samples)])
+
+    def test_a_hot_mix_is_accepted(self):
+        GraniteSpeechFeatureExtractor()(np.linspace(-1.5, 1.4, 1000, dtype=np.float32))
+
+    def test_stereo_is_refused(self):
+        with pytest.raises(AudioError, match="not mono"):
+            GraniteSpeechFeatureExtractor()([mx.zeros((2, 1000))])
+
+    def test_each_recording_has_its_own_floor(self):
+        """The reference takes lengths from a padded batch, and so lets one change another."""
+        quiet = load_audio(find_recording("synthetic/short.wav")) * 1e-3
+        loud = load_audio(find_recording("synthetic/espeak_00.flac"))
+        extractor = GraniteSpeechFeatureExtractor()
+        together = extractor([quiet, loud])["input_features"]
+        alone = extractor(quiet)["input_features"][0]
+        assert mx.array_equal(together[0, : len(alone)], alone).item()
+        assert not together[0, len(alone) :].any().item()
+
+    def test_other_parameters(self):
+        extractor = GraniteSpeechFeatureExtractor.from_dict({"n_mels": 40, "hop_length": 320})
+        assert extractor(mx.zeros(16000))["input_features"].shape == (1, 25, 80)
+
+    def test_unknown_parameters(self):
+        with pytest.raises(CheckpointError, match="unsupported power"):
+            GraniteSpeechFeatureExtractor(melspec_kwargs={"power": 1.0})
+
+    def test_null_is_nothing(self):
+        extractor = GraniteSpeechFeatureExtractor.from_dict({"melspec_kwargs": None})
+        assert extractor.melspec_kwargs == GraniteSpeechFeatureExtractor().melspec_kwargs
+
+
+FEATURES = dict(np.load(DATA / "reference" / "granite_features.npz"))
+
+
+@pytest.mark.parametrize("name", sorted({n.rsplit(".", 1)[0] for n in FEATURES}))
+def test_features_of_every_recording(tiny, name):
+    """A fixed sample of each recording's features; all of them are compared in tests/parity."""
+    _, processor = tiny
+    audio = load_audio(find_recording(name))
+    features = np.array(processor.audio_processor(audio)["input_features"][0])
+    assert features.shape == tuple(FEATURES[f"{name}.shape"])
+    stride = int(FEATURES[f"{name}.stride"])
+    found = features.reshape(-1)[::stride]
+    np.testing.assert_allclose(found, FEATURES[f"{name}.sample"], rtol=0, atol=1e-4)

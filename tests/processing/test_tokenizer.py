@@ -1,4 +1,4 @@
-"""Tokenizers of every kind, and chat templates, without transformers."""
+"""Tokenizers of every kind, without transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from conftest import TINY, edit_json, random_decoder
 from mlx.utils import tree_flatten
 
 from mlx_speech import (
-    CheckpointError,
     InputError,
     LlamaTokenizer,
     Tokenizer,
@@ -173,40 +172,9 @@ class TestLlama:
     def test_unknown_characters_where_there_are_no_bytes(self, tmp_path):
         pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("▁", 1), ("a", 1), ("▁a", 1)]
         folder = small.llama(tmp_path)
-        (folder / "tokenizer.model").write_bytes(sentencepiece_file(pieces))
+        (folder / "tokenizer.model").write_bytes(small.sentencepiece_file(pieces))
         tokenizer = LlamaTokenizer.from_pretrained(folder)
         assert tokenizer.encode("aßa a") == [1, 5, 0, 4, 5]
-
-
-def test_kinds_of_pieces(tmp_path):
-    kinds = {"unknown": 2, "normal": 1, "control": 3, "user-defined": 4, "unused": 5}
-    pieces = [(f"<{kind}>", number) for kind, number in kinds.items()]
-    folder = small.llama(tmp_path, unk_token="<unknown>", bos_token="<control>", eos_token=None)
-    (folder / "tokenizer.model").write_bytes(
-        sentencepiece_file([*pieces, ("▁", 1), ("a", 1), ("▁a", 1)])
-    )
-    backend = LlamaTokenizer.from_pretrained(folder).backend
-    added = backend.get_added_tokens_decoder()
-    assert {i: (t.content, t.special) for i, t in added.items()} == {
-        0: ("<unknown>", True),
-        2: ("<control>", True),
-        3: ("<user-defined>", False),
-    }
-    backend = LlamaTokenizer.from_pretrained(small.llama(tmp_path / "bytes")).backend
-    added = backend.get_added_tokens_decoder().values()
-    assert {token.content for token in added} == {"<s>", "</s>", "<gap>", "<unk>"}
-
-
-def field(number: int, content: bytes | int) -> bytes:
-    """One field of a protocol buffer, shorter than 128 bytes."""
-    if isinstance(content, int):
-        return bytes([number << 3, content])
-    return bytes([number << 3 | 2, len(content)]) + content
-
-
-def sentencepiece_file(pieces: list[tuple[str, int]], algorithm: int = 2) -> bytes:
-    entries = (field(1, text.encode()) + field(3, kind) for text, kind in pieces)
-    return b"".join(field(1, entry) for entry in entries) + field(2, field(3, algorithm))
 
 
 def test_a_model_with_a_sentencepiece_file(tmp_path):
@@ -222,62 +190,6 @@ def test_a_model_with_a_sentencepiece_file(tmp_path):
     output = model.generate(mx.array([ids]), max_new_tokens=8)
     text = generate(model, tokenizer, chats.CHAT[:1], max_new_tokens=8)
     assert text.strip() == tokenizer.decode(output[0, len(ids) :]).strip()
-
-
-class TestBadFiles:
-    @pytest.mark.parametrize(
-        "content",
-        [
-            b"",
-            b"IQ== 0\nIg== 1\nIw== 2\n" * 50,
-            b"<!DOCTYPE html><html></html>",
-            b'{"model": {}}',
-            bytes(range(256)) * 4,
-            small.LLAMA_MODEL.read_bytes()[:5000],
-            small.LLAMA_MODEL.read_bytes()[7:],
-            field(1, b"\x0a\x01\xff"),
-            field(1, 3),
-            sentencepiece_file([("a", 1)]),
-            field(1, field(1, b"\xff")) + sentencepiece_file([("<unk>", 2)]),
-        ],
-        ids=[
-            *("empty", "tiktoken", "page", "json", "bytes", "cut-off", "shifted", "not-a-piece"),
-            *("number", "no-unknown", "not-text"),
-        ],
-    )
-    def test_not_sentencepiece(self, tmp_path, content):
-        folder = small.llama(tmp_path)
-        (folder / "tokenizer.model").write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"tokenizer.model: not a sentencepiece model"):
-            Tokenizer.from_pretrained(folder)
-
-    @pytest.mark.parametrize("algorithm", [1, 3, 4], ids=["unigram", "words", "characters"])
-    def test_another_algorithm(self, tmp_path, algorithm):
-        folder = small.llama(tmp_path)
-        content = sentencepiece_file([("<unk>", 2), ("a", 1)], algorithm)
-        (folder / "tokenizer.model").write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"not of byte-pair encoding"):
-            Tokenizer.from_pretrained(folder)
-
-    def test_no_file(self, tmp_path):
-        with pytest.raises(CheckpointError, match=r"no tokenizer.json and no tokenizer.model"):
-            Tokenizer.from_pretrained(tmp_path)
-
-    @pytest.mark.parametrize(
-        "content", ["", "{}", "[]", '{"model": {"type": "WordPiece"}}', "\xff"]
-    )
-    @pytest.mark.parametrize("name", ["LlamaTokenizer", "PreTrainedTokenizerFast"])
-    def test_bad_json(self, tmp_path, content, name):
-        folder = small.gpt2(tmp_path, tokenizer_class=name)
-        (folder / "tokenizer.json").write_text(content, encoding="latin-1")
-        with pytest.raises(CheckpointError, match=r"not a readable tokenizer|JSON"):
-            Tokenizer.from_pretrained(folder)
-
-    def test_bad_settings(self, tmp_path):
-        for settings in ({"pad_token": {}}, {"added_tokens_decoder": {"x": "y"}}):
-            folder = small.gpt2(tmp_path, **settings)
-            with pytest.raises(CheckpointError, match="not a readable tokenizer"):
-                Tokenizer.from_pretrained(folder)
 
 
 class TestAround:
@@ -394,91 +306,3 @@ class TestPadding:
         llama.padding_side = "top"
         with pytest.raises(InputError, match="'top'"):
             llama("dog")
-
-
-class TestChatTemplates:
-    @pytest.mark.parametrize("case", GOLDEN["prompts"], ids=lambda case: case["template"])
-    def test_as_in_transformers(self, tmp_path, case):
-        template = chats.TEMPLATES[case["template"]]
-        tokenizer = Tokenizer.from_pretrained(small.llama(tmp_path, chat_template=template))
-        messages = chats.GOLDEN_CHATS[case["chat"]]
-        options = {"add_generation_prompt": False, **chats.GOLDEN_OPTIONS[case["options"]]}
-        assert tokenizer.apply_chat_template(messages, **options) == case["prompt"]
-
-    def test_jais2(self, tmp_path):
-        tokenizer = Tokenizer.from_pretrained(small.gpt2(tmp_path, chat_template=chats.JAIS2))
-        assert tokenizer.apply_chat_template([{"role": "user", "content": "مرحبا"}]) == (
-            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>مرحبا<|eot_id|>"
-            "<|start_header_id|>ai<|end_header_id|>"
-        )
-
-    def test_ids_have_one_bos(self, tmp_path):
-        tokenizer = Tokenizer.from_pretrained(small.llama3(tmp_path, chat_template=chats.LLAMA3))
-        options = {"date_string": "1 Jan 2026"}
-        batch = tokenizer.apply_chat_template(chats.CHAT, tokenize=True, **options)
-        assert batch.input_ids.shape == batch.attention_mask.shape
-        bos = tokenizer.bos_token_id
-        assert batch.input_ids[0].tolist().count(bos) == 1
-        ids = tokenizer.apply_chat_template(
-            chats.CHAT, tokenize=True, return_dict=False, return_tensors="mlx", **options
-        )
-        assert mx.array_equal(ids, batch.input_ids)
-        prompt = tokenizer.apply_chat_template(chats.CHAT, **options)
-        assert tokenizer.decode(ids[0], skip_special_tokens=False) == prompt
-
-    def test_refusals(self, tmp_path):
-        tokenizer = Tokenizer.from_pretrained(small.llama(tmp_path, chat_template=chats.LLAMA2))
-        with pytest.raises(InputError, match="Roles must alternate"):
-            tokenizer.apply_chat_template(chats.CHAT[:1] * 2)
-
-    @pytest.mark.parametrize("messages", [[], ["hello"], "hello", [chats.CHAT]])
-    def test_what_is_no_chat(self, tmp_path, messages):
-        tokenizer = Tokenizer.from_pretrained(small.llama(tmp_path, chat_template=chats.JAIS2))
-        with pytest.raises(InputError, match="one or more messages"):
-            tokenizer.apply_chat_template(messages)
-
-    def test_plain_data_alone(self, tmp_path):
-        tokenizer = Tokenizer.from_pretrained(small.llama(tmp_path, chat_template=chats.GRANITE))
-        with pytest.raises(InputError, match="plain data"):
-            tokenizer.apply_chat_template([{"role": "user", "content": mx.array(1)}])
-        with pytest.raises(InputError, match="plain data"):
-            tokenizer.apply_chat_template(chats.CHAT, tools=[len])
-        with pytest.raises(CheckpointError, match="the chat template fails"):
-            tokenizer.apply_chat_template([{"role": "user", "content": ["a", "b"]}])
-
-    def test_arguments_of_transformers(self, tmp_path):
-        tokenizer = Tokenizer.from_pretrained(small.llama(tmp_path, chat_template=chats.JAIS2))
-        with pytest.raises(UnsupportedOptionError, match="support continue_final_message"):
-            tokenizer.apply_chat_template(chats.CHAT, continue_final_message=True)
-        plain = tokenizer.apply_chat_template(chats.CHAT)
-        assert tokenizer.apply_chat_template(chats.CHAT, truncation=False) == plain
-
-    def test_several(self, tmp_path):
-        named = [{"name": "rag", "template": "with {{ documents[0].text }}"}]
-        folder = small.llama(tmp_path, chat_template=named)
-        tokenizer = Tokenizer.from_pretrained(folder)
-        with pytest.raises(InputError, match=r"none is the default: .* one of rag"):
-            tokenizer.apply_chat_template(chats.CHAT)
-        (folder / "additional_chat_templates").mkdir()
-        for name, text in {"tool_use": "tools", "default": "plain", "rag": "documents"}.items():
-            (folder / "additional_chat_templates" / f"{name}.jinja").write_text(text)
-        tokenizer = Tokenizer.from_pretrained(folder)
-        assert tokenizer.apply_chat_template(chats.CHAT) == "plain"
-        assert tokenizer.apply_chat_template(chats.CHAT, tools=chats.TOOLS) == "tools"
-        assert tokenizer.apply_chat_template(chats.CHAT, chat_template="rag") == "documents"
-        assert tokenizer.apply_chat_template(chats.CHAT, chat_template="{{ 2 * 3 }}") == "6"
-
-    def test_none(self, llama):
-        with pytest.raises(InputError, match="no chat template; give the prompt as plain text"):
-            llama.apply_chat_template(chats.CHAT)
-
-    @pytest.mark.parametrize("template", ["{% if %}", "{{ messages", "{{ nothing.at.all }}"])
-    def test_broken(self, tmp_path, template):
-        tokenizer = Tokenizer.from_pretrained(small.llama(tmp_path, chat_template=template))
-        with pytest.raises(CheckpointError, match="the chat template fails"):
-            tokenizer.apply_chat_template(chats.CHAT)
-
-    def test_malformed_list(self, tmp_path):
-        folder = small.llama(tmp_path, chat_template=[{"template": "x"}])
-        with pytest.raises(CheckpointError, match=r"no readable chat template"):
-            Tokenizer.from_pretrained(folder)

@@ -1,0 +1,237 @@
+"""Speech2Text's tokenizer, against what the reference made of texts."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import DATA, ROOT, edit_json
+
+from mlx_speech import (
+    CheckpointError,
+    InputError,
+    Speech2TextProcessor,
+    Speech2TextTokenizer,
+    UnsupportedOptionError,
+)
+from mlx_speech.generation import StreamingDetokenizer
+
+TINY_S2T = ROOT / "examples" / "tiny-s2t"
+
+
+REFERENCE = json.loads((DATA / "reference" / "tiny_s2t_reference.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def processor() -> Speech2TextProcessor:
+    return Speech2TextProcessor.from_pretrained(TINY_S2T)
+
+
+@pytest.fixture
+def tokenizer() -> Speech2TextTokenizer:
+    return Speech2TextTokenizer.from_pretrained(TINY_S2T)
+
+
+@pytest.fixture
+def s2t_copy(tmp_path) -> Path:
+    """A copy of the checkpoint without its weights, to be damaged."""
+    ignore = shutil.ignore_patterns("*.safetensors")
+    return Path(shutil.copytree(TINY_S2T, tmp_path / "checkpoint", ignore=ignore))
+
+
+class TestTokenizer:
+    @pytest.mark.parametrize("name", sorted(REFERENCE["files"]))
+    def test_texts_of_the_reference(self, processor, name):
+        for answer in REFERENCE["files"][name].values():
+            assert processor.decode(answer["ids"]) == answer["text"]
+
+    def test_ids_of_the_reference(self, tokenizer):
+        """Where the model wrote the pieces that the tokenizer would: all but a few."""
+        answers = [a for entry in REFERENCE["files"].values() for a in entry.values()]
+        french = [a for a in answers if a["ids"][1] == 5]
+        same = [tokenizer.encode(a["text"]) == a["ids"][1:] for a in french]
+        assert len(french) == 46
+        assert sum(same) >= 40
+
+    def test_language_ids(self, tokenizer):
+        assert tokenizer.lang_code_to_id == REFERENCE["lang_code_to_id"]
+        assert tokenizer.language_id("de") == 11
+        assert tokenizer.langs == ["pt", "fr", "ru", "nl", "ro", "it", "es", "de"]
+
+    def test_target_language(self, tokenizer):
+        assert (tokenizer.tgt_lang, tokenizer.prefix_tokens) == ("fr", [5])
+        tokenizer.tgt_lang = "de"
+        assert tokenizer.encode("set") == [11, 48, 16, 2]
+        other = Speech2TextTokenizer.from_pretrained(TINY_S2T, tgt_lang=None)
+        assert other.tgt_lang == "pt"
+
+    def test_unknown_language(self, tokenizer):
+        with pytest.raises(UnsupportedOptionError, match=r"'en', but to pt, fr, ru, .*, de$"):
+            tokenizer.tgt_lang = "en"
+        assert tokenizer.tgt_lang == "fr"
+        with pytest.raises(UnsupportedOptionError, match="'en', but to pt"):
+            Speech2TextTokenizer.from_pretrained(TINY_S2T, tgt_lang="en")
+
+    def test_one_language(self, s2t_copy):
+        edit_json(s2t_copy / "tokenizer_config.json", lang_codes=None, tgt_lang="fr")
+        tokenizer = Speech2TextTokenizer.from_pretrained(s2t_copy)
+        assert tokenizer.encode("set") == [48, 16, 2]
+        assert (tokenizer.tgt_lang, tokenizer.lang_code_to_id) == (None, {})
+        with pytest.raises(UnsupportedOptionError, match=r"one language .* 'fr'.*multilingual"):
+            tokenizer.language_id("fr")
+
+    def test_unknown_set_of_languages(self, s2t_copy):
+        edit_json(s2t_copy / "tokenizer_config.json", lang_codes="covost")
+        with pytest.raises(CheckpointError, match="'covost' is not known; known are mustc"):
+            Speech2TextTokenizer.from_pretrained(s2t_copy)
+
+    def test_vocabulary_that_differs_about_languages(self, s2t_copy):
+        edit_json(s2t_copy / "vocab.json", **{"<lang:fr>": 4, "<lang:pt>": 5})
+        with pytest.warns(UserWarning, match=r"vocab.json: .* pt is 4 and 5, fr is 5 and 4; Sent"):
+            tokenizer = Speech2TextTokenizer.from_pretrained(s2t_copy)
+        assert tokenizer.lang_code_to_id == REFERENCE["lang_code_to_id"]
+
+    def test_ids_come_from_the_vocabulary(self, s2t_copy):
+        edit_json(s2t_copy / "vocab.json", **{"▁zero": 34, "▁zéro": 35})
+        tokenizer = Speech2TextTokenizer.from_pretrained(s2t_copy)
+        assert tokenizer.encode("zero zéro") == [5, 34, 35, 2]
+        assert tokenizer.decode([34, 35]) == "zero zéro"
+
+    def test_case(self):
+        tokenizer = Speech2TextTokenizer.from_pretrained(
+            TINY_S2T, do_lower_case=True, do_upper_case=True
+        )
+        ids = tokenizer.encode("SET the Kitchen<lang:de> À</s>")
+        assert ids == [5, 48, 16, 12, 21, 12, 130, 57, 161, 46, 11, 12, 18, 2, 2]
+        assert tokenizer.decode(ids) == "SET THE KITCHEN À"
+        assert tokenizer.decode(ids, skip_special_tokens=False) == (
+            "<lang:fr> SET THE KITCHEN<lang:de> À</s> </s>"
+        )
+
+    def test_without_options_case_matters(self, tokenizer):
+        assert tokenizer.encode("Set") == [5, 12, 3, 16, 2]
+        assert tokenizer.decode([48, 16]) == "set"
+
+    def test_what_the_vocabulary_lacks(self, tokenizer):
+        ids = tokenizer.encode("日 set")
+        assert ids == [5, 12, 3, 48, 16, 2]
+        assert tokenizer.decode(ids) == "set"
+        assert tokenizer.decode([13, 99999, 13, -1]) == "a<unk> a<unk>"
+
+    def test_batches_are_padded_on_the_right(self, tokenizer):
+        batch = tokenizer(["set", "set the kitchen"])
+        assert batch["input_ids"].tolist() == [
+            [5, 48, 16, 2, 1, 1, 1, 1, 1, 1, 1],
+            [5, 48, 16, 12, 21, 12, 130, 57, 161, 46, 2],
+        ]
+        assert batch["attention_mask"].sum(axis=1).tolist() == [4, 11]
+        assert batch["attention_mask"][0].tolist() == [1] * 4 + [0] * 7
+        assert tokenizer.batch_decode(batch["input_ids"]) == ["set", "set the kitchen"]
+        assert tokenizer("set")["input_ids"].tolist() == [[5, 48, 16, 2]]
+
+    def test_half_a_surrogate_pair(self, tokenizer):
+        with pytest.raises(InputError, match=r"half of a surrogate pair, '\\ud83d', at char.* 4"):
+            tokenizer.encode("set \ud83d")
+
+    def test_properties(self, tokenizer):
+        names = ("bos", "pad", "eos", "unk")
+        assert [getattr(tokenizer, f"{name}_token_id") for name in names] == [0, 1, 2, 3]
+        assert tokenizer.vocab_size == 320
+        assert tokenizer.all_special_ids == [0, 2, 3, 1, *range(4, 12)]
+
+    def test_special_tokens_of_older_checkpoints(self, s2t_copy):
+        """special_tokens_map.json counts where the newer field is missing."""
+        config = s2t_copy / "tokenizer_config.json"
+        edit_json(config, added_tokens_decoder=None, extra_special_tokens=None, eos_token=None)
+        special = {"eos_token": {"content": "▁six", "lstrip": False}, "unk_token": "▁un"}
+        special["additional_special_tokens"] = ["<x>", {"content": "<x>y"}]
+        edit_json(s2t_copy / "special_tokens_map.json", **special)
+        edit_json(s2t_copy / "vocab.json", **{"<x>": 320, "<x>y": 321})
+        tokenizer = Speech2TextTokenizer.from_pretrained(s2t_copy)
+        assert tokenizer.encode("set<x>y<x>日") == [5, 48, 16, 321, 320, 12, 19, 17]
+        assert tokenizer.decode([320, 13, 19, 321]) == "a"
+
+    @pytest.mark.parametrize("file", ["vocab.json", "sentencepiece.bpe.model"])
+    def test_missing_file(self, s2t_copy, file):
+        (s2t_copy / file).unlink()
+        with pytest.raises(CheckpointError, match=f"no {file} here"):
+            Speech2TextTokenizer.from_pretrained(s2t_copy)
+
+    @pytest.mark.parametrize("file", ["vocab.json", "sentencepiece.bpe.model"])
+    @pytest.mark.parametrize("content", [b"", b"not what it should be"])
+    def test_damaged_file(self, s2t_copy, file, content):
+        (s2t_copy / file).write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"{file}: not .*readable") as caught:
+            Speech2TextTokenizer.from_pretrained(s2t_copy)
+        assert "\n" not in str(caught.value)
+
+    def test_vocabulary_without_a_special_token(self, s2t_copy):
+        edit_json(s2t_copy / "vocab.json", **{"<pad>": None})
+        with pytest.raises(CheckpointError, match=r"vocab.json: lacks the special token <pad>"):
+            Speech2TextTokenizer.from_pretrained(s2t_copy)
+
+
+def byte_fallback_tokenizer(folder: Path, **options) -> Speech2TextTokenizer:
+    """A vocabulary of its own, with bytes for what it lacks."""
+    from sentencepiece import SentencePieceTrainer
+
+    lines = (DATA / "reference" / "tiny_s2t_reference.json").read_text().split('"')
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([line for line in lines if " " in line]),
+        model_prefix=str(folder / "sentencepiece.bpe"),
+        vocab_size=400,
+        byte_fallback=True,
+        minloglevel=2,
+        bos_id=0,
+        pad_id=1,
+        eos_id=2,
+        unk_id=3,
+    )
+    pieces = (folder / "sentencepiece.bpe.vocab").read_text().split("\n")[:-1]
+    vocab = {line.split("\t")[0]: i for i, line in enumerate(pieces)}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    return Speech2TextTokenizer.from_pretrained(folder, **options)
+
+
+class TestStreaming:
+    @staticmethod
+    def compare(tokenizer, ids: list[int]) -> list[str]:
+        stream = StreamingDetokenizer(tokenizer)
+        pieces = [*(stream.add(i) for i in ids), stream.finish()]
+        assert "".join(pieces) == tokenizer.decode(ids)
+        return pieces
+
+    @pytest.mark.parametrize("name", sorted(REFERENCE["files"]))
+    def test_answers_of_the_reference(self, tokenizer, name):
+        for answer in REFERENCE["files"][name].values():
+            assert "".join(self.compare(tokenizer, answer["ids"])) == answer["text"]
+
+    def test_words_come_one_by_one(self, tokenizer):
+        pieces = self.compare(tokenizer, [2, 5, 48, 16, 12, 21, 13, 2])
+        assert pieces == ["", "", "s", "et", "", " the", " a", "", ""]
+
+    @pytest.mark.parametrize("upper", [False, True])
+    def test_any_ids_at_all(self, upper):
+        """Also unknown ones, special ones in the middle, and nothing but spaces."""
+        tokenizer = Speech2TextTokenizer.from_pretrained(TINY_S2T, do_upper_case=upper)
+        rng = random.Random(7)
+        for _ in range(1500):
+            ids = rng.choices([*range(-1, 325), *[12] * 60, *[2, 999] * 20], k=rng.randrange(25))
+            self.compare(tokenizer, ids)
+
+    @pytest.mark.parametrize("upper", [False, True])
+    def test_bytes(self, tmp_path, upper):
+        tokenizer = byte_fallback_tokenizer(tmp_path, do_upper_case=upper)
+        text = "set ß日本 👩‍👩‍👧 the ﬁ"
+        pieces = self.compare(tokenizer, tokenizer.encode(text))
+        whole = "".join(pieces)
+        assert "\ufffd" not in whole
+        assert ("SET SS日" if upper else "set ß日") in whole
+        rng = random.Random(8)
+        some_bytes = [tokenizer.encoder[f"<0x{byte:02X}>"] for byte in "é日👩 A".encode()]
+        for _ in range(1500):
+            pool = rng.choice([range(400), some_bytes, [*some_bytes, *range(390, 400), 2, 12]])
+            self.compare(tokenizer, rng.choices(pool, k=rng.randrange(25)))
