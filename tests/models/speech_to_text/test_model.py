@@ -153,7 +153,7 @@ class TestCache:
         again = model(decoder_input_ids=ids[:, -3:], past_key_values=cache).logits
         assert difference(again, whole[:, -3:]) < 1e-4
 
-    def test_the_recording_is_heard_once(self, model, recordings, monkeypatch):
+    def test_the_recording_is_encoded_once(self, model, recordings, monkeypatch):
         """Cross-attention keys and values are computed once in a whole beam search."""
         heard = []
         original = Attention.keys_values
