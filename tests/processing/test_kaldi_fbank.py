@@ -210,3 +210,39 @@ class TestFeatures:
         assert {name: getattr(extractor, name) for name in options} == options
         assert extractor.do_ceptral_normalize
         assert extractor(noise(8000), 8000)["input_features"].shape == (1, 98, 40)
+
+
+def reference(samples: np.ndarray, rate: int, n_mels: int) -> np.ndarray:
+    """Kaldi's steps one after the other, frame by frame, in float64."""
+    length, shift = rate * 25 // 1000, rate // 100
+    n_fft = 2 ** int(np.ceil(np.log2(length)))
+    mel = 1127 * np.log(1 + np.arange(n_fft // 2) * rate / n_fft / 700)
+    low, high = (1127 * np.log(1 + hertz / 700) for hertz in (20, rate / 2))
+    edges = np.linspace(low, high, n_mels + 2)
+    povey = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / (length - 1))) ** 0.85
+    frames = []
+    for start in range(0, len(samples) - length + 1, shift):
+        frame = samples[start : start + length].astype(np.float64) * 32768
+        frame -= frame.mean()
+        frame -= 0.97 * np.concatenate([frame[:1], frame[:-1]])
+        power = np.abs(np.fft.rfft(frame * povey, n_fft)[:-1]) ** 2
+        bands = [
+            power @ np.interp(mel, edges[m : m + 3], [0, 1, 0], left=0, right=0)
+            for m in range(n_mels)
+        ]
+        frames.append(np.log(np.maximum(bands, np.finfo(np.float32).eps)))
+    return np.array(frames)
+
+
+@pytest.mark.parametrize(("rate", "n_mels"), [(16000, 80), (16000, 40), (8000, 23), (11000, 30)])
+@pytest.mark.parametrize("frames", [1, 2, 7, None])
+def test_equal_to_numpy(monkeypatch, rate, n_mels, frames):
+    """Chunks of any number of frames; the filters' own rounding is all that differs."""
+    if frames:
+        monkeypatch.setattr(fbank, "CHUNK_FRAMES", frames)
+    # loud, quiet and silent
+    samples = np.array(noise(4321)) * 10.0 ** -(np.arange(4321) // 1000).astype(np.float32)
+    samples[-800:] = 0
+    found = np.array(fbank.fbank(mx.array(samples.astype(np.float32)), rate, n_mels))
+    expected = reference(samples.astype(np.float32), rate, n_mels)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
