@@ -122,3 +122,47 @@ def test_what_does_not_fit(weights, config, message):
 def test_other_kinds(config, message):
     with pytest.raises(CheckpointError, match=message):
         LoraConfig.from_dict(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({"target_modules": ["q_proj"]}, {"a.layers.0.q_proj", "a.layers.1.q_proj"}),
+        ({"target_modules": ["layers.1.q_proj"]}, {"a.layers.1.q_proj"}),
+        ({"target_modules": r".*\.0\..*"}, {"a.layers.0.q_proj", "a.layers.0.mlp"}),
+        (
+            {"target_modules": "all-linear", "exclude_modules": ["mlp"]},
+            {"a.layers.0.q_proj", "a.layers.1.q_proj"},
+        ),
+        (
+            {"target_modules": ["q_proj", "mlp"], "layers_to_transform": 0},
+            {"a.layers.0.q_proj", "a.layers.0.mlp"},
+        ),
+        ({"target_modules": ["q_proj"], "layers_to_transform": [1]}, {"a.layers.1.q_proj"}),
+        (
+            {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": "blocks"},
+            set(),
+        ),
+    ],
+    ids=["ends", "longer-end", "pattern", "all", "layer", "layers", "other-layers"],
+)
+def test_modules_that_are_named(config, names):
+    modules = [f"a.layers.{i}.{name}" for i in (0, 1) for name in ("q_proj", "mlp")]
+    settings = LoraConfig.from_dict(config)
+    assert {name for name in [*modules, "lm_head"] if settings.adapts(name)} == names
+
+
+def test_over_a_quantized_layer():
+    """Its shape is that of what it stands for."""
+    model = Model()
+    model.q_proj = nn.Linear(64, 4).to_quantized(group_size=64, bits=4)
+    a, b = (
+        mx.random.normal((2, 64), key=mx.random.key(5)),
+        tensors("q_proj")["q_proj.lora_B.weight"],
+    )
+    weights = {"q_proj.lora_A.weight": a, "q_proj.lora_B.weight": b}
+    config = LoraConfig.from_dict({"r": 2, "lora_alpha": 8, "target_modules": ["q_proj"]})
+    apply_adapter(model, config, weights, mx.float32)
+    x = mx.random.normal((3, 64), key=mx.random.key(6))
+    with use_adapter(True):
+        assert mx.allclose(model.q_proj(x), model.q_proj.base(x) + 4 * (x @ a.T @ b.T), atol=1e-4)

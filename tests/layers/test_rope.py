@@ -76,17 +76,79 @@ def test_each_rule(rope_type, start):
     np.testing.assert_allclose(np.array(found), expected, atol=2e-5)
 
 
-def test_yarn_keeps_fast_frequencies_and_stretches_slow_ones():
-    rope = embedding("yarn", factor=4.0, original_max_position_embeddings=32)
-    x = states(1, 4)
-    found = np.array(rope.rotation(0, 4)(mx.array(x)))
-    scale = 0.1 * math.log(4) + 1
-    for frequency, dimension in ((PLAIN[0], 0), (PLAIN[-1] / 4, DIM // 2 - 1)):
-        pair = x[..., [dimension, dimension + DIM // 2]]
-        expected = rotated(scale * pair, np.arange(4), np.array([frequency]))
-        np.testing.assert_allclose(
-            found[..., [dimension, dimension + DIM // 2]], expected, atol=2e-5
-        )
+def yarn(factor: float, original: int, fast: float, slow: float) -> np.ndarray:
+    """As the paper writes it: a dimension that turns more than `fast` times in the original context
+    keeps its frequency, one that turns less than `slow` times is stretched, linear in between."""
+
+    def dimension(turns):
+        return DIM * math.log(original / (2 * math.pi * turns)) / (2 * math.log(BASE))
+
+    low, high = max(math.floor(dimension(fast)), 0), min(math.ceil(dimension(slow)), DIM - 1)
+    found = []
+    for index, frequency in enumerate(PLAIN):
+        stretched = min(max((index - low) / (high - low), 0), 1)
+        found.append(frequency * (1 - stretched) + frequency / factor * stretched)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("start", [0, 9])
+@pytest.mark.parametrize(
+    ("parameters", "frequencies", "scale"),
+    [
+        (
+            {"factor": 4.0, "original_max_position_embeddings": 4096},
+            yarn(4, 4096, 32, 1),
+            0.1 * math.log(4) + 1,
+        ),
+        (
+            {"factor": 4.0, "original_max_position_embeddings": 4096}
+            | {"beta_fast": 64, "beta_slow": 2, "attention_factor": 0.5},
+            yarn(4, 4096, 64, 2),
+            0.5,
+        ),
+        (
+            {"factor": 4.0, "original_max_position_embeddings": 4096}
+            | {"mscale": 1.0, "mscale_all_dim": 0.5},
+            yarn(4, 4096, 32, 1),
+            (0.1 * math.log(4) + 1) / (0.05 * math.log(4) + 1),
+        ),
+        # as many times longer as the model's maximum says
+        ({"original_max_position_embeddings": 16}, yarn(4, 16, 32, 1), 0.1 * math.log(4) + 1),
+    ],
+    ids=["plain", "betas", "mscale", "no-factor"],
+)
+def test_yarn(parameters, frequencies, scale, start):
+    x = states(2, 6)
+    found = embedding("yarn", **parameters).rotation(start, 6)(mx.array(x))
+    expected = rotated(scale * x, np.arange(start, start + 6), frequencies)
+    np.testing.assert_allclose(np.array(found), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("length", [32, 33])
+def test_longrope_takes_the_long_list_beyond_the_original_context(length):
+    x = states(1, length)
+    rope = embedding("longrope", original_max_position_embeddings=32, **LISTS)
+    found = rope.rotation(0, length)(mx.array(x))
+    factors = LISTS["long_factor" if length > 32 else "short_factor"]
+    scale = math.sqrt(1 + math.log(2) / math.log(32))
+    expected = rotated(scale * x, np.arange(length), PLAIN / np.array(factors))
+    np.testing.assert_allclose(np.array(found), expected, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("rope_type", "parameters"),
+    [("dynamic", {"factor": 2.0}), ("longrope", {"original_max_position_embeddings": 32, **LISTS})],
+)
+def test_each_row_is_as_long_as_it_is(rope_type, parameters):
+    """Where frequencies depend on the length, those of one row are not another's."""
+    x, rope = mx.array(states(3, 4)), embedding(rope_type, **parameters)
+    starts = [0, 96, 20]
+    together = rope.rotation(mx.array(starts), 4)(x)
+    for row, start in enumerate(starts):
+        alone = rope.rotation(start, 4)(x[row : row + 1])
+        assert mx.array_equal(together[row : row + 1], alone)
+    longest = rope.rotation(mx.array([96]), 4)(x[:1])
+    assert mx.abs(together[:1] - longest).max().item() > 0.01
 
 
 def test_dynamic_beyond_the_maximum_grows_its_base():
