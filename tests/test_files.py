@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
-from mlx_speech.files import replacing, replacing_folder
+from mlx_speech.files import clean_up, replacing, replacing_folder
 
 
 def names(folder) -> list[str]:
@@ -90,3 +92,62 @@ class TestFolder:
         with pytest.raises(OSError, match="not empty"), replacing_folder(path) as temporary:
             (temporary / "new").touch()
         assert (names(path), names(tmp_path)) == (["old"], ["model"])
+
+
+def killed(path, code: str) -> None:
+    """Run a script with the path as its argument, which dies in the middle."""
+    imports = "import os, sys\nfrom pathlib import Path\nfrom mlx_speech.files import *\n"
+    path_line = "path = Path(sys.argv[1])\n"
+    done = subprocess.run([sys.executable, "-c", imports + path_line + code, path])
+    assert done.returncode == 9
+
+
+class TestKilled:
+    def test_a_file_is_as_it_was(self, tmp_path):
+        path = tmp_path / "a.txt"
+        path.write_text("old")
+        killed(path, "with replacing(path) as new:\n new.write_text('half')\n os._exit(9)")
+        assert path.read_text() == "old"
+
+    def test_a_folder_is_as_it_was(self, tmp_path):
+        path = tmp_path / "model"
+        path.mkdir()
+        (path / "old").touch()
+        killed(
+            path,
+            "with replacing_folder(path, overwrite=True) as new:\n"
+            " (new / 'new').touch()\n"
+            " os._exit(9)",
+        )
+        assert names(path) == ["old"]
+        assert len(names(tmp_path)) == 2
+        clean_up(path)
+        assert (names(path), names(tmp_path)) == (["old"], ["model"])
+
+    def test_a_folder_out_of_the_way_comes_back(self, tmp_path):
+        """Dead after the old one was moved and before the new one took its place."""
+        path = tmp_path / "model"
+        path.mkdir()
+        (path / "old").touch()
+        killed(
+            path,
+            "rename = Path.rename\n"
+            "def once(self, target):\n"
+            " rename(self, target)\n"
+            " os._exit(9)\n"
+            "Path.rename = once\n"
+            "with replacing_folder(path, overwrite=True) as new:\n"
+            " (new / 'new').touch()",
+        )
+        assert not path.exists()
+        clean_up(path)
+        assert (names(path), names(tmp_path)) == (["old"], ["model"])
+
+    def test_what_is_in_use_or_not_ours_stays(self, tmp_path):
+        path = tmp_path / "model"
+        (tmp_path / ".model.txt").touch()
+        with replacing_folder(path) as temporary:
+            (temporary / "new").touch()
+            clean_up(path)
+            assert names(temporary) == ["new"]
+        assert (names(path), names(tmp_path)) == (["new"], [".model.txt", "model"])

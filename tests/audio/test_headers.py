@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 
 import numpy as np
@@ -41,6 +42,33 @@ class TestSize:
             pytest.raises(AudioError, match="file is cut short, its header promises more"),
         ):
             checked_size(file, "file")
+
+    @pytest.mark.parametrize("kind", ["AIFF", "RF64", "OGG"])
+    @pytest.mark.parametrize("lost", [1, 1000])
+    def test_other_kinds_cut_short(self, tmp_path, kind, lost):
+        data = encoded(sine(seconds=2), format=kind)
+        with opened(tmp_path, data[:-lost]) as file, pytest.raises(AudioError, match="cut short"):
+            checked_size(file, "file")
+
+    @pytest.mark.parametrize("lost", [0, 1])
+    def test_big_endian_with_chunks_before_its_data(self, tmp_path, lost):
+        """An odd chunk is followed by a byte that its length does not count."""
+        form = struct.pack(">4sIHHIIHH", b"fmt ", 16, 1, 1, 16000, 32000, 2, 16)
+        note = struct.pack(">4sI", b"LIST", 3) + b"abc" + b"\0"
+        body = b"WAVE" + form + note + struct.pack(">4sI", b"data", 200) + bytes(200 - lost)
+        data = struct.pack(">4sI", b"RIFX", len(body)) + body
+        with opened(tmp_path, data) as file:
+            if lost:
+                with pytest.raises(AudioError, match="cut short"):
+                    checked_size(file, "file")
+            else:
+                assert checked_size(file, "file") is file
+
+    def test_wav_over_4_gib(self, tmp_path):
+        with opened(tmp_path, wav()) as file:
+            os.truncate(file.name, (1 << 32) + 1)  # a hole, which takes no room
+            with pytest.raises(AudioError, match="over 4 GiB, which hides its length"):
+                checked_size(file, "file")
 
     def test_a_length_of_0_is_read_as_unknown(self, tmp_path):
         with opened(tmp_path, wav(size=0, riff=0)) as file:
