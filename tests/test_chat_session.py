@@ -174,7 +174,7 @@ class TestChat:
             rotating.send(COMMAND)
         assert rotating._cache[0].state[0].shape[2] <= 256
 
-    def test_hears_and_replies(self, tiny, reference):
+    def test_transcribes_and_replies(self, tiny, reference):
         """The transcript with the adapter on, the reply to it with the adapter off, in one
         conversation."""
         session = ChatSession(*tiny)

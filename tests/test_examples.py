@@ -89,7 +89,7 @@ def test_readme_has_every_example():
 
 
 class TestVoiceChat:
-    def test_failures_are_one_line_and_the_others_are_heard(self):
+    def test_failures_are_one_line_and_the_others_are_transcribed(self):
         status, out, err = voice_chat("nowhere.wav", AUDIO / "flite_08.flac")
         assert status == 1
         assert out == "you:   unlock the back gate\nmodel: the back gate is unlocked.\n"

@@ -31,9 +31,9 @@ def cli(monkeypatch, capsys):
 
 
 @pytest.fixture
-def heard(cli, monkeypatch, tmp_path):
-    """Every recording says its own path, in two segments; which were heard, and with what. Where
-    "bad" is in the path, it is damaged. The current folder is an empty one."""
+def transcribed(cli, monkeypatch, tmp_path):
+    """Every recording says its own path, in two segments; which were transcribed, and with what.
+    Where "bad" is in the path, it is damaged. The current folder is an empty one."""
     calls = []
 
     def transcribe(source, model, **options):
@@ -81,7 +81,7 @@ class TestNoOutputIsShared:
         for name, source in (("a", GATE), ("b", DIGITS)):
             assert (tmp_path / "out" / name / "talk.txt").read_text() == SAID[source]
 
-    def test_folders_keep_their_folders(self, cli, heard):
+    def test_folders_keep_their_folders(self, cli, transcribed):
         touch("week/x.wav", "week/mon/x.wav", "week/tue/x.wav")
         assert cli("-r", "week", "-o", "out", "-f", "txt,json")[0] == 0
         assert files("out") == [
@@ -91,7 +91,7 @@ class TestNoOutputIsShared:
             said = f"first of week/{name}.wav\nsecond of week/{name}.wav\n"
             assert Path("out", f"{name}.txt").read_text() == said
 
-    def test_a_template(self, cli, heard):
+    def test_a_template(self, cli, transcribed):
         touch("a/x.wav", "b/x.wav")
         assert cli("a", "b", "--output-name", "{parent} {stem}")[0] == 0
         assert files() == ["a x.txt", "a/x.wav", "b x.txt", "b/x.wav"]
@@ -99,21 +99,21 @@ class TestNoOutputIsShared:
         assert status == 2
         assert "x.txt would be written for both a/x.wav and b/x.wav" in err
 
-    def test_fields_of_a_template(self, cli, heard):
+    def test_fields_of_a_template(self, cli, transcribed):
         touch("x.wav")
         options = ("--task", "translate", "--target-language", "French", "--model", "some/model-2b")
         assert cli("x.wav", *options, "--output-name", "{stem}.{language}.{task}.{model}")[0] == 0
         assert files() == ["x.fr.translate.model-2b.txt", "x.wav"]
 
-    def test_a_recording_is_not_overwritten(self, cli, heard):
+    def test_a_recording_is_not_overwritten(self, cli, transcribed):
         Path("x.txt").write_text("odd, but a recording")
         status, _, err = cli("x.txt", "-o", ".", "--overwrite")
         assert status == 1
         assert "x.txt is a recording itself, which stays as it is" in err
         assert Path("x.txt").read_text() == "odd, but a recording"
-        assert not heard
+        assert not transcribed
 
-    def test_the_same_one_twice(self, cli, heard):
+    def test_the_same_one_twice(self, cli, transcribed):
         touch("x.wav")
         status, out, err = cli("x.wav", "./x.wav", "*.wav")
         assert (status, out, err) == (0, "first of x.wav\nsecond of x.wav\n", "")
@@ -130,12 +130,12 @@ class TestFormats:
             (("--output-name", "{stem}"), "txt"),
         ],
     )
-    def test_several(self, cli, heard, options, endings):
+    def test_several(self, cli, transcribed, options, endings):
         touch("x.wav")
         assert cli("x.wav", *options)[:2] == (0, "")
         assert files() == sorted(["x.wav", *(f"x.{ending}" for ending in endings.split())])
 
-    def test_all_or_none(self, cli, heard, monkeypatch):
+    def test_all_or_none(self, cli, transcribed, monkeypatch):
         touch("x.wav")
 
         def full(*args):
@@ -145,34 +145,34 @@ class TestFormats:
         assert cli("x.wav", "-f", "all")[0] == 1
         assert files() == ["x.wav"]
 
-    def test_subtitles(self, cli, heard):
+    def test_subtitles(self, cli, transcribed):
         touch("x.wav")
         assert cli("x.wav", "-f", "srt", "--max-line-width", 10)[0] == 0
         assert "first of\nx.wav" in Path("x.srt").read_text()
 
 
 class TestExisting:
-    def test_refused_before_any_work(self, cli, heard):
+    def test_refused_before_any_work(self, cli, transcribed):
         touch("a.wav", "b.wav")
         Path("a.srt").write_text("precious")
         status, _, err = cli("a.wav", "b.wav", "-f", "txt,srt")
         assert status == 1
         assert "a.srt exists already; --overwrite replaces it" in err
-        assert [source for source, _ in heard] == ["b.wav"]
+        assert [source for source, _ in transcribed] == ["b.wav"]
         assert files() == ["a.srt", "a.wav", "b.srt", "b.txt", "b.wav"]
         assert Path("a.srt").read_text() == "precious"
 
-    def test_no_model_is_loaded_for_nothing(self, cli, heard, monkeypatch):
+    def test_no_model_is_loaded_for_nothing(self, cli, transcribed, monkeypatch):
         monkeypatch.setattr("mlx_speech.loading.load", None)
         touch("a.wav", "a.txt")
         assert cli("a.wav", "nowhere.wav", "-f", "txt")[0] == 1
 
-    def test_overwrite(self, cli, heard):
+    def test_overwrite(self, cli, transcribed):
         touch("a.wav", "a.txt")
         assert cli("a.wav", "-f", "txt", "--overwrite")[0] == 0
         assert Path("a.txt").read_text().startswith("first of")
 
-    def test_a_folder_in_the_way(self, cli, heard):
+    def test_a_folder_in_the_way(self, cli, transcribed):
         touch("a.wav", "a.txt/x")
         for option in ("--overwrite", "--resume", "--quiet"):
             status, _, err = cli("a.wav", "-f", "txt", option)
@@ -181,27 +181,27 @@ class TestExisting:
                 "error: a.wav: a.txt is a folder; choose another name with --output-name\n",
             )
 
-    def test_resume(self, cli, heard):
+    def test_resume(self, cli, transcribed):
         touch("a.wav", "b.wav", "c.wav")
         for name in ("a.txt", "a.srt", "b.srt"):
             Path(name).write_text("from before")
         status, _, err = cli("*.wav", "-f", "txt,srt", "--resume")
         assert status == 0
-        assert [source for source, _ in heard] == ["b.wav", "c.wav"]
+        assert [source for source, _ in transcribed] == ["b.wav", "c.wav"]
         assert "2 of 3 done" in err
         assert "1 skipped" in err
         assert Path("b.txt").read_text().startswith("first of b.wav")
         assert Path("b.srt").read_text() == "from before"
         status, _, err = cli("*.wav", "-f", "txt,srt", "--resume")
         assert (status, err) == (0, "0 of 3 done, 3 skipped\n")
-        assert len(heard) == 2
+        assert len(transcribed) == 2
 
-    def test_folder_that_may_not_be_written_to(self, cli, heard, monkeypatch):
+    def test_folder_that_may_not_be_written_to(self, cli, transcribed, monkeypatch):
         touch("a.wav")
         monkeypatch.setattr(os, "access", lambda path, mode: False)
         status, _, err = cli("a.wav", "-o", "out")
         assert (status, err) == (1, "error: nothing can be written to the folder out\n")
-        assert not heard
+        assert not transcribed
 
 
 class TestFailures:
@@ -215,7 +215,7 @@ class TestFailures:
         assert "1 of 3 done (0:00:02 of audio" in err
         assert err.endswith(f"2 failed\nfailed: nowhere.wav, {tmp_path / 'bad.wav'}\n")
 
-    def test_the_rest_is_done(self, cli, heard):
+    def test_the_rest_is_done(self, cli, transcribed):
         touch("a.wav", "bad.wav", "c.wav")
         status, _, err = cli("nowhere.wav", "nothing*", "*.wav", "-o", "out")
         assert status == 1
@@ -228,12 +228,12 @@ class TestFailures:
         assert err.splitlines()[3].startswith("2 of 5 done (0:00:20 of audio, ")
         assert err.splitlines()[4:] == ["failed: nowhere.wav, nothing*, bad.wav"]
 
-    def test_quiet_says_only_errors(self, cli, heard):
+    def test_quiet_says_only_errors(self, cli, transcribed):
         touch("a.wav", "bad.wav")
         status, _, err = cli("a.wav", "bad.wav", "--quiet")
         assert (status, err) == (1, "error: bad.wav is damaged\n")
 
-    def test_empty_folder(self, cli, heard):
+    def test_empty_folder(self, cli, transcribed):
         Path("empty").mkdir()
         status, _, err = cli("empty")
         assert (status, err) == (
@@ -243,7 +243,7 @@ class TestFailures:
 
 
 class TestInterrupted:
-    def test_what_is_finished_is_kept(self, cli, heard, monkeypatch):
+    def test_what_is_finished_is_kept(self, cli, transcribed, monkeypatch):
         touch("a.wav", "b.wav", "c.wav")
         whole = transcription.transcribe
 
@@ -261,7 +261,7 @@ class TestInterrupted:
         assert files("out") == ["a.txt"]
 
     def test_in_a_terminal(self, tmp_path):
-        """For real: Ctrl-C while the second one is heard, then --resume."""
+        """For real: Ctrl-C while the second one is transcribed, then --resume."""
         shutil.copy(GATE, tmp_path / "a.flac")
         shutil.copy(AUDIO / "long.flac", tmp_path / "b.flac")
         options = (tmp_path, "-o", tmp_path / "out", "--chunk-duration", 9, "--min-silence", 0.4)
@@ -293,7 +293,7 @@ class TestPlot:
         )
         assert cli(GATE, "--plot", path, "--resume")[2] == "0 of 1 done, 1 skipped\n"
 
-    def test_what_is_drawn(self, cli, heard, monkeypatch):
+    def test_what_is_drawn(self, cli, transcribed, monkeypatch):
         drawn = []
 
         def plot_transcript(path, read, rate, transcript):
@@ -313,16 +313,16 @@ class TestPlot:
         assert drawn[0][2].startswith("first of a.flac")
         assert files("out") == ["a.txt", "b.txt"]
 
-    def test_without_matplotlib(self, cli, heard, monkeypatch):
+    def test_without_matplotlib(self, cli, transcribed, monkeypatch):
         """It is missed before any work is done."""
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         touch("a.wav")
         status, out, err = cli("a.wav", "--plot", "a.png")
         assert (status, out) == (1, "")
         assert "pip install 'mlx-speech[plot]'" in err
-        assert not heard
+        assert not transcribed
 
-    def test_a_picture_that_fails_costs_no_text(self, cli, heard, monkeypatch):
+    def test_a_picture_that_fails_costs_no_text(self, cli, transcribed, monkeypatch):
         def plot_transcript(*args):
             raise OSError(28, "No space left on device")
 
@@ -336,7 +336,7 @@ class TestPlot:
 
 class TestStream:
     @pytest.fixture
-    def streamed(self, cli, heard, monkeypatch):
+    def streamed(self, cli, transcribed, monkeypatch):
         def stream(source, model, **options):
             whole = transcription.transcribe(source, model, **options)
             for index, segment in enumerate(whole.segments):
@@ -359,7 +359,7 @@ class TestStream:
         assert (status, out) == (0, "first of a.wav\nsecond of a.wav\n")
         assert Path("a.txt").read_text() == out
 
-    def test_a_line_that_is_interrupted_is_ended(self, cli, heard, monkeypatch):
+    def test_a_line_that_is_interrupted_is_ended(self, cli, transcribed, monkeypatch):
         def stream(source, model, **options):
             yield TranscriptionDelta("first", None)
             raise KeyboardInterrupt

@@ -180,7 +180,7 @@ class TestWordTimes:
         assert [w[0] for w in found] == ["in", "1990", "no"]
         assert found[1][1:] == (5, 28)
 
-    def test_what_has_no_letter_begins_where_it_is_heard(self):
+    def test_what_has_no_letter_begins_where_the_head_has_some(self):
         """Not where it could: the silence before belongs to nobody."""
         heard = "..aab. " + 60 * "." + "fi.ve" + 60 * "."
         found = align("ab 5", heard, len(heard) * "#")

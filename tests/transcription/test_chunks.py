@@ -104,7 +104,7 @@ class TestPauses:
 
 class TestQuietWord:
     @pytest.mark.parametrize("noise", [None, 40])
-    def test_is_heard_after_a_loud_sentence(self, model, noise):
+    def test_is_found_after_a_loud_sentence(self, model, noise):
         """20 dB quieter, 0.6 s after it."""
         sentence, word = recording("espeak_01.flac"), recording("espeak_06.flac")
         word = word * np.float32(0.1 * np.abs(sentence).max() / np.abs(word).max())

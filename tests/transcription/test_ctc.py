@@ -132,7 +132,7 @@ def test_impossible_posteriors():
 
 
 @pytest.mark.parametrize("name", ["espeak_01", "flite_08", "festival_14", "short"])
-def test_what_the_head_hears(tiny, reference, name):
+def test_greedy_text_of_the_reference(tiny, reference, name):
     """The greedy text is that of the reference implementation."""
     model, processor = tiny
     name = f"synthetic/{name}." + ("wav" if name == "short" else "flac")
@@ -188,7 +188,7 @@ def test_label_and_decode_are_inverse():
 
 
 @given(st.text(max_size=20))
-def test_every_word_is_heard(word):
+def test_every_word_has_labels(word):
     for vocabulary in (LATIN, KANA):
         labels = vocabulary.labels(word)
         assert labels

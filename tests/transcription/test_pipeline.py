@@ -205,7 +205,7 @@ class TestProgress:
         assert told[0][0] == 0
         assert 0 < told[1][0] < 11
 
-    def test_begins_before_anything_is_heard(self, tiny):
+    def test_begins_before_anything_is_decoded(self, tiny):
         told = []
         deltas = stream_transcribe(LONG, tiny, progress=lambda *now: told.append(now), **CUTS)
         next(deltas)

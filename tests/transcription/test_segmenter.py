@@ -140,7 +140,7 @@ class TestSegmenter:
         assert segment(activity_of(1000), window=15, max_frames=450) == []
         assert segment(activity_of(), window=15, max_frames=450) == []
 
-    def test_long_pauses_are_heard_only_at_their_ends(self):
+    def test_of_long_pauses_only_the_ends_are_decoded(self):
         spans = segment(activity_of(300, 100, 400, 100, 300), window=15, max_frames=450)
         assert 0 < MARGIN_FRAMES <= 15
         assert spans == [Span(285, 420, 300, 400), Span(780, 915, 800, 900)]
