@@ -74,7 +74,7 @@ def make(
         how = {"rate": rate, "layout": layout or "mono", "options": encoder or {}}
         streams = [out.add_stream(codec or usual, bit_rate=128_000, **how) for _ in tracks]
         for number in range(round(video * 10)):
-            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), number, np.uint8))
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), number % 256, np.uint8))
             out.mux(pictures.encode(picture))
         if video:
             out.mux(pictures.encode(None))
