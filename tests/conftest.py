@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 TINY = ROOT / "examples" / "tiny-granite-speech"
 TINY_S2T = ROOT / "examples" / "tiny-s2t"
 DATA = ROOT / "tests" / "data"
+DECODERS = DATA / "decoders"
 TRANSCRIBE = "can you transcribe the speech into a written format?"
 
 
@@ -71,6 +72,12 @@ def tiny_s2t():
 def tiny_copy(tmp_path) -> Path:
     """A copy of the bundled checkpoint, to be damaged."""
     return Path(shutil.copytree(TINY, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def s2t_copy(tmp_path) -> Path:
+    """The same of the bundled Speech2Text."""
+    return Path(shutil.copytree(TINY_S2T, tmp_path / "checkpoint"))
 
 
 @pytest.fixture
@@ -129,6 +136,22 @@ def edit_json(path: Path, **changes) -> None:
     data = json.loads(path.read_text()) if path.exists() else {}
     data.update(changes)
     path.write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
+
+
+def resave(folder, change) -> None:
+    """Rewrite the weights with `change`, a function from dict to dict."""
+    file = folder / "model.safetensors"
+    weights = {k: v + 0 for k, v in mx.load(str(file)).items()}
+    mx.eval(weights)
+    mx.save_safetensors(str(file), change(weights))
+
+
+def transcript(folder) -> str:
+    """What the model of a folder makes of one recording, "unlock the back gate" if it is whole."""
+    model, processor = load(folder, dtype=mx.float32)
+    inputs = speech_inputs(processor, "synthetic/flite_08.flac")
+    output = model.generate(**inputs, max_new_tokens=30)
+    return processor.decode(output[0, inputs["input_ids"].shape[1] :].tolist())
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import types
 from fractions import Fraction
 
 import av
+import mlx.core as mx
 import numpy as np
 import pytest
 import soundfile
@@ -118,3 +119,24 @@ class Pipe(io.RawIOBase):
     def write(self, data):
         self.data += bytes(data)
         return len(data)
+
+
+def load(source, *args, **kwargs):
+    samples = load_audio(source, *args, **kwargs)
+    assert isinstance(samples, mx.array)
+    assert samples.dtype == mx.float32
+    assert samples.ndim == 1
+    return np.array(samples)
+
+
+def write(path, data):
+    path.write_bytes(data)
+    return path
+
+
+def is_sine(samples, seconds=1.0, hertz=440.0, amplitude=0.5, tolerance=2e-3, slack=0.0):
+    """Length in samples, and frequency, amplitude and phase away from the ends."""
+    assert len(samples) == pytest.approx(seconds * SAMPLING_RATE, abs=1 + slack * SAMPLING_RATE)
+    expected = sine(SAMPLING_RATE, seconds, hertz, amplitude)
+    middle = slice(int(0.2 * SAMPLING_RATE), int((seconds - 0.2) * SAMPLING_RATE))
+    np.testing.assert_allclose(samples[middle], expected[middle], atol=tolerance)

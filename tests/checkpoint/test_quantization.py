@@ -7,7 +7,15 @@ import json
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from conftest import DATA, ROOT, TINY, edit_json, find_recording, random_decoder, speech_inputs
+from conftest import (
+    DATA,
+    TINY,
+    TINY_S2T,
+    edit_json,
+    find_recording,
+    random_decoder,
+    speech_inputs,
+)
 from mlx.utils import tree_flatten
 
 from mlx_speech import CheckpointError, InputError, load, transcribe
@@ -23,7 +31,6 @@ from mlx_speech.checkpoint.quantization import (
 from mlx_speech.layers.lora import LoRALinear
 from mlx_speech.loading import load_model
 
-TINY_S2T = ROOT / "examples" / "tiny-s2t"
 RECORDING = "synthetic/flite_08.flac"
 
 

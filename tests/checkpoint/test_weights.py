@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from conftest import TINY, edit_json, resave, transcript
 
+from mlx_speech import CheckpointError, GraniteForCausalLM, load
 from mlx_speech.checkpoint.weights import assign_weights, cast, checkpoint_dtype, read_safetensors
-from mlx_speech.errors import CheckpointError
+from mlx_speech.layers.lora import use_adapter
+from mlx_speech.loading import load_model
 
 
 def tensors(**changes) -> dict[str, mx.array]:
@@ -83,3 +88,149 @@ def test_files_that_are_missing_or_damaged(tmp_path):
         path.write_bytes(whole[:cut])
         with pytest.raises(CheckpointError, match="not a whole safetensors file"):
             read_safetensors(path)
+
+
+class TestStrictness:
+    def test_missing_surplus_and_misshapen_tensors_are_listed(self, tiny_copy):
+        def damage(weights):
+            del weights["encoder.out.bias"]
+            weights["encoder.extra\x1b[2J.weight"] = mx.zeros((2,))
+            weights["projector.query"] = mx.zeros((1, 4, 128))
+            name = "projector.linear.weight"
+            weights[name] = weights[name].astype(mx.int16)
+            return weights
+
+        resave(tiny_copy, damage)
+        with pytest.raises(CheckpointError) as raised:
+            load(tiny_copy)
+        message = str(raised.value)
+        assert "1 tensors missing: encoder.out.bias" in message
+        assert r"1 tensors not part of this model: 'encoder.extra\x1b[2J.weight'" in message
+        assert "projector.query (1, 4, 128) instead of (1, 3, 128)" in message
+        assert "1 tensors of the wrong type: projector.linear.weight int16" in message
+        assert "\n" not in message
+
+    def test_long_lists_are_cut(self, tiny_copy):
+        resave(tiny_copy, lambda w: {k: v for k, v in w.items() if "layers.2." not in k})
+        with pytest.raises(CheckpointError, match=r"38 tensors missing: (\S+, ){3}…"):
+            load(tiny_copy)
+
+    def test_missing_batch_norm(self, tiny_copy):
+        name = "encoder.layers.0.conv.batch_norm.running_mean"
+        resave(tiny_copy, lambda w: {k: v for k, v in w.items() if k != name})
+        with pytest.raises(CheckpointError, match=f"{name}.* is missing"):
+            load(tiny_copy)
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (lambda w: {**w, "language_model.model.layers.9.self_attn.q_proj.lora_A.weight":
+                        mx.zeros((32, 128))}, r"layers\.9\.self_attn\.q_proj is no layer"),
+            (lambda w: {k: v for k, v in w.items() if "layers.1.self_attn.v_proj.lora_B" not in k},
+             r"layers\.1\.self_attn\.v_proj lacks"),
+            (lambda w: {k: v[:, :-1] for k, v in w.items()}, "has shapes"),
+            (lambda w: {**w, "weight": mx.zeros(3)}, "unexpected tensor weight"),
+        ],
+    )  # fmt: skip
+    def test_bad_adapter_tensors(self, tiny_copy, damage, message):
+        file = tiny_copy / "adapter_model.safetensors"
+        weights = {k: v + 0 for k, v in mx.load(str(file)).items()}
+        mx.eval(weights)
+        mx.save_safetensors(str(file), damage(weights))
+        with pytest.raises(CheckpointError, match=message):
+            load(tiny_copy)
+
+    @pytest.mark.parametrize(
+        ("targets", "message"),
+        [
+            ({"target_modules": ["q_proj", "v_proj"]}, r"6 modules .* missing: \S+layers\.1\."),
+            ({"target_modules": r".*\.[qv]_proj"}, "6 modules .* missing"),
+            ({"target_modules": r"model\.language_model\..*v_proj"}, "3 modules .* missing"),
+            ({"target_modules": "all-linear"}, r"\d\d+ modules .* missing: encoder\."),
+            ({"layers_to_transform": [0, 2]}, r"2 modules .* missing: \S+\.2\.\S+q_proj, \S+v"),
+            ({"layers_to_transform": 3}, "2 modules .* missing"),
+            ({"layers_to_transform": [0, 2], "layers_pattern": ["h", "layers"]}, "2 modules .* m"),
+            ({"exclude_modules": ["0.self_attn.q_proj"]}, "6 modules .* missing"),
+            ({"target_modules": ["q_proj"], "layers_to_transform": [0]}, "1 modules are not among"),
+            ({"exclude_modules": r".*layers\.[0-3]\.\w+\.q_proj", "layers_to_transform": 0},
+             r"1 modules are not among target_modules: \S+layers\.0\.self_attn\.q_proj"),
+            ({"layers_to_transform": 0, "layers_pattern": "h"}, "2 modules are not among"),
+        ],
+    )  # fmt: skip
+    def test_adapter_of_some_of_its_modules(self, tiny_copy, targets, message):
+        """A file that holds layer 0 alone, whatever else adapter_config.json says there is."""
+        file = tiny_copy / "adapter_model.safetensors"
+        weights = {k: v + 0 for k, v in mx.load(str(file)).items() if ".layers.0." in k}
+        mx.eval(weights)
+        mx.save_safetensors(str(file), weights)
+        edit_json(tiny_copy / "adapter_config.json", layers_to_transform=[0])
+        load(tiny_copy)
+        edit_json(tiny_copy / "adapter_config.json", layers_to_transform=None)
+        edit_json(tiny_copy / "adapter_config.json", **targets)
+        with pytest.raises(CheckpointError, match=f"^adapter_model.safetensors: {message}"):
+            load(tiny_copy)
+
+    def test_adapter_of_no_modules(self, tiny_copy):
+        file = tiny_copy / "adapter_model.safetensors"
+        mx.save_safetensors(str(file), {}, {"format": "pt"})
+        edit_json(tiny_copy / "adapter_config.json", target_modules=None)
+        with pytest.raises(CheckpointError, match="no tensors in it"):
+            load(tiny_copy)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"lora_alpha": "x"},
+            {"r": 0},
+            {"r": "8"},
+            {"rank_pattern": {"q_proj[": 4}},
+            {"rank_pattern": {"q_proj": 0}},
+            {"rank_pattern": ["q_proj"]},
+            {"alpha_pattern": {"q_proj": "x"}},
+            {"target_modules": "q_proj["},
+            {"target_modules": 5},
+            {"layers_to_transform": "0"},
+            {"layer_replication": [[0, 4], [0, 4]]},
+        ],
+    )
+    def test_damaged_adapter_config(self, tiny_copy, change):
+        edit_json(tiny_copy / "adapter_config.json", **change)
+        with pytest.raises(CheckpointError, match=r"^adapter_config\.json: [^\n]+$"):
+            load(tiny_copy)
+
+    @pytest.mark.parametrize(
+        "change", [{"use_dora": True}, {"bias": "all"}, {"peft_type": "IA3"}, {"r": 16}]
+    )
+    def test_other_kinds_of_adapter(self, tiny_copy, change):
+        edit_json(tiny_copy / "adapter_config.json", **change)
+        with pytest.raises(CheckpointError, match="adapter_"):
+            load(tiny_copy)
+
+    def test_adapter_of_a_text_model(self, tiny_copy):
+        text = json.loads((TINY / "config.json").read_text())["text_config"]
+        (tiny_copy / "config.json").write_text(json.dumps(text))
+        prefix = "language_model."
+        resave(
+            tiny_copy,
+            lambda w: {k.removeprefix(prefix): v for k, v in w.items() if k.startswith(prefix)},
+        )
+        adapter = tiny_copy / "adapter_model.safetensors"
+        pairs = {k.removeprefix(prefix): v + 0 for k, v in mx.load(str(adapter)).items()}
+        mx.eval(pairs)
+        mx.save_safetensors(str(adapter), pairs)
+        ids = mx.array([[2, 89, 460]])
+        adapted = load_model(tiny_copy)
+        assert isinstance(adapted, GraniteForCausalLM)
+        on = adapted(ids).logits
+        with use_adapter(False):
+            off = adapted(ids).logits
+        (tiny_copy / "adapter_config.json").unlink()
+        assert mx.allclose(off, load_model(tiny_copy)(ids).logits).item()
+        assert not mx.allclose(on, off).item()
+
+    def test_peft_prefix(self, tiny_copy):
+        file = tiny_copy / "adapter_model.safetensors"
+        weights = {f"base_model.model.{k}": v + 0 for k, v in mx.load(str(file)).items()}
+        mx.eval(weights)
+        mx.save_safetensors(str(file), weights)
+        assert transcript(tiny_copy) == "unlock the back gate"

@@ -155,7 +155,7 @@ class TestCommands:
         result = cli(stdin=lines("/audio silence.wav"))
         assert result == (1, "", "error: silence.wav: no speech was found\n")
 
-    def test_text_models_have_no_ears(self, cli, tiny_text):
+    def test_text_models_take_no_recordings(self, cli, tiny_text):
         """And go on chatting."""
         status, out, err = cli("--model", tiny_text, stdin=lines(f"/audio {GATE}", LIGHT))
         assert (status, out) == (1, REPLY)
@@ -344,7 +344,7 @@ class TestTerminal:
         assert 0 < len(answer["content"]) < len(whole)
         assert whole.startswith(answer["content"])
 
-    def test_ctrl_c_stops_listening(self):
+    def test_ctrl_c_stops_transcription(self):
         """In one that would take long: nothing is sent."""
         with self.started() as terminal:
             terminal.type(f"/audio {DATA / 'audio' / 'espeak_04.flac'}\r")

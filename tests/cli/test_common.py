@@ -1,14 +1,17 @@
-"""What the command lines tell of themselves: version and completion."""
+"""What the command lines share: version, completion, standard streams however they are."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 import commands
 import pytest
+from conftest import DATA
 
 import mlx_speech
 
+GATE = DATA / "audio" / "flite_08.flac"
 MODULES = ["transcribe", "generate", "chat"]
 
 
@@ -66,3 +69,43 @@ class TestCompletion:
         status, _, err = commands.run("transcribe", "--print-completion", "csh")
         assert status == 2
         assert "choose from" in err
+
+
+class TestStandardStreams:
+    def shell(self, command: str, **env: str) -> tuple[int, str, str]:
+        """A line in which CLI stands for the command line with one recording."""
+        return commands.shell(command.replace("CLI", f"CLI {GATE}"), "transcribe", **env)
+
+    def test_an_encoding_without_the_characters(self):
+        status, out, err = self.shell(
+            "CLI --task translate --target-language fr", PYTHONIOENCODING="ascii"
+        )
+        assert (status, err) == (0, "")
+        assert out == "d\\xe9verrouille le portail arri\\xe8re\n"
+
+    def test_closed_output_is_a_failure(self):
+        status, _, err = self.shell("CLI >&-")
+        assert status == 1
+        assert err == "error: standard output is closed; open it, or give -o DIR\n"
+
+    def test_closed_output_does_not_matter_to_files(self, tmp_path):
+        assert self.shell(f"CLI -o {tmp_path} >&-") == (0, "", "")
+        assert (tmp_path / "flite_08.txt").read_text() == "unlock the back gate\n"
+
+    def test_closed_input(self):
+        assert self.shell("CLI <&-") == (0, "unlock the back gate\n", "")
+        status, out, err = self.shell("CLI - <&-")
+        assert (status, out) == (1, "unlock the back gate\n")
+        assert err.startswith("error: standard input is empty")
+
+    def test_closed_error(self):
+        """Messages do not end up on standard output instead."""
+        assert self.shell("CLI nowhere.wav 2>&-") == (1, "unlock the back gate\n", "")
+        assert self.shell("CLI <&- 2>&-") == (0, "unlock the back gate\n", "")
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a Linux device")
+    def test_full_disk(self):
+        status, _, err = self.shell("CLI >/dev/full")
+        assert status == 1
+        assert err.count("\n") == 1
+        assert "No space left on device" in err

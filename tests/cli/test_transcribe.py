@@ -15,7 +15,6 @@ import pytest
 from commands import Caller, one_line, run, shell
 from conftest import DATA, ROOT, TINY
 
-import mlx_speech
 from mlx_speech import loading, transcription
 from mlx_speech.cli.transcribe import build_parser, main
 from mlx_speech.transcription.pipeline import DEFAULT_MODEL
@@ -63,20 +62,6 @@ def test_the_default_model_is_the_librarys(monkeypatch):
     assert build_parser().parse_args(["a.wav"]).model == DEFAULT_MODEL
     monkeypatch.setenv("MLX_SPEECH_MODEL", "mine")
     assert build_parser().parse_args(["a.wav"]).model == "mine"
-
-
-@pytest.mark.parametrize("module", ["transcribe", "generate", "chat"])
-def test_help_imports_nothing_heavy(module):
-    code = (
-        "import sys\n"
-        f"from mlx_speech.{module} import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "print([m for m in ('mlx', 'numpy', 'tokenizers', 'huggingface_hub') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("[]\n")
-    assert "--temperature" in done.stdout
 
 
 @pytest.mark.parametrize("module", ["transcribe", "generate", "chat"])
@@ -435,113 +420,3 @@ class TestWrongInput:
         """`... | head -1` is no reason for a traceback."""
         command = f"CLI {GATE} {DIGITS} {GATE} | head -c 1"
         assert shell(command, "transcribe") == (0, "u", "")
-
-
-class TestStandardStreams:
-    def shell(self, command: str, **env: str) -> tuple[int, str, str]:
-        """A line in which CLI stands for the command line with one recording."""
-        return shell(command.replace("CLI", f"CLI {GATE}"), "transcribe", **env)
-
-    def test_an_encoding_without_the_characters(self):
-        status, out, err = self.shell(
-            "CLI --task translate --target-language fr", PYTHONIOENCODING="ascii"
-        )
-        assert (status, err) == (0, "")
-        assert out == "d\\xe9verrouille le portail arri\\xe8re\n"
-
-    def test_closed_output_is_a_failure(self):
-        status, _, err = self.shell("CLI >&-")
-        assert status == 1
-        assert err == "error: standard output is closed; open it, or give -o DIR\n"
-
-    def test_closed_output_does_not_matter_to_files(self, tmp_path):
-        assert self.shell(f"CLI -o {tmp_path} >&-") == (0, "", "")
-        assert (tmp_path / "flite_08.txt").read_text() == "unlock the back gate\n"
-
-    def test_closed_input(self):
-        assert self.shell("CLI <&-") == (0, "unlock the back gate\n", "")
-        status, out, err = self.shell("CLI - <&-")
-        assert (status, out) == (1, "unlock the back gate\n")
-        assert err.startswith("error: standard input is empty")
-
-    def test_closed_error(self):
-        """Messages do not end up on standard output instead."""
-        assert self.shell("CLI nowhere.wav 2>&-") == (1, "unlock the back gate\n", "")
-        assert self.shell("CLI <&- 2>&-") == (0, "unlock the back gate\n", "")
-
-    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a Linux device")
-    def test_full_disk(self):
-        status, _, err = self.shell("CLI >/dev/full")
-        assert status == 1
-        assert err.count("\n") == 1
-        assert "No space left on device" in err
-
-
-class TestLibrary:
-    def test_transcribe(self, tiny):
-        transcript = mlx_speech.transcribe(GATE, tiny)
-        assert transcript.text == "unlock the back gate"
-        (segment,) = transcript.segments
-        assert tiny[1].decode(segment.tokens) == transcript.text
-        assert not segment.truncated
-
-    def test_arrays_need_their_rate(self, tiny):
-        samples = mlx_speech.load_audio(GATE)
-        transcript = mlx_speech.transcribe(samples, tiny, sampling_rate=16000)
-        assert transcript.text == "unlock the back gate"
-        with pytest.raises(mlx_speech.AudioError, match="sampling_rate"):
-            mlx_speech.transcribe(samples, tiny)
-
-    def test_stream(self, tiny):
-        *deltas, last = mlx_speech.stream_transcribe(GATE, tiny)
-        assert len(deltas) > 3
-        assert "".join(delta.text for delta in deltas) + last.text == "unlock the back gate"
-        assert [delta.segment for delta in deltas] == [None] * len(deltas)
-        assert last.segment == mlx_speech.transcribe(GATE, tiny).segments[0]
-
-    @pytest.mark.parametrize("limit", [{}, {"max_new_tokens": 2}])
-    def test_stream_returns_the_transcript(self, tiny, limit):
-        def listen():
-            transcript = yield from mlx_speech.stream_transcribe(GATE, tiny, **limit)
-            yield transcript
-
-        *_, streamed = listen()
-        whole = mlx_speech.transcribe(GATE, tiny, **limit)
-        assert streamed.segments[0].truncated is bool(limit)
-        assert streamed == whole
-
-    @pytest.mark.parametrize(
-        "other",
-        [
-            {"task": "translate", "target_language": "fr"},
-            {"language": "en"},
-            {"target_language": "fr"},
-            {"punctuate": True},
-        ],
-    )
-    @pytest.mark.parametrize("hear", [mlx_speech.transcribe, mlx_speech.stream_transcribe])
-    def test_a_prompt_stands_alone(self, tiny, hear, other):
-        with pytest.raises(mlx_speech.InputError, match="prompt takes the place of"):
-            list(hear(GATE, tiny, prompt="translate the speech to french", **other))
-
-    @pytest.mark.parametrize("pick", [lambda t: t[0], lambda t: (*t, None), lambda t: 5])
-    def test_a_model_alone_is_not_enough(self, tiny, pick):
-        with pytest.raises(mlx_speech.InputError, match=r"must be .* \(model, processor\)"):
-            mlx_speech.transcribe(GATE, pick(tiny))
-
-    @pytest.mark.parametrize("language", ["fr", "French", "FRENCH"])
-    def test_language_is_a_code(self, tiny, language):
-        transcript = mlx_speech.transcribe(GATE, tiny, task="translate", target_language=language)
-        assert transcript.language == "fr"
-
-    def test_text_models_have_no_ears(self, tiny):
-        model, processor = tiny
-        with pytest.raises(mlx_speech.UnsupportedOptionError, match="not a speech model"):
-            mlx_speech.transcribe(GATE, (model.language_model, processor.tokenizer))
-
-    def test_other_sampling_rates_are_refused(self, tiny_s2t, monkeypatch):
-        """Times are counted in frames of 16 kHz."""
-        model, processor = tiny_s2t
-        monkeypatch.setattr(type(processor), "sampling_rate", 8000)
-        with pytest.raises(mlx_speech.CheckpointError, match="trained on audio of 8000 Hz"):
-            mlx_speech.transcribe(GATE, (model, processor))

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import DATA, ROOT, TINY, find_recording
+from conftest import DATA, ROOT, TINY, TINY_S2T, find_recording
 
 import convert.check
 from convert.check import (
@@ -32,7 +32,6 @@ from mlx_speech.errors import AudioError, UnsupportedOptionError
 from mlx_speech.transcription.pipeline import prepare
 
 GATE = find_recording("synthetic/flite_08.flac")
-S2T = TINY.with_name("tiny-s2t")
 
 
 def damaged(source: Path, folder: Path) -> Path:
@@ -189,7 +188,7 @@ def test_silence_in_which_nothing_is_recognized():
 
 def test_speech_to_text(tmp_path):
     """Has no projector, and searches with beams."""
-    report = check_one(S2T, damaged(S2T, tmp_path / "off"), [GATE])
+    report = check_one(TINY_S2T, damaged(TINY_S2T, tmp_path / "off"), [GATE])
     (recording,) = report.recordings
     assert recording.original == "unlock the back gate"
     total = report.total
@@ -275,7 +274,7 @@ def test_bundled_recordings_are_installed():
 
 def test_bundled_recordings_are_the_default(monkeypatch):
     monkeypatch.setattr(convert.check, "bundled_recordings", lambda: [GATE])
-    assert [r.name for r in check_one(S2T, S2T).recordings] == ["flite_08.flac"]
+    assert [r.name for r in check_one(TINY_S2T, TINY_S2T).recordings] == ["flite_08.flac"]
 
 
 # How it is shown

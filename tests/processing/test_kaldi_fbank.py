@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import DATA, ROOT, edit_json, find_recording
+from conftest import DATA, TINY_S2T, edit_json, find_recording
 
 from mlx_speech import (
     AudioError,
@@ -20,22 +18,12 @@ from mlx_speech import (
 )
 from mlx_speech.processing import kaldi_fbank as fbank
 
-TINY_S2T = ROOT / "examples" / "tiny-s2t"
-
-
 GOLDEN = dict(np.load(DATA / "reference" / "tiny_s2t_golden.npz"))
 
 
 @pytest.fixture(scope="module")
 def processor() -> Speech2TextProcessor:
     return Speech2TextProcessor.from_pretrained(TINY_S2T)
-
-
-@pytest.fixture
-def s2t_copy(tmp_path) -> Path:
-    """A copy of the checkpoint without its weights, to be damaged."""
-    ignore = shutil.ignore_patterns("*.safetensors")
-    return Path(shutil.copytree(TINY_S2T, tmp_path / "checkpoint", ignore=ignore))
 
 
 def noise(length: int, seed: int = 0) -> mx.array:

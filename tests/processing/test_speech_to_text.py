@@ -7,29 +7,22 @@ import json
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import DATA, ROOT, find_recording
+from conftest import DATA, TINY_S2T, find_recording
 
 from mlx_speech import (
     InputError,
     Speech2TextForConditionalGeneration,
     Speech2TextProcessor,
-    Speech2TextTokenizer,
     UnsupportedOptionError,
     load_audio,
 )
 
-TINY_S2T = ROOT / "examples" / "tiny-s2t"
 REFERENCE = json.loads((DATA / "reference" / "tiny_s2t_reference.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def processor() -> Speech2TextProcessor:
     return Speech2TextProcessor.from_pretrained(TINY_S2T)
-
-
-@pytest.fixture
-def tokenizer() -> Speech2TextTokenizer:
-    return Speech2TextTokenizer.from_pretrained(TINY_S2T)
 
 
 def noise(length: int, seed: int = 0) -> mx.array:

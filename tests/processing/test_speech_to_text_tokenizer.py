@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from pathlib import Path
 
 import pytest
-from conftest import DATA, ROOT, edit_json
+from conftest import DATA, TINY_S2T, edit_json
 
 from mlx_speech import (
     CheckpointError,
@@ -18,9 +17,6 @@ from mlx_speech import (
     UnsupportedOptionError,
 )
 from mlx_speech.generation import StreamingDetokenizer
-
-TINY_S2T = ROOT / "examples" / "tiny-s2t"
-
 
 REFERENCE = json.loads((DATA / "reference" / "tiny_s2t_reference.json").read_text())
 
@@ -33,13 +29,6 @@ def processor() -> Speech2TextProcessor:
 @pytest.fixture
 def tokenizer() -> Speech2TextTokenizer:
     return Speech2TextTokenizer.from_pretrained(TINY_S2T)
-
-
-@pytest.fixture
-def s2t_copy(tmp_path) -> Path:
-    """A copy of the checkpoint without its weights, to be damaged."""
-    ignore = shutil.ignore_patterns("*.safetensors")
-    return Path(shutil.copytree(TINY_S2T, tmp_path / "checkpoint", ignore=ignore))
 
 
 class TestTokenizer:

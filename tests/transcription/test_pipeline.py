@@ -1,4 +1,4 @@
-"""Recordings that are longer than a model hears at once: nothing lost, nothing doubled."""
+"""From a recording to its transcript: long ones, words, silence, progress, streaming, errors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import DATA
 
+import mlx_speech
 from convert.word_errors import word_errors
 from mlx_speech import ContextLengthError, InputError, load_audio, stream_transcribe, transcribe
 from mlx_speech.audio import open_recording
@@ -20,6 +21,7 @@ from mlx_speech.transcription.ctc import CTCVocabulary
 from mlx_speech.transcription.pipeline import speech_family
 
 LONG = DATA / "audio" / "long.flac"
+GATE = DATA / "audio" / "flite_08.flac"
 #: single sentences, which is what the tiny models were trained on
 CUTS = {"chunk_duration": 9, "min_silence": 0.4}
 
@@ -246,3 +248,73 @@ class TestWrongOptions:
         """The model's context bounds them, and the message says what to do."""
         with pytest.raises(ContextLengthError, match=r"of 2\d\.\d s and a text .* lower chunk_dur"):
             transcribe(LONG, tiny, min_silence=20, max_new_tokens=1000)
+
+
+class TestLibrary:
+    def test_transcribe(self, tiny):
+        transcript = mlx_speech.transcribe(GATE, tiny)
+        assert transcript.text == "unlock the back gate"
+        (segment,) = transcript.segments
+        assert tiny[1].decode(segment.tokens) == transcript.text
+        assert not segment.truncated
+
+    def test_arrays_need_their_rate(self, tiny):
+        samples = mlx_speech.load_audio(GATE)
+        transcript = mlx_speech.transcribe(samples, tiny, sampling_rate=16000)
+        assert transcript.text == "unlock the back gate"
+        with pytest.raises(mlx_speech.AudioError, match="sampling_rate"):
+            mlx_speech.transcribe(samples, tiny)
+
+    def test_stream(self, tiny):
+        *deltas, last = mlx_speech.stream_transcribe(GATE, tiny)
+        assert len(deltas) > 3
+        assert "".join(delta.text for delta in deltas) + last.text == "unlock the back gate"
+        assert [delta.segment for delta in deltas] == [None] * len(deltas)
+        assert last.segment == mlx_speech.transcribe(GATE, tiny).segments[0]
+
+    @pytest.mark.parametrize("limit", [{}, {"max_new_tokens": 2}])
+    def test_stream_returns_the_transcript(self, tiny, limit):
+        def streaming():
+            transcript = yield from mlx_speech.stream_transcribe(GATE, tiny, **limit)
+            yield transcript
+
+        *_, streamed = streaming()
+        whole = mlx_speech.transcribe(GATE, tiny, **limit)
+        assert streamed.segments[0].truncated is bool(limit)
+        assert streamed == whole
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"task": "translate", "target_language": "fr"},
+            {"language": "en"},
+            {"target_language": "fr"},
+            {"punctuate": True},
+        ],
+    )
+    @pytest.mark.parametrize("function", [mlx_speech.transcribe, mlx_speech.stream_transcribe])
+    def test_a_prompt_stands_alone(self, tiny, function, other):
+        with pytest.raises(mlx_speech.InputError, match="prompt takes the place of"):
+            list(function(GATE, tiny, prompt="translate the speech to french", **other))
+
+    @pytest.mark.parametrize("pick", [lambda t: t[0], lambda t: (*t, None), lambda t: 5])
+    def test_a_model_alone_is_not_enough(self, tiny, pick):
+        with pytest.raises(mlx_speech.InputError, match=r"must be .* \(model, processor\)"):
+            mlx_speech.transcribe(GATE, pick(tiny))
+
+    @pytest.mark.parametrize("language", ["fr", "French", "FRENCH"])
+    def test_language_is_a_code(self, tiny, language):
+        transcript = mlx_speech.transcribe(GATE, tiny, task="translate", target_language=language)
+        assert transcript.language == "fr"
+
+    def test_text_models_are_refused(self, tiny):
+        model, processor = tiny
+        with pytest.raises(mlx_speech.UnsupportedOptionError, match="not a speech model"):
+            mlx_speech.transcribe(GATE, (model.language_model, processor.tokenizer))
+
+    def test_other_sampling_rates_are_refused(self, tiny_s2t, monkeypatch):
+        """Times are counted in frames of 16 kHz."""
+        model, processor = tiny_s2t
+        monkeypatch.setattr(type(processor), "sampling_rate", 8000)
+        with pytest.raises(mlx_speech.CheckpointError, match="trained on audio of 8000 Hz"):
+            mlx_speech.transcribe(GATE, (model, processor))

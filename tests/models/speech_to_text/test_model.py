@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import DATA, ROOT, edit_json, output_dtypes
+from conftest import DATA, TINY_S2T, edit_json, output_dtypes
 from mlx.utils import tree_flatten
 
 from mlx_speech import (
@@ -25,9 +25,8 @@ from mlx_speech.generation import prefill
 from mlx_speech.generation.config import GenerationConfig
 from mlx_speech.layers.cache import CrossAttentionCache
 from mlx_speech.loading import load_model
-from mlx_speech.models.speech_to_text.layers import Attention, SinusoidalPositions
+from mlx_speech.models.speech_to_text.layers import Attention
 
-TINY_S2T = ROOT / "examples" / "tiny-s2t"
 REFERENCE = json.loads((DATA / "reference" / "tiny_s2t_reference.json").read_text())
 FRENCH = REFERENCE["lang_code_to_id"]["fr"]
 #: how the reference was asked
@@ -58,16 +57,8 @@ def recordings(golden) -> list[mx.array]:
     return features
 
 
-@pytest.fixture
-def s2t_copy(tmp_path):
-    """A copy of the bundled checkpoint, to be damaged."""
-    for file in TINY_S2T.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    return tmp_path
-
-
 def padded(recordings: list[mx.array]) -> dict[str, mx.array]:
-    """One batch, with noise in the padding that nobody may hear."""
+    """One batch, with noise in the padding that must not matter."""
     longest = max(r.shape[1] for r in recordings) + 3
     rows = [
         mx.concatenate([r[0], 5 * mx.random.normal((longest - r.shape[1], 80))]) for r in recordings
@@ -155,20 +146,20 @@ class TestCache:
 
     def test_the_recording_is_encoded_once(self, model, recordings, monkeypatch):
         """Cross-attention keys and values are computed once in a whole beam search."""
-        heard = []
+        called = []
         original = Attention.keys_values
 
         def spy(attention, x):
-            heard.append(attention)
+            called.append(attention)
             return original(attention, x)
 
         monkeypatch.setattr(Attention, "keys_values", spy)
         model.generate(recordings[0], max_new_tokens=6)
         counts = [
-            sum(a is layer.encoder_attn for a in heard) for layer in model.model.decoder.layers
+            sum(a is layer.encoder_attn for a in called) for layer in model.model.decoder.layers
         ]
         assert counts == [1, 1, 1]
-        assert len(heard) > 20
+        assert len(called) > 20
 
     def test_beams_share_one_row_and_copy_nothing(self, model, recordings, monkeypatch):
         """Five beams attend to the one row of keys and values that was there before them."""
@@ -401,7 +392,7 @@ class TestDtype:
         assert {c.state[0].dtype for c in cache[:-1]} == {dtype}
         assert {k.dtype for pair in cache[-1].layers for k in pair} == {dtype}
 
-    def test_bfloat16_hears_the_same_words(self, recordings):
+    def test_bfloat16_gives_the_same_words(self, recordings):
         model = load_model(TINY_S2T, dtype=mx.bfloat16)
         assert model.generate(recordings[2])[0].tolist() == [2, 36, 44, 31, 31, 2]
 
@@ -418,23 +409,6 @@ class TestDtype:
         assert (layer(-x.astype(mx.float32), None, None).min() < -80000).item()
         encoded = model.model.encoder(recordings[0]).last_hidden_state
         assert mx.all(mx.isfinite(encoded)).item()
-
-
-class TestPositions:
-    def test_values(self):
-        """Position p, frequency i: sin(p / 10000^(i / 3)), then the cosines; padding is zero."""
-        table = np.array(SinusoidalPositions(8, 1)(mx.array([[1, 1, 0, 1, 0]])))[0]
-        angles = np.array([2, 3, 0, 4, 0])[:, None] / 10000 ** (np.arange(4) / 3)
-        expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
-        expected[[2, 4]] = 0
-        np.testing.assert_allclose(table, expected, atol=1e-6)
-
-    def test_any_length_and_offset(self):
-        positions = SinusoidalPositions(64, 1)
-        long = positions(mx.ones((1, 7000)))
-        assert mx.array_equal(positions(mx.ones((1, 3)), 6997), long[:, -3:]).item()
-        angles = np.arange(2.0, 7002.0)[:, None] / 10000 ** (np.arange(32) / 31)
-        assert difference(long[0, :, :32], np.sin(angles)) < 1e-3  # float32 has no more
 
 
 class TestErrors:
