@@ -113,7 +113,7 @@ def _add_segments(group) -> None:
         "--min-silence",
         type=float,
         metavar="S",
-        help="pause that always ends a segment, in seconds (default: 1)",
+        help="pause that ends a segment, in seconds (default: 1)",
     )
     add("--batch-size", type=int, metavar="N", help="segments decoded at a time (default: 8)")
 

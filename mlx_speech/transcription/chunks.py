@@ -27,8 +27,9 @@ _PART_FRAMES = 1500
 class ChunkOptions:
     """How a recording is cut.
 
-    chunk_duration: the longest segment, in seconds.
-    min_silence: shortest pause that always ends a segment, in seconds.
+    chunk_duration: the longest segment, in seconds; no more than the model takes.
+    min_silence: shortest pause that ends a segment, in seconds (see `Segmenter` for very short
+        speech); no less than the model's window is.
 
     Raises:
         InputError: one of them is no number of seconds that makes sense.

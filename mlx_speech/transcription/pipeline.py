@@ -71,8 +71,9 @@ def transcribe(
         keywords: names and terms to be expected.
         word_timestamps: tell when each word was said; models without a CTC head whose labels are
             known cannot, and give the segments' times alone.
-        chunk_duration: the longest segment, in seconds.
-        min_silence: shortest pause that always ends a segment, in seconds.
+        chunk_duration: the longest segment, in seconds; no more than the model takes.
+        min_silence: shortest pause that ends a segment, in seconds; speech under 0.5 s goes with a
+            neighbour across up to twice that.
         batch_size: segments that are decoded together; more take more memory, and less time. The
             texts do not depend on it, unless tokens are sampled.
         progress: called with (seconds that are done, those of the recording) before the first

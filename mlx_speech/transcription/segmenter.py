@@ -10,7 +10,7 @@ from ..errors import InputError
 from .vad import SpeechActivity
 
 # All of these are frames of 20 ms.
-#: shortest pause that always ends a span, unless somebody knows better. Within sentences people
+#: shortest pause that ends a span, unless somebody knows better. Within sentences people
 #: pause 0.2 to 0.7 s for breath or a thought, and the decoder writes these better in one piece; a
 #: second is seldom but between sentences.
 MIN_SILENCE_FRAMES = 50
@@ -91,8 +91,8 @@ class Segmenter:
     Args:
         window: frames that a model takes together; cuts are between windows.
         max_frames: longest span; what is no multiple of `window` is rounded down to one.
-        min_silence: shortest pause that always ends a span; at least `window`, for there to be a
-            place to cut in it.
+        min_silence: shortest pause that ends a span; raised to `window`, for there to be a place
+            to cut in it.
 
     Raises:
         InputError: a number is below one, or `max_frames` below `window`.
