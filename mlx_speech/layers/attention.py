@@ -13,7 +13,7 @@ Keys and values are never tiled to the number of query heads.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import mlx.core as mx
 
@@ -28,10 +28,14 @@ class Quantized(NamedTuple):
     bits: int
 
 
+#: what queries attend to, both in the same form
+Stored = TypeVar("Stored", mx.array, Quantized)
+
+
 def scaled_dot_product_attention(
     queries: mx.array,
-    keys: mx.array | Quantized,
-    values: mx.array | Quantized,
+    keys: Stored,
+    values: Stored,
     *,
     scale: float,
     mask: mx.array | str | None = None,
@@ -62,8 +66,9 @@ def _quantized_attention(queries, keys: Quantized, values: Quantized, scale, mas
     def multiply(x: mx.array, by: Quantized, transpose: bool) -> mx.array:
         # the query heads of a key head become rows, so that nothing is tiled
         rows = x.reshape(batch, key_heads, heads // key_heads * length, -1)
-        options = {"group_size": by.group_size, "bits": by.bits, "transpose": transpose}
-        product = mx.quantized_matmul(rows, by.data, by.scales, by.biases, **options)
+        product = mx.quantized_matmul(
+            rows, by.data, by.scales, by.biases, transpose, by.group_size, by.bits
+        )
         return product.reshape(batch, heads, length, -1)
 
     scores = multiply(queries * scale, keys, True)

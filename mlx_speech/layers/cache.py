@@ -7,7 +7,8 @@ padded on the left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -47,18 +48,15 @@ def make_cache(
         )
     if max_kv_size is not None and kv_bits is not None:
         raise InputError.about("{max_kv_size} and {kv_bits} do not go together; choose one")
+    make: Callable[[], KVCache] = partial(KVCache, left_padding)
     if max_kv_size is not None:
         if left_padding and any(left_padding):
             raise InputError.about("{max_kv_size} needs the prompts of a batch to be equally long")
-        return [RotatingKVCache(max_kv_size) for _ in range(num_layers)]
-    if kv_bits is not None:
-        return [
-            QuantizedKVCache(
-                left_padding, bits=kv_bits, group_size=kv_group_size, start=quantized_kv_start
-            )
-            for _ in range(num_layers)
-        ]
-    return [KVCache(left_padding) for _ in range(num_layers)]
+        make = partial(RotatingKVCache, max_kv_size)
+    elif kv_bits is not None:
+        sizes = {"bits": kv_bits, "group_size": kv_group_size, "start": quantized_kv_start}
+        make = partial(QuantizedKVCache, left_padding, **sizes)
+    return [make() for _ in range(num_layers)]
 
 
 class KVCache:
@@ -80,7 +78,9 @@ class KVCache:
         self.length = 0
         #: positions that the prompt will have taken, once all its parts are in
         self.prompt_length = 0
-        self._left_padding = mx.array(left_padding) if left_padding and any(left_padding) else None
+        self._left_padding: mx.array | None = None
+        if left_padding and any(left_padding):
+            self._left_padding = mx.array(list(left_padding))
 
     @property
     def padded(self) -> bool:
@@ -102,16 +102,14 @@ class KVCache:
     def _append(self, new: list[mx.array]) -> None:
         start, self.length = self.length, self.length + new[0].shape[2]
         if not self.state or self.length > self.state[0].shape[2]:
-            old = self.state or [None] * len(new)
-            self.state = [self._grown(o, n, start) for o, n in zip(old, new, strict=True)]
+            room = -(-self.length // self.step) * self.step - start
+            old = [part[:, :, :start] for part in self.state or new]
+            self.state = [
+                mx.concatenate([o, mx.zeros((*n.shape[:2], room, n.shape[3]), n.dtype)], axis=2)
+                for o, n in zip(old, new, strict=True)
+            ]
         for stored, part in zip(self.state, new, strict=True):
             stored[:, :, start : self.length] = part
-
-    def _grown(self, old: mx.array | None, new: mx.array, used: int) -> mx.array:
-        capacity = -(-(used + new.shape[2]) // self.step) * self.step
-        batch, heads, _, width = new.shape
-        room = mx.zeros((batch, heads, capacity - used, width), new.dtype)
-        return room if old is None else mx.concatenate([old[:, :, :used], room], axis=2)
 
     def stored(self) -> list[mx.array]:
         """`state` without the room to grow."""
@@ -145,13 +143,15 @@ class KVCache:
         return slice(self.length - count, self.length)
 
 
-def reorder_latest(cache: Sequence[Any], rows: mx.array, count: int) -> None:
+def reorder_latest(
+    cache: Sequence[KVCache | CrossAttentionCache], rows: mx.array, count: int
+) -> None:
     """Make row i of every layer what row `rows[i]` was, where these are the same but for the
     `count` latest positions: only those are copied."""
     updates = []
     for layer in cache:
-        places = layer.latest(count)
-        if places is None:
+        places = layer.latest(count) if isinstance(layer, KVCache) else None
+        if not isinstance(layer, KVCache) or places is None:
             layer.reorder(rows)
         else:
             updates += [(stored, places, stored[:, :, places][rows]) for stored in layer.state]
@@ -182,6 +182,16 @@ class RotatingKVCache(KVCache):
         self.max_size = max_size
         self.keep = keep
 
+    @property
+    def _turn(self) -> int:
+        """How many places past `keep` the oldest position behind the first ones is."""
+        return max(0, self.length - self.max_size) % (self.max_size - self.keep)
+
+    def _turned(self, part: mx.array, places: int) -> mx.array:
+        """A part of the state, with what is behind the first positions moved round its slots."""
+        first, others = part[:, :, : self.keep], part[:, :, self.keep :]
+        return mx.concatenate([first, mx.roll(others, places, 2)], axis=2)
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """As in `KVCache`, of the positions that the new ones may attend to."""
         count = keys.shape[2]
@@ -189,45 +199,33 @@ class RotatingKVCache(KVCache):
             return super().update_and_fetch(keys, values)
         if count == 1:
             # overwrite the oldest; their order does not matter to attention
-            slot = self.keep + (self.length - self.keep) % (self.max_size - self.keep)
+            slot = self.keep + self._turn
             self.length += 1
             for stored, part in zip(self.state, (keys, values), strict=True):
                 stored[:, :, slot : slot + 1] = part
             keys, values = self.stored()
             return keys, values
-        whole = [
-            mx.concatenate([*old, new], axis=2)
-            for old, new in zip(self._in_order() or [[], []], (keys, values), strict=True)
-        ]
+        if self.state:
+            old = [self._turned(part, -self._turn) for part in self.stored()]
+            keys, values = (
+                mx.concatenate([o, n], axis=2) for o, n in zip(old, (keys, values), strict=True)
+            )
         self.length += count
-        self.state = [self._wrapped(part) for part in whole]
-        return whole[0], whole[1]
+        latest = self.max_size - self.keep
+        self.state = [
+            self._turned(mx.concatenate([p[:, :, : self.keep], p[:, :, -latest:]], 2), self._turn)
+            for p in (keys, values)
+        ]
+        return keys, values
 
     def stored(self) -> list[mx.array]:
         """As in `KVCache`; past `max_size`, in the order of their slots."""
         return [part[:, :, : min(self.length, self.max_size)] for part in self.state]
 
-    def _in_order(self) -> list[list[mx.array]]:
-        """What is stored, in pieces by rising position."""
-        used = min(self.length, self.max_size)
-        start = self.keep
-        if self.length > self.max_size:
-            start += (self.length - self.keep) % (self.max_size - self.keep)
-        cuts = (slice(0, min(self.keep, used)), slice(start, used), slice(self.keep, start))
-        return [[part[:, :, cut] for cut in cuts] for part in self.state]
-
-    def _wrapped(self, whole: mx.array) -> mx.array:
-        """The positions that stay, each in the slot that single steps will look for it."""
-        latest = whole[:, :, self.keep - self.max_size :]
-        shift = (self.length - self.keep) % (self.max_size - self.keep)
-        return mx.concatenate([whole[:, :, : self.keep], mx.roll(latest, shift, axis=2)], axis=2)
-
     def make_mask(self, num_queries: int) -> mx.array | str | None:
         """As in `KVCache`."""
-        if num_queries == 1:
-            return None
-        if self.length + num_queries <= self.max_size:
-            return "causal"
+        if num_queries == 1 or self.length + num_queries <= self.max_size:
+            return super().make_mask(num_queries)
         window = self.max_size - self.keep
         end = self.length + num_queries
         key = mx.arange(end)
@@ -269,39 +267,30 @@ class QuantizedKVCache(KVCache):
         self.group_size = group_size
         self.start = start
 
-    @property
-    def quantized(self) -> bool:
-        """Whether what is stored is quantized by now."""
-        return len(self.state) > 2
-
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         """As in `KVCache`; once quantized, keys and values are `Quantized`."""
-        if not self.quantized and self.length + keys.shape[2] <= self.start:
+        quantized = len(self.state) > 2
+        if not quantized and self.length + keys.shape[2] <= self.start:
             return super().update_and_fetch(keys, values)
-        if not self.quantized:
-            self._check(keys.shape[-1])
+        if not quantized:
+            if keys.shape[-1] % self.group_size:
+                raise InputError.about(
+                    "{kv_group_size} {size} does not divide the model's head size {head_dim}",
+                    size=self.group_size,
+                    head_dim=keys.shape[-1],
+                )
             stored, self.state, length, self.length = self.stored(), [], self.length, 0
             if length:
                 self._append(self._quantize(stored))
         self._append(self._quantize([keys, values]))
-        parts = self.stored()
-        return self._quantized(*parts[:3]), self._quantized(*parts[3:])
+        stored = self.stored()
+        return self._quantized(*stored[:3]), self._quantized(*stored[3:])
 
     def _quantized(self, data: mx.array, scales: mx.array, biases: mx.array) -> Quantized:
         return Quantized(data, scales, biases, self.group_size, self.bits)
 
-    def _check(self, head_dim: int) -> None:
-        if head_dim % self.group_size:
-            raise InputError.about(
-                "{kv_group_size} {size} does not divide the model's head size {head_dim}",
-                size=self.group_size,
-                head_dim=head_dim,
-            )
-
     def _quantize(self, parts: list[mx.array]) -> list[mx.array]:
-        return [
-            a for p in parts for a in mx.quantize(p, group_size=self.group_size, bits=self.bits)
-        ]
+        return [array for p in parts for array in mx.quantize(p, self.group_size, self.bits)]
 
 
 class CrossAttentionCache:
@@ -317,9 +306,7 @@ class CrossAttentionCache:
         self.mask: mx.array | None = None
         self.rows_per_recording = 1
 
-    def fill(
-        self, layers: Sequence[tuple[mx.array, mx.array]], mask: mx.array | None = None
-    ) -> None:
+    def fill(self, layers: Sequence[tuple[mx.array, mx.array]], mask: mx.array | None) -> None:
         """Set the contents, once.
 
         Args:
@@ -339,12 +326,9 @@ class CrossAttentionCache:
         """Nothing here belongs to a position of the decoder, so all `count` are forgotten."""
         return count
 
-    def latest(self, count: int) -> None:
-        """No position of the decoder is here, see `KVCache.latest`."""
-
     def reorder(self, rows: mx.array) -> None:
         """As `KVCache.reorder`; copies only where a row changes to another recording."""
-        recordings = (rows // self.rows_per_recording).tolist()
+        recordings: Any = (rows // self.rows_per_recording).tolist()
         runs = [(recording, len(list(run))) for recording, run in groupby(recordings)]
         if len({length for _, length in runs}) == 1:
             recordings, self.rows_per_recording = [recording for recording, _ in runs], runs[0][1]

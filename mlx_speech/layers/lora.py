@@ -48,12 +48,7 @@ class LoRALinear(nn.Module):
     """A linear layer with a switchable low-rank term: `scale * x A^T B^T`."""
 
     def __init__(
-        self,
-        base: nn.Module,
-        lora_a: mx.array,
-        lora_b: mx.array,
-        scale: float,
-        on_by_default: bool,
+        self, base: nn.Module, lora_a: mx.array, lora_b: mx.array, scale: float, on_by_default: bool
     ):
         super().__init__()
         self.on_by_default = on_by_default
@@ -150,23 +145,26 @@ class LoraConfig:
     def scale(self, module: str) -> float:
         """Factor on the low-rank term: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
         rank = self.rank(module)
-        return _match(self.alpha_pattern, module, self.lora_alpha) / (
-            rank**0.5 if self.use_rslora else rank
-        )
+        alpha = _match(self.alpha_pattern, module, self.lora_alpha)
+        return alpha / (rank**0.5 if self.use_rslora else rank)
 
     def adapts(self, module: str) -> bool:
         """Whether the linear layer of that name has an adapter; None of `target_modules` says
         nothing."""
         if _names(self.exclude_modules, module) or not _names(self.target_modules, module):
             return False
-        layers = self.layers_to_transform
-        if isinstance(self.target_modules, str) or layers is None or layers == []:
+        layers = _listed(self.layers_to_transform)
+        if isinstance(self.target_modules, str) or not layers:
             return True
-        patterns = self.layers_pattern or r"[^.]*"
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        for pattern in _listed(self.layers_pattern or r"[^.]*"):
             if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
-                return int(match[1]) in ([layers] if isinstance(layers, int) else layers)
+                return int(match[1]) in layers
         return False
+
+
+def _listed(value: Any) -> list:
+    """A setting that is a list or the only element of one."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _match(patterns: dict[str, Any], module: str, default):
@@ -216,18 +214,17 @@ def apply_adapter(
             raise CheckpointError(f"adapter_model.safetensors: {name} is no layer of this model")
         if pair.keys() != {"A", "B"}:
             raise CheckpointError(f"adapter_model.safetensors: {name} lacks lora_A or lora_B")
-        rank = config.rank(name)
-        outputs, inputs = _linear_shape(base)
-        expected = ((rank, inputs), (outputs, rank))
-        if (pair["A"].shape, pair["B"].shape) != expected:
+        a, b, rank = pair["A"], pair["B"], config.rank(name)
+        outputs, inputs = base.weight.shape
+        if isinstance(base, nn.QuantizedLinear):
+            inputs = inputs * 32 // base.bits
+        if (a.shape, b.shape) != ((rank, inputs), (outputs, rank)):
             raise CheckpointError(
-                f"adapter_model.safetensors: {name} has shapes {pair['A'].shape} and "
-                f"{pair['B'].shape}, expected {expected[0]} and {expected[1]}"
+                f"adapter_model.safetensors: {name} has shapes {a.shape} and {b.shape}, expected "
+                f"{(rank, inputs)} and {(outputs, rank)}"
             )
         parent, _, leaf = path.rpartition(".")
-        adapted = LoRALinear(
-            base, pair["A"], pair["B"], config.scale(name), model.adapter_by_default
-        )
+        adapted = LoRALinear(base, a, b, config.scale(name), model.adapter_by_default)
         setattr(modules[parent], leaf, adapted)
     if config.target_modules is not None:
         check_targets(model, config, modules, {model.rename(name) for name in pairs})
@@ -257,10 +254,3 @@ def check_targets(
         if names:
             first = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
             raise CheckpointError(f"adapter_model.safetensors: {len(names)} {what}: {first}")
-
-
-def _linear_shape(layer: nn.Module) -> tuple[int, int]:
-    outputs, inputs = layer.weight.shape
-    if isinstance(layer, nn.QuantizedLinear):
-        inputs = inputs * 32 // layer.bits
-    return outputs, inputs

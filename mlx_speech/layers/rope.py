@@ -32,65 +32,59 @@ def normalize_rope_parameters(
     return merged
 
 
-# Each rule: (the parameters, rotated dimensions, the model's maximum of positions, positions that
-# are in use) -> (inverse frequencies (dim / 2,), factor on queries and keys).
+# Each rule: (the parameters, rotated dimensions, positions that are in use) -> (inverse frequencies
+# (dim / 2,), factor on queries and keys).
 
 
 def _inverse_frequencies(base: float, dim: int) -> np.ndarray:
     return 1.0 / base ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
 
 
-def _default(parameters, dim, max_positions, length):
+def _default(parameters, dim, length):
     return _inverse_frequencies(parameters["rope_theta"], dim), 1.0
 
 
-def _linear(parameters, dim, max_positions, length):
+def _linear(parameters, dim, length):
     return _inverse_frequencies(parameters["rope_theta"], dim) / parameters["factor"], 1.0
 
 
-def _dynamic(parameters, dim, max_positions, length):
+def _dynamic(parameters, dim, length):
     """NTK-aware: beyond the maximum the base grows with the length."""
-    factor = parameters["factor"]
-    stretch = factor * max(length, max_positions) / max_positions - (factor - 1)
-    base = parameters["rope_theta"] * stretch ** (dim / (dim - 2))
-    return _inverse_frequencies(base, dim), 1.0
+    factor, maximum = parameters["factor"], parameters["max_position_embeddings"]
+    stretch = factor * max(length, maximum) / maximum - (factor - 1)
+    return _inverse_frequencies(parameters["rope_theta"] * stretch ** (dim / (dim - 2)), dim), 1.0
 
 
-def _longrope(parameters, dim, max_positions, length):
+def _longrope(parameters, dim, length):
     """LongRoPE (https://arxiv.org/abs/2402.13753): a factor for each frequency, from one of two
     lists."""
-    original = parameters.get("original_max_position_embeddings") or max_positions
+    original, factor = _stretch(parameters)
     factors = parameters["long_factor" if length > original else "short_factor"]
     if len(factors) != dim // 2:
         raise CheckpointError(
             f"config.json: longrope has {len(factors)} factors for {dim // 2} frequencies"
         )
-    factor = parameters.get("factor") or max_positions / original
     attention_factor = parameters.get("attention_factor")
     if attention_factor is None:
-        attention_factor = 1.0
-        if factor > 1.0:
-            attention_factor = math.sqrt(1 + math.log(factor) / math.log(original))
-    inv_freq = _inverse_frequencies(parameters["rope_theta"], dim) / np.array(factors)
-    return inv_freq, attention_factor
+        attention_factor = math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original))
+    return _inverse_frequencies(parameters["rope_theta"], dim) / np.array(factors), attention_factor
 
 
-def _llama3(parameters, dim, max_positions, length):
+def _llama3(parameters, dim, length):
     """Llama 3.1: keep short wavelengths, stretch long ones, blend in between."""
     inv_freq = _inverse_frequencies(parameters["rope_theta"], dim)
-    factor = parameters["factor"]
-    low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
-    original = parameters.get("original_max_position_embeddings") or max_positions
+    names = ("factor", "low_freq_factor", "high_freq_factor")
+    factor, low, high = (parameters[name] for name in names)
+    original, _ = _stretch(parameters)
     wavelength = 2 * math.pi / inv_freq
     blend = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
     return (1 - blend) * inv_freq / factor + blend * inv_freq, 1.0
 
 
-def _yarn(parameters, dim, max_positions, length):
+def _yarn(parameters, dim, length):
     """YaRN (https://arxiv.org/abs/2309.00071): interpolate the slow half of the spectrum."""
     base = parameters["rope_theta"]
-    original = parameters.get("original_max_position_embeddings") or max_positions
-    factor = parameters.get("factor") or max_positions / original
+    original, factor = _stretch(parameters)
 
     def mscale(scale, m=1.0):
         return 1.0 if scale <= 1 else 0.1 * m * math.log(scale) + 1.0
@@ -117,6 +111,13 @@ def _yarn(parameters, dim, max_positions, length):
     return inv_freq / factor * interpolate + inv_freq * (1 - interpolate), attention_factor
 
 
+def _stretch(parameters) -> tuple[float, float]:
+    """Positions that a model was first made for, and how many times more it has now."""
+    maximum = parameters["max_position_embeddings"]
+    original = parameters.get("original_max_position_embeddings") or maximum
+    return original, parameters.get("factor") or maximum / original
+
+
 _RULES = {
     "default": _default,
     "linear": _linear,
@@ -141,9 +142,10 @@ class RotaryEmbedding:
     """
 
     def __init__(self, dim: int, parameters: dict[str, Any], max_position_embeddings: int):
-        if parameters["rope_type"] not in _RULES:
+        kind = parameters["rope_type"]
+        if kind not in _RULES:
             raise CheckpointError(
-                f"config.json: rope_type {parameters['rope_type']!r} is not supported; "
+                f"config.json: rope_type {kind!r} is not supported; "
                 f"supported are {', '.join(_RULES)}"
             )
         if parameters.get("partial_rotary_factor", 1.0) != 1.0:
@@ -151,16 +153,13 @@ class RotaryEmbedding:
                 f"config.json: partial_rotary_factor {parameters['partial_rotary_factor']!r} is "
                 "not supported; heads are rotated whole"
             )
-        if not parameters.get("factor", 1.0) or parameters["rope_theta"] is None:
-            raise CheckpointError(
-                "config.json: bad rope_parameters: neither factor nor base may be 0"
-            )
-        self.rule = _RULES[parameters["rope_type"]]
         self.dim = dim
-        self.parameters = parameters
-        self.max_position_embeddings = max_position_embeddings
-        self.depends_on_length = parameters["rope_type"] in _LENGTH_DEPENDENT
+        self.rule = _RULES[kind]
+        self.parameters = {**parameters, "max_position_embeddings": max_position_embeddings}
+        self.depends_on_length = kind in _LENGTH_DEPENDENT
         try:
+            if not parameters.get("factor", 1.0) or parameters["rope_theta"] is None:
+                raise ValueError("neither factor nor base may be 0")
             self._frequencies = self._for_length(0)
         except KeyError as error:
             raise CheckpointError(f"config.json: rope_parameters lack {error}") from error
@@ -168,9 +167,7 @@ class RotaryEmbedding:
             raise CheckpointError(f"config.json: bad rope_parameters: {error}") from error
 
     def _for_length(self, length: int) -> tuple[mx.array, float]:
-        inv_freq, factor = self.rule(
-            self.parameters, self.dim, self.max_position_embeddings, length
-        )
+        inv_freq, factor = self.rule(self.parameters, self.dim, length)
         # MLX wants wavelengths, the inverse of what the rules are written in
         return mx.array((1.0 / inv_freq).astype(np.float32)), factor
 
@@ -186,34 +183,28 @@ class RotaryEmbedding:
             ahead: how many of the same prompt will follow; where frequencies depend on the length,
                 those of the whole prompt apply to all of its parts.
         """
-        if self.depends_on_length and isinstance(start, mx.array) and start.ndim == 1:
-            # each row has a length of its own
-            rows = [self.rotation(first, length, ahead) for first in start.tolist()]
-            return lambda x: mx.concatenate(
-                [rotate(x[row : row + 1]) for row, rotate in enumerate(rows)]
-            )
+        offset = start.flatten() if isinstance(start, mx.array) else start
         each = isinstance(start, mx.array) and start.ndim == 2
         wavelengths, factor = self._frequencies
         if self.depends_on_length:
-            last = start if isinstance(start, int) else start.max().item()
+            if isinstance(start, mx.array) and not each:
+                # each row has a length of its own
+                firsts: Any = start.tolist()
+                rows = [self.rotation(first, length, ahead) for first in firsts]
+                return lambda x: mx.concatenate([f(x[i : i + 1]) for i, f in enumerate(rows)])
+            last: Any = start if isinstance(start, int) else start.max().item()
             wavelengths, factor = self._for_length(last + (1 if each else length + ahead))
-        rotate = partial(
-            mx.fast.rope,
-            dims=self.dim,
-            traditional=False,
-            base=None,
-            scale=1.0,
-            offset=start.flatten() if isinstance(start, mx.array) and each else start,
-            freqs=wavelengths,
-        )
+        rope = partial(mx.fast.rope, dims=self.dim, traditional=False, base=None, scale=1.0)
 
-        def scaled(x: mx.array) -> mx.array:
-            return rotate(x if factor == 1.0 else x * factor)
-
-        def each_alone(x: mx.array) -> mx.array:
+        def rotate(x: mx.array) -> mx.array:
+            if factor != 1.0:
+                x = x * factor
+            if not each:
+                return rope(x, offset=offset, freqs=wavelengths)
             # the kernel takes one position per row, so each token becomes a row
             batch, heads, length, dim = x.shape
-            rotated = scaled(x.swapaxes(1, 2).reshape(batch * length, heads, 1, dim))
+            tokens = x.swapaxes(1, 2).reshape(batch * length, heads, 1, dim)
+            rotated = rope(tokens, offset=offset, freqs=wavelengths)
             return rotated.reshape(batch, length, heads, dim).swapaxes(1, 2)
 
-        return each_alone if each else scaled
+        return rotate

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +15,22 @@ from ..checkpoint.folder import read_json
 from ..checkpoint.hub import resolve_checkpoint
 from ..checkpoint.weights import load_weights
 from ..errors import CheckpointError, InputError, UnsupportedOptionError
-from ..generation import generate
+from ..generation import GenerationConfig, generate
+from ..layers.cache import KVCache
+from .config import PretrainedConfig
+
+
+@dataclass(kw_only=True)
+class ModelOutput:
+    """What every decoder returns beside its result.
+
+    past_key_values: the cache that was passed in, now longer.
+    hidden_states: on request, the embeddings, each layer's output, and the final norm's in place
+        of the last layer's, all (batch, length, hidden_size).
+    """
+
+    past_key_values: Sequence[KVCache] | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
 
 
 class PretrainedModel(nn.Module):
@@ -24,18 +41,23 @@ class PretrainedModel(nn.Module):
     arguments are its `generation_inputs`.
     """
 
-    config_class: ClassVar[type]
+    config_class: ClassVar[type[PretrainedConfig]]
     #: whether a LoRA adapter is on where nothing is said; a model that switches says it each time
     adapter_by_default: ClassVar[bool] = True
     #: what `make_cache` takes beside the padding
     cache_options: ClassVar[tuple[str, ...]] = ()
     #: what `prepare_prompt` and `prefill` take beside the options of generation
     generation_inputs: ClassVar[tuple[str, ...]] = ()
+    #: how names of tensors end that checkpoints may hold and models compute
+    computed_tensors: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)
+    #: how the head's names begin, which may be stored though it is tied to the embeddings
+    tied_head: ClassVar[str | tuple[str, ...]] = "lm_head."
 
+    config: Any
     #: where the checkpoint lies; in the Hub's cache the folder is named after the commit
     folder: Path | None = None
     #: defaults of `generate`, from the checkpoint's generation_config.json
-    generation_config: Any = None
+    generation_config: GenerationConfig | None = None
 
     @classmethod
     def from_pretrained(
@@ -54,16 +76,11 @@ class PretrainedModel(nn.Module):
         """
         folder = resolve_checkpoint(path_or_repo, revision=revision)
         config = read_json(folder)
-        return load_weights(folder, config, cls._class_for(folder, config), dtype)
-
-    @classmethod
-    def _class_for(cls, folder: Path, config: dict[str, Any]) -> type[PretrainedModel]:
-        """This class, or the one derived from it that a checkpoint's model_type asks for."""
         model_type = config.get("model_type")
         for candidate in (cls, *cls.__subclasses__()):
             known: Any = candidate.config_class
             if model_type in (known.model_type, *known.other_types):
-                return candidate
+                return load_weights(folder, config, candidate, dtype)
         raise CheckpointError(f"{folder}: holds a {model_type} model, not a {cls.__name__}")
 
     @staticmethod
@@ -76,10 +93,17 @@ class PretrainedModel(nn.Module):
         """What checkpoints call a tensor or module, in each layout: the inverse of `rename`."""
         return (name,)
 
-    @staticmethod
-    def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
-        """A checkpoint's tensors under this model's names and layouts; pure and idempotent."""
-        return weights
+    @classmethod
+    def sanitize(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
+        """A checkpoint's tensors under this model's names and layouts, without those that are
+        computed or tied; pure and idempotent."""
+        head = cls.tied_head if config.tie_word_embeddings else ()
+        renamed = {cls.rename(name): value for name, value in weights.items()}
+        return {
+            name: value
+            for name, value in renamed.items()
+            if not name.endswith(cls.computed_tensors) and not name.startswith(head)
+        }
 
     @staticmethod
     def infer_config_from_weights(config, weights: dict[str, mx.array]) -> None:
@@ -88,8 +112,13 @@ class PretrainedModel(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """The floating type that the model computes in."""
-        leaves = (value for _, value in tree_flatten(self.parameters()))
-        return next(leaf.dtype for leaf in leaves if mx.issubdtype(leaf.dtype, mx.floating))
+        leaves: Any = tree_flatten(self.parameters())
+        return next(leaf.dtype for _, leaf in leaves if mx.issubdtype(leaf.dtype, mx.floating))
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that a prompt may hold are below it."""
+        return self.config.vocab_size
 
     def resize_token_embeddings(
         self, new_num_tokens: int, padding_idx: int | None = None
@@ -117,10 +146,9 @@ class PretrainedModel(nn.Module):
         if padding_idx is not None and not 0 <= padding_idx < new_num_tokens:
             raise InputError(f"padding_idx {padding_idx} is not one of {new_num_tokens} tokens")
         named = {name.rpartition(".")[2]: module for name, module in self.named_modules()}
-        embeddings = named["embed_tokens"]
-        tables = [table for table in (embeddings, named.get("lm_head")) if table is not None]
+        tables = [named[name] for name in ("embed_tokens", "lm_head") if name in named]
         for table in tables:
-            if not isinstance(table, (nn.Embedding, nn.Linear)):
+            if not isinstance(table, nn.Embedding | nn.Linear):
                 raise UnsupportedOptionError(
                     f"a {type(table).__name__} cannot be resized: do it before quantizing the model"
                 )
@@ -129,11 +157,13 @@ class PretrainedModel(nn.Module):
         config: Any = getattr(self.config, "text_config", self.config)
         config.vocab_size = new_num_tokens
         if padding_idx is not None:
-            embeddings.weight[padding_idx] = 0
+            tables[0].weight[padding_idx] = 0
             config.pad_token_id = padding_idx
-        return embeddings
+        return tables[0]
 
-    def prepare_prompt(self, inputs: dict[str, Any], config) -> tuple[mx.array, mx.array | None]:
+    def prepare_prompt(
+        self, inputs: dict[str, Any], config: GenerationConfig
+    ) -> tuple[mx.array, mx.array | None]:
         """Take what is to be continued out of the arguments of `generate`.
 
         Args:

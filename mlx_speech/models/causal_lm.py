@@ -4,35 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
+from ..generation.search import Step
 from ..layers.cache import CACHE_OPTIONS, KVCache, make_cache
-from .base import PretrainedModel
-from .decoder import DecoderConfig, DecoderModel, drop_rotary_buffers
+from .base import ModelOutput, PretrainedModel
+from .decoder import DecoderConfig, DecoderInputs, DecoderModel
 from .loss import causal_lm_loss
 
 #: positions of a prompt that are fed at once
 PREFILL_STEP_SIZE = 2048
 
 
-@dataclass
-class CausalLMOutput:
-    """What a causal language model returns.
+@dataclass(kw_only=True)
+class CausalLMOutput(ModelOutput):
+    """What a causal language model returns: `ModelOutput` and these.
 
     logits: (batch, kept positions, vocab_size).
     loss: mean cross-entropy, when labels were given.
-    hidden_states: on request, as in `DecoderOutput`.
-    past_key_values: the cache that was passed in, now longer.
     """
 
     logits: mx.array
     loss: mx.array | None = None
-    hidden_states: tuple[mx.array, ...] | None = None
-    past_key_values: Sequence[Any] | None = None
 
 
 class CausalLM(PretrainedModel):
@@ -50,7 +47,7 @@ class CausalLM(PretrainedModel):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
-        self.logits_divisor = config.logits_divisor
+        self.logits_divisor = config.scales.logits_divisor
         self.model = self.model_class(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -59,13 +56,9 @@ class CausalLM(PretrainedModel):
         self,
         input_ids: mx.array | None = None,
         *,
-        attention_mask: mx.array | None = None,
-        position_ids: mx.array | None = None,
-        past_key_values: Sequence[Any] | None = None,
-        inputs_embeds: mx.array | None = None,
         labels: mx.array | None = None,
         logits_to_keep: int = 0,
-        output_hidden_states: bool = False,
+        **inputs: Unpack[DecoderInputs],
     ) -> CausalLMOutput:
         """Run the model; what is not described here is as in `DecoderModel`.
 
@@ -73,20 +66,13 @@ class CausalLM(PretrainedModel):
             labels: (batch, length), -100 where there is no loss.
             logits_to_keep: number of last positions to compute logits for; 0 means all.
         """
-        output = self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=output_hidden_states,
-        )
+        output = self.model(input_ids, **inputs)
         logits = self.logits(output.last_hidden_state[:, -logits_to_keep:])
         return CausalLMOutput(
             logits=logits,
             loss=None if labels is None else causal_lm_loss(logits, labels),
             hidden_states=output.hidden_states,
-            past_key_values=past_key_values,
+            past_key_values=output.past_key_values,
         )
 
     def logits(self, hidden_states: mx.array) -> mx.array:
@@ -96,11 +82,6 @@ class CausalLM(PretrainedModel):
         else:
             logits = self.lm_head(hidden_states)
         return logits if self.logits_divisor == 1.0 else logits / self.logits_divisor
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids that a prompt may hold are below it."""
-        return self.config.vocab_size
 
     @property
     def context_length(self) -> int:
@@ -116,16 +97,18 @@ class CausalLM(PretrainedModel):
     def prefill(
         self,
         input_ids: mx.array,
-        cache: Sequence[Any],
+        cache: Sequence[KVCache],
         *,
+        inputs_embeds: mx.array | None = None,
         prefill_step_size: int = PREFILL_STEP_SIZE,
         prompt_progress_callback: Callable[[int, int], None] | None = None,
-    ) -> tuple[mx.array, Callable[[mx.array], mx.array]]:
+    ) -> tuple[mx.array, Step]:
         """Feed a prompt.
 
         Args:
             input_ids: (batch, length).
             cache: extended in place.
+            inputs_embeds: (batch, length, hidden_size) to feed instead.
             prefill_step_size: positions that are fed at once, to bound a long prompt's memory.
             prompt_progress_callback: called with (positions done, all of them) after each part.
 
@@ -136,37 +119,24 @@ class CausalLM(PretrainedModel):
         Raises:
             InputError: `prefill_step_size` is not positive.
         """
-        logits = self.feed(cache, prefill_step_size, prompt_progress_callback, input_ids=input_ids)
+        if not isinstance(prefill_step_size, int) or prefill_step_size < 1:
+            raise InputError.about(
+                "{prefill_step_size} is {value!r}, but must be at least 1", value=prefill_step_size
+            )
+        length = input_ids.shape[1]
+        cache[0].prompt_length = cache[0].length + length
+        for start in range(0, length, prefill_step_size):
+            done = min(start + prefill_step_size, length)
+            ids = input_ids[:, start:done] if inputs_embeds is None else None
+            embeds = None if inputs_embeds is None else inputs_embeds[:, start:done]
+            logits = self(ids, inputs_embeds=embeds, past_key_values=cache, logits_to_keep=1).logits
+            if done < length or prompt_progress_callback is not None:
+                mx.eval([layer.state for layer in cache])
+                mx.clear_cache()
+            if prompt_progress_callback is not None:
+                prompt_progress_callback(done, length)
 
         def step(tokens: mx.array) -> mx.array:
             return self(tokens, past_key_values=cache).logits
 
-        return logits, step
-
-    def feed(self, cache, step_size: int, progress: Callable | None, **prompt) -> mx.array:
-        """Feed `input_ids` or `inputs_embeds` part by part; the logits after the last position."""
-        if not isinstance(step_size, int) or step_size < 1:
-            raise InputError.about(
-                "{prefill_step_size} is {value!r}, but must be at least 1", value=step_size
-            )
-        ((name, whole),) = prompt.items()
-        length = whole.shape[1]
-        cache[0].prompt_length = cache[0].length + length
-        for start in range(0, length, step_size):
-            part = {name: whole[:, start : start + step_size]}
-            logits = self(**part, past_key_values=cache, logits_to_keep=1).logits
-            done = min(start + step_size, length)
-            if done < length or progress is not None:
-                mx.eval([layer.state for layer in cache])
-                mx.clear_cache()
-            if progress is not None:
-                progress(done, length)
-        return logits[:, -1]
-
-    @staticmethod
-    def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
-        """Drops what is computed and a head that is tied but stored all the same."""
-        weights = drop_rotary_buffers(weights)
-        if config.tie_word_embeddings:
-            weights = {k: v for k, v in weights.items() if not k.startswith("lm_head.")}
-        return weights
+        return logits[:, -1], step

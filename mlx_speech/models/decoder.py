@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,9 +12,20 @@ import mlx.nn as nn
 from ..errors import InputError
 from ..layers.activations import ACTIVATIONS
 from ..layers.attention import causal_mask, merge_heads, scaled_dot_product_attention, split_heads
+from ..layers.cache import KVCache
 from ..layers.rope import RotaryEmbedding, normalize_rope_parameters
-from .base import PretrainedModel
-from .config import PretrainedConfig
+from .base import ModelOutput, PretrainedModel
+from .config import DERIVED, PretrainedConfig
+
+
+class Scales(NamedTuple):
+    """What a family multiplies the scores, the embeddings and both residual branches by, and what
+    it divides the logits by."""
+
+    attention: float
+    embeddings: float = 1.0
+    residual: float = 1.0
+    logits_divisor: float = 1.0
 
 
 @dataclass(kw_only=True)
@@ -26,8 +37,8 @@ class DecoderConfig(PretrainedConfig):
     intermediate_size: int = 11008
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    num_key_value_heads: int = DERIVED
+    head_dim: int = DERIVED
     hidden_act: str = "silu"
     max_position_embeddings: int = 2048
     initializer_range: float = 0.02
@@ -36,7 +47,7 @@ class DecoderConfig(PretrainedConfig):
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
     tie_word_embeddings: bool = False
-    rope_parameters: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] = DERIVED
     rope_theta: float | None = None
     rope_scaling: dict[str, Any] | None = None
     attention_bias: bool = False
@@ -45,67 +56,53 @@ class DecoderConfig(PretrainedConfig):
 
     #: whether the feed-forward part multiplies with a gate
     gated_mlp: ClassVar[bool] = True
-    #: the normalisation of hidden states; its epsilon is `norm_eps`
-    norm_class: ClassVar[type[nn.Module]] = nn.RMSNorm
 
     def __post_init__(self):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads {self.num_key_value_heads}"
-            )
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act {self.hidden_act!r} is none of {', '.join(ACTIVATIONS)}")
+        self._check_multiple("num_attention_heads", "num_key_value_heads")
+        self._check_choice("hidden_act", ACTIVATIONS)
         self.rope_parameters = normalize_rope_parameters(
             self.rope_parameters, self.rope_theta, self.rope_scaling
         )
 
-    # What a family scales: the embeddings, the scores, both residual branches, and the logits.
-
     @property
-    def embedding_scale(self) -> float:
-        return 1.0
+    def scales(self) -> Scales:
+        """See `Scales`."""
+        return Scales(self.head_dim**-0.5)
 
-    @property
-    def attention_scale(self) -> float:
-        return self.head_dim**-0.5  # type: ignore[operator] # settled in __post_init__
-
-    @property
-    def residual_scale(self) -> float:
-        return 1.0
-
-    @property
-    def logits_divisor(self) -> float:
-        return 1.0
+    def norm(self) -> nn.Module:
+        """A normalisation of hidden states; most families have this one, and its epsilon."""
+        return nn.RMSNorm(self.hidden_size, eps=self.rms_norm_eps)
 
 
-@dataclass
-class DecoderOutput:
-    """What a decoder without a head returns.
+class DecoderInputs(TypedDict, total=False):
+    """What decoders take beside token ids; see `DecoderModel`."""
 
-    last_hidden_state: (batch, length, hidden_size), after the final norm.
-    past_key_values: the cache that was passed in, now longer.
-    hidden_states: on request, the embeddings, each layer's output, and the final norm's in place
-        of the last layer's, all (batch, length, hidden_size).
-    """
+    attention_mask: mx.array | None
+    position_ids: mx.array | None
+    past_key_values: Sequence[KVCache] | None
+    inputs_embeds: mx.array | None
+    output_hidden_states: bool
+
+
+@dataclass(kw_only=True)
+class DecoderOutput(ModelOutput):
+    """`ModelOutput` and the last hidden state, (batch, length, hidden_size), after the final
+    norm."""
 
     last_hidden_state: mx.array
-    past_key_values: Sequence[Any] | None = None
-    hidden_states: tuple[mx.array, ...] | None = None
 
 
 class Attention(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.num_heads = config.num_attention_heads
-        self.num_kv_heads: int = config.num_key_value_heads  # type: ignore[assignment] # likewise
-        self.scale = config.attention_scale
-        head_dim: int = config.head_dim  # type: ignore[assignment]
-        dim, bias = config.hidden_size, config.attention_bias
+        self.num_kv_heads = config.num_key_value_heads
+        self.scale = config.scales.attention
+        dim, head_dim, bias = config.hidden_size, config.head_dim, config.attention_bias
         self.q_proj = nn.Linear(dim, self.num_heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(dim, self.num_kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(dim, self.num_kv_heads * head_dim, bias=bias)
@@ -122,44 +119,32 @@ class Attention(nn.Module):
         return self.o_proj(merge_heads(out))
 
 
-class GatedMLP(nn.Module):
+class MLP(nn.Module):
+    """The feed-forward part, with a gate or without."""
+
     def __init__(self, config: DecoderConfig):
         super().__init__()
         dim, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.activation = ACTIVATIONS[config.hidden_act]
-        self.gate_proj = nn.Linear(dim, inner, bias=bias)
+        if config.gated_mlp:
+            self.gate_proj = nn.Linear(dim, inner, bias=bias)
         self.up_proj = nn.Linear(dim, inner, bias=bias)
         self.down_proj = nn.Linear(inner, dim, bias=bias)
 
     def __call__(self, x):
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
-
-
-class PlainMLP(nn.Module):
-    def __init__(self, config: DecoderConfig):
-        super().__init__()
-        dim, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.activation = ACTIVATIONS[config.hidden_act]
-        self.up_proj = nn.Linear(dim, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, dim, bias=bias)
-
-    def __call__(self, x):
+        if "gate_proj" in self:
+            return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
         return self.down_proj(self.activation(self.up_proj(x)))
-
-
-def norm(config: DecoderConfig) -> nn.Module:
-    """A normalisation of hidden states, as this family has it."""
-    return config.norm_class(config.hidden_size, eps=config.norm_eps)
 
 
 class DecoderLayer(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.residual_scale = config.residual_scale
+        self.residual_scale = config.scales.residual
         self.self_attn = Attention(config)
-        self.mlp = GatedMLP(config) if config.gated_mlp else PlainMLP(config)
-        self.input_layernorm = norm(config)
-        self.post_attention_layernorm = norm(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = config.norm()
+        self.post_attention_layernorm = config.norm()
 
     def __call__(self, x, mask, cache, rotate):
         x = x + self._scaled(self.self_attn(self.input_layernorm(x), mask, cache, rotate))
@@ -175,13 +160,12 @@ class DecoderModel(PretrainedModel):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
-        self.embedding_scale = config.embedding_scale
+        self.embedding_scale = config.scales.embeddings
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        head_dim: Any = config.head_dim
-        rope: Any = config.rope_parameters
-        self.rope = RotaryEmbedding(head_dim, rope, config.max_position_embeddings)
+        rope = config.rope_parameters, config.max_position_embeddings
+        self.rope = RotaryEmbedding(config.head_dim, *rope)
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
-        self.norm = norm(config)
+        self.norm = config.norm()
 
     def __call__(
         self,
@@ -189,7 +173,7 @@ class DecoderModel(PretrainedModel):
         *,
         attention_mask: mx.array | None = None,
         position_ids: mx.array | None = None,
-        past_key_values: Sequence[Any] | None = None,
+        past_key_values: Sequence[KVCache] | None = None,
         inputs_embeds: mx.array | None = None,
         output_hidden_states: bool = False,
     ) -> DecoderOutput:
@@ -208,27 +192,26 @@ class DecoderModel(PretrainedModel):
         Raises:
             InputError: both or neither of `input_ids` and `inputs_embeds` are given.
         """
-        if (input_ids is None) == (inputs_embeds is None):
+        if input_ids is not None and inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids)
+        elif input_ids is not None or inputs_embeds is None:
             raise InputError("give exactly one of input_ids and inputs_embeds")
-        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        x = inputs_embeds
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
         batch, length, _ = x.shape
-        cache = past_key_values or [None] * len(self.layers)
+        first = past_key_values[0] if past_key_values else KVCache()
+        mask = first.make_mask(length)
         if attention_mask is not None:
             mask = causal_mask(attention_mask, length)
-        elif past_key_values:
-            mask = cache[0].make_mask(length)
-        else:
-            mask = "causal" if length > 1 else None
+        start = first.offset
         if position_ids is not None:
             start = mx.broadcast_to(position_ids, (batch, length))
-        else:
-            start = cache[0].offset if past_key_values else 0
-        ahead = max(0, cache[0].prompt_length - cache[0].length - length) if past_key_values else 0
+        ahead = max(0, first.prompt_length - first.length - length)
         rotate = self.rope.rotation(start, length, ahead)
         states = [x]
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
+        caches: Sequence[KVCache | None] = past_key_values or [None] * len(self.layers)
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
             x = layer(x, mask, layer_cache, rotate)
             if output_hidden_states:
                 states.append(x)
@@ -246,15 +229,9 @@ class DecoderModel(PretrainedModel):
         """
         return self.embed_tokens(input_ids).astype(self.norm.weight.dtype)
 
-    @staticmethod
-    def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
+    @classmethod
+    def sanitize(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
         """Out of a checkpoint with or without a head: names without `model.`, the head dropped."""
         heads = ("lm_head.", "score.")
-        kept = {k: v for k, v in weights.items() if not k.startswith(heads)}
-        renamed = {k.removeprefix("model."): v for k, v in kept.items()}
-        return drop_rotary_buffers(renamed)
-
-
-def drop_rotary_buffers(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Old checkpoints store the rotary frequencies, which are computed here."""
-    return {k: v for k, v in weights.items() if not k.endswith("rotary_emb.inv_freq")}
+        kept = {k.removeprefix("model."): v for k, v in weights.items() if not k.startswith(heads)}
+        return super().sanitize(kept, config)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .causal_lm import CausalLM
-from .decoder import DecoderConfig, DecoderModel
+from .decoder import DecoderConfig, DecoderModel, Scales
 
 
 @dataclass(kw_only=True)
@@ -22,24 +22,10 @@ class GraniteConfig(DecoderConfig):
     logits_scaling: float = 1.0
 
     @property
-    def norm_eps(self) -> float:
-        return self.rms_norm_eps
-
-    @property
-    def embedding_scale(self) -> float:
-        return self.embedding_multiplier
-
-    @property
-    def attention_scale(self) -> float:
-        return self.attention_multiplier
-
-    @property
-    def residual_scale(self) -> float:
-        return self.residual_multiplier
-
-    @property
-    def logits_divisor(self) -> float:
-        return self.logits_scaling
+    def scales(self) -> Scales:
+        """See `Scales`."""
+        embeddings, residual = self.embedding_multiplier, self.residual_multiplier
+        return Scales(self.attention_multiplier, embeddings, residual, self.logits_scaling)
 
 
 class GraniteModel(DecoderModel):

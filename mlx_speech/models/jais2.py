@@ -24,7 +24,6 @@ class Jais2Config(DecoderConfig):
 
     model_type: ClassVar[str] = "jais2"
     gated_mlp: ClassVar[bool] = False
-    norm_class: ClassVar[type[nn.Module]] = nn.LayerNorm
 
     vocab_size: int = 150272
     hidden_size: int = 3328
@@ -38,9 +37,9 @@ class Jais2Config(DecoderConfig):
     attention_bias: bool = True
     mlp_bias: bool = True
 
-    @property
-    def norm_eps(self) -> float:
-        return self.layer_norm_eps
+    def norm(self) -> nn.Module:
+        """See `DecoderConfig.norm`."""
+        return nn.LayerNorm(self.hidden_size, eps=self.layer_norm_eps)
 
     @classmethod
     def from_dict(cls, data):

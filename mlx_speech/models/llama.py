@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
-from .base import PretrainedModel
+from .base import ModelOutput, PretrainedModel
 from .causal_lm import CausalLM
-from .decoder import DecoderConfig, DecoderModel, drop_rotary_buffers
+from .config import DERIVED
+from .decoder import DecoderConfig, DecoderInputs, DecoderModel
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -29,7 +29,7 @@ class LlamaConfig(DecoderConfig):
 
     rms_norm_eps: float = 1e-6
     pretraining_tp: int = 1
-    num_labels: int | None = None
+    num_labels: int = DERIVED
     id2label: dict | None = None
     problem_type: str | None = None
 
@@ -37,16 +37,10 @@ class LlamaConfig(DecoderConfig):
         super().__post_init__()
         if self.pretraining_tp != 1:
             raise ValueError(f"pretraining_tp is {self.pretraining_tp}, but only 1 is supported")
-        if self.problem_type not in (None, *PROBLEM_TYPES):
-            raise ValueError(
-                f"problem_type {self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}"
-            )
+        if self.problem_type is not None:
+            self._check_choice("problem_type", PROBLEM_TYPES)
         if self.num_labels is None:
             self.num_labels = len(self.id2label) if self.id2label else 2
-
-    @property
-    def norm_eps(self) -> float:
-        return self.rms_norm_eps
 
 
 class LlamaModel(DecoderModel):
@@ -58,23 +52,21 @@ class LlamaForCausalLM(CausalLM):
     model_class = LlamaModel
 
 
-@dataclass
-class SequenceClassifierOutput:
-    """What a classifier of texts returns.
+@dataclass(kw_only=True)
+class SequenceClassifierOutput(ModelOutput):
+    """What a classifier of texts returns: `ModelOutput` and these.
 
     logits: (batch, num_labels), of each row's last token that is not padding.
     loss: when labels were given.
-    hidden_states, past_key_values: as in `DecoderOutput`.
     """
 
     logits: mx.array
     loss: mx.array | None = None
-    hidden_states: tuple[mx.array, ...] | None = None
-    past_key_values: Sequence[Any] | None = None
 
 
 class LlamaForSequenceClassification(PretrainedModel):
     config_class = LlamaConfig
+    tied_head = ()
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -86,12 +78,8 @@ class LlamaForSequenceClassification(PretrainedModel):
         self,
         input_ids: mx.array | None = None,
         *,
-        attention_mask: mx.array | None = None,
-        position_ids: mx.array | None = None,
-        past_key_values: Sequence[Any] | None = None,
-        inputs_embeds: mx.array | None = None,
         labels: mx.array | None = None,
-        output_hidden_states: bool = False,
+        **inputs: Unpack[DecoderInputs],
     ) -> SequenceClassifierOutput:
         """Classify; what is not described here is as in `DecoderModel`.
 
@@ -105,14 +93,7 @@ class LlamaForSequenceClassification(PretrainedModel):
         Raises:
             InputError: several rows, but no `pad_token_id` to tell their ends by.
         """
-        output = self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=output_hidden_states,
-        )
+        output = self.model(input_ids, **inputs)
         states = output.last_hidden_state
         batch, length, _ = states.shape
         pad = self.config.pad_token_id
@@ -129,7 +110,7 @@ class LlamaForSequenceClassification(PretrainedModel):
             logits=logits,
             loss=None if labels is None else self.loss(logits, labels),
             hidden_states=output.hidden_states,
-            past_key_values=past_key_values,
+            past_key_values=output.past_key_values,
         )
 
     def loss(self, logits: mx.array, labels: mx.array) -> mx.array:
@@ -150,8 +131,3 @@ class LlamaForSequenceClassification(PretrainedModel):
         if problem == "regression":
             return nn.losses.mse_loss(logits, targets)
         return nn.losses.binary_cross_entropy(logits, targets)
-
-    @staticmethod
-    def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
-        """Drops what is computed."""
-        return drop_rotary_buffers(weights)

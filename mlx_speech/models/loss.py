@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -22,10 +24,15 @@ def cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
         InputError: a label is no id of the vocabulary.
     """
     counts = labels != IGNORED
-    check_labels(mx.where(counts, labels, 0), logits.shape[-1])
-    losses = nn.losses.cross_entropy(
-        logits.astype(mx.float32), mx.where(counts, labels, 0), reduction="none"
-    )
+    targets, size = mx.where(counts, labels, 0), logits.shape[-1]
+    lowest: Any = mx.min(targets).item()
+    highest: Any = mx.max(targets).item()
+    if lowest < 0 or highest >= size:
+        raise InputError(
+            f"labels hold {lowest if lowest < 0 else highest}, but must be within 0 and "
+            f"{size - 1}, or {IGNORED} where there is no loss"
+        )
+    losses = nn.losses.cross_entropy(logits.astype(mx.float32), targets)
     return (losses * counts).sum() / counts.sum()
 
 
@@ -46,17 +53,3 @@ def causal_lm_loss(
     if attention_mask is not None:
         targets = mx.where(attention_mask[:, 1:] != 0, targets, IGNORED)
     return cross_entropy(logits[:, :-1], targets)
-
-
-def check_labels(labels: mx.array, size: int) -> None:
-    """Refuse labels that are not within 0 and `size`, whose loss would mean nothing.
-
-    Raises:
-        InputError: one of them is not.
-    """
-    low, high = mx.min(labels).item(), mx.max(labels).item()
-    if low < 0 or high >= size:
-        raise InputError(
-            f"labels hold {low if low < 0 else high}, but must be within 0 and {size - 1}, or "
-            f"{IGNORED} where there is no loss"
-        )

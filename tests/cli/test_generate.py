@@ -127,13 +127,13 @@ class TestAnswers:
         from mlx_speech.models.granite import GraniteForCausalLM
 
         sizes = []
-        feed = GraniteForCausalLM.feed
+        prefill = GraniteForCausalLM.prefill
 
-        def spy(self, cache, step_size, *args, **kwargs):
-            sizes.append(step_size)
-            return feed(self, cache, step_size, *args, **kwargs)
+        def spy(*args, prefill_step_size, **kwargs):
+            sizes.append(prefill_step_size)
+            return prefill(*args, prefill_step_size=prefill_step_size, **kwargs)
 
-        monkeypatch.setattr(GraniteForCausalLM, "feed", spy)
+        monkeypatch.setattr(GraniteForCausalLM, "prefill", spy)
         cli("-p", LIGHT, "--prefill-step-size", 7)
         assert sizes == [7]
 

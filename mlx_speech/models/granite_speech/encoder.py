@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from ...layers.activations import glu, silu
 from ...layers.attention import merge_heads, scaled_dot_product_attention, split_heads
-from ..config import PretrainedConfig
+from ..config import DERIVED, PretrainedConfig
 
 
 @dataclass(kw_only=True)
@@ -36,7 +36,7 @@ class GraniteSpeechEncoderConfig(PretrainedConfig):
     hidden_dim: int = 1024
     feedforward_mult: int = 4
     num_heads: int = 8
-    dim_head: int | None = None
+    dim_head: int = DERIVED
     output_dim: int = 42
     context_size: int = 200
     max_pos_emb: int = 512
@@ -49,11 +49,9 @@ class GraniteSpeechEncoderConfig(PretrainedConfig):
     def __post_init__(self):
         if self.dim_head is None:
             self.dim_head = self.hidden_dim // self.num_heads
-        if not 0 < self.context_size <= self.max_pos_emb:
-            raise ValueError(
-                f"context_size {self.context_size} is not within 1 and max_pos_emb "
-                f"{self.max_pos_emb}"
-            )
+        size, limit = self.context_size, self.max_pos_emb
+        if not 0 < size <= limit:
+            raise ValueError(f"context_size {size} is not within 1 and max_pos_emb {limit}")
         for index in self.cat_hidden_layers or []:
             if not 0 <= index < self.num_layers:
                 raise ValueError(f"cat_hidden_layers {index} is not within [0, {self.num_layers})")
@@ -128,8 +126,8 @@ class BlockAttention(nn.Module):
 
     def __init__(self, config: GraniteSpeechEncoderConfig):
         super().__init__()
-        head_dim: int = config.dim_head  # type: ignore[assignment] # settled in __post_init__
-        dim, inner = config.hidden_dim, config.num_heads * head_dim
+        dim, head_dim = config.hidden_dim, config.dim_head
+        inner = config.num_heads * head_dim
         self.num_heads = config.num_heads
         self.context_size = config.context_size
         self.max_pos_emb = config.max_pos_emb
@@ -142,7 +140,7 @@ class BlockAttention(nn.Module):
 
     def __call__(self, x: mx.array, mask: FrameMask) -> mx.array:
         batch, num_frames, _ = x.shape
-        x = mx.pad(self.pre_norm(x), ((0, 0), (0, -num_frames % self.context_size), (0, 0)))
+        x = mx.pad(self.pre_norm(x), [(0, 0), (0, -num_frames % self.context_size), (0, 0)])
         blocks = x.reshape(-1, self.context_size, x.shape[-1])
         queries = split_heads(self.to_q(blocks), self.num_heads)
         keys, values = (split_heads(t, self.num_heads) for t in self.to_kv(blocks).split(2, -1))
@@ -199,7 +197,7 @@ class DepthwiseConv(nn.Module):
         """(batch, frames, channels); with `halo`, these frames stand on both sides of `x` already,
         and are missing in the result. Otherwise zeros are what is beyond the ends."""
         if not halo:
-            x = mx.pad(x, ((0, 0), self.halo, (0, 0)))
+            x = mx.pad(x, [(0, 0), self.halo, (0, 0)])
         if mx.default_device().type == mx.DeviceType.cpu:
             return _sum_of_shifts(x, self.weight, self.bias)
         return mx.conv1d(x, self.weight, groups=x.shape[-1]) + self.bias

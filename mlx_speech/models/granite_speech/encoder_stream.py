@@ -7,8 +7,6 @@ final: block k runs about k attention blocks behind the input, and nothing is co
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
 
 from ...layers.lora import use_adapter
@@ -29,7 +27,9 @@ class EncoderStream:
         self._encoder = encoder
         self._blocks = [_BlockStream(b, encoder.config.context_size) for b in encoder.layers]
         # by number of the block: results that go out with the last block's, which come later
-        self._exported = {n: _Frames() for n in sorted(set(encoder.config.cat_hidden_layers or []))}
+        width, dtype = encoder.config.hidden_dim, encoder.layers[0].post_norm.weight.dtype
+        kept = sorted(set(encoder.config.cat_hidden_layers or []))
+        self._exported = {number: _Frames(0, width, dtype) for number in kept}
         self._ended = False
 
     def push(self, features: mx.array, last: bool = False) -> EncoderOutput:
@@ -50,36 +50,35 @@ class EncoderStream:
             raise ValueError("the recording has ended: use a new EncoderStream for another")
         self._ended = last
         with use_adapter(True):
-            return self._push(features, last)
-
-    def _push(self, features: mx.array, last: bool) -> EncoderOutput:
-        x = self._encoder.embed(features[None])
-        for number, block in enumerate(self._blocks):
-            if number in self._exported:
-                self._exported[number].append(x)
-            x = self._encoder.condition(number + 1, block.push(x, last))
-        exported = [frames.take(x.shape[1]) for frames in self._exported.values()]
-        hidden = mx.concatenate([*exported, x], axis=-1)
-        # now, or what waits would keep all that it is computed from
-        mx.eval(hidden, [frames.waiting for frames in self._queues()])
-        return EncoderOutput(hidden, self._encoder.out(x))
-
-    def _queues(self) -> list[_Frames]:
-        return [*self._exported.values(), *(q for b in self._blocks for q in b.queues)]
+            x = self._encoder.embed(features[None])
+            for number, block in enumerate(self._blocks):
+                if number in self._exported:
+                    self._exported[number].append(x)
+                x = self._encoder.condition(number + 1, block.push(x, last))
+            exported = [frames.take(x.shape[1]) for frames in self._exported.values()]
+            hidden = mx.concatenate([*exported, x], axis=-1)
+            queues = [*self._exported.values(), *(q for b in self._blocks for q in b.queues)]
+            # now, or what waits would keep all that it is computed from
+            mx.eval(hidden, [frames.waiting for frames in queues])
+            return EncoderOutput(hidden, self._encoder.out(x))
 
 
 class _Frames:
-    """Frames that wait, first in, first out."""
+    """Frames that wait, first in, first out.
 
-    def __init__(self, waiting: mx.array | None = None):
-        self.waiting: Any = waiting
+    Args:
+        number: how many frames of zeros it has at first.
+    """
+
+    def __init__(self, number: int, width: int, dtype: mx.Dtype):
+        self.waiting = mx.zeros((1, number, width), dtype)
 
     def __len__(self) -> int:
-        return 0 if self.waiting is None else self.waiting.shape[1]
+        return self.waiting.shape[1]
 
     def append(self, x: mx.array) -> None:
         """Add (1, n, width), any n."""
-        self.waiting = x if self.waiting is None else mx.concatenate([self.waiting, x], axis=1)
+        self.waiting = mx.concatenate([self.waiting, x], axis=1)
 
     def take(self, number: int, keep: int = 0) -> mx.array:
         """The first frames, all but the last `keep` of which go."""
@@ -96,9 +95,9 @@ class _BlockStream:
         self._block = block
         self._context_size = context_size
         self._before, self._after = block.conv.depth_conv.halo
-        weight = block.conv.depth_conv.weight
-        edge = mx.zeros((1, self._before, weight.shape[0]), block.post_norm.weight.dtype)
-        self._attention, self._residual, self._gated = _Frames(), _Frames(), _Frames(edge)
+        self._inner, norm = len(block.conv.depth_conv.weight), block.post_norm.weight
+        self._attention, self._residual = (_Frames(0, len(norm), norm.dtype) for _ in range(2))
+        self._gated = _Frames(self._before, self._inner, norm.dtype)
         self.queues = (self._attention, self._residual, self._gated)
 
     def push(self, x: mx.array, last: bool) -> mx.array:
@@ -113,11 +112,10 @@ class _BlockStream:
             self._residual.append(attended)
             self._gated.append(gated)
         if last:
-            width = self._gated.waiting.shape[2]
-            self._gated.append(mx.zeros((1, self._after, width), x.dtype))
+            self._gated.append(mx.zeros((1, self._after, self._inner), x.dtype))
         halo = self._before + self._after
         final = len(self._gated) - halo
-        if final <= 0 or not len(self._residual):
+        if final <= 0:
             return x[:, :0]
         gated = self._gated.take(len(self._gated), keep=halo)
         return self._block.convolve(self._residual.take(final), gated, halo=True)

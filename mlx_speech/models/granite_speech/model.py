@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack, get_type_hints
 
 import mlx.core as mx
+import numpy as np
 
 from ...errors import CheckpointError, InputError
+from ...generation.search import Step
 from ...layers.cache import CACHE_OPTIONS, KVCache
 from ...layers.lora import use_adapter
 from ..base import PretrainedModel
-from ..causal_lm import PREFILL_STEP_SIZE, CausalLMOutput
-from ..config import PretrainedConfig, as_config
-from ..decoder import drop_rotary_buffers
+from ..causal_lm import CausalLMOutput
+from ..config import DERIVED, PretrainedConfig
+from ..decoder import DecoderInputs
 from ..granite import GraniteConfig, GraniteForCausalLM
 from ..loss import causal_lm_loss
 from .encoder import (
@@ -35,11 +37,11 @@ class GraniteSpeechConfig(PretrainedConfig):
 
     model_type: ClassVar[str] = "granite_speech"
     aliases: ClassVar[dict[str, str]] = {"audio_token_id": "audio_token_index"}
-    encoder_class: ClassVar[type] = GraniteSpeechEncoderConfig
 
-    text_config: GraniteConfig | dict | None = None
-    encoder_config: GraniteSpeechEncoderConfig | dict | None = None
-    projector_config: Blip2QFormerConfig | dict | None = None
+    # each may be given as a dict, or left out
+    text_config: GraniteConfig = DERIVED
+    encoder_config: GraniteSpeechEncoderConfig = DERIVED
+    projector_config: Blip2QFormerConfig = DERIVED
     audio_token_index: int = 49155
     initializer_range: float = 0.02
     has_lora_adapter: bool = True
@@ -49,16 +51,16 @@ class GraniteSpeechConfig(PretrainedConfig):
     transformers_version: str | None = None
 
     def __post_init__(self):
-        self.text_config = text = as_config(self.text_config, GraniteConfig)
-        self.encoder_config = as_config(self.encoder_config, self.encoder_class)
-        self.projector_config = as_config(self.projector_config, Blip2QFormerConfig)
-        if self.downsample_rate < 1 or self.window_size % self.downsample_rate:
-            raise ValueError(
-                f"window_size {self.window_size} is not a multiple of downsample_rate "
-                f"{self.downsample_rate}"
-            )
+        hints = get_type_hints(type(self))
+        for name in ("text_config", "encoder_config", "projector_config"):
+            value = getattr(self, name)
+            if value is None or isinstance(value, dict):
+                setattr(self, name, hints[name].from_dict(value or {}))
+        size, rate = self.window_size, self.downsample_rate
+        if rate < 1 or size % rate:
+            raise ValueError(f"window_size {size} is not a multiple of downsample_rate {rate}")
         if self.tie_word_embeddings is not None:
-            text.tie_word_embeddings = self.tie_word_embeddings
+            self.text_config.tie_word_embeddings = self.tie_word_embeddings
 
     @classmethod
     def from_dict(cls, data):
@@ -84,8 +86,7 @@ class GraniteSpeechConfig(PretrainedConfig):
         """
         version = re.match(r"(\d+)\.(\d+)", self.transformers_version or "")
         undivided = version is not None and tuple(map(int, version.groups())) >= (5, 10)
-        text: Any = self.text_config
-        return 1.0 if undivided else text.logits_scaling
+        return 1.0 if undivided else self.text_config.logits_scaling
 
 
 @dataclass(kw_only=True)
@@ -93,10 +94,11 @@ class GraniteSpeechPlusConfig(GraniteSpeechConfig):
     """Configuration of the Plus variant, whose encoder exports more than its last layer."""
 
     model_type: ClassVar[str] = "granite_speech_plus"
-    encoder_class: ClassVar[type] = GraniteSpeechPlusEncoderConfig
+
+    encoder_config: GraniteSpeechPlusEncoderConfig = DERIVED
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GraniteSpeechOutput(CausalLMOutput):
     """`CausalLMOutput` and the projected audio, (recordings, audio tokens, hidden_size)."""
 
@@ -111,38 +113,33 @@ _RENAMES = (
 )
 
 
+#: where a prompt's audio comes from
+AUDIO_INPUTS = ("input_features", "input_features_mask", "feature_lengths", "audio_features")
+
+
 class GraniteSpeechForConditionalGeneration(PretrainedModel):
-    config_class = GraniteSpeechConfig
+    config_class: ClassVar[type[GraniteSpeechConfig]] = GraniteSpeechConfig
     adapter_by_default = False
     cache_options = CACHE_OPTIONS
-    generation_inputs = (
-        *GraniteForCausalLM.generation_inputs,
-        "input_features",
-        "input_features_mask",
-        "feature_lengths",
-        "audio_features",
-    )
+    tied_head = "language_model.lm_head."
+    generation_inputs = (*GraniteForCausalLM.generation_inputs, *AUDIO_INPUTS)
 
     def __init__(self, config: GraniteSpeechConfig):
         super().__init__()
-        text: Any = config.text_config
-        encoder: Any = config.encoder_config
-        projector: Any = config.projector_config
-        expected, found = projector.encoder_hidden_size, encoder.output_size
+        expected = config.projector_config.encoder_hidden_size
+        found = config.encoder_config.output_size
         if expected != found:
             raise CheckpointError(
                 f"the projector's encoder_hidden_size {expected} is not the encoder's output size "
                 f"{found}"
             )
         self.config = config
-        self.encoder = GraniteSpeechCTCEncoder(encoder)
+        self.encoder = GraniteSpeechCTCEncoder(config.encoder_config)
+        windows = config.window_size, config.downsample_rate
         self.projector = WindowedProjector(
-            projector,
-            window_size=config.window_size,
-            downsample_rate=config.downsample_rate,
-            output_size=text.hidden_size,
+            config.projector_config, *windows, config.text_config.hidden_size
         )
-        self.language_model = GraniteForCausalLM(text)
+        self.language_model = GraniteForCausalLM(config.text_config)
         self.language_model.logits_divisor = config.logits_divisor
 
     def get_audio_features(
@@ -171,46 +168,44 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         is_audio = input_ids == self.config.audio_token_index
         return self.language_model.model.embed(mx.where(is_audio, 0, input_ids))
 
-    def merge_audio(
+    def embed_prompt(
         self,
         input_ids: mx.array,
-        audio_features: mx.array | None,
+        input_features: mx.array | None = None,
         input_features_mask: mx.array | None = None,
-    ) -> mx.array:
-        """Embeddings of a prompt with the audio written over its audio tokens.
-
-        Args:
-            input_ids: (batch, length).
-            audio_features: (recordings, audio tokens, hidden_size), in the order in which the
-                prompts, one after the other, mention them.
-            input_features_mask: (recordings, audio tokens), nonzero where there is audio.
+        feature_lengths: mx.array | None = None,
+        audio_features: mx.array | None = None,
+    ) -> tuple[mx.array, mx.array | None]:
+        """Embeddings of a prompt with the audio written over its audio tokens; and the audio
+        features. Arguments as in `__call__`; the recordings are in the order in which the prompts,
+        one after the other, mention them.
 
         Raises:
             InputError: there are more or fewer audio tokens than audio features.
         """
+        if input_features is not None and audio_features is not None:
+            raise InputError("input_features and audio_features are the same; give one of them")
+        if input_features is not None:
+            audio_features = self.get_audio_features(input_features, feature_lengths)
         is_audio = input_ids == self.config.audio_token_index
         embeds = self.embed_text(input_ids)
-        num_tokens = is_audio.sum().item()
-        num_features = 0
-        if audio_features is not None:
-            audio_features = audio_features.flatten(0, 1)
-            num_features = audio_features.shape[0]
+        if audio_features is None:
+            features = embeds[:0, 0]
+        else:
+            features = audio_features.flatten(0, 1)
             if input_features_mask is not None:
-                valid = input_features_mask.flatten().astype(mx.bool_)
-                num_features = valid.sum().item()
-                index = mx.arange(valid.size)
-                first = mx.argsort(mx.where(valid, index, valid.size + index))[:num_features]
-                audio_features = audio_features[first]
-        if num_tokens != num_features:
+                features = features[mx.array(np.flatnonzero(input_features_mask != 0))]
+        num_tokens = is_audio.sum().item()
+        if num_tokens != len(features):
             raise InputError(
                 f"the prompt has {num_tokens} audio tokens, but the recordings give "
-                f"{num_features} audio features"
+                f"{len(features)} audio features"
             )
-        if audio_features is None or not num_features:
-            return embeds
-        source = mx.cumsum(is_audio.flatten().astype(mx.int32)).reshape(is_audio.shape) - 1
-        audio = audio_features.astype(embeds.dtype)[mx.maximum(source, 0)]
-        return mx.where(is_audio[..., None], audio, embeds)
+        if num_tokens:
+            source = mx.cumsum(is_audio.flatten().astype(mx.int32)).reshape(is_audio.shape) - 1
+            audio = features.astype(embeds.dtype)[mx.maximum(source, 0)]
+            embeds = mx.where(is_audio[..., None], audio, embeds)
+        return embeds, audio_features
 
     def __call__(
         self,
@@ -220,14 +215,10 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         input_features_mask: mx.array | None = None,
         feature_lengths: mx.array | None = None,
         audio_features: mx.array | None = None,
-        inputs_embeds: mx.array | None = None,
-        attention_mask: mx.array | None = None,
-        position_ids: mx.array | None = None,
-        past_key_values: Sequence[KVCache] | None = None,
         labels: mx.array | None = None,
         logits_to_keep: int = 0,
-        output_hidden_states: bool = False,
         adapter: bool | None = None,
+        **inputs: Unpack[DecoderInputs],
     ) -> GraniteSpeechOutput:
         """Run the model; what is not described here is as in `CausalLM`.
 
@@ -243,34 +234,19 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
                 brings audio; say True when continuing a cached prompt that did.
         """
         has_audio = input_features is not None or audio_features is not None
-        if has_audio and (inputs_embeds is not None or input_ids is None):
+        embeds_given = inputs.get("inputs_embeds") is not None
+        if has_audio and (embeds_given or input_ids is None):
             raise InputError("recordings need input_ids to say where they belong")
         # around the encoder as well: its layers may be adapted too
         with use_adapter(has_audio if adapter is None else adapter):
-            if inputs_embeds is None and input_ids is not None:
-                audio_features = self._audio(input_features, feature_lengths, audio_features)
-                inputs_embeds = self.merge_audio(input_ids, audio_features, input_features_mask)
-            output = self.language_model(
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                logits_to_keep=logits_to_keep,
-                output_hidden_states=output_hidden_states,
-            )
-        loss = None
+            if input_ids is not None and not embeds_given:
+                inputs["inputs_embeds"], audio_features = self.embed_prompt(
+                    input_ids, input_features, input_features_mask, feature_lengths, audio_features
+                )
+            output = self.language_model(logits_to_keep=logits_to_keep, **inputs)
         if labels is not None:
-            loss = causal_lm_loss(output.logits, labels, attention_mask)
-        return GraniteSpeechOutput(
-            **{**vars(output), "loss": loss, "audio_hidden_states": audio_features}
-        )
-
-    def _audio(self, input_features, feature_lengths, audio_features) -> mx.array | None:
-        if input_features is None:
-            return audio_features
-        if audio_features is not None:
-            raise InputError("input_features and audio_features are the same; give one of them")
-        return self.get_audio_features(input_features, feature_lengths)
+            output.loss = causal_lm_loss(output.logits, labels, inputs.get("attention_mask"))
+        return GraniteSpeechOutput(**vars(output), audio_hidden_states=audio_features)
 
     @property
     def vocab_size(self) -> int:
@@ -289,24 +265,16 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         return self.language_model.make_cache(left_padding, **options)
 
     def prefill(
-        self,
-        input_ids: mx.array,
-        cache: list[KVCache],
-        *,
-        input_features: mx.array | None = None,
-        input_features_mask: mx.array | None = None,
-        feature_lengths: mx.array | None = None,
-        audio_features: mx.array | None = None,
-        prefill_step_size: int = PREFILL_STEP_SIZE,
-        prompt_progress_callback: Callable[[int, int], None] | None = None,
-    ):
-        """As `CausalLM.prefill`; the adapter stays on for the answer to a prompt with audio."""
-        adapter = input_features is not None or audio_features is not None
+        self, input_ids: mx.array, cache: Sequence[KVCache], **inputs: Any
+    ) -> tuple[mx.array, Step]:
+        """As `CausalLM.prefill`, with the further arguments of `embed_prompt`; the adapter stays
+        on for the answer to a prompt with audio."""
+        audio = {name: inputs.pop(name, None) for name in AUDIO_INPUTS}
+        adapter = audio["input_features"] is not None or audio["audio_features"] is not None
         with use_adapter(adapter):
-            audio = self._audio(input_features, feature_lengths, audio_features)
-            embeds = self.merge_audio(input_ids, audio, input_features_mask)
-            logits = self.language_model.feed(
-                cache, prefill_step_size, prompt_progress_callback, inputs_embeds=embeds
+            embeds, _ = self.embed_prompt(input_ids, **audio)
+            logits, _ = self.language_model.prefill(
+                input_ids, cache, inputs_embeds=embeds, **inputs
             )
 
         def step(tokens: mx.array) -> mx.array:
@@ -323,8 +291,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         """Settle from the (sanitized) tensors what the configuration left open."""
         if config.tie_word_embeddings is None:
             config.tie_word_embeddings = "language_model.lm_head.weight" not in weights
-            text: Any = config.text_config
-            text.tie_word_embeddings = config.tie_word_embeddings
+            config.text_config.tie_word_embeddings = config.tie_word_embeddings
 
     @staticmethod
     def rename(name: str) -> str:
@@ -341,21 +308,13 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         inner = name.removeprefix("language_model.")
         if inner == name:  # encoder and projector
             return name, f"model.{name}", name
-        return (
-            name,
-            re.sub(r"^model\.", "model.language_model.", inner),
-            f"language_model.model.{inner}",
-        )
+        in_memory = re.sub(r"^model\.", "model.language_model.", inner)
+        return name, in_memory, f"language_model.model.{inner}"
 
-    @staticmethod
-    def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
-        """See `rename` and `sanitize_encoder`; drops what is computed or tied."""
-        rename = GraniteSpeechForConditionalGeneration.rename
-        renamed = drop_rotary_buffers({rename(name): value for name, value in weights.items()})
-        if config.tie_word_embeddings:
-            head = "language_model.lm_head."
-            renamed = {k: v for k, v in renamed.items() if not k.startswith(head)}
-        return sanitize_encoder(renamed, "encoder.")
+    @classmethod
+    def sanitize(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
+        """See `PretrainedModel.sanitize` and `sanitize_encoder`."""
+        return sanitize_encoder(super().sanitize(weights, config), "encoder.")
 
 
 class GraniteSpeechPlusForConditionalGeneration(GraniteSpeechForConditionalGeneration):

@@ -58,10 +58,8 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(source_size, config.hidden_size)
 
     def __call__(self, x, source):
-        queries, keys, values = (
-            split_heads(t, self.num_heads)
-            for t in (self.query(x), self.key(source), self.value(source))
-        )
+        projected = self.query(x), self.key(source), self.value(source)
+        queries, keys, values = (split_heads(t, self.num_heads) for t in projected)
         # the learned queries are the same for every window until they have looked at one
         queries = mx.broadcast_to(queries, (keys.shape[0], *queries.shape[1:]))
         scale = queries.shape[-1] ** -0.5
@@ -115,25 +113,18 @@ class QFormerLayer(nn.Module):
         return self.output_query(self.intermediate_query(x), x)
 
 
-class QFormerEncoder(nn.Module):
-    def __init__(self, config: Blip2QFormerConfig):
-        super().__init__()
-        self.layer = [QFormerLayer(config, i) for i in range(config.num_hidden_layers)]
-
-    def __call__(self, x, frames):
-        for layer in self.layer:
-            x = layer(x, frames)
-        return x
-
-
 class QFormer(nn.Module):
     def __init__(self, config: Blip2QFormerConfig):
         super().__init__()
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.encoder = QFormerEncoder(config)
+        self.encoder = nn.Module()  # it is only there for the names
+        self.encoder.layer = [QFormerLayer(config, i) for i in range(config.num_hidden_layers)]
 
     def __call__(self, queries, frames):
-        return self.encoder(self.layernorm(queries), frames)
+        x = self.layernorm(queries)
+        for layer in self.encoder.layer:
+            x = layer(x, frames)
+        return x
 
 
 class WindowedProjector(nn.Module):
@@ -145,12 +136,7 @@ class WindowedProjector(nn.Module):
     """
 
     def __init__(
-        self,
-        config: Blip2QFormerConfig,
-        *,
-        window_size: int,
-        downsample_rate: int,
-        output_size: int,
+        self, config: Blip2QFormerConfig, window_size: int, downsample_rate: int, output_size: int
     ):
         super().__init__()
         self.window_size = window_size
@@ -162,6 +148,6 @@ class WindowedProjector(nn.Module):
         """(batch, frames, encoder size) -> (batch, audio tokens, output size)."""
         batch, num_frames, width = hidden_states.shape
         padding = -num_frames % self.window_size
-        windows = mx.pad(hidden_states, ((0, 0), (0, padding), (0, 0)))
+        windows = mx.pad(hidden_states, [(0, 0), (0, padding), (0, 0)])
         tokens = self.qformer(self.query, windows.reshape(-1, self.window_size, width))
         return self.linear(tokens.reshape(batch, -1, tokens.shape[-1]))

@@ -18,8 +18,8 @@ from ...layers.activations import glu
 from .layers import Layer, SinusoidalPositions, Speech2TextConfig
 
 
-def real_lengths(attention_mask: mx.array | None) -> list[int] | None:
-    """How many frames of each recording are real; None if all are.
+def real_frames(attention_mask: mx.array | None) -> mx.array | None:
+    """Which frames are real: boolean (recordings, frames), None if all are.
 
     Args:
         attention_mask: (recordings, frames), ones and then zeros.
@@ -32,15 +32,9 @@ def real_lengths(attention_mask: mx.array | None) -> list[int] | None:
     mask = attention_mask.astype(mx.int32)
     if mx.any(mask[:, 1:] > mask[:, :-1]).item():
         raise InputError("attention_mask must be ones and then zeros: pad recordings at their end")
-    lengths = mask.sum(axis=1).tolist()
-    if 0 in lengths:
+    if mx.any(mask.sum(axis=1) == 0).item():
         raise InputError("attention_mask leaves a recording without any frame")
-    return None if min(lengths) == mask.shape[1] else lengths
-
-
-def real_frames(num_frames: int, lengths: list[int]) -> mx.array:
-    """Boolean (recordings, num_frames)."""
-    return mx.arange(num_frames) < mx.array(lengths)[:, None]
+    return None if mx.all(mask).item() else mask.astype(mx.bool_)
 
 
 class ConvSubsampler(nn.Module):
@@ -57,31 +51,24 @@ class ConvSubsampler(nn.Module):
             for i, o, k in zip(inputs, outputs, config.conv_kernel_sizes, strict=True)
         ]
 
-    def __call__(self, x: mx.array, lengths: list[int] | None) -> mx.array:
+    def __call__(self, x: mx.array, real: mx.array | None) -> mx.array:
         """(recordings, frames, features) -> (recordings, subsampled frames, d_model).
 
         What a convolution sees behind the end of a recording is zero, as if it were alone.
 
         Args:
-            lengths: real frames of each recording; None if all are.
+            real: see `real_frames`.
         """
         for conv in self.conv_layers:
-            if lengths is not None:
-                real = real_frames(x.shape[1], lengths)[..., None]
-                x = mx.where(real, x, mx.zeros((), x.dtype))
-                lengths = [self.halved(n) for n in lengths]
+            if real is not None:
+                x = mx.where(real[..., None], x, mx.zeros((), x.dtype))
+                real = real[:, ::2]
             x = glu(conv(x))
         return x
 
-    def output_length(self, num_frames: int) -> int:
-        """How many frames are left of `length`."""
-        for _ in self.conv_layers:
-            num_frames = self.halved(num_frames)
-        return num_frames
-
-    @staticmethod
-    def halved(length: int) -> int:
-        return (length - 1) // 2 + 1
+    def subsampled(self, mask: mx.array) -> mx.array:
+        """(recordings, frames) -> (recordings, subsampled frames): those that are still there."""
+        return mask[:, :: 2 ** len(self.conv_layers)]
 
 
 class EncoderLayer(Layer):
@@ -115,9 +102,9 @@ class EncoderOutput:
     attentions: tuple[mx.array, ...] | None = None
 
     @classmethod
-    def of(cls, value: EncoderOutput | Sequence[Any] | None) -> EncoderOutput | None:
+    def of(cls, value: EncoderOutput | Sequence[Any]) -> EncoderOutput:
         """The same from a tuple of these fields, of which the first is enough."""
-        return cls(*value) if isinstance(value, (tuple, list)) else value  # type: ignore[return-value]
+        return value if isinstance(value, EncoderOutput) else cls(*value)
 
 
 class Speech2TextEncoder(nn.Module):
@@ -146,14 +133,14 @@ class Speech2TextEncoder(nn.Module):
         Raises:
             InputError: the shapes are wrong, or there are no frames, or too many.
         """
-        lengths = self._check(input_features, attention_mask)
-        x = self.conv(input_features.astype(self.layer_norm.weight.dtype), lengths)
+        real = self._check(input_features, attention_mask)
+        x = self.conv(input_features.astype(self.layer_norm.weight.dtype), real)
         x = x * self.config.embedding_scale
         # transformers counts positions on the padding mask, 0 at frames, as if on token ids: were
         # the padding's id 0, which it is in no checkpoint, all frames would be taken for padding
         if self.config.pad_token_id != 0:
             x = x + self.positions(mx.ones((1, x.shape[1]))).astype(x.dtype)
-        mask = self.frame_mask(attention_mask)
+        mask = self.frame_mask(real)
         states = [x]
         weights: list[mx.array] | None = [] if output_attentions else None
         for layer in self.layers:
@@ -165,31 +152,28 @@ class Speech2TextEncoder(nn.Module):
             attentions=None if weights is None else tuple(weights),
         )
 
-    def _check(self, features: mx.array, attention_mask: mx.array | None) -> list[int] | None:
-        """Real frames of each recording, None if all are."""
+    def _check(self, features: mx.array, attention_mask: mx.array | None) -> mx.array | None:
+        """See `real_frames`."""
         width, limit = self.config.num_features, self.config.max_source_positions
-        if features.ndim != 3 or features.shape[1] == 0 or features.shape[2] != width:
+        shape = features.shape
+        if features.ndim != 3 or shape[1] == 0 or shape[2] != width:
             raise InputError(
-                f"input_features are {features.shape}, but must be (recordings, frames, {width})"
+                f"input_features are {shape}, but must be (recordings, frames, {width})"
             )
-        if attention_mask is not None and attention_mask.shape != features.shape[:2]:
+        if attention_mask is not None and attention_mask.shape != shape[:2]:
             raise InputError(
-                f"attention_mask is {attention_mask.shape}, but input_features are {features.shape}"
+                f"attention_mask is {attention_mask.shape}, but input_features are {shape}"
             )
-        lengths = real_lengths(attention_mask)
-        longest = max(lengths or [features.shape[1]])
+        real = real_frames(attention_mask)
+        longest: Any = shape[1] if real is None else real.sum(axis=1).max().item()
         if longest > limit:
             raise InputError(
                 f"a recording of {longest} frames is longer than the {limit} that the model was "
                 "made for; cut it"
             )
-        return lengths
+        return real
 
-    def frame_mask(self, attention_mask: mx.array | None) -> mx.array | None:
-        """Which subsampled frames are real: boolean (recordings, 1, 1, frames), None if all are."""
-        lengths = real_lengths(attention_mask)
-        if attention_mask is None or lengths is None:
-            return None
-        num_frames = self.conv.output_length(attention_mask.shape[1])
-        lengths = [self.conv.output_length(length) for length in lengths]
-        return real_frames(num_frames, lengths)[:, None, None]
+    def frame_mask(self, real: mx.array | None) -> mx.array | None:
+        """For attention to subsampled frames: boolean (recordings, 1, 1, frames), None if all are
+        real; from what `real_frames` gives."""
+        return None if real is None else self.conv.subsampled(real)[:, None, None]

@@ -67,26 +67,19 @@ class Speech2TextConfig(PretrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self):
-        if len(self.conv_kernel_sizes) != self.num_conv_layers:
+        sizes, number = self.conv_kernel_sizes, self.num_conv_layers
+        if len(sizes) != number:
             raise ValueError(
-                f"conv_kernel_sizes {self.conv_kernel_sizes} are not as many as num_conv_layers "
-                f"{self.num_conv_layers}"
+                f"conv_kernel_sizes {sizes} are not as many as num_conv_layers {number}"
             )
         # with an even one, transformers' convolution and its mask disagree about the length
-        if not all(size % 2 for size in self.conv_kernel_sizes):
-            raise ValueError(f"conv_kernel_sizes {self.conv_kernel_sizes} must be odd")
-        for name in ("encoder_attention_heads", "decoder_attention_heads"):
-            if self.d_model % getattr(self, name):
-                raise ValueError(
-                    f"d_model {self.d_model} is not a multiple of {name} {getattr(self, name)}"
-                )
+        if not all(size % 2 for size in sizes):
+            raise ValueError(f"conv_kernel_sizes {sizes} must be odd")
+        self._check_multiple("d_model", "encoder_attention_heads")
+        self._check_multiple("d_model", "decoder_attention_heads")
         if self.d_model % 2 or self.d_model < 4:
             raise ValueError(f"d_model {self.d_model} must be even and at least 4")
-        if self.activation_function not in ACTIVATIONS:
-            raise ValueError(
-                f"activation_function {self.activation_function!r} is none of "
-                f"{', '.join(ACTIVATIONS)}"
-            )
+        self._check_choice("activation_function", ACTIVATIONS)
         if self.pad_token_id is None:
             raise ValueError("pad_token_id is needed, positions are counted from it")
 

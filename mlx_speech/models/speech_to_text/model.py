@@ -11,12 +11,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...errors import InputError
-from ...generation import generate
+from ...generation import GenerationConfig, generate
+from ...generation.search import Step
 from ...layers.cache import CrossAttentionCache, KVCache
 from ..base import PretrainedModel
-from ..loss import cross_entropy
+from ..loss import IGNORED, cross_entropy
 from .decoder import Speech2TextDecoder
-from .encoder import EncoderOutput, Speech2TextEncoder
+from .encoder import EncoderOutput, Speech2TextEncoder, real_frames
 from .layers import Speech2TextConfig
 
 
@@ -102,66 +103,53 @@ class Speech2TextModel(nn.Module):
         Raises:
             InputError: arguments are missing, contradict each other or have the wrong shape.
         """
-        if past_key_values is None:
-            caches, cross_kv = [None] * len(self.decoder.layers), CrossAttentionCache()
-        else:
+        caches: Sequence[Any] = [None] * len(self.decoder.layers)
+        cross_kv = CrossAttentionCache()
+        if past_key_values is not None:
             *caches, cross_kv = past_key_values
-        encoder_outputs = EncoderOutput.of(encoder_outputs)
+        encoded = None if encoder_outputs is None else EncoderOutput.of(encoder_outputs)
         if input_features is not None:
-            if encoder_outputs is not None or cross_kv.layers:
+            if encoded is not None or cross_kv.layers:
                 raise InputError(
                     "give a recording once: no input_features beside encoder_outputs or a cache "
                     "that already holds one"
                 )
-            encoder_outputs = self.encoder(
+            encoded = self.encoder(
                 input_features,
                 attention_mask,
                 output_hidden_states=output_hidden_states,
                 output_attentions=output_attentions,
             )
         if not cross_kv.layers:
-            if encoder_outputs is None:
+            if encoded is None:
                 raise InputError("give input_features or encoder_outputs")
-            self._fill_cross_attention_cache(
-                cross_kv, encoder_outputs.last_hidden_state, attention_mask
-            )
+            self._fill_cross_attention_cache(cross_kv, encoded.last_hidden_state, attention_mask)
         weights: list[mx.array] | None = [] if output_attentions else None
-        cross_weights: list[mx.array] | None = [] if output_attentions else None
-        states = self.decoder(
-            decoder_input_ids,
-            decoder_inputs_embeds,
-            decoder_attention_mask,
-            cross_kv,
-            caches,
-            weights,
-            cross_weights,
-        )
-        encoded = {} if encoder_outputs is None else vars(encoder_outputs)
+        encoder_fields = {} if encoded is None else vars(encoded)
+        fed = decoder_input_ids, decoder_inputs_embeds, decoder_attention_mask
+        states = self.decoder(*fed, cross_kv, caches, weights)
         return Seq2SeqModelOutput(
             last_hidden_state=states[-1],
             past_key_values=past_key_values,
             decoder_hidden_states=states if output_hidden_states else None,
-            decoder_attentions=None if weights is None else tuple(weights),
-            cross_attentions=None if cross_weights is None else tuple(cross_weights),
-            **{f"encoder_{name}": value for name, value in encoded.items()},
+            decoder_attentions=None if weights is None else tuple(weights[::2]),
+            cross_attentions=None if weights is None else tuple(weights[1::2]),
+            **{f"encoder_{name}": value for name, value in encoder_fields.items()},
         )
 
     def _fill_cross_attention_cache(
         self, cross_kv: CrossAttentionCache, frames: mx.array, attention_mask: mx.array | None
     ) -> None:
         """Compute every layer's keys and values of the encoder's output."""
-        mask = None
-        if attention_mask is not None:
-            recordings, length = attention_mask.shape
-            if (recordings, self.encoder.conv.output_length(length)) != frames.shape[:2]:
-                raise InputError(
-                    f"attention_mask is {attention_mask.shape}, which does not belong to encoder "
-                    f"outputs of {frames.shape}"
-                )
-            mask = self.encoder.frame_mask(attention_mask)
-        cross_kv.fill(
-            [layer.encoder_attn.keys_values(frames) for layer in self.decoder.layers], mask
-        )
+        subsampled = self.encoder.conv.subsampled
+        if attention_mask is not None and subsampled(attention_mask).shape != frames.shape[:2]:
+            raise InputError(
+                f"attention_mask is {attention_mask.shape}, which does not belong to encoder "
+                f"outputs of {frames.shape}"
+            )
+        mask = self.encoder.frame_mask(real_frames(attention_mask))
+        layers = self.decoder.layers
+        cross_kv.fill([layer.encoder_attn.keys_values(frames) for layer in layers], mask)
 
     def make_cache(self) -> list[KVCache | CrossAttentionCache]:
         """An empty cache: one entry for each layer's own positions, and one for the recordings."""
@@ -172,12 +160,8 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
     """Speech2Text with a language-modelling head, tied to the embeddings or its own."""
 
     config_class = Speech2TextConfig
-    generation_inputs = (
-        "input_features",
-        "attention_mask",
-        "encoder_outputs",
-        "decoder_input_ids",
-    )
+    generation_inputs = ("input_features", "attention_mask", "encoder_outputs", "decoder_input_ids")
+    computed_tensors = (".embed_positions.weights",)
 
     def __init__(self, config: Speech2TextConfig):
         super().__init__()
@@ -207,7 +191,9 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
                 the decoder is given, it is these, one place later, after `decoder_start_token_id`.
         """
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
-            decoder_input_ids = self.shift_right(labels)
+            start = mx.full((len(labels), 1), self.config.decoder_start_token_id, labels.dtype)
+            shifted = mx.concatenate([start, labels[:, :-1]], axis=1)
+            decoder_input_ids = mx.where(shifted == IGNORED, self.config.pad_token_id, shifted)
         output = self.model(
             input_features,
             attention_mask,
@@ -230,12 +216,6 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
             return self.model.decoder.embed_tokens.as_linear(hidden_states)
         return self.lm_head(hidden_states)
 
-    def shift_right(self, labels: mx.array) -> mx.array:
-        """The decoder's input that should give `labels`."""
-        start = mx.full((labels.shape[0], 1), self.config.decoder_start_token_id, labels.dtype)
-        shifted = mx.concatenate([start, labels[:, :-1]], axis=1)
-        return mx.where(shifted == -100, self.config.pad_token_id, shifted)
-
     def audio_stages(self, input_features: mx.array) -> dict[str, mx.array]:
         """What becomes of an unpadded recording on its way to the decoder, by stage."""
         return {"encoder": self.model.encoder(input_features).last_hidden_state}
@@ -245,17 +225,12 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
         """Positions that the decoder was made for."""
         return self.config.max_target_positions
 
-    @property
-    def vocab_size(self) -> int:
-        """Ids that a prompt may hold are below it."""
-        return self.config.vocab_size
-
     def make_cache(self, left_padding: None = None) -> list[KVCache | CrossAttentionCache]:
         """See `Speech2TextModel.make_cache`; what an answer starts from is never padded."""
         return self.model.make_cache()
 
-    def generate(  # type: ignore[override]
-        self, input_features: mx.array | None = None, **kwargs
+    def generate(  # type: ignore[override]  # what is continued is another input
+        self, input_features: mx.array | None = None, **kwargs: Any
     ) -> mx.array:
         """Token ids of what was said, from `decoder_start_token_id` on; see
         `mlx_speech.generation.generate`.
@@ -267,11 +242,13 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
         """
         return generate(self, input_features=input_features, **kwargs)
 
-    def prepare_prompt(self, inputs: dict[str, Any], config) -> tuple[mx.array, None]:
+    def prepare_prompt(
+        self, inputs: dict[str, Any], config: GenerationConfig
+    ) -> tuple[mx.array, None]:
         """The tokens that an answer starts from; see `PretrainedModel.prepare_prompt`."""
         source, encoded = inputs.get("input_features"), inputs.get("encoder_outputs")
-        if source is None and (output := EncoderOutput.of(encoded)) is not None:
-            source = output.last_hidden_state
+        if source is None and encoded is not None:
+            source = EncoderOutput.of(encoded).last_hidden_state
         if source is None:
             raise InputError("generate needs input_features or encoder_outputs")
         first = config.decoder_start_token_id
@@ -280,20 +257,14 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
         start = mx.full((len(source), 1), first, mx.int32)
         prompt = inputs.pop("decoder_input_ids", None)
         if prompt is None:
-            return start, None
-        if mx.any(prompt[:, 0] == first).item():
-            return prompt, None
-        return mx.concatenate([start.astype(prompt.dtype), prompt], axis=1), None
+            prompt = start
+        elif not mx.any(prompt[:, 0] == first).item():
+            prompt = mx.concatenate([start.astype(prompt.dtype), prompt], axis=1)
+        return prompt, None
 
     def prefill(
-        self,
-        decoder_input_ids: mx.array,
-        cache: Sequence[Any],
-        *,
-        input_features: mx.array | None = None,
-        attention_mask: mx.array | None = None,
-        encoder_outputs: EncoderOutput | Sequence[mx.array] | None = None,
-    ):
+        self, input_ids: mx.array, cache: Sequence[KVCache | CrossAttentionCache], **recordings: Any
+    ) -> tuple[mx.array, Step]:
         """Encode the recordings and feed the decoder's first tokens; returns the next one's logits
         and the function for later steps."""
 
@@ -301,29 +272,17 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
             output = self.model(decoder_input_ids=tokens, past_key_values=cache, **recordings)
             return self.logits(output.last_hidden_state)
 
-        first = step(
-            decoder_input_ids,
-            input_features=input_features,
-            attention_mask=attention_mask,
-            encoder_outputs=encoder_outputs,
-        )
-        return first[:, -1], step
+        return step(input_ids, **recordings)[:, -1], step
 
-    @staticmethod
-    def sanitize(weights: dict[str, mx.array], config) -> dict[str, mx.array]:
-        """A checkpoint's tensors without those that are computed or tied, and the convolutions'
-        kernels as MLX has them, (out, k, in) instead of (out, in, k)."""
-        result = {}
-        for name, value in weights.items():
-            if name.endswith(".embed_positions.weights"):
-                continue
-            if name.startswith("lm_head.") and config.tie_word_embeddings:
-                continue
-            if ".conv_layers." in name and name.endswith(".weight"):
-                index = int(name.split(".")[-2])
-                inputs = config.conv_channels // 2 if index else config.num_features
-                # told by the shape, so that kernels already turned stay as they are
-                if value.shape[1:] == (inputs, config.conv_kernel_sizes[index]):
-                    value = value.swapaxes(1, 2)
-            result[name] = value
-        return result
+    @classmethod
+    def sanitize(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
+        """See `PretrainedModel.sanitize`; the convolutions' kernels become as MLX has them,
+        (out, k, in) instead of (out, in, k)."""
+        weights = super().sanitize(weights, config)
+        for index, size in enumerate(config.conv_kernel_sizes):
+            name = f"model.encoder.conv.conv_layers.{index}.weight"
+            inputs = config.conv_channels // 2 if index else config.num_features
+            # told by the shape, so that kernels already turned stay as they are
+            if name in weights and weights[name].shape[1:] == (inputs, size):
+                weights[name] = weights[name].swapaxes(1, 2)
+        return weights
