@@ -13,7 +13,7 @@ Keys and values are never tiled to the number of query heads.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -28,14 +28,10 @@ class Quantized(NamedTuple):
     bits: int
 
 
-#: what queries attend to, both in the same form
-Stored = TypeVar("Stored", mx.array, Quantized)
-
-
 def scaled_dot_product_attention(
     queries: mx.array,
-    keys: Stored,
-    values: Stored,
+    keys: mx.array | Quantized,
+    values: mx.array | Quantized,
     *,
     scale: float,
     mask: mx.array | str | None = None,
@@ -93,8 +89,7 @@ def attention_weights(
     """
     scores = (queries * scale) @ keys.swapaxes(-1, -2)
     if isinstance(mask, str):
-        length, num_keys = scores.shape[-2:]
-        mask = mx.tri(length, num_keys, num_keys - length, dtype=mx.bool_)
+        mask = causal_mask(mx.ones((1, scores.shape[-1])), scores.shape[-2])
     if mask is not None:
         scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
     return mx.softmax(scores, axis=-1, precise=True)

@@ -7,8 +7,7 @@ padded on the left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -17,13 +16,14 @@ import mlx.core as mx
 from ..errors import InputError
 from .attention import Quantized, causal_mask
 
+LeftPadding = Sequence[int] | None
 #: keyword arguments of `make_cache`
 CACHE_OPTIONS = ("max_kv_size", "kv_bits", "kv_group_size", "quantized_kv_start")
 
 
 def make_cache(
     num_layers: int,
-    left_padding: Sequence[int] | None = None,
+    left_padding: LeftPadding = None,
     *,
     max_kv_size: int | None = None,
     kv_bits: int | None = None,
@@ -43,20 +43,18 @@ def make_cache(
     if kv_bits not in (None, 4, 8):
         raise InputError.about("{kv_bits} is {value!r}, but must be 4 or 8", value=kv_bits)
     if kv_group_size not in (32, 64, 128):
-        raise InputError.about(
-            "{kv_group_size} is {value!r}, but must be 32, 64 or 128", value=kv_group_size
-        )
+        template = "{kv_group_size} is {value!r}, but must be 32, 64 or 128"
+        raise InputError.about(template, value=kv_group_size)
     if max_kv_size is not None and kv_bits is not None:
         raise InputError.about("{max_kv_size} and {kv_bits} do not go together; choose one")
-    make: Callable[[], KVCache] = partial(KVCache, left_padding)
     if max_kv_size is not None:
         if left_padding and any(left_padding):
             raise InputError.about("{max_kv_size} needs the prompts of a batch to be equally long")
-        make = partial(RotatingKVCache, max_kv_size)
-    elif kv_bits is not None:
+        return [RotatingKVCache(max_kv_size) for _ in range(num_layers)]
+    if kv_bits is not None:
         sizes = {"bits": kv_bits, "group_size": kv_group_size, "start": quantized_kv_start}
-        make = partial(QuantizedKVCache, left_padding, **sizes)
-    return [make() for _ in range(num_layers)]
+        return [QuantizedKVCache(left_padding, **sizes) for _ in range(num_layers)]
+    return [KVCache(left_padding) for _ in range(num_layers)]
 
 
 class KVCache:
@@ -65,22 +63,21 @@ class KVCache:
     Args:
         left_padding: for each batch row, how many positions at its start are padding. Positions
             are counted from the first real token, so that a row gives what it gives alone.
+
+    Attributes:
+        max_size: positions that are kept, where that is bounded.
+        state: what is stored: here keys and values, with room to grow along the third axis.
+        length: positions that went in.
+        prompt_length: positions that the prompt will have taken, once all its parts are in.
     """
 
     step = 256
-    #: positions that are kept, where that is bounded
     max_size: int | None = None
 
-    def __init__(self, left_padding: Sequence[int] | None = None):
-        #: what is stored: here keys and values, with room to grow along the third axis
+    def __init__(self, left_padding: LeftPadding = None):
         self.state: list[mx.array] = []
-        #: positions that went in
-        self.length = 0
-        #: positions that the prompt will have taken, once all its parts are in
-        self.prompt_length = 0
-        self._left_padding: mx.array | None = None
-        if left_padding and any(left_padding):
-            self._left_padding = mx.array(list(left_padding))
+        self.length = self.prompt_length = 0
+        self._left_padding = mx.array(left_padding) if left_padding and any(left_padding) else None
 
     @property
     def padded(self) -> bool:
@@ -92,12 +89,11 @@ class KVCache:
         """Position of the next token: one number, or one per row of a padded batch."""
         return self.length if self._left_padding is None else self.length - self._left_padding
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, ...]:
         """Append the keys and values of new positions; returns those of all positions, in a form
         that `scaled_dot_product_attention` takes."""
         self._append([keys, values])
-        keys, values = self.stored()
-        return keys, values
+        return tuple(self.stored())
 
     def _append(self, new: list[mx.array]) -> None:
         start, self.length = self.length, self.length + new[0].shape[2]
@@ -176,11 +172,9 @@ class RotatingKVCache(KVCache):
     def __init__(self, max_size: int, keep: int = 4):
         super().__init__()
         if max_size <= keep:
-            raise InputError.about(
-                "{max_kv_size} is {size}, but must be above {keep}", size=max_size, keep=keep
-            )
-        self.max_size = max_size
-        self.keep = keep
+            template = "{max_kv_size} is {size}, but must be above {keep}"
+            raise InputError.about(template, size=max_size, keep=keep)
+        self.max_size, self.keep = max_size, keep
 
     @property
     def _turn(self) -> int:
@@ -189,10 +183,10 @@ class RotatingKVCache(KVCache):
 
     def _turned(self, part: mx.array, places: int) -> mx.array:
         """A part of the state, with what is behind the first positions moved round its slots."""
-        first, others = part[:, :, : self.keep], part[:, :, self.keep :]
-        return mx.concatenate([first, mx.roll(others, places, 2)], axis=2)
+        others = mx.roll(part[:, :, self.keep :], places, 2)
+        return mx.concatenate([part[:, :, : self.keep], others], axis=2)
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, ...]:
         """As in `KVCache`, of the positions that the new ones may attend to."""
         count = keys.shape[2]
         if self.length + count <= self.max_size:
@@ -203,8 +197,7 @@ class RotatingKVCache(KVCache):
             self.length += 1
             for stored, part in zip(self.state, (keys, values), strict=True):
                 stored[:, :, slot : slot + 1] = part
-            keys, values = self.stored()
-            return keys, values
+            return tuple(self.stored())
         if self.state:
             old = [self._turned(part, -self._turn) for part in self.stored()]
             keys, values = (
@@ -226,8 +219,7 @@ class RotatingKVCache(KVCache):
         """As in `KVCache`."""
         if num_queries == 1 or self.length + num_queries <= self.max_size:
             return super().make_mask(num_queries)
-        window = self.max_size - self.keep
-        end = self.length + num_queries
+        window, end = self.max_size - self.keep, self.length + num_queries
         key = mx.arange(end)
         if self.length > self.max_size:
             key = mx.concatenate([key[: self.keep], key[self.length - window :]])
@@ -255,30 +247,20 @@ class QuantizedKVCache(KVCache):
     """
 
     def __init__(
-        self,
-        left_padding: Sequence[int] | None = None,
-        *,
-        bits: int = 8,
-        group_size: int = 64,
-        start: int = 0,
+        self, left_padding: LeftPadding = None, *, bits: int, group_size: int, start: int = 0
     ):
         super().__init__(left_padding)
-        self.bits = bits
-        self.group_size = group_size
-        self.start = start
+        self.bits, self.group_size, self.start = bits, group_size, start
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, ...]:
         """As in `KVCache`; once quantized, keys and values are `Quantized`."""
         quantized = len(self.state) > 2
         if not quantized and self.length + keys.shape[2] <= self.start:
             return super().update_and_fetch(keys, values)
         if not quantized:
             if keys.shape[-1] % self.group_size:
-                raise InputError.about(
-                    "{kv_group_size} {size} does not divide the model's head size {head_dim}",
-                    size=self.group_size,
-                    head_dim=keys.shape[-1],
-                )
+                template = "{kv_group_size} {size} does not divide the model's head size {head_dim}"
+                raise InputError.about(template, size=self.group_size, head_dim=keys.shape[-1])
             stored, self.state, length, self.length = self.stored(), [], self.length, 0
             if length:
                 self._append(self._quantize(stored))
@@ -328,12 +310,11 @@ class CrossAttentionCache:
 
     def reorder(self, rows: mx.array) -> None:
         """As `KVCache.reorder`; copies only where a row changes to another recording."""
-        recordings: Any = (rows // self.rows_per_recording).tolist()
+        recordings = (rows // self.rows_per_recording).tolist()
         runs = [(recording, len(list(run))) for recording, run in groupby(recordings)]
+        self.rows_per_recording = 1
         if len({length for _, length in runs}) == 1:
             recordings, self.rows_per_recording = [recording for recording, _ in runs], runs[0][1]
-        else:
-            self.rows_per_recording = 1
         if recordings == list(range(self.layers[0][0].shape[0])):
             return
         source = mx.array(recordings)

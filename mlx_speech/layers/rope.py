@@ -26,9 +26,7 @@ def normalize_rope_parameters(
     """
     merged = {**(rope_scaling or {}), **(rope_parameters or {})}
     merged.setdefault("rope_type", merged.pop("type", "default"))
-    if rope_theta is not None:
-        merged.setdefault("rope_theta", rope_theta)
-    merged.setdefault("rope_theta", 10000.0)
+    merged.setdefault("rope_theta", 10000.0 if rope_theta is None else rope_theta)
     return merged
 
 
@@ -58,24 +56,25 @@ def _dynamic(parameters, dim, length):
 def _longrope(parameters, dim, length):
     """LongRoPE (https://arxiv.org/abs/2402.13753): a factor for each frequency, from one of two
     lists."""
-    original, factor = _stretch(parameters)
+    original = parameters["original_max_position_embeddings"]
     factors = parameters["long_factor" if length > original else "short_factor"]
-    if len(factors) != dim // 2:
-        raise CheckpointError(
-            f"config.json: longrope has {len(factors)} factors for {dim // 2} frequencies"
-        )
+    given, needed = len(factors), dim // 2
+    if given != needed:
+        raise CheckpointError(f"config.json: longrope has {given} factors for {needed} frequencies")
+    factor = parameters.get("factor") or parameters["max_position_embeddings"] / original
     attention_factor = parameters.get("attention_factor")
     if attention_factor is None:
-        attention_factor = math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original))
+        attention_factor = 1.0
+        if factor > 1.0:
+            attention_factor = math.sqrt(1 + math.log(factor) / math.log(original))
     return _inverse_frequencies(parameters["rope_theta"], dim) / np.array(factors), attention_factor
 
 
 def _llama3(parameters, dim, length):
     """Llama 3.1: keep short wavelengths, stretch long ones, blend in between."""
     inv_freq = _inverse_frequencies(parameters["rope_theta"], dim)
-    names = ("factor", "low_freq_factor", "high_freq_factor")
-    factor, low, high = (parameters[name] for name in names)
-    original, _ = _stretch(parameters)
+    factor, original = parameters["factor"], parameters["original_max_position_embeddings"]
+    low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
     wavelength = 2 * math.pi / inv_freq
     blend = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
     return (1 - blend) * inv_freq / factor + blend * inv_freq, 1.0
@@ -83,8 +82,8 @@ def _llama3(parameters, dim, length):
 
 def _yarn(parameters, dim, length):
     """YaRN (https://arxiv.org/abs/2309.00071): interpolate the slow half of the spectrum."""
-    base = parameters["rope_theta"]
-    original, factor = _stretch(parameters)
+    base, original = parameters["rope_theta"], parameters["original_max_position_embeddings"]
+    factor = parameters.get("factor") or parameters["max_position_embeddings"] / original
 
     def mscale(scale, m=1.0):
         return 1.0 if scale <= 1 else 0.1 * m * math.log(scale) + 1.0
@@ -99,8 +98,8 @@ def _yarn(parameters, dim, length):
     def dimension(rotations):
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
-    low = dimension(parameters.get("beta_fast") or 32)
-    high = dimension(parameters.get("beta_slow") or 1)
+    fast, slow = parameters.get("beta_fast") or 32, parameters.get("beta_slow") or 1
+    low, high = dimension(fast), dimension(slow)
     if parameters.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
@@ -111,20 +110,9 @@ def _yarn(parameters, dim, length):
     return inv_freq / factor * interpolate + inv_freq * (1 - interpolate), attention_factor
 
 
-def _stretch(parameters) -> tuple[float, float]:
-    """Positions that a model was first made for, and how many times more it has now."""
-    maximum = parameters["max_position_embeddings"]
-    original = parameters.get("original_max_position_embeddings") or maximum
-    return original, parameters.get("factor") or maximum / original
-
-
 _RULES = {
-    "default": _default,
-    "linear": _linear,
-    "dynamic": _dynamic,
-    "yarn": _yarn,
-    "llama3": _llama3,
-    "longrope": _longrope,
+    rule.__name__.lstrip("_"): rule
+    for rule in (_default, _linear, _dynamic, _yarn, _llama3, _longrope)
 }
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
 
@@ -145,8 +133,8 @@ class RotaryEmbedding:
         kind = parameters["rope_type"]
         if kind not in _RULES:
             raise CheckpointError(
-                f"config.json: rope_type {kind!r} is not supported; "
-                f"supported are {', '.join(_RULES)}"
+                f"config.json: rope_type {kind!r} is not supported; supported are "
+                + ", ".join(_RULES)
             )
         if parameters.get("partial_rotary_factor", 1.0) != 1.0:
             raise CheckpointError(
@@ -155,7 +143,13 @@ class RotaryEmbedding:
             )
         self.dim = dim
         self.rule = _RULES[kind]
-        self.parameters = {**parameters, "max_position_embeddings": max_position_embeddings}
+        positions = max_position_embeddings
+        original = parameters.get("original_max_position_embeddings") or positions
+        self.parameters = {
+            **parameters,
+            "max_position_embeddings": positions,
+            "original_max_position_embeddings": original,
+        }
         self.depends_on_length = kind in _LENGTH_DEPENDENT
         try:
             if not parameters.get("factor", 1.0) or parameters["rope_theta"] is None:
@@ -189,10 +183,9 @@ class RotaryEmbedding:
         if self.depends_on_length:
             if isinstance(start, mx.array) and not each:
                 # each row has a length of its own
-                firsts: Any = start.tolist()
-                rows = [self.rotation(first, length, ahead) for first in firsts]
+                rows = [self.rotation(first, length, ahead) for first in start.tolist()]
                 return lambda x: mx.concatenate([f(x[i : i + 1]) for i, f in enumerate(rows)])
-            last: Any = start if isinstance(start, int) else start.max().item()
+            last = start if isinstance(start, int) else start.max().item()
             wavelengths, factor = self._for_length(last + (1 if each else length + ahead))
         rope = partial(mx.fast.rope, dims=self.dim, traditional=False, base=None, scale=1.0)
 
