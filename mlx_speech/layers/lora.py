@@ -51,11 +51,8 @@ class LoRALinear(nn.Module):
         self, base: nn.Module, lora_a: mx.array, lora_b: mx.array, scale: float, on_by_default: bool
     ):
         super().__init__()
-        self.on_by_default = on_by_default
-        self.base = base
-        self.lora_a = lora_a
-        self.lora_b = lora_b
-        self.scale = scale
+        self.base, self.lora_a, self.lora_b = base, lora_a, lora_b
+        self.scale, self.on_by_default = scale, on_by_default
 
     def __call__(self, x: mx.array) -> mx.array:
         out = self.base(x)
@@ -125,11 +122,10 @@ class LoraConfig:
                 value makes no sense.
         """
         kind = data.get("peft_type", "LORA")
-        if kind != "LORA":
-            raise CheckpointError(f"adapter_config.json: peft_type {kind!r} is not supported")
-        for option in _UNSUPPORTED:
-            if data.get(option):
-                raise CheckpointError(f"adapter_config.json: {option} is not supported")
+        refused = [f"peft_type {kind!r}"] if kind != "LORA" else []
+        refused += [option for option in _UNSUPPORTED if data.get(option)]
+        if refused:
+            raise CheckpointError(f"adapter_config.json: {refused[0]} is not supported")
         if data.get("bias", "none") != "none":
             raise CheckpointError("adapter_config.json: trained biases are not supported")
         names = cls.__dataclass_fields__
@@ -169,10 +165,8 @@ def _listed(value: Any) -> list:
 
 def _match(patterns: dict[str, Any], module: str, default):
     """peft's rule: a pattern is a regular expression for the end of the module's name."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+    found = (value for end, value in patterns.items() if re.match(rf"(.*\.)?({end})$", module))
+    return next(found, default)
 
 
 def _names(modules: str | list | None, module: str) -> bool:

@@ -39,24 +39,29 @@ class PretrainedModel(nn.Module):
     A subclass names its `config_class` and says in `sanitize` how a checkpoint's tensor names and
     layouts become its own. To be generated from it also has `make_cache` and `prefill`, whose
     arguments are its `generation_inputs`.
+
+    Attributes:
+        adapter_by_default: whether a LoRA adapter is on where nothing is said; a model that
+            switches says it each time.
+        cache_options: what `make_cache` takes beside the padding.
+        generation_inputs: what `prepare_prompt` and `prefill` take beside the options of
+            generation.
+        computed_tensors: how names of tensors end that checkpoints may hold and models compute.
+        tied_head: how the head's names begin, which may be stored though it is tied to the
+            embeddings.
+        folder: where the checkpoint lies; in the Hub's cache it is named after the commit.
+        generation_config: defaults of `generate`, from the checkpoint's generation_config.json.
     """
 
     config_class: ClassVar[type[PretrainedConfig]]
-    #: whether a LoRA adapter is on where nothing is said; a model that switches says it each time
     adapter_by_default: ClassVar[bool] = True
-    #: what `make_cache` takes beside the padding
     cache_options: ClassVar[tuple[str, ...]] = ()
-    #: what `prepare_prompt` and `prefill` take beside the options of generation
     generation_inputs: ClassVar[tuple[str, ...]] = ()
-    #: how names of tensors end that checkpoints may hold and models compute
     computed_tensors: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)
-    #: how the head's names begin, which may be stored though it is tied to the embeddings
     tied_head: ClassVar[str | tuple[str, ...]] = "lm_head."
 
     config: Any
-    #: where the checkpoint lies; in the Hub's cache the folder is named after the commit
     folder: Path | None = None
-    #: defaults of `generate`, from the checkpoint's generation_config.json
     generation_config: GenerationConfig | None = None
 
     @classmethod
@@ -78,7 +83,7 @@ class PretrainedModel(nn.Module):
         config = read_json(folder)
         model_type = config.get("model_type")
         for candidate in (cls, *cls.__subclasses__()):
-            known: Any = candidate.config_class
+            known = candidate.config_class
             if model_type in (known.model_type, *known.other_types):
                 return load_weights(folder, config, candidate, dtype)
         raise CheckpointError(f"{folder}: holds a {model_type} model, not a {cls.__name__}")
@@ -98,12 +103,9 @@ class PretrainedModel(nn.Module):
         """A checkpoint's tensors under this model's names and layouts, without those that are
         computed or tied; pure and idempotent."""
         head = cls.tied_head if config.tie_word_embeddings else ()
-        renamed = {cls.rename(name): value for name, value in weights.items()}
-        return {
-            name: value
-            for name, value in renamed.items()
-            if not name.endswith(cls.computed_tensors) and not name.startswith(head)
-        }
+        own = {cls.rename(name): value for name, value in weights.items()}
+        stored = {k: v for k, v in own.items() if not k.endswith(cls.computed_tensors)}
+        return {k: v for k, v in stored.items() if not k.startswith(head)}
 
     @staticmethod
     def infer_config_from_weights(config, weights: dict[str, mx.array]) -> None:
@@ -112,8 +114,8 @@ class PretrainedModel(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """The floating type that the model computes in."""
-        leaves: Any = tree_flatten(self.parameters())
-        return next(leaf.dtype for _, leaf in leaves if mx.issubdtype(leaf.dtype, mx.floating))
+        types = (leaf.dtype for _, leaf in tree_flatten(self.parameters()))
+        return next(dtype for dtype in types if mx.issubdtype(dtype, mx.floating))
 
     @property
     def vocab_size(self) -> int:
@@ -153,8 +155,10 @@ class PretrainedModel(nn.Module):
                     f"a {type(table).__name__} cannot be resized: do it before quantizing the model"
                 )
         for table in tables:
-            table.weight = _resized(table.weight, new_num_tokens)
-        config: Any = getattr(self.config, "text_config", self.config)
+            rows, added = table.weight, max(new_num_tokens - len(table.weight), 0)
+            mean = rows.astype(mx.float32).mean(axis=0, keepdims=True).astype(rows.dtype)
+            table.weight = mx.concatenate([rows[:new_num_tokens], mx.repeat(mean, added, axis=0)])
+        config = getattr(self.config, "text_config", self.config)
         config.vocab_size = new_num_tokens
         if padding_idx is not None:
             tables[0].weight[padding_idx] = 0
@@ -186,9 +190,3 @@ class PretrainedModel(nn.Module):
     def generate(self, input_ids: mx.array, **kwargs) -> mx.array:
         """Token ids that continue `input_ids`; see `mlx_speech.generation.generate`."""
         return generate(self, input_ids, **kwargs)
-
-
-def _resized(rows: mx.array, count: int) -> mx.array:
-    added = max(count - len(rows), 0)
-    mean = rows.astype(mx.float32).mean(axis=0, keepdims=True).astype(rows.dtype)
-    return mx.concatenate([rows[:count], mx.repeat(mean, added, axis=0)])

@@ -11,7 +11,7 @@ import mlx.nn as nn
 
 from ..errors import InputError
 from ..generation.search import Step
-from ..layers.cache import CACHE_OPTIONS, KVCache, make_cache
+from ..layers.cache import CACHE_OPTIONS, KVCache, LeftPadding, make_cache
 from .base import ModelOutput, PretrainedModel
 from .decoder import DecoderConfig, DecoderInputs, DecoderModel
 from .loss import causal_lm_loss
@@ -66,14 +66,10 @@ class CausalLM(PretrainedModel):
             labels: (batch, length), -100 where there is no loss.
             logits_to_keep: number of last positions to compute logits for; 0 means all.
         """
-        output = self.model(input_ids, **inputs)
-        logits = self.logits(output.last_hidden_state[:, -logits_to_keep:])
-        return CausalLMOutput(
-            logits=logits,
-            loss=None if labels is None else causal_lm_loss(logits, labels),
-            hidden_states=output.hidden_states,
-            past_key_values=output.past_key_values,
-        )
+        beside = dict(vars(self.model(input_ids, **inputs)))
+        logits = self.logits(beside.pop("last_hidden_state")[:, -logits_to_keep:])
+        loss = None if labels is None else causal_lm_loss(logits, labels)
+        return CausalLMOutput(logits=logits, loss=loss, **beside)
 
     def logits(self, hidden_states: mx.array) -> mx.array:
         """(…, hidden_size) -> (…, vocab_size)."""
@@ -88,9 +84,7 @@ class CausalLM(PretrainedModel):
         """Positions that the model was made for."""
         return self.config.max_position_embeddings
 
-    def make_cache(
-        self, left_padding: Sequence[int] | None = None, **options: Any
-    ) -> list[KVCache]:
+    def make_cache(self, left_padding: LeftPadding = None, **options: Any) -> list[KVCache]:
         """An empty cache, one entry a layer; see `mlx_speech.layers.cache.make_cache`."""
         return make_cache(self.config.num_hidden_layers, left_padding, **options)
 

@@ -21,12 +21,14 @@ class PretrainedConfig:
 
     Fields are those of the transformers documentation. What a file holds beyond them is kept in
     `extra` and written back by `to_dict`, so that nothing is lost when a checkpoint is saved.
+
+    Attributes:
+        other_types: further values of `model_type` that are the same thing.
+        aliases: other names under which the same value is documented, e.g. `audio_token_id`.
     """
 
     model_type: ClassVar[str]
-    # further types that are the same thing
     other_types: ClassVar[tuple[str, ...]] = ()
-    # other names under which the same value is documented, e.g. `audio_token_id`
     aliases: ClassVar[dict[str, str]] = {}
 
     extra: dict[str, Any] = field(default_factory=dict, repr=False)

@@ -30,7 +30,13 @@ class Scales(NamedTuple):
 
 @dataclass(kw_only=True)
 class DecoderConfig(PretrainedConfig):
-    """Fields that all text decoders have; see the transformers documentation of each family."""
+    """Fields that all text decoders have; see the transformers documentation of each family.
+
+    Attributes:
+        gated_mlp: whether the feed-forward part multiplies with a gate.
+    """
+
+    gated_mlp: ClassVar[bool] = True
 
     vocab_size: int = 32000
     hidden_size: int = 4096
@@ -53,9 +59,6 @@ class DecoderConfig(PretrainedConfig):
     attention_bias: bool = False
     attention_dropout: float = 0.0
     mlp_bias: bool = False
-
-    #: whether the feed-forward part multiplies with a gate
-    gated_mlp: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.num_key_value_heads is None:
@@ -192,11 +195,9 @@ class DecoderModel(PretrainedModel):
         Raises:
             InputError: both or neither of `input_ids` and `inputs_embeds` are given.
         """
-        if input_ids is not None and inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids)
-        elif input_ids is not None or inputs_embeds is None:
+        if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give exactly one of input_ids and inputs_embeds")
-        x = inputs_embeds
+        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
         batch, length, _ = x.shape

@@ -93,8 +93,8 @@ class LlamaForSequenceClassification(PretrainedModel):
         Raises:
             InputError: several rows, but no `pad_token_id` to tell their ends by.
         """
-        output = self.model(input_ids, **inputs)
-        states = output.last_hidden_state
+        beside = dict(vars(self.model(input_ids, **inputs)))
+        states = beside.pop("last_hidden_state")
         batch, length, _ = states.shape
         pad = self.config.pad_token_id
         if pad is None and batch > 1:
@@ -106,24 +106,17 @@ class LlamaForSequenceClassification(PretrainedModel):
         if pad is not None and input_ids is not None:
             last = mx.argmax(mx.arange(length) * (input_ids != pad), axis=-1)
         logits = self.score(states[mx.arange(batch), last])
-        return SequenceClassifierOutput(
-            logits=logits,
-            loss=None if labels is None else self.loss(logits, labels),
-            hidden_states=output.hidden_states,
-            past_key_values=output.past_key_values,
-        )
+        loss = None if labels is None else self.loss(logits, labels)
+        return SequenceClassifierOutput(logits=logits, loss=loss, **beside)
 
     def loss(self, logits: mx.array, labels: mx.array) -> mx.array:
         """Mean squared error, cross-entropy or binary cross-entropy, as `problem_type` or else
         the labels say."""
         problem = self.config.problem_type
-        if problem is None:
-            if self.config.num_labels == 1:
-                problem = "regression"
-            elif mx.issubdtype(labels.dtype, mx.integer):
-                problem = "single_label_classification"
-            else:
-                problem = "multi_label_classification"
+        if problem is None and self.config.num_labels == 1:
+            problem = "regression"
+        elif problem is None and mx.issubdtype(labels.dtype, mx.integer):
+            problem = "single_label_classification"
         logits = logits.astype(mx.float32)
         if problem == "single_label_classification":
             return nn.losses.cross_entropy(logits, labels.flatten(), reduction="mean")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -25,8 +23,7 @@ def cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
     """
     counts = labels != IGNORED
     targets, size = mx.where(counts, labels, 0), logits.shape[-1]
-    lowest: Any = mx.min(targets).item()
-    highest: Any = mx.max(targets).item()
+    lowest, highest = mx.min(targets).item(), mx.max(targets).item()
     if lowest < 0 or highest >= size:
         raise InputError(
             f"labels hold {lowest if lowest < 0 else highest}, but must be within 0 and "

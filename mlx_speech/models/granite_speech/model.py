@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import CheckpointError, InputError
 from ...generation.search import Step
-from ...layers.cache import CACHE_OPTIONS, KVCache
+from ...layers.cache import CACHE_OPTIONS, KVCache, LeftPadding
 from ...layers.lora import use_adapter
 from ..base import PretrainedModel
 from ..causal_lm import CausalLMOutput
@@ -258,9 +258,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         """Positions that the text decoder was made for."""
         return self.language_model.context_length
 
-    def make_cache(
-        self, left_padding: Sequence[int] | None = None, **options: Any
-    ) -> list[KVCache]:
+    def make_cache(self, left_padding: LeftPadding = None, **options: Any) -> list[KVCache]:
         """An empty cache of the text decoder."""
         return self.language_model.make_cache(left_padding, **options)
 
@@ -285,9 +283,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         return logits, step
 
     @staticmethod
-    def infer_config_from_weights(
-        config: GraniteSpeechConfig, weights: dict[str, mx.array]
-    ) -> None:
+    def infer_config_from_weights(config, weights: dict[str, mx.array]) -> None:
         """Settle from the (sanitized) tensors what the configuration left open."""
         if config.tie_word_embeddings is None:
             config.tie_word_embeddings = "language_model.lm_head.weight" not in weights
