@@ -123,8 +123,8 @@ class KVCache:
         return True
 
     def trim(self, count: int) -> int:
-        """Forget the last `count` positions; returns how many there were to forget."""
-        count = min(count, self.length)
+        """Forget the last `count` positions; returns how many could be forgotten."""
+        count = min(count, self.length) if self.is_trimmable() else 0
         self.length -= count
         return count
 
@@ -134,10 +134,6 @@ class KVCache:
         if self._left_padding is not None:
             self._left_padding = self._left_padding[rows]
 
-    def latest(self, count: int) -> slice | None:
-        """Where in `state` the latest positions are; None if not together."""
-        return slice(self.length - count, self.length)
-
 
 def reorder_latest(
     cache: Sequence[KVCache | CrossAttentionCache], rows: mx.array, count: int
@@ -146,11 +142,11 @@ def reorder_latest(
     `count` latest positions: only those are copied."""
     updates = []
     for layer in cache:
-        places = layer.latest(count) if isinstance(layer, KVCache) else None
-        if not isinstance(layer, KVCache) or places is None:
-            layer.reorder(rows)
-        else:
+        if isinstance(layer, KVCache) and layer.is_trimmable():
+            places = slice(layer.length - count, layer.length)
             updates += [(stored, places, stored[:, :, places][rows]) for stored in layer.state]
+        else:
+            layer.reorder(rows)
     # all is copied after all if what is written to is still to be read from
     mx.eval([part for *_, part in updates])
     for stored, places, part in updates:
@@ -229,14 +225,6 @@ class RotatingKVCache(KVCache):
     def is_trimmable(self) -> bool:
         """Until positions were overwritten."""
         return self.length <= self.max_size
-
-    def trim(self, count: int) -> int:
-        """As in `KVCache`; nothing once positions were overwritten."""
-        return super().trim(count) if self.is_trimmable() else 0
-
-    def latest(self, count: int) -> slice | None:
-        """As in `KVCache`; nowhere once positions were overwritten."""
-        return super().latest(count) if self.is_trimmable() else None
 
 
 class QuantizedKVCache(KVCache):

@@ -20,7 +20,11 @@ from ..config import DERIVED, PretrainedConfig
 
 @dataclass(kw_only=True)
 class GraniteSpeechEncoderConfig(PretrainedConfig):
-    """Configuration of the encoder, including the Plus variant's `cat_hidden_layers`."""
+    """Configuration of the encoder.
+
+    cat_hidden_layers: blocks (1-based, 0 is the input) whose outputs stand before the last one's in
+        the result; of the Plus variant.
+    """
 
     model_type: ClassVar[str] = "granite_speech_encoder"
     other_types: ClassVar[tuple[str, ...]] = ("granite_speech_plus_encoder",)
@@ -43,7 +47,6 @@ class GraniteSpeechEncoderConfig(PretrainedConfig):
     dropout: float = 0.1
     conv_kernel_size: int = 15
     conv_expansion_factor: int = 2
-    #: blocks (1-based, 0 is the input) whose outputs stand before the last one's in the result
     cat_hidden_layers: list[int] | None = None
 
     def __post_init__(self):
@@ -94,15 +97,13 @@ class FrameMask:
     def __init__(self, num_frames: int, context_size: int, lengths: mx.array | None):
         self.frames: mx.array | None = None
         self.keys: mx.array | None = None
-        if lengths is not None:
-            self.frames = (mx.arange(num_frames)[None] < lengths[:, None])[..., None]
-        elif num_frames % context_size == 0:
+        if lengths is None and num_frames % context_size == 0:
             return
-        else:
-            lengths = mx.array([num_frames])
-        num_blocks = -(-num_frames // context_size)
-        valid = mx.arange(num_blocks * context_size)[None] < lengths[:, None]
-        self.keys = valid.reshape(len(lengths), num_blocks, 1, 1, context_size)
+        ends = mx.array([[num_frames]]) if lengths is None else lengths[:, None]
+        valid = mx.arange(num_frames + -num_frames % context_size) < ends
+        self.keys = valid.reshape(len(valid), -1, 1, 1, context_size)
+        if lengths is not None:
+            self.frames = valid[:, :num_frames, None]
 
     def zero_padding(self, x: mx.array) -> mx.array:
         """(batch, frames, width) with zeros at the padding."""
@@ -128,8 +129,7 @@ class BlockAttention(nn.Module):
         super().__init__()
         dim, head_dim = config.hidden_dim, config.dim_head
         inner = config.num_heads * head_dim
-        self.num_heads = config.num_heads
-        self.context_size = config.context_size
+        self.num_heads, self.context_size = config.num_heads, config.context_size
         self.max_pos_emb = config.max_pos_emb
         self.scale = head_dim**-0.5
         self.pre_norm = nn.LayerNorm(dim)
@@ -171,12 +171,8 @@ class BlockAttention(nn.Module):
         table = self.rel_pos_emb(distances).astype(queries.dtype) * self.scale
         by_distance = queries @ table.T
         blocks, heads, _, columns = by_distance.shape
-        return mx.as_strided(
-            by_distance,
-            (blocks, heads, size, size),
-            (heads * size * columns, size * columns, columns - 1, 1),
-            size - 1,
-        )
+        strides = (heads * size * columns, size * columns, columns - 1, 1)
+        return mx.as_strided(by_distance, (blocks, heads, size, size), strides, size - 1)
 
 
 class DepthwiseConv(nn.Module):
@@ -331,9 +327,6 @@ def _fold_batch_norm(kernel: mx.array, weights: dict[str, mx.array], prefix: str
     In float32 whatever the checkpoint's type: rounding comes once, after folding.
     """
     parts = ("weight", "bias", "running_mean", "running_var")
-    missing = [p for p in parts if f"{prefix}batch_norm.{p}" not in weights]
-    if missing:
-        raise KeyError(f"{prefix}batch_norm.{missing[0]}")
     statistics = [weights[f"{prefix}batch_norm.{p}"].astype(mx.float32) for p in parts]
     for part, value in zip(parts, statistics, strict=True):
         if value.shape != kernel.shape[:1]:

@@ -135,11 +135,9 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
             )
         self.config = config
         self.encoder = GraniteSpeechCTCEncoder(config.encoder_config)
-        windows = config.window_size, config.downsample_rate
-        self.projector = WindowedProjector(
-            config.projector_config, *windows, config.text_config.hidden_size
-        )
-        self.language_model = GraniteForCausalLM(config.text_config)
+        windows, text = (config.window_size, config.downsample_rate), config.text_config
+        self.projector = WindowedProjector(config.projector_config, *windows, text.hidden_size)
+        self.language_model = GraniteForCausalLM(text)
         self.language_model.logits_divisor = config.logits_divisor
 
     def get_audio_features(
@@ -189,12 +187,9 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
             audio_features = self.get_audio_features(input_features, feature_lengths)
         is_audio = input_ids == self.config.audio_token_index
         embeds = self.embed_text(input_ids)
-        if audio_features is None:
-            features = embeds[:0, 0]
-        else:
-            features = audio_features.flatten(0, 1)
-            if input_features_mask is not None:
-                features = features[mx.array(np.flatnonzero(input_features_mask != 0))]
+        features = embeds[:0, 0] if audio_features is None else audio_features.flatten(0, 1)
+        if audio_features is not None and input_features_mask is not None:
+            features = features[mx.array(np.flatnonzero(input_features_mask != 0))]
         num_tokens = is_audio.sum().item()
         if num_tokens != len(features):
             raise InputError(
@@ -270,10 +265,8 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         audio = {name: inputs.pop(name, None) for name in AUDIO_INPUTS}
         adapter = audio["input_features"] is not None or audio["audio_features"] is not None
         with use_adapter(adapter):
-            embeds, _ = self.embed_prompt(input_ids, **audio)
-            logits, _ = self.language_model.prefill(
-                input_ids, cache, inputs_embeds=embeds, **inputs
-            )
+            inputs["inputs_embeds"], _ = self.embed_prompt(input_ids, **audio)
+            logits, _ = self.language_model.prefill(input_ids, cache, **inputs)
 
         def step(tokens: mx.array) -> mx.array:
             # an audio token that the model itself came up with stands for no recording

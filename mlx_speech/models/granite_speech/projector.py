@@ -88,29 +88,21 @@ class AttentionSublayer(nn.Module):
         return self.output(self.attention(x, source), x)
 
 
-class Intermediate(nn.Module):
-    def __init__(self, config: Blip2QFormerConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-
-    def __call__(self, x):
-        return nn.gelu(self.dense(x))
-
-
 class QFormerLayer(nn.Module):
     def __init__(self, config: Blip2QFormerConfig, index: int):
         super().__init__()
         self.attention = AttentionSublayer(config, config.hidden_size)
         if index % config.cross_attention_frequency == 0:
             self.crossattention = AttentionSublayer(config, config.encoder_hidden_size)
-        self.intermediate_query = Intermediate(config)
+        self.intermediate_query = nn.Module()  # as is the encoder of a `QFormer`
+        self.intermediate_query.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.output_query = ResidualOutput(config.intermediate_size, config)
 
     def __call__(self, x, frames):
         x = self.attention(x, x)
         if "crossattention" in self:
             x = self.crossattention(x, frames)
-        return self.output_query(self.intermediate_query(x), x)
+        return self.output_query(nn.gelu(self.intermediate_query.dense(x)), x)
 
 
 class QFormer(nn.Module):

@@ -123,7 +123,7 @@ class Speech2TextModel(nn.Module):
         if not cross_kv.layers:
             if encoded is None:
                 raise InputError("give input_features or encoder_outputs")
-            self._fill_cross_attention_cache(cross_kv, encoded.last_hidden_state, attention_mask)
+            self._fill(cross_kv, encoded.last_hidden_state, attention_mask)
         weights: list[mx.array] | None = [] if output_attentions else None
         encoder_fields = {} if encoded is None else vars(encoded)
         fed = decoder_input_ids, decoder_inputs_embeds, decoder_attention_mask
@@ -137,19 +137,15 @@ class Speech2TextModel(nn.Module):
             **{f"encoder_{name}": value for name, value in encoder_fields.items()},
         )
 
-    def _fill_cross_attention_cache(
-        self, cross_kv: CrossAttentionCache, frames: mx.array, attention_mask: mx.array | None
-    ) -> None:
-        """Compute every layer's keys and values of the encoder's output."""
-        subsampled = self.encoder.conv.subsampled
-        if attention_mask is not None and subsampled(attention_mask).shape != frames.shape[:2]:
+    def _fill(self, cross_kv: CrossAttentionCache, frames: mx.array, mask: mx.array | None) -> None:
+        """Compute every layer's keys and values of the encoder's output; `mask` is as it was."""
+        if mask is not None and self.encoder.conv.subsampled(mask).shape != frames.shape[:2]:
             raise InputError(
-                f"attention_mask is {attention_mask.shape}, which does not belong to encoder "
-                f"outputs of {frames.shape}"
+                f"attention_mask is {mask.shape}, which does not belong to encoder outputs of "
+                f"{frames.shape}"
             )
-        mask = self.encoder.frame_mask(real_frames(attention_mask))
-        layers = self.decoder.layers
-        cross_kv.fill([layer.encoder_attn.keys_values(frames) for layer in layers], mask)
+        keys_values = [layer.encoder_attn.keys_values(frames) for layer in self.decoder.layers]
+        cross_kv.fill(keys_values, self.encoder.frame_mask(real_frames(mask)))
 
     def make_cache(self) -> list[KVCache | CrossAttentionCache]:
         """An empty cache: one entry for each layer's own positions, and one for the recordings."""
