@@ -62,9 +62,7 @@ def _quantized_attention(queries, keys: Quantized, values: Quantized, scale, mas
     def multiply(x: mx.array, by: Quantized, transpose: bool) -> mx.array:
         # the query heads of a key head become rows, so that nothing is tiled
         rows = x.reshape(batch, key_heads, heads // key_heads * length, -1)
-        product = mx.quantized_matmul(
-            rows, by.data, by.scales, by.biases, transpose, by.group_size, by.bits
-        )
+        product = mx.quantized_matmul(rows, *by[:3], transpose, by.group_size, by.bits)
         return product.reshape(batch, heads, length, -1)
 
     scores = multiply(queries * scale, keys, True)

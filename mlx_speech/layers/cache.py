@@ -178,8 +178,8 @@ class RotatingKVCache(KVCache):
         return max(0, self.length - self.max_size) % (self.max_size - self.keep)
 
     def _turned(self, part: mx.array, places: int) -> mx.array:
-        """A part of the state, with what is behind the first positions moved round its slots."""
-        others = mx.roll(part[:, :, self.keep :], places, 2)
+        """The first positions and the latest that are kept, these moved round their slots."""
+        others = mx.roll(part[:, :, self.keep :][:, :, self.keep - self.max_size :], places, 2)
         return mx.concatenate([part[:, :, : self.keep], others], axis=2)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, ...]:
@@ -195,16 +195,11 @@ class RotatingKVCache(KVCache):
                 stored[:, :, slot : slot + 1] = part
             return tuple(self.stored())
         if self.state:
-            old = [self._turned(part, -self._turn) for part in self.stored()]
-            keys, values = (
-                mx.concatenate([o, n], axis=2) for o, n in zip(old, (keys, values), strict=True)
-            )
+            old_keys, old_values = (self._turned(part, -self._turn) for part in self.stored())
+            keys = mx.concatenate([old_keys, keys], axis=2)
+            values = mx.concatenate([old_values, values], axis=2)
         self.length += count
-        latest = self.max_size - self.keep
-        self.state = [
-            self._turned(mx.concatenate([p[:, :, : self.keep], p[:, :, -latest:]], 2), self._turn)
-            for p in (keys, values)
-        ]
+        self.state = [self._turned(part, self._turn) for part in (keys, values)]
         return keys, values
 
     def stored(self) -> list[mx.array]:

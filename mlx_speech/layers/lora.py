@@ -11,6 +11,7 @@ import re
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Protocol, get_type_hints
 
 import mlx.core as mx
@@ -47,12 +48,10 @@ class AdaptableModel(Protocol):
 class LoRALinear(nn.Module):
     """A linear layer with a switchable low-rank term: `scale * x A^T B^T`."""
 
-    def __init__(
-        self, base: nn.Module, lora_a: mx.array, lora_b: mx.array, scale: float, on_by_default: bool
-    ):
+    def __init__(self, base: nn.Module, lora_a: mx.array, lora_b: mx.array, scale: float, on: bool):
         super().__init__()
         self.base, self.lora_a, self.lora_b = base, lora_a, lora_b
-        self.scale, self.on_by_default = scale, on_by_default
+        self.scale, self.on_by_default = scale, on
 
     def __call__(self, x: mx.array) -> mx.array:
         out = self.base(x)
@@ -235,10 +234,7 @@ def check_targets(
     linear = [p for p, m in modules.items() if isinstance(m, nn.Linear | nn.QuantizedLinear)]
     layouts = zip(*(model.checkpoint_names(path) for path in linear), strict=True)
     # in which layout the configuration names them is not said, and its file may have another one
-    candidates = [
-        {path for path, name in zip(linear, names, strict=True) if config.adapts(name)}
-        for names in layouts
-    ]
+    candidates = [set(compress(linear, map(config.adapts, names))) for names in layouts]
     expected = max(candidates, key=lambda paths: (len(paths & found), -len(paths)))
     problems = {
         "modules of target_modules are missing": sorted(expected - found),

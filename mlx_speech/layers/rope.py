@@ -1,6 +1,8 @@
 """Rotary position embeddings (https://arxiv.org/abs/2104.09864), half-rotation form.
 
-The frequency rules are those that Hugging Face configurations name in `rope_parameters`.
+The frequency rules are those that Hugging Face configurations name in `rope_parameters`. Each is a
+function of the parameters, the rotated dimensions and the positions that are in use, and gives the
+inverse frequencies (dim / 2,) and a factor on queries and keys.
 """
 
 from __future__ import annotations
@@ -28,10 +30,6 @@ def normalize_rope_parameters(
     merged.setdefault("rope_type", merged.pop("type", "default"))
     merged.setdefault("rope_theta", 10000.0 if rope_theta is None else rope_theta)
     return merged
-
-
-# Each rule: (the parameters, rotated dimensions, positions that are in use) -> (inverse frequencies
-# (dim / 2,), factor on queries and keys).
 
 
 def _inverse_frequencies(base: float, dim: int) -> np.ndarray:
@@ -143,13 +141,9 @@ class RotaryEmbedding:
             )
         self.dim = dim
         self.rule = _RULES[kind]
-        positions = max_position_embeddings
-        original = parameters.get("original_max_position_embeddings") or positions
-        self.parameters = {
-            **parameters,
-            "max_position_embeddings": positions,
-            "original_max_position_embeddings": original,
-        }
+        self.parameters = {**parameters, "max_position_embeddings": max_position_embeddings}
+        original = parameters.get("original_max_position_embeddings") or max_position_embeddings
+        self.parameters["original_max_position_embeddings"] = original
         self.depends_on_length = kind in _LENGTH_DEPENDENT
         try:
             if not parameters.get("factor", 1.0) or parameters["rope_theta"] is None:

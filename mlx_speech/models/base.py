@@ -102,7 +102,7 @@ class PretrainedModel(nn.Module):
     def sanitize(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
         """A checkpoint's tensors under this model's names and layouts, without those that are
         computed or tied; pure and idempotent."""
-        head = cls.tied_head if config.tie_word_embeddings else ()
+        head = cls.tied_head if getattr(config, "tie_word_embeddings", False) else ()
         own = {cls.rename(name): value for name, value in weights.items()}
         stored = {k: v for k, v in own.items() if not k.endswith(cls.computed_tensors)}
         return {k: v for k, v in stored.items() if not k.startswith(head)}

@@ -18,6 +18,7 @@ from .loss import causal_lm_loss
 
 #: positions of a prompt that are fed at once
 PREFILL_STEP_SIZE = 2048
+PREFILL_OPTIONS = ("prefill_step_size", "prompt_progress_callback")
 
 
 @dataclass(kw_only=True)
@@ -37,12 +38,7 @@ class CausalLM(PretrainedModel):
 
     model_class: ClassVar[type[DecoderModel]]
     cache_options = CACHE_OPTIONS
-    generation_inputs = (
-        "input_ids",
-        "attention_mask",
-        "prefill_step_size",
-        "prompt_progress_callback",
-    )
+    generation_inputs = ("input_ids", "attention_mask", *PREFILL_OPTIONS)
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -114,9 +110,8 @@ class CausalLM(PretrainedModel):
             InputError: `prefill_step_size` is not positive.
         """
         if not isinstance(prefill_step_size, int) or prefill_step_size < 1:
-            raise InputError.about(
-                "{prefill_step_size} is {value!r}, but must be at least 1", value=prefill_step_size
-            )
+            template = "{prefill_step_size} is {value!r}, but must be at least 1"
+            raise InputError.about(template, value=prefill_step_size)
         length = input_ids.shape[1]
         cache[0].prompt_length = cache[0].length + length
         for start in range(0, length, prefill_step_size):

@@ -67,9 +67,8 @@ class DecoderConfig(PretrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         self._check_multiple("num_attention_heads", "num_key_value_heads")
         self._check_choice("hidden_act", ACTIVATIONS)
-        self.rope_parameters = normalize_rope_parameters(
-            self.rope_parameters, self.rope_theta, self.rope_scaling
-        )
+        given = self.rope_parameters, self.rope_theta, self.rope_scaling
+        self.rope_parameters = normalize_rope_parameters(*given)
 
     @property
     def scales(self) -> Scales:

@@ -92,8 +92,7 @@ class _BlockStream:
     """One Conformer block."""
 
     def __init__(self, block: ConformerBlock, context_size: int):
-        self._block = block
-        self._context_size = context_size
+        self._block, self._context_size = block, context_size
         self._before, self._after = block.conv.depth_conv.halo
         self._inner, norm = len(block.conv.depth_conv.weight), block.post_norm.weight
         self._attention, self._residual = (_Frames(0, len(norm), norm.dtype) for _ in range(2))

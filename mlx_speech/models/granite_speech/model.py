@@ -33,12 +33,11 @@ from .projector import Blip2QFormerConfig, WindowedProjector
 @dataclass(kw_only=True)
 class GraniteSpeechConfig(PretrainedConfig):
     """Configuration of a Granite Speech model; `tie_word_embeddings` is None where only the
-    checkpoint's tensors can tell."""
+    checkpoint's tensors can tell. Its parts may be given as dicts, or left out."""
 
     model_type: ClassVar[str] = "granite_speech"
     aliases: ClassVar[dict[str, str]] = {"audio_token_id": "audio_token_index"}
 
-    # each may be given as a dict, or left out
     text_config: GraniteConfig = DERIVED
     encoder_config: GraniteSpeechEncoderConfig = DERIVED
     projector_config: Blip2QFormerConfig = DERIVED
@@ -111,9 +110,6 @@ _RENAMES = (
     (r"^language_model\.model\.(model|lm_head)\.", r"language_model.\1."),
     (r"^lm_head\.", "language_model.lm_head."),
 )
-
-
-#: where a prompt's audio comes from
 AUDIO_INPUTS = ("input_features", "input_features_mask", "feature_lengths", "audio_features")
 
 

@@ -152,20 +152,17 @@ class Speech2TextEncoder(nn.Module):
             attentions=None if weights is None else tuple(weights),
         )
 
-    def _check(self, features: mx.array, attention_mask: mx.array | None) -> mx.array | None:
+    def _check(self, features: mx.array, mask: mx.array | None) -> mx.array | None:
         """See `real_frames`."""
-        width, limit = self.config.num_features, self.config.max_source_positions
+        size, limit = self.config.num_features, self.config.max_source_positions
         shape = features.shape
-        if features.ndim != 3 or shape[1] == 0 or shape[2] != width:
-            raise InputError(
-                f"input_features are {shape}, but must be (recordings, frames, {width})"
-            )
-        if attention_mask is not None and attention_mask.shape != shape[:2]:
-            raise InputError(
-                f"attention_mask is {attention_mask.shape}, but input_features are {shape}"
-            )
-        real = real_frames(attention_mask)
-        longest: Any = shape[1] if real is None else real.sum(axis=1).max().item()
+        if features.ndim != 3 or shape[1] == 0 or shape[2] != size:
+            expected = f"(recordings, frames, {size})"
+            raise InputError(f"input_features are {shape}, but must be {expected}")
+        if mask is not None and mask.shape != shape[:2]:
+            raise InputError(f"attention_mask is {mask.shape}, but input_features are {shape}")
+        real = real_frames(mask)
+        longest = shape[1] if real is None else real.sum(axis=1).max().item()
         if longest > limit:
             raise InputError(
                 f"a recording of {longest} frames is longer than the {limit} that the model was "

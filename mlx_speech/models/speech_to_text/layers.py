@@ -67,11 +67,9 @@ class Speech2TextConfig(PretrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self):
-        sizes, number = self.conv_kernel_sizes, self.num_conv_layers
-        if len(sizes) != number:
-            raise ValueError(
-                f"conv_kernel_sizes {sizes} are not as many as num_conv_layers {number}"
-            )
+        sizes, num = self.conv_kernel_sizes, self.num_conv_layers
+        if len(sizes) != num:
+            raise ValueError(f"conv_kernel_sizes {sizes} are not as many as num_conv_layers {num}")
         # with an even one, transformers' convolution and its mask disagree about the length
         if not all(size % 2 for size in sizes):
             raise ValueError(f"conv_kernel_sizes {sizes} must be odd")

@@ -103,10 +103,8 @@ class Speech2TextModel(nn.Module):
         Raises:
             InputError: arguments are missing, contradict each other or have the wrong shape.
         """
-        caches: Sequence[Any] = [None] * len(self.decoder.layers)
-        cross_kv = CrossAttentionCache()
-        if past_key_values is not None:
-            *caches, cross_kv = past_key_values
+        unused: Sequence[Any] = [*[None] * len(self.decoder.layers), CrossAttentionCache()]
+        *caches, cross_kv = unused if past_key_values is None else past_key_values
         encoded = None if encoder_outputs is None else EncoderOutput.of(encoder_outputs)
         if input_features is not None:
             if encoded is not None or cross_kv.layers:
@@ -190,14 +188,11 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
             start = mx.full((len(labels), 1), self.config.decoder_start_token_id, labels.dtype)
             shifted = mx.concatenate([start, labels[:, :-1]], axis=1)
             decoder_input_ids = mx.where(shifted == IGNORED, self.config.pad_token_id, shifted)
+        inputs = input_features, attention_mask, decoder_input_ids, decoder_attention_mask
+        others = encoder_outputs, past_key_values, decoder_inputs_embeds
         output = self.model(
-            input_features,
-            attention_mask,
-            decoder_input_ids,
-            decoder_attention_mask,
-            encoder_outputs,
-            past_key_values,
-            decoder_inputs_embeds,
+            *inputs,
+            *others,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
