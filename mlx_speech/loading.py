@@ -1,7 +1,5 @@
 """The registry of families, and `load`: a path or repository id -> model and processor."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,22 +18,23 @@ class Architecture:
     """The classes that serve one model_type, as `module:name`, so that listing imports nothing.
 
     models: what a checkpoint's `architectures` may name; the first where it does not say.
-    processor: turns text and audio into the model's inputs and its tokens back into text.
+    processor: turns text and audio into the model's inputs and its tokens back into text; of
+        text-only models the tokenizer.
     transcription: for speech models, what differs in transcribing with them; see
         `mlx_speech.transcription.family`.
     """
 
     models: tuple[str, ...]
-    processor: str
+    processor: str = ".processing.tokenizer:Tokenizer"
     transcription: str | None = None
 
-    def model_class(self, name: str | None = None) -> type:
+    def model_class(self, name: str | None = None) -> Any:
         """The model class of that name, or the first; its `config_class` is the configuration."""
         named = {model.partition(":")[2]: model for model in self.models}
         return _imported(named.get(name or "", self.models[0]))
 
     @property
-    def processor_class(self) -> type:
+    def processor_class(self) -> Any:
         return _imported(self.processor)
 
     @property
@@ -44,7 +43,7 @@ class Architecture:
         return self.transcription is not None
 
     @property
-    def transcription_class(self) -> type:
+    def transcription_class(self) -> Any:
         return _imported(self.transcription or "")
 
 
@@ -59,27 +58,20 @@ _GRANITE_SPEECH = (
 )
 #: `model_type` of config.json -> the family
 ARCHITECTURES = {
-    "granite": Architecture(
-        (".models.granite:GraniteForCausalLM", ".models.granite:GraniteModel"),
-        ".processing.tokenizer:Tokenizer",
-    ),
+    "granite": Architecture((".models.granite:GraniteForCausalLM", ".models.granite:GraniteModel")),
     "granite_speech": Architecture(
         (".models.granite_speech:GraniteSpeechForConditionalGeneration",), *_GRANITE_SPEECH
     ),
     "granite_speech_plus": Architecture(
         (".models.granite_speech:GraniteSpeechPlusForConditionalGeneration",), *_GRANITE_SPEECH
     ),
-    "jais2": Architecture(
-        (".models.jais2:Jais2ForCausalLM", ".models.jais2:Jais2Model"),
-        ".processing.tokenizer:Tokenizer",
-    ),
+    "jais2": Architecture((".models.jais2:Jais2ForCausalLM", ".models.jais2:Jais2Model")),
     "llama": Architecture(
         (
             ".models.llama:LlamaForCausalLM",
             ".models.llama:LlamaForSequenceClassification",
             ".models.llama:LlamaModel",
-        ),
-        ".processing.tokenizer:Tokenizer",
+        )
     ),
     "speech_to_text": Architecture(
         (
@@ -106,7 +98,7 @@ def architecture(model_type: str | None) -> Architecture:
         ) from None
 
 
-def model_class(config: dict[str, Any]) -> type:
+def model_class(config: dict[str, Any]) -> Any:
     """The model class for a checkpoint's config.json.
 
     Raises:
@@ -123,7 +115,7 @@ def load(
     revision: str | None = None,
     dtype: mx.Dtype | None = None,
     progress: bool = True,
-):
+) -> tuple[Any, Any]:
     """Load a model and what turns text and audio into its inputs.
 
     Args:
@@ -142,16 +134,13 @@ def load(
     """
     folder = resolve_checkpoint(path_or_repo, revision=revision, progress=progress)
     model = load_model(folder, dtype=dtype)
-    processor_class: Any = architecture(model.config.model_type).processor_class
-    return model, processor_class.from_pretrained(folder, name=str(path_or_repo))
+    row = architecture(model.config.model_type)
+    return model, row.processor_class.from_pretrained(folder, name=str(path_or_repo))
 
 
 def load_model(
-    path_or_repo: str | os.PathLike,
-    *,
-    revision: str | None = None,
-    dtype: mx.Dtype | None = None,
-):
+    path_or_repo: str | os.PathLike, *, revision: str | None = None, dtype: mx.Dtype | None = None
+) -> Any:
     """Load a model alone; arguments and errors as in `load`."""
     folder = resolve_checkpoint(path_or_repo, revision=revision)
     config = read_json(folder)
