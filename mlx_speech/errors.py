@@ -11,8 +11,6 @@
 Catch `MlxSpeechError` to catch all of them. Anything else that escapes the library is a bug.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -34,6 +32,12 @@ class MlxSpeechError(Exception):
         error = cls(_filled(template, values, option, str))
         error._about = template, {**values, "option": option}
         return error
+
+    @classmethod
+    def must_be(cls, option: str, value: Any, rule: str) -> Self:
+        """An error about an option whose value breaks a rule, such as "at least 1"."""
+        message = "{option} is {value!r}, but must be {rule}"
+        return cls.about(message, option=option, value=value, rule=rule)
 
     def with_hint(self, hint: str) -> Self:
         """The same error with more to do about it."""

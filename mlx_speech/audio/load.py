@@ -13,7 +13,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -25,13 +25,16 @@ from .recording import Recording, checked_rate, disk_errors, record
 SAMPLING_RATE = 16000
 """Rate of the speech models' audio, in Hz."""
 
+#: what recordings are read from, see `load_audio`
+AudioSource: TypeAlias = str | os.PathLike | np.ndarray | mx.array
+
 _BLOCK_FRAMES = 1 << 16
 _COPY_BYTES = 1 << 20
 _MAX_CHANNELS = 64
 
 
 def load_audio(
-    source: str | os.PathLike | np.ndarray | mx.array,
+    source: AudioSource,
     sampling_rate: int | None = None,
     target_sampling_rate: int = SAMPLING_RATE,
 ) -> mx.array:
@@ -59,7 +62,7 @@ def load_audio(
 
 
 def open_recording(
-    source: str | os.PathLike | np.ndarray | mx.array,
+    source: AudioSource,
     sampling_rate: int | None = None,
     target_sampling_rate: int = SAMPLING_RATE,
 ) -> Recording:

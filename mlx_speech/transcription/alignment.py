@@ -6,8 +6,6 @@ the end of a drawn-out one, and now and then in the silence before the first; a 
 quiet, and two words without a pause meet where the head has the space between them.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Sequence
@@ -17,7 +15,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
-from .ctc import ANY, BLANK, CTCVocabulary, best_paths, frames_needed
+from ..generation.protocols import Detokenizes
+from .ctc import ANY, BLANK, SPACE, CTCVocabulary, best_paths, frames_needed
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 
 #: quiet is what is so far below the loud parts of the letters, in dB,
@@ -110,43 +109,34 @@ def align_words(
     """
     logits = [np.asarray(mx.array(x, mx.float32)) for x in ctc_logits]
     prepared = [_units(text, vocabulary) for text in texts]
-    fitting = [
-        i
-        for i, (labels, _) in enumerate(prepared)
-        if labels and frames_needed(labels) <= len(logits[i])
-    ]
-    found = best_paths([logits[i] for i in fitting], [prepared[i][0] for i in fitting])
-    paths = dict(zip(fitting, found, strict=True))
+    needed = [frames_needed(labels) for labels, _ in prepared]
+    fitting = [i for i, count in enumerate(needed) if 0 < count <= len(logits[i])]
+    best = best_paths([logits[i] for i in fitting], [prepared[i][0] for i in fitting])
+    paths = dict(zip(fitting, best, strict=True))
     results = []
     for i, (labels, units) in enumerate(prepared):
-        frames = len(logits[i])
+        frames, count = len(logits[i]), len(labels)
         if i in paths:
-            edges = _edges(units, labels, paths[i], logits[i], levels[i], vocabulary)
+            edges = _edges(units, labels, paths[i], logits[i], levels[i])
         else:
-            edges = [
-                (unit.first * frames / len(labels), (unit.last + 1) * frames / len(labels))
-                for unit in units
-            ]
+            edges = [(u.first * frames / count, (u.last + 1) * frames / count) for u in units]
         results.append(_times(units, edges, starts[i]))
     return results
 
 
 def _units(text: str, vocabulary: CTCVocabulary) -> tuple[list[int], list[_Unit]]:
     """Labels of a text, and its words with theirs."""
-    space = vocabulary.space
     labels: list[int] = []
     units: list[_Unit] = []
     end = None
     for first, last in split_words(text):
-        word = text[first:last]
+        word, joined, end = text[first:last], end == first, last
         own = vocabulary.labels(word)
-        joined = end == first
-        end = last
         if joined and own == [ANY] and labels[-1] == ANY and units[-1].first == units[-1].last:
             units[-1].words.append(word)
             continue
         if units and not joined:
-            labels.append(space)
+            labels.append(SPACE)
         units.append(_Unit([word], len(labels), len(labels) + len(own) - 1))
         labels += own
     return labels, units
@@ -158,7 +148,6 @@ def _edges(
     path: tuple[np.ndarray, np.ndarray],
     logits: np.ndarray,
     level: np.ndarray,
-    vocabulary: CTCVocabulary,
 ) -> list[tuple[float, float]]:
     """Start and end of each unit, in frames.
 
@@ -167,7 +156,7 @@ def _edges(
     frame between its first and its last letter.
     """
     frames = len(logits)
-    first, last = _narrow(labels, path, logits, vocabulary)
+    first, last = _narrow(labels, path, logits)
     quiet_from, quiet_to = _quiet_runs(level, _threshold(level, first, last))
     begin = [int(first[unit.first]) for unit in units]
     final = [int(last[unit.last]) for unit in units]
@@ -178,14 +167,11 @@ def _edges(
         low, lowest = (final[i - 1] + 1, core[i - 1] + 1) if i else (0, 0)
         high, highest = (begin[i], core[i]) if i < len(units) else (frames, frames)
         outside = i in (0, len(units))
-        near = slice(
-            np.searchsorted(quiet_to, low), np.searchsorted(quiet_from, high, side="right")
-        )
-        runs_from = quiet_from[near].clip(lowest, highest)
-        runs_to = quiet_to[near].clip(lowest, highest)
-        size = runs_to - runs_from
-        if size.size and size.max() >= (1 if outside else PAUSE_FRAMES):
-            before, after = int(runs_from[size.argmax()]), int(runs_to[size.argmax()])
+        near = slice(quiet_to.searchsorted(low), quiet_from.searchsorted(high, side="right"))
+        runs = np.stack([quiet_from[near], quiet_to[near]], axis=1).clip(lowest, highest)
+        size = runs[:, 1] - runs[:, 0]
+        if size.max(initial=0) >= (1 if outside else PAUSE_FRAMES):
+            before, after = runs[size.argmax()].tolist()
         elif outside:
             before, after = frames, 0
         elif units[i].first - units[i - 1].last > 1:
@@ -200,17 +186,14 @@ def _edges(
 
 
 def _narrow(
-    labels: list[int],
-    path: tuple[np.ndarray, np.ndarray],
-    logits: np.ndarray,
-    vocabulary: CTCVocabulary,
+    labels: list[int], path: tuple[np.ndarray, np.ndarray], logits: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """First and last frame of each label; those of `ANY`, which takes every frame that it can get,
     without those around it in which there is nothing."""
     first, last = path
     for i in np.flatnonzero(np.array(labels) == ANY):
         best = logits[first[i] : last[i] + 1].argmax(axis=1)
-        labelled = np.flatnonzero((best != BLANK) & (best != vocabulary.space))
+        labelled = np.flatnonzero((best != BLANK) & (best != SPACE))
         if labelled.size:
             first[i], last[i] = first[i] + labelled[0], first[i] + labelled[-1]
     return first, last
@@ -242,7 +225,7 @@ def _times(units: list[_Unit], edges: list[tuple[float, float]], start: float) -
 
 
 def word_probabilities(
-    text: str, tokens: Sequence[int], logprobs: Sequence[float], tokenizer
+    text: str, tokens: Sequence[int], logprobs: Sequence[float], tokenizer: Detokenizes
 ) -> list[float]:
     """How sure the decoder was of each word that `split_words` finds.
 
@@ -272,7 +255,9 @@ def word_probabilities(
     ]
 
 
-def _token_spans(tokens: Sequence[int], whole: str, tokenizer) -> list[tuple[int, int]]:
+def _token_spans(
+    tokens: Sequence[int], whole: str, tokenizer: Detokenizes
+) -> list[tuple[int, int]]:
     """Which characters of their text come from each token, one only in part included."""
     spans, done = [], 0
     for count in range(1, len(tokens) + 1):
@@ -281,6 +266,5 @@ def _token_spans(tokens: Sequence[int], whole: str, tokenizer) -> list[tuple[int
         while done < min(len(so_far), len(whole)) and so_far[done] == whole[done]:
             done += 1
         # what is left over is the replacement character of one that is not complete yet
-        partly = len(so_far) > done
-        spans.append((start, done + partly))
+        spans.append((start, done + (len(so_far) > done)))
     return spans

@@ -12,7 +12,7 @@ from ..audio import Recording
 from ..errors import InputError
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .segmenter import Segmenter, Span
-from .vad import EnergyVAD, SpeechRegions
+from .vad import EnergyVAD, SpeechActivity, SpeechRegions
 
 #: speech sets in and fades out too faintly to stand out: up to these frames of it are missed.
 #: Times of segments are given with them; pauses are taken as they are detected, longer than they
@@ -42,27 +42,16 @@ class ChunkOptions:
         for name, least in (("chunk_duration", 1.0), ("min_silence", 0.1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InputError.about(
-                    "{option} is {value!r}, but must be a number of seconds",
-                    option=name,
-                    value=value,
-                )
+                raise InputError.must_be(name, value, "a number of seconds")
             if not least <= value < float("inf"):
-                raise InputError.about(
-                    "{option} is {value:g} s, but must be at least {least:g} s",
-                    option=name,
-                    value=value,
-                    least=least,
-                )
+                message = "{option} is {value:g} s, but must be at least {least:g} s"
+                raise InputError.about(message, option=name, value=value, least=least)
 
     def segmenter(self, window: int) -> Segmenter:
         """One for encoder frames, whose cuts are at multiples of `window`."""
-        frames = int(self.chunk_duration * FRAMES_PER_SECOND)
-        return Segmenter(
-            window=window,
-            max_frames=max(frames - frames % window, window),
-            min_silence=round(self.min_silence * FRAMES_PER_SECOND),
-        )
+        longest = max(int(self.chunk_duration * FRAMES_PER_SECOND), window)
+        pause = round(self.min_silence * FRAMES_PER_SECOND)
+        return Segmenter(window=window, max_frames=longest, min_silence=pause)
 
 
 @dataclass(frozen=True)
@@ -101,6 +90,38 @@ class AudioChunk:
         )
 
 
+class SpanFinder:
+    """Where to cut a recording that is still coming in: what the energy of its samples tells, and a
+    CTC head if there is one, goes through `SpeechRegions` to the segmenter."""
+
+    def __init__(self, segmenter: Segmenter):
+        self.segmenter = segmenter
+        self._energy, self._regions = EnergyVAD(), SpeechRegions()
+        # what the head and the energy say of frames of which the other has not said anything yet
+        self._letters, self._sound = SpeechActivity.none(), SpeechActivity.none()
+
+    def push(
+        self, samples: mx.array, letters: SpeechActivity | None = None, *, last: bool
+    ) -> list[Span]:
+        """Take in the next samples; returns the spans that are now certain.
+
+        Args:
+            letters: what the head says of the next frames; without a head what the energy does.
+            last: the recording ends with them.
+        """
+        sound = self._energy.push(samples)
+        if last:
+            sound += self._energy.finish()
+        self._letters += sound if letters is None else letters
+        self._sound += sound
+        known = min(len(self._letters), len(self._sound))
+        sounds = self._sound[:known].speech
+        speech = self._regions.push(self._letters[:known], sounds, last=last)
+        self._letters, self._sound = self._letters[known:], self._sound[known:]
+        spans = self.segmenter.push(speech)
+        return spans + self.segmenter.finish() if last else spans
+
+
 def energy_chunks(
     recording: Recording, options: ChunkOptions, max_seconds: float | None = None
 ) -> Iterator[AudioChunk]:
@@ -110,19 +131,11 @@ def energy_chunks(
         max_seconds: longest chunk that the model takes, if that is bounded.
     """
     longest = min(options.chunk_duration, max_seconds or options.chunk_duration)
-    segmenter = replace(options, chunk_duration=longest).segmenter(1)
-    energy, regions = EnergyVAD(), SpeechRegions()
+    finder = SpanFinder(replace(options, chunk_duration=longest).segmenter(1))
     part = _PART_FRAMES * FRAME_SAMPLES
     for start in range(0, recording.size, part):
         last = start + part >= recording.size
-        sound = energy.push(recording.read(start, start + part))
-        if last:
-            sound += energy.finish()
-        speech = regions.push(sound, sound.speech, last=last)
-        spans = segmenter.push(speech)
-        if last:
-            spans += segmenter.finish()
-        for span in spans:
+        for span in finder.push(recording.read(start, start + part), last=last):
             # what is left after the last frame, less than half of one, belongs to it
             rest = recording.size - span.end * FRAME_SAMPLES
             end = None if rest < FRAME_SAMPLES // 2 else span.end * FRAME_SAMPLES

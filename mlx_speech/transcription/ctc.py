@@ -11,6 +11,8 @@ import numpy as np
 
 #: label that stands for nothing, in all heads
 BLANK = 0
+#: label of what is between words, where the vocabulary is known
+SPACE = ord(" ")
 #: stands in a sequence of labels for sound that no label can be named for
 ANY = -1
 
@@ -77,26 +79,8 @@ class CTCVocabulary:
             return None
         if "\u3041" <= character <= "\u3096":
             character = chr(ord(character) + 0x60)
-        base = unicodedata.normalize("NFD", character)[0]
-        for candidate in (character, base):
-            label = self.label(candidate)
-            if label is not None:
-                return label
-        return ANY
-
-    def decode(self, labels: Sequence[int]) -> str:
-        """Text of labels; those that stand for nothing printable are left out."""
-        codes = (n if n < 256 else _KATAKANA + n - 256 for n in labels if n != BLANK)
-        return "".join(c for c in map(chr, codes) if c.isprintable())
-
-    def greedy_text(self, ctc_logits) -> str:
-        """The head's greedy text: each frame's best label, repetitions merged, blanks dropped.
-
-        Args:
-            ctc_logits: (frames, size).
-        """
-        best = np.asarray(ctc_logits).argmax(axis=-1)
-        return self.decode([int(label) for label, _ in itertools.groupby(best)]).strip()
+        labels = map(self.label, (character, unicodedata.normalize("NFD", character)[0]))
+        return next((label for label in labels if label is not None), ANY)
 
 
 def frames_needed(labels: Sequence[int]) -> int:
@@ -187,7 +171,6 @@ def _viterbi(
     for row, own in enumerate(labels):
         wanted = 2 * np.arange(len(own)) + 1
         own_path = path[: lengths[row], row]
-        found.append(
-            (own_path.searchsorted(wanted), own_path.searchsorted(wanted, side="right") - 1)
-        )
+        first, after = (own_path.searchsorted(wanted, side) for side in ("left", "right"))
+        found.append((first, after - 1))
     return found

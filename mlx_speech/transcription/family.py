@@ -1,14 +1,19 @@
 """What the pipeline asks of a family of speech models."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from ..audio import Recording
+from ..generation.protocols import Detokenizes
 from ..processing.request import TranscriptionRequest
 from .chunks import AudioChunk, ChunkOptions
 from .ctc import CTCVocabulary
+
+
+class SpeechProcessor(Protocol):
+    """What every family's processor has."""
+
+    tokenizer: Detokenizes
 
 
 class SpeechFamily(Protocol):

@@ -1,7 +1,5 @@
 """Transcription with Granite Speech: encoded once as a stream, cut by the CTC head."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,22 +7,26 @@ from typing import Any
 import mlx.core as mx
 
 from ..audio import Recording
+from ..models.granite_speech.model import GraniteSpeechForConditionalGeneration
+from ..processing.granite_speech import GraniteSpeechProcessor
 from ..processing.request import TranscriptionRequest
 from .alignment import frame_levels
-from .chunks import AudioChunk, ChunkOptions
-from .ctc import CTCVocabulary
+from .chunks import AudioChunk, ChunkOptions, SpanFinder
+from .ctc import SPACE, CTCVocabulary
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .segmenter import Span
-from .vad import EnergyVAD, SpeechActivity, SpeechRegions, ctc_vad
+from .vad import ctc_vad
 
 
 class GraniteSpeechTranscription:
     """See `SpeechFamily`; a chunk's `audio` is the projected audio, (audio tokens, hidden_size)."""
 
-    def __init__(self, model, processor):
+    def __init__(
+        self, model: GraniteSpeechForConditionalGeneration, processor: GraniteSpeechProcessor
+    ):
         self._model, self._processor = model, processor
         self.sampling_rate = processor.sampling_rate
-        self.ctc_vocabulary = CTCVocabulary.of_head(model.config.encoder_config.output_dim)
+        self.ctc_vocabulary = CTCVocabulary.of_head(model.encoder.config.output_dim)
 
     def text_language(self, request: TranscriptionRequest) -> str | None:
         return self._processor.text_language(request)
@@ -36,35 +38,25 @@ class GraniteSpeechTranscription:
         anything to decode, is what the encoder's CTC head says; the sound's energy has to agree
         that there is more than silence or steady noise, over which some heads mutter."""
         extractor = self._processor.audio_processor
-        segmenter = options.segmenter(extractor.projector_window_size)
-        space = self.ctc_vocabulary.space if self.ctc_vocabulary else None
-        stream, energy, regions = self._model.encode_stream(), EnergyVAD(), SpeechRegions()
+        finder = SpanFinder(options.segmenter(extractor.projector_window_size))
+        space = None if self.ctc_vocabulary is None else SPACE
+        stream = self._model.encode_stream()
         frames = 0
         hidden = logits = None
         held = 0  # the first frame of these
-        # what the head and the energy say of frames of which the other has not said anything yet
-        letters, sound = SpeechActivity.none(), SpeechActivity.none()
         for features, last in _with_last(extractor.stream(recording)):
             start, frames = frames, frames + len(features)
             end = None if last else frames * FRAME_SAMPLES
-            sound += energy.push(recording.read(start * FRAME_SAMPLES, end))
-            if last:
-                sound += energy.finish()
+            samples = recording.read(start * FRAME_SAMPLES, end)
             output = stream.push(features, last=last)
-            letters += ctc_vad(output.ctc_logits[0], space=space)
+            letters = ctc_vad(output.ctc_logits[0], space=space)
             hidden = _joined(hidden, output.last_hidden_state[0])
             logits = _joined(logits, output.ctc_logits[0])
             mx.eval(hidden, logits)
-            known = min(len(letters), len(sound))
-            speech = regions.push(letters[:known], sound[:known].speech, last=last)
-            letters, sound = letters[known:], sound[known:]
-            spans = segmenter.push(speech)
-            if last:
-                spans += segmenter.finish()
-            for span in spans:
+            for span in finder.push(samples, letters, last=last):
                 part = slice(span.start - held, span.end - held)
                 yield self._chunk(span, recording, hidden[part], logits[part], for_alignment)
-            needed = segmenter.start - held
+            needed = finder.segmenter.start - held
             # copies: slices would hold on to the whole
             hidden, logits = mx.contiguous(hidden[needed:]), mx.contiguous(logits[needed:])
             mx.eval(hidden, logits)

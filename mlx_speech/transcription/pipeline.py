@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -17,11 +16,13 @@ from typing import Any
 import mlx.core as mx
 
 from ..audio import SAMPLING_RATE, Recording, open_recording
+from ..audio.load import AudioSource
 from ..errors import CheckpointError, InputError, UnsupportedOptionError
+from ..generation.protocols import GenerativeModel
 from ..loading import architecture, load
 from ..processing.request import TranscriptionRequest
 from .chunks import AudioChunk, ChunkOptions
-from .family import SpeechFamily
+from .family import SpeechFamily, SpeechProcessor
 from .segment_decoder import SegmentDecoder
 from .transcript import Segment, Transcript, TranscriptionDelta
 
@@ -31,13 +32,13 @@ DEFAULT_MODEL = "ibm-granite/granite-speech-4.1-2b"
 BATCH_SIZE = 8
 
 #: what `load` takes, or what it returned
-Model = str | os.PathLike | tuple[Any, Any]
+Model = str | os.PathLike | tuple[GenerativeModel, SpeechProcessor]
 #: called with (seconds that are done, those of the recording)
 Progress = Callable[[float, float], None]
 
 
 def transcribe(
-    audio,
+    audio: AudioSource,
     model: Model = DEFAULT_MODEL,
     *,
     sampling_rate: int | None = None,
@@ -90,30 +91,20 @@ def transcribe(
         UnsupportedOptionError: the model was not trained for what is asked.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError.about(
-            "{batch_size} is {value!r}, but must be at least 1", value=batch_size
-        )
+        raise InputError.must_be("batch_size", batch_size, "at least 1")
     request = TranscriptionRequest(task, language, target_language, punctuate, prompt, keywords)
-    job = prepare(
-        audio,
-        model,
-        sampling_rate=sampling_rate,
-        request=request,
-        chunking=ChunkOptions(chunk_duration, min_silence),
-        word_timestamps=word_timestamps,
-        options={**options, "max_new_tokens": max_new_tokens},
-    )
+    chunking = ChunkOptions(chunk_duration, min_silence)
+    options["max_new_tokens"] = max_new_tokens
+    job = prepare(audio, model, sampling_rate, request, chunking, word_timestamps, options)
     segments: list[Segment] = []
-    with job.tracked(progress) as finished:
-        chunks = iter(job.chunks)
-        while batch := list(islice(chunks, batch_size)):
+    with job.recording:
+        for batch in job.batches(batch_size, progress):
             segments += job.decoder.decode(batch)
-            finished(batch)
     return job.transcript(segments)
 
 
 def stream_transcribe(
-    audio,
+    audio: AudioSource,
     model: Model = DEFAULT_MODEL,
     *,
     sampling_rate: int | None = None,
@@ -138,35 +129,18 @@ def stream_transcribe(
     generator of your own, or the `value` of the `StopIteration` that ends it.
     """
     request = TranscriptionRequest(task, language, target_language, punctuate, prompt, keywords)
-    job = prepare(
-        audio,
-        model,
-        sampling_rate=sampling_rate,
-        request=request,
-        chunking=ChunkOptions(chunk_duration, min_silence),
-        word_timestamps=word_timestamps,
-        options={**options, "max_new_tokens": max_new_tokens},
-        streaming=True,
-    )
+    chunking = ChunkOptions(chunk_duration, min_silence)
+    options["max_new_tokens"] = max_new_tokens
+    job = prepare(audio, model, sampling_rate, request, chunking, word_timestamps, options, True)
     return _stream(job, progress)
 
 
 def _stream(job: Job, progress: Progress | None) -> Generator[TranscriptionDelta, None, Transcript]:
     segments: list[Segment] = []
-    with job.tracked(progress) as finished:
-        for chunk in job.chunks:
+    with job.recording:
+        for (chunk,) in job.batches(1, progress):
             gap = " " if any(segment.text for segment in segments) else ""
-            pieces = job.decoder.stream(chunk)
-            while True:
-                try:
-                    piece = next(pieces)
-                except StopIteration as end:
-                    segments.append(end.value)
-                    break
-                yield TranscriptionDelta(gap + piece)
-                gap = ""
-            yield TranscriptionDelta("", segments[-1])
-            finished([chunk])
+            segments.append((yield from job.decoder.stream(chunk, gap)))
     return job.transcript(segments)
 
 
@@ -185,25 +159,18 @@ class Job:
     language: str | None
     regions: list[tuple[float, float]] = field(default_factory=list)
 
-    @contextmanager
-    def tracked(
-        self, progress: Progress | None
-    ) -> Iterator[Callable[[Sequence[AudioChunk]], None]]:
-        """Within it the recording is open; gives what to call with chunks that are decoded."""
-
-        def report(done: float) -> None:
-            if progress is not None:
-                progress(min(done, self.recording.duration), self.recording.duration)
-
-        def finished(chunks: Sequence[AudioChunk]) -> None:
-            self.regions += [region for chunk in chunks for region in chunk.regions]
+    def batches(self, size: int, progress: Progress | None) -> Iterator[list[AudioChunk]]:
+        """The chunks, so many at a time; each batch is decoded before the next is asked for."""
+        report = progress or (lambda done, total: None)
+        duration = self.recording.duration
+        chunks = iter(self.chunks)
+        report(0.0, duration)
+        while batch := list(islice(chunks, size)):
+            yield batch
+            self.regions += [region for chunk in batch for region in chunk.regions]
             mx.clear_cache()
-            report(chunks[-1].begin + chunks[-1].duration)
-
-        with self.recording:
-            report(0.0)
-            yield finished
-            report(self.recording.duration)
+            report(min(batch[-1].begin + batch[-1].duration, duration), duration)
+        report(duration, duration)
 
     def transcript(self, segments: list[Segment]) -> Transcript:
         """All segments together."""
@@ -217,9 +184,8 @@ class Job:
 
 
 def prepare(
-    audio,
+    audio: AudioSource,
     model: Model,
-    *,
     sampling_rate: int | None = None,
     request: TranscriptionRequest = TranscriptionRequest(),
     chunking: ChunkOptions = ChunkOptions(),
@@ -255,7 +221,7 @@ def prepare(
     return Job(recording, chunks, decoder, language)
 
 
-def speech_family(model, processor) -> SpeechFamily:
+def speech_family(model: GenerativeModel, processor: SpeechProcessor) -> SpeechFamily:
     """What its family adds to a model.
 
     Raises:

@@ -1,8 +1,5 @@
 """From chunks to their texts, several at a time."""
 
-from __future__ import annotations
-
-import dataclasses
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -11,14 +8,15 @@ from typing import Any
 from ..errors import ContextLengthError
 from ..generation import GenerationConfig
 from ..generation.api import Prefilled, prefill, resolve_config
+from ..generation.protocols import GenerativeModel
 from ..generation.repetition import find_loop
 from ..generation.streaming import answer_text, stream_text
 from ..processing.request import TranscriptionRequest
 from .alignment import align_words, split_words, word_probabilities
 from .chunks import AudioChunk
 from .ctc import CTCVocabulary
-from .family import SpeechFamily
-from .transcript import Segment, Word
+from .family import SpeechFamily, SpeechProcessor
+from .transcript import Segment, TranscriptionDelta, Word
 
 #: tokens that a text may have, for each second of audio (fast speech has 3 to 4, other scripts
 #: more), and besides
@@ -44,8 +42,8 @@ class SegmentDecoder:
         InputError: an option is unknown, or contradicts another.
     """
 
-    model: Any
-    processor: Any
+    model: GenerativeModel
+    processor: SpeechProcessor
     family: SpeechFamily
     request: TranscriptionRequest
     options: dict[str, Any]
@@ -84,10 +82,13 @@ class SegmentDecoder:
             segments.append(self._with_fallback(chunk, segment))
         return segments
 
-    def stream(self, chunk: AudioChunk) -> Generator[str, None, Segment]:
+    def stream(self, chunk: AudioChunk, gap: str) -> Generator[TranscriptionDelta, None, Segment]:
         """The text of one chunk, piece by piece as each is certain; returns the whole segment.
 
         What is out cannot be taken back: a text that runs into a loop ends where that is noticed.
+
+        Args:
+            gap: what comes before the text, if there is any.
         """
         arguments, _ = self._arguments([chunk], self.options)
         run = prefill(self.model, streaming=True, **arguments)
@@ -101,9 +102,11 @@ class SegmentDecoder:
             held += step.text
             if piece := held.rstrip():
                 held = held[len(piece) :]
-                yield piece
+                yield TranscriptionDelta(gap + piece)
+                gap = ""
         segment = self._segment(chunk, run, tokens, logprobs)
         self._place_words([chunk], [segment])
+        yield TranscriptionDelta("", segment)
         return segment
 
     def _arguments(
@@ -154,7 +157,8 @@ class SegmentDecoder:
             if end is None:
                 break
         segment = self._segment(chunk, run, row.tokens[:end], row.logprobs[:end])
-        return dataclasses.replace(segment, retried=True)
+        segment.retried = True
+        return segment
 
     def _segment(
         self, chunk: AudioChunk, run: Prefilled, tokens: list[int], logprobs: list[float]
@@ -185,13 +189,11 @@ class SegmentDecoder:
         """Give the words their times, all segments at once."""
         if self.vocabulary is None:
             return
-        placed = align_words(
-            [segment.text for segment in segments],
-            [chunk.ctc_logits for chunk in batch],
-            [chunk.levels_db for chunk in batch if chunk.levels_db is not None],
-            self.vocabulary,
-            [chunk.start for chunk in batch],
-        )
+        texts = [segment.text for segment in segments]
+        logits: list[Any] = [chunk.ctc_logits for chunk in batch]
+        levels: list[Any] = [chunk.levels_db for chunk in batch]
+        starts = [chunk.start for chunk in batch]
+        placed = align_words(texts, logits, levels, self.vocabulary, starts)
         for segment, times in zip(segments, placed, strict=True):
             for word, time in zip(segment.words, times, strict=True):
                 word.start, word.end = time.start, time.end

@@ -1,7 +1,5 @@
 """Where to cut a recording that is too long for a model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,11 +60,8 @@ class _Stretch:
 
     @property
     def margin(self) -> int:
-        return (
-            max(MARGIN_FRAMES, (WIDENED_FRAMES - self.last + self.first) // 2)
-            if self.short
-            else MARGIN_FRAMES
-        )
+        widened = (WIDENED_FRAMES - self.last + self.first) // 2
+        return max(MARGIN_FRAMES, widened) if self.short else MARGIN_FRAMES
 
 
 class Segmenter:
@@ -131,9 +126,7 @@ class Segmenter:
         self._level = np.concatenate([self._level, activity.level])
         spans = self._certain()
         needed = self._stretches[0].first if self._stretches else self._frames
-        self._level = self._level[
-            max(0, self._level.size - (self._frames - needed + LEVEL_FRAMES)) :
-        ]
+        self._level = self._level[-(self._frames - needed + LEVEL_FRAMES) :]
         return spans
 
     def finish(self) -> list[Span]:
@@ -256,9 +249,8 @@ class Segmenter:
         oldest = self._frames - self._level.size
 
         def level(edge: int) -> float:
-            return self._level[
-                max(0, edge - LEVEL_FRAMES - oldest) : edge + LEVEL_FRAMES - oldest
-            ].mean()
+            first = max(0, edge - LEVEL_FRAMES - oldest)
+            return self._level[first : edge + LEVEL_FRAMES - oldest].mean()
 
         return min(range(low, high + 1, self.window), key=level)
 

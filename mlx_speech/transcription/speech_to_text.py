@@ -1,12 +1,11 @@
 """Transcription with Speech2Text: cut by the energy of the sound, encoded chunk by chunk."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..audio import Recording
 from ..processing.request import TranscriptionRequest
+from ..processing.speech_to_text import Speech2TextProcessor
 from .chunks import AudioChunk, ChunkOptions, energy_chunks
 
 
@@ -16,7 +15,7 @@ class Speech2TextTranscription:
     #: there is no CTC head to align words with
     ctc_vocabulary = None
 
-    def __init__(self, model, processor):
+    def __init__(self, model: object, processor: Speech2TextProcessor):
         self._processor = processor
         self.sampling_rate = processor.sampling_rate
 

@@ -1,7 +1,5 @@
 """What a transcription gives."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 

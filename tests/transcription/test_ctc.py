@@ -138,7 +138,8 @@ def test_greedy_text_of_the_reference(tiny, reference, name):
     name = f"synthetic/{name}." + ("wav" if name == "short" else "flac")
     features = processor.audio_processor.log_mel(load_audio(find_recording(name)))
     logits = model.encoder(features[None]).ctc_logits[0]
-    assert LATIN.greedy_text(logits) == reference["files"][name]["ctc"]
+    best = [label for label, _ in itertools.groupby(logits.argmax(axis=-1).tolist())]
+    assert "".join(map(chr, filter(None, best))).strip() == reference["files"][name]["ctc"]
 
 
 def test_heads_without_a_vocabulary():
@@ -178,10 +179,10 @@ def test_labels(vocabulary, word, expected):
     assert vocabulary.labels(word) == expected
 
 
-def test_label_and_decode_are_inverse():
+def test_labels_are_code_points():
     for vocabulary in (LATIN, KANA):
-        known = [n for n in range(vocabulary.size) if vocabulary.decode([n])]
-        assert [vocabulary.label(vocabulary.decode([n])) for n in known] == known
+        characters = [*range(256), *range(0x30A1, 0x30A1 + vocabulary.size - 256)]
+        known = [n for n, code in enumerate(characters) if vocabulary.label(chr(code)) == n]
         assert vocabulary.size - len(known) == 67  # the blank, control characters, two odd spaces
     assert LATIN.label("カ") is None
     assert KANA.label("\u30fd") is None
@@ -193,9 +194,3 @@ def test_every_word_has_labels(word):
         labels = vocabulary.labels(word)
         assert labels
         assert all(0 < label < vocabulary.size or label == ANY for label in labels)
-
-
-def test_greedy_merges_and_drops():
-    line = [0, 8, 104, 104, 0, 105, 105, 0, 105, 32, 0, 32]
-    logits = np.eye(256, dtype=np.float32)[line]
-    assert LATIN.greedy_text(logits) == "hii"
