@@ -16,8 +16,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..generation.protocols import Detokenizes
-from .ctc import ANY, BLANK, SPACE, CTCVocabulary, best_paths, frames_needed
-from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
+from .ctc import ANY, BLANK, SPACE, CTCVocabulary, LabelFrames, best_paths
+from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND, runs
 
 #: quiet is what is so far below the loud parts of the letters, in dB,
 QUIET_DB = 30.0
@@ -109,17 +109,14 @@ def align_words(
     """
     logits = [np.asarray(mx.array(x, mx.float32)) for x in ctc_logits]
     prepared = [_units(text, vocabulary) for text in texts]
-    needed = [frames_needed(labels) for labels, _ in prepared]
-    fitting = [i for i, count in enumerate(needed) if 0 < count <= len(logits[i])]
-    best = best_paths([logits[i] for i in fitting], [prepared[i][0] for i in fitting])
-    paths = dict(zip(fitting, best, strict=True))
+    paths = best_paths(logits, [labels for labels, _ in prepared])
     results = []
-    for i, (labels, units) in enumerate(prepared):
+    for i, ((labels, units), path) in enumerate(zip(prepared, paths, strict=True)):
         frames, count = len(logits[i]), len(labels)
-        if i in paths:
-            edges = _edges(units, labels, paths[i], logits[i], levels[i])
-        else:
+        if path is None:
             edges = [(u.first * frames / count, (u.last + 1) * frames / count) for u in units]
+        else:
+            edges = _edges(units, labels, path, logits[i], levels[i])
         results.append(_times(units, edges, starts[i]))
     return results
 
@@ -143,11 +140,7 @@ def _units(text: str, vocabulary: CTCVocabulary) -> tuple[list[int], list[_Unit]
 
 
 def _edges(
-    units: list[_Unit],
-    labels: list[int],
-    path: tuple[np.ndarray, np.ndarray],
-    logits: np.ndarray,
-    level: np.ndarray,
+    units: list[_Unit], labels: list[int], path: LabelFrames, logits: np.ndarray, level: np.ndarray
 ) -> list[tuple[float, float]]:
     """Start and end of each unit, in frames.
 
@@ -157,37 +150,35 @@ def _edges(
     """
     frames = len(logits)
     first, last = _narrow(labels, path, logits)
-    quiet_from, quiet_to = _quiet_runs(level, _threshold(level, first, last))
+    letters = np.concatenate([level[first], level[last]])
+    loud, floor = np.quantile(letters, 0.9), np.quantile(level, 0.05)
+    quiet = runs(level < max(loud - QUIET_DB, floor + QUIET_PART * (loud - floor)))
     begin = [int(first[unit.first]) for unit in units]
-    final = [int(last[unit.last]) for unit in units]
-    core = [b + int(level[b : f + 1].argmax()) for b, f in zip(begin, final, strict=True)]
+    after_end = [int(last[unit.last]) + 1 for unit in units]
+    core = [b + int(level[b:e].argmax()) for b, e in zip(begin, after_end, strict=True)]
+    # the gaps between the letters, and how far a pause may reach into the words around them
+    gaps = zip([0, *after_end], [*begin, frames], strict=True)
+    reach = zip([0, *(frame + 1 for frame in core)], [*core, frames], strict=True)
     starts, ends = [], []
-    for i in range(len(units) + 1):
-        # the gap between the letters, and how far a pause may reach into the words around it
-        low, lowest = (final[i - 1] + 1, core[i - 1] + 1) if i else (0, 0)
-        high, highest = (begin[i], core[i]) if i < len(units) else (frames, frames)
+    for i, ((low, high), within) in enumerate(zip(gaps, reach, strict=True)):
         outside = i in (0, len(units))
-        near = slice(quiet_to.searchsorted(low), quiet_from.searchsorted(high, side="right"))
-        runs = np.stack([quiet_from[near], quiet_to[near]], axis=1).clip(lowest, highest)
-        size = runs[:, 1] - runs[:, 0]
+        near = slice(quiet[:, 1].searchsorted(low), quiet[:, 0].searchsorted(high, side="right"))
+        pauses = quiet[near].clip(*within)
+        size = pauses[:, 1] - pauses[:, 0]
         if size.max(initial=0) >= (1 if outside else PAUSE_FRAMES):
-            before, after = runs[size.argmax()].tolist()
+            before, after = pauses[size.argmax()].tolist()
         elif outside:
             before, after = frames, 0
         elif units[i].first - units[i - 1].last > 1:
             before = after = int(first[units[i].first - 1])
         else:
             before = after = (low + high) // 2
-        if i:
-            ends.append(min(before, final[i - 1] + 1 + REACH_FRAMES))
-        if i < len(units):
-            starts.append(max(after, begin[i] - REACH_FRAMES))
-    return list(zip(starts, ends, strict=True))
+        ends.append(min(before, low + REACH_FRAMES))
+        starts.append(max(after, high - REACH_FRAMES))
+    return list(zip(starts[:-1], ends[1:], strict=True))
 
 
-def _narrow(
-    labels: list[int], path: tuple[np.ndarray, np.ndarray], logits: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _narrow(labels: list[int], path: LabelFrames, logits: np.ndarray) -> LabelFrames:
     """First and last frame of each label; those of `ANY`, which takes every frame that it can get,
     without those around it in which there is nothing."""
     first, last = path
@@ -197,20 +188,6 @@ def _narrow(
         if labelled.size:
             first[i], last[i] = first[i] + labelled[0], first[i] + labelled[-1]
     return first, last
-
-
-def _threshold(level: np.ndarray, first: np.ndarray, last: np.ndarray) -> float:
-    """The level below which a frame is quiet."""
-    of_letters = np.concatenate([level[first], level[last]])
-    loud, floor = np.quantile(of_letters, 0.9), np.quantile(level, 0.05)
-    return max(loud - QUIET_DB, floor + QUIET_PART * (loud - floor))
-
-
-def _quiet_runs(level: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Where runs of quiet frames begin, and where they have ended."""
-    quiet = np.concatenate([[False], level < threshold, [False]])
-    changes = np.flatnonzero(quiet[1:] != quiet[:-1])
-    return changes[::2], changes[1::2]
 
 
 def _times(units: list[_Unit], edges: list[tuple[float, float]], start: float) -> list[WordTime]:

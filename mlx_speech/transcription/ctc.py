@@ -15,6 +15,8 @@ BLANK = 0
 SPACE = ord(" ")
 #: stands in a sequence of labels for sound that no label can be named for
 ANY = -1
+#: first and last frame of each of n labels, (n,) each
+LabelFrames = tuple[np.ndarray, np.ndarray]
 
 _KATAKANA = 0x30A1
 #: the lowest score that a frame has for a label, relative to its best one: as good as never, and a
@@ -90,7 +92,7 @@ def frames_needed(labels: Sequence[int]) -> int:
 
 def best_paths(
     ctc_logits: Sequence[np.ndarray], labels: Sequence[Sequence[int]]
-) -> list[tuple[np.ndarray, np.ndarray]]:
+) -> list[LabelFrames | None]:
     """Where each of several segments most likely has each of its labels.
 
     The Viterbi path through the CTC trellis (Graves and others, "Connectionist Temporal
@@ -101,13 +103,16 @@ def best_paths(
 
     Args:
         ctc_logits: (frames, size) of each segment, float32; logits or log-probabilities.
-        labels: of each segment, at least one, and no more than fit (`frames_needed`).
+        labels: of each segment.
 
     Returns:
-        First and last frame of each label, (labels,) each, for each segment.
+        First and last frame of each label, (labels,) each, for each segment; None for one without
+        labels, and where more are than fit (`frames_needed`).
     """
-    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    order = sorted(range(len(labels)), key=lambda i: len(ctc_logits[i]))
+    found: dict[int, LabelFrames] = {}
+    needed = [frames_needed(own) for own in labels]
+    fitting = [i for i, count in enumerate(needed) if 0 < count <= len(ctc_logits[i])]
+    order = sorted(fitting, key=lambda i: len(ctc_logits[i]))
     while order:
         batch = [order.pop()]
         frames, size = ctc_logits[batch[0]].shape
@@ -118,20 +123,18 @@ def best_paths(
                 break
             batch.append(order.pop())
             width = wider
-        paths = _viterbi([ctc_logits[i] for i in batch], [labels[i] for i in batch], width)
+        paths = _viterbi([ctc_logits[i] for i in batch], [labels[i] for i in batch])
         found |= zip(batch, paths, strict=True)
-    return [found[i] for i in range(len(labels))]
+    return [found.get(i) for i in range(len(labels))]
 
 
-def _viterbi(
-    ctc_logits: list[np.ndarray], labels: list[Sequence[int]], width: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _viterbi(ctc_logits: list[np.ndarray], labels: list[Sequence[int]]) -> list[LabelFrames]:
     """`best_paths` of one batch, the longest segment first, so that at each frame the segments
     that have one are the first so many.
 
     State 2 i + 1 is label i, the even ones are the blanks before, between and after.
     """
-    size, frames, states = len(labels), len(ctc_logits[0]), 2 * width + 1
+    size, frames, states = len(labels), len(ctc_logits[0]), 2 * max(map(len, labels)) + 1
     scores = np.zeros((frames, size, ctc_logits[0].shape[1] + 1), np.float32)  # the last one: ANY
     columns = np.full((size, states), BLANK)
     skip = np.full((size, states), -np.inf, np.float32)  # cost of going past the blank before

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -44,7 +45,8 @@ class GraniteSpeechTranscription:
         frames = 0
         hidden = logits = None
         held = 0  # the first frame of these
-        for features, last in _with_last(extractor.stream(recording)):
+        for features, following in pairwise(chain(extractor.stream(recording), [None])):
+            last = following is None
             start, frames = frames, frames + len(features)
             end = None if last else frames * FRAME_SAMPLES
             samples = recording.read(start * FRAME_SAMPLES, end)
@@ -86,15 +88,6 @@ class GraniteSpeechTranscription:
         self, chunks: Sequence[AudioChunk], request: TranscriptionRequest
     ) -> dict[str, Any]:
         return self._processor.audio_inputs([chunk.audio for chunk in chunks], request)
-
-
-def _with_last(parts: Iterator[mx.array]) -> Iterator[tuple[mx.array, bool]]:
-    """Each part, and whether it is the last one."""
-    previous = next(parts)
-    for part in parts:
-        yield previous, False
-        previous = part
-    yield previous, True
 
 
 def _joined(before: mx.array | None, after: mx.array) -> mx.array:

@@ -96,11 +96,9 @@ def transcribe(
     chunking = ChunkOptions(chunk_duration, min_silence)
     options["max_new_tokens"] = max_new_tokens
     job = prepare(audio, model, sampling_rate, request, chunking, word_timestamps, options)
-    segments: list[Segment] = []
     with job.recording:
-        for batch in job.batches(batch_size, progress):
-            segments += job.decoder.decode(batch)
-    return job.transcript(segments)
+        batches = job.batches(batch_size, progress)
+        return job.transcript([s for batch in batches for s in job.decoder.decode(batch)])
 
 
 def stream_transcribe(
@@ -174,13 +172,8 @@ class Job:
 
     def transcript(self, segments: list[Segment]) -> Transcript:
         """All segments together."""
-        return Transcript(
-            text=" ".join(segment.text for segment in segments if segment.text),
-            language=self.language,
-            duration=self.recording.duration,
-            segments=segments,
-            regions=self.regions,
-        )
+        text = " ".join(segment.text for segment in segments if segment.text)
+        return Transcript(text, self.language, self.recording.duration, segments, self.regions)
 
 
 def prepare(

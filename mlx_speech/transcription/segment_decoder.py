@@ -14,7 +14,6 @@ from ..generation.streaming import answer_text, stream_text
 from ..processing.request import TranscriptionRequest
 from .alignment import align_words, split_words, word_probabilities
 from .chunks import AudioChunk
-from .ctc import CTCVocabulary
 from .family import SpeechFamily, SpeechProcessor
 from .transcript import Segment, TranscriptionDelta, Word
 
@@ -53,11 +52,8 @@ class SegmentDecoder:
     def __post_init__(self):
         resolve_config(self.model, self.options, self.streaming)
         self._tokenizer = self.processor.tokenizer
-
-    @property
-    def vocabulary(self) -> CTCVocabulary | None:
-        """Of the CTC head, where words are to be told."""
-        return self.family.ctc_vocabulary if self.word_timestamps else None
+        #: of the CTC head, where words are to be told
+        self.vocabulary = self.family.ctc_vocabulary if self.word_timestamps else None
 
     def decode(self, batch: Sequence[AudioChunk]) -> list[Segment]:
         """The texts of a batch: each is what the chunk gives alone.
@@ -169,14 +165,8 @@ class SegmentDecoder:
         text = answer_text(run, tokens, self._tokenizer).rstrip()
         forced = 1 if run.config.forced_bos_token_id is not None else 0
         free = logprobs[forced:] or logprobs  # the model had no choice there
-        segment = Segment(
-            start=chunk.start,
-            end=chunk.end,
-            text=text,
-            tokens=kept,
-            avg_logprob=sum(free) / len(free),
-            truncated=not run.stopping(tokens),
-        )
+        segment = Segment(chunk.start, chunk.end, text, kept, avg_logprob=sum(free) / len(free))
+        segment.truncated = not run.stopping(tokens)
         if self.vocabulary is not None:
             probabilities = word_probabilities(text, kept, logprobs[: len(kept)], self._tokenizer)
             segment.words = [

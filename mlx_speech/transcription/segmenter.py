@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import InputError
+from .frames import runs
 from .vad import SpeechActivity
 
 # All of these are frames of 20 ms.
@@ -119,9 +120,14 @@ class Segmenter:
 
     def push(self, activity: SpeechActivity) -> list[Span]:
         """Take in the next frames; returns the spans that are now certain."""
-        edges = np.flatnonzero(np.diff(activity.speech.astype(np.int8), prepend=0, append=0))
-        for first, last in (edges.reshape(-1, 2) + self._frames).tolist():
-            self._add(first, last)
+        for first, last in (runs(activity.speech) + self._frames).tolist():
+            latest = self._stretches[-1] if self._stretches else None
+            if latest is None or first - latest.last >= self._min_silence:
+                self._stretches.append(_Stretch(first, last))
+                continue
+            if first > latest.last:
+                latest.pauses.append((latest.last, first))
+            latest.last = last
         self._frames += len(activity)
         self._level = np.concatenate([self._level, activity.level])
         spans = self._certain()
@@ -133,16 +139,6 @@ class Segmenter:
         """The recording ends here; returns the remaining spans."""
         self._finished = True
         return self._certain()
-
-    def _add(self, first: int, last: int) -> None:
-        """One more run of speech."""
-        latest = self._stretches[-1] if self._stretches else None
-        if latest is None or first - latest.last >= self._min_silence:
-            self._stretches.append(_Stretch(first, last))
-            return
-        if first > latest.last:
-            latest.pauses.append((latest.last, first))
-        latest.last = last
 
     def _certain(self) -> list[Span]:
         spans = []
@@ -170,7 +166,7 @@ class Segmenter:
     def _overfull(self, stretch: _Stretch) -> bool:
         """Whether it is so long that no cut of its first span can be too near its end."""
         longest = self._start(stretch) + self.max_frames
-        return min(stretch.last, self._frames) >= longest + max(self._fair, LEVEL_FRAMES)
+        return stretch.last >= longest + max(self._fair, LEVEL_FRAMES)
 
     def _fits(self, stretch: _Stretch, following: _Stretch) -> bool:
         """Whether both fit in one span."""
@@ -247,12 +243,9 @@ class Segmenter:
     def _quietest(self, low: int, high: int) -> int:
         """The multiple of `window` in [low, high] with the lowest level around it."""
         oldest = self._frames - self._level.size
-
-        def level(edge: int) -> float:
-            first = max(0, edge - LEVEL_FRAMES - oldest)
-            return self._level[first : edge + LEVEL_FRAMES - oldest].mean()
-
-        return min(range(low, high + 1, self.window), key=level)
+        edges = range(low, high + 1, self.window)
+        around = [(max(0, e - LEVEL_FRAMES - oldest), e + LEVEL_FRAMES - oldest) for e in edges]
+        return edges[np.argmin([self._level[first:last].mean() for first, last in around])]
 
     def _around(self, last: int, first: int, margin: int = MARGIN_FRAMES) -> tuple[int, int]:
         """Where the span before a pause ends and the one after it starts."""
