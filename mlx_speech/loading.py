@@ -52,34 +52,31 @@ def _imported(place: str) -> Any:
     return getattr(import_module(module, __package__), name)
 
 
-_GRANITE_SPEECH = (
-    ".processing.granite_speech:GraniteSpeechProcessor",
-    ".transcription.granite_speech:GraniteSpeechTranscription",
-)
+def _family(module: str, models: list[str], *speech: str) -> Architecture:
+    """The row of a family of this package, whose modules have one name.
+
+    speech: the classes in `processing` and in `transcription`, if there are some.
+    """
+    folders = zip(("processing", "transcription"), speech, strict=False)
+    places = [f".{folder}.{module}:{name}" for folder, name in folders]
+    return Architecture(tuple(f".models.{module}:{name}" for name in models), *places)
+
+
+_GRANITE_SPEECH = ("GraniteSpeechProcessor", "GraniteSpeechTranscription")
+_SPEECH2TEXT = ("Speech2TextProcessor", "Speech2TextTranscription")
 #: `model_type` of config.json -> the family
 ARCHITECTURES = {
-    "granite": Architecture((".models.granite:GraniteForCausalLM", ".models.granite:GraniteModel")),
-    "granite_speech": Architecture(
-        (".models.granite_speech:GraniteSpeechForConditionalGeneration",), *_GRANITE_SPEECH
+    "granite": _family("granite", ["GraniteForCausalLM", "GraniteModel"]),
+    "granite_speech": _family(
+        "granite_speech", ["GraniteSpeechForConditionalGeneration"], *_GRANITE_SPEECH
     ),
-    "granite_speech_plus": Architecture(
-        (".models.granite_speech:GraniteSpeechPlusForConditionalGeneration",), *_GRANITE_SPEECH
+    "granite_speech_plus": _family(
+        "granite_speech", ["GraniteSpeechPlusForConditionalGeneration"], *_GRANITE_SPEECH
     ),
-    "jais2": Architecture((".models.jais2:Jais2ForCausalLM", ".models.jais2:Jais2Model")),
-    "llama": Architecture(
-        (
-            ".models.llama:LlamaForCausalLM",
-            ".models.llama:LlamaForSequenceClassification",
-            ".models.llama:LlamaModel",
-        )
-    ),
-    "speech_to_text": Architecture(
-        (
-            ".models.speech_to_text:Speech2TextForConditionalGeneration",
-            ".models.speech_to_text:Speech2TextModel",
-        ),
-        ".processing.speech_to_text:Speech2TextProcessor",
-        ".transcription.speech_to_text:Speech2TextTranscription",
+    "jais2": _family("jais2", ["Jais2ForCausalLM", "Jais2Model"]),
+    "llama": _family("llama", ["LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel"]),
+    "speech_to_text": _family(
+        "speech_to_text", ["Speech2TextForConditionalGeneration", "Speech2TextModel"], *_SPEECH2TEXT
     ),
 }
 
