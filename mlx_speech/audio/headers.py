@@ -1,7 +1,5 @@
 """What the headers of sound files promise, checked where libsndfile believes them or guesses."""
 
-from __future__ import annotations
-
 import io
 import os
 import struct
@@ -9,11 +7,17 @@ import struct
 from ..errors import AudioError
 
 #: what to do with a damaged recording, for messages
-SALVAGE = "get a whole copy, or have an audio editor save what is readable of it"
+_SALVAGE = "get a whole copy, or have an audio editor save what is readable of it"
 
 # From here on, the size in a WAV header is what a program writes that cannot know it: sox, arecord
 # and ffmpeg, when they write to a pipe.
 _UNKNOWN_WAV_BYTES = 0x7FFFF000
+
+
+def damaged(name: str, reason: str = "") -> AudioError:
+    """The error for a file that is not whole."""
+    detail = f" ({reason})" if reason else ""
+    return AudioError(f"{name} is damaged or cut short{detail}: {_SALVAGE}")
 
 
 class _Patched(io.FileIO):
@@ -24,12 +28,11 @@ class _Patched(io.FileIO):
         self._position = position
 
     def readinto(self, buffer) -> int:
-        start = self.tell()
+        first = self._position - self.tell()
         length = super().readinto(buffer)
         with memoryview(buffer).cast("B") as view:
-            for at in range(self._position - start, self._position + 4 - start):
-                if 0 <= at < length:
-                    view[at] = 0xFF
+            for at in range(max(0, first), min(first + 4, length)):
+                view[at] = 0xFF
         return length
 
 
@@ -39,8 +42,7 @@ def checked_size(file: io.FileIO, name: str) -> io.FileIO:
     libsndfile shortens a recording silently to what is there, and believes a length of 0.
     """
     size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    head = file.read(12)
+    head = _read_at(file, 0, 12)
     missing = False
     order = {b"RIFF": "<", b"RF64": "<", b"RIFX": ">", b"FORM": ">"}.get(head[:4])
     if head[:4] == b"RIFF" and size > 1 << 32:
@@ -65,7 +67,7 @@ def checked_size(file: io.FileIO, name: str) -> io.FileIO:
         page = tail[max(0, tail.rfind(b"OggS")) :]
         missing = len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
     if missing:
-        raise AudioError(f"{name} is cut short, its header promises more: {SALVAGE}")
+        raise AudioError(f"{name} is cut short, its header promises more: {_SALVAGE}")
     file.seek(0)
     return file
 

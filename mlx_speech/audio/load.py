@@ -19,8 +19,10 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import AudioError
+from .av_reader import read_media
 from .headers import lacks_length
-from .recording import Recording, checked_rate, disk_errors, record
+from .recording import BLOCK_FRAMES, Recording, checked_rate, disk_errors, record
+from .soundfile_reader import NotDecodedError, read_sound
 
 SAMPLING_RATE = 16000
 """Rate of the speech models' audio, in Hz."""
@@ -28,15 +30,18 @@ SAMPLING_RATE = 16000
 #: what recordings are read from, see `load_audio`
 AudioSource: TypeAlias = str | os.PathLike | np.ndarray | mx.array
 
-_BLOCK_FRAMES = 1 << 16
 _COPY_BYTES = 1 << 20
 _MAX_CHANNELS = 64
+#: what can be wrong with a path; of other errors the system's own words are told
+_PATH_ERRORS: dict[type[Exception], str] = {
+    FileNotFoundError: "does not exist: check the path",
+    IsADirectoryError: "is a folder: name the recordings in it",
+    PermissionError: "may not be read: check its permissions",
+}
 
 
 def load_audio(
-    source: AudioSource,
-    sampling_rate: int | None = None,
-    target_sampling_rate: int = SAMPLING_RATE,
+    source: AudioSource, sampling_rate: int | None = None, target_sampling_rate: int = SAMPLING_RATE
 ) -> mx.array:
     """Read a recording as mono float32 samples, shape (samples,), at `target_sampling_rate` hertz.
 
@@ -62,9 +67,7 @@ def load_audio(
 
 
 def open_recording(
-    source: AudioSource,
-    sampling_rate: int | None = None,
-    target_sampling_rate: int = SAMPLING_RATE,
+    source: AudioSource, sampling_rate: int | None = None, target_sampling_rate: int = SAMPLING_RATE
 ) -> Recording:
     """Decode a recording of any length, to be read part by part; memory holds a part of it only.
 
@@ -73,9 +76,8 @@ def open_recording(
     target = checked_rate(target_sampling_rate, "target_sampling_rate")
     if isinstance(source, (np.ndarray, mx.array)):
         if sampling_rate is None:
-            raise AudioError(
-                "an array does not tell its sampling rate: pass sampling_rate, in hertz"
-            )
+            message = "an array does not tell its sampling rate: pass sampling_rate, in hertz"
+            raise AudioError(message)
         rate = checked_rate(sampling_rate, "sampling_rate")
         return record(_array_blocks(source), rate, target, "the array")
     if not isinstance(source, (str, os.PathLike)):
@@ -95,19 +97,24 @@ def open_recording(
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
         if not path.lower().startswith(("http://", "https://")):
             raise AudioError(f"{name} is an address, not a file: download it first")
-        from .av_reader import read_address
-
-        return read_address(path, name, target)
+        joined = re.search(r"\.mp3($|[?#])", path, re.IGNORECASE) is not None
+        return read_media(path, name, target, joined=joined)
     with contextlib.ExitStack() as stack:
         if from_stdin:
             file = spool_to_disk(sys.stdin.buffer, name, stack)
         else:
-            file = stack.enter_context(open_file(path, name))
+            with _reading(name):
+                file = stack.enter_context(open(path, "rb", buffering=0))
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 file = spool_to_disk(file, name, stack)  # a pipe cannot seek
         if not os.fstat(file.fileno()).st_size:
             raise AudioError(f"{name} is empty (0 bytes): record or copy it again")
-        return _decode(file, name, target)
+        joined = lacks_length(file)
+        if not joined:
+            with contextlib.suppress(NotDecodedError):
+                return read_sound(file, name, target)
+        file.seek(0)
+        return read_media(file, name, target, joined=joined)
 
 
 def _array_blocks(array: np.ndarray | mx.array) -> Iterator[np.ndarray]:
@@ -125,8 +132,8 @@ def _array_blocks(array: np.ndarray | mx.array) -> Iterator[np.ndarray]:
             f"the array has shape {tuple(array.shape)}, which is not (channels, samples) with 1 to"
             f" {_MAX_CHANNELS} channels and more samples than channels: transpose it?"
         )
-    for start in range(0, max(samples, 1), _BLOCK_FRAMES):  # the type of none is checked, too
-        yield _as_floats(array[:, start : start + _BLOCK_FRAMES]).T
+    for start in range(0, max(samples, 1), BLOCK_FRAMES):  # the type of none is checked, too
+        yield _as_floats(array[:, start : start + BLOCK_FRAMES]).T
 
 
 def _as_floats(array: np.ndarray | mx.array) -> np.ndarray:
@@ -149,29 +156,14 @@ def _as_floats(array: np.ndarray | mx.array) -> np.ndarray:
         return array.astype(np.float32, copy=False)
 
 
-# Files
-
-
-def open_file(path: str, name: str) -> io.FileIO:
-    with _reading(name):
-        return open(path, "rb", buffering=0)
-
-
 @contextlib.contextmanager
 def _reading(name: str) -> Iterator[None]:
     """Around opening or reading a file: what fails becomes an AudioError."""
     try:
         yield
-    except FileNotFoundError:
-        raise AudioError(f"{name} does not exist: check the path") from None
-    except IsADirectoryError:
-        raise AudioError(f"{name} is a folder: name the recordings in it") from None
-    except PermissionError:
-        raise AudioError(f"{name} may not be read: check its permissions") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        raise AudioError(
-            f"{name} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        other = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise AudioError(f"{name} {_PATH_ERRORS.get(type(error), other)}") from None
 
 
 def spool_to_disk(source: BinaryIO, name: str, stack: contextlib.ExitStack) -> io.FileIO:
@@ -185,14 +177,3 @@ def spool_to_disk(source: BinaryIO, name: str, stack: contextlib.ExitStack) -> i
                 return copy
             while data:
                 data = data[copy.write(data) :]
-
-
-def _decode(file: io.FileIO, name: str, target: float) -> Recording:
-    from .av_reader import read_file
-    from .soundfile_reader import NotDecodedError, read_sound
-
-    joined = lacks_length(file)
-    if not joined:
-        with contextlib.suppress(NotDecodedError):
-            return read_sound(file, name, target)
-    return read_file(file, name, target, joined=joined)

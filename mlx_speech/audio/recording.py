@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import AudioError
 
+BLOCK_FRAMES = 1 << 16  #: frames that are decoded together
 # What memory may hold of a recording; ten minutes at the models' rate. The rest goes to disk.
 _MEMORY_SAMPLES = 600 * 16000
 _SAMPLE_BYTES = 4
@@ -76,41 +77,33 @@ def record(blocks: Iterable[np.ndarray], rate: float, target: float, name: str) 
         AudioError: there are no samples, or they are not finite, or integers passed as floats; or
             they do not fit the disk. `name` says whose they are.
     """
-    recording = Recording(target)
-    try:
-        _fill(recording, blocks, rate, target, name)
-    except BaseException:
-        recording.close()
-        raise
-    return recording
-
-
-def _fill(recording: Recording, blocks, rate: float, target: float, name: str) -> None:
     resampler = None
     if rate != target:
         import soxr
 
         resampler = soxr.ResampleStream(rate, target, 1, dtype="float32", quality="HQ")
     frames, peak, whole_numbers = 0, 0.0, True
-    for block in blocks:
-        if not len(block):
-            continue
-        if not np.isfinite(block).all():
-            raise not_finite(name)
-        frames += len(block)
-        peak = max(peak, float(np.abs(block).max()))
-        whole_numbers = whole_numbers and bool((block == np.rint(block)).all())
-        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+    with contextlib.ExitStack() as stack:
+        recording = stack.enter_context(Recording(target))
+        for block in filter(len, blocks):
+            if not np.isfinite(block).all():
+                raise not_finite(name)
+            frames += len(block)
+            peak = max(peak, float(np.abs(block).max()))
+            whole_numbers = whole_numbers and bool((block == np.rint(block)).all())
+            mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+            with disk_errors(name):
+                recording.append(resampler.resample_chunk(mono) if resampler else mono)
+        refuse_integers(peak, whole_numbers, name)
         with disk_errors(name):
-            recording.append(resampler.resample_chunk(mono) if resampler else mono)
-    refuse_integers(peak, whole_numbers, name)
-    with disk_errors(name):
-        if resampler:
-            recording.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-        recording.read(0, 0)  # seeks, and so writes what is buffered
-    if not recording.size:
-        what = "no samples" if not frames else f"only {frames} samples, too few to resample"
-        raise AudioError(f"{name} holds {what}: nothing was recorded")
+            if resampler:
+                recording.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+            recording.read(0, 0)  # seeks, and so writes what is buffered
+        if not recording.size:
+            what = f"only {frames} samples, too few to resample" if frames else "no samples"
+            raise AudioError(f"{name} holds {what}: nothing was recorded")
+        stack.pop_all()  # it stays open
+        return recording
 
 
 @contextlib.contextmanager

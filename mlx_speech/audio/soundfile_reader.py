@@ -1,17 +1,13 @@
 """WAV, FLAC, Ogg, MP3 and the like, by soundfile (libsndfile)."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 
 import numpy as np
 
-from ..errors import AudioError
-from .headers import SALVAGE, checked_size
-from .recording import Recording, checked_rate, record
+from .headers import checked_size, damaged
+from .recording import BLOCK_FRAMES, Recording, checked_rate, record
 
-_BLOCK_FRAMES = 1 << 16
 _MALFORMED_FILE = 3  # libsndfile's SF_ERR_MALFORMED_FILE
 _MP3_FRAME = 1152
 
@@ -36,7 +32,7 @@ def read_sound(file: io.FileIO, name: str, target: float) -> Recording:
         sound = soundfile.SoundFile(handle, closefd=False)
     except soundfile.LibsndfileError as error:
         if error.code == _MALFORMED_FILE:
-            raise AudioError(f"{name} is damaged or cut short: {SALVAGE}") from None
+            raise damaged(name) from None
         raise NotDecodedError from None
     with sound:
         is_mp3 = sound.subtype.startswith("MPEG")
@@ -56,13 +52,12 @@ def _sound_blocks(sound, name: str, is_mp3: bool) -> Iterator[np.ndarray]:
     missing = 0 if sound.frames >= 1 << 62 else sound.frames - (2 * _MP3_FRAME if is_mp3 else 0)
     while True:
         try:
-            block = sound.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
+            block = sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            reason = error.error_string.strip().rstrip(".")
-            raise AudioError(f"{name} is damaged or cut short ({reason}): {SALVAGE}") from None
+            raise damaged(name, error.error_string.strip().rstrip(".")) from None
         if not len(block):
             break
         missing -= len(block)
         yield block
     if missing > 0:
-        raise AudioError(f"{name} is damaged or cut short: {SALVAGE}")
+        raise damaged(name)
