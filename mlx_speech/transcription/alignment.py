@@ -19,10 +19,8 @@ from ..generation.protocols import Detokenizes
 from .ctc import ANY, BLANK, SPACE, CTCVocabulary, LabelFrames, best_paths
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND, runs
 
-#: quiet is what is so far below the loud parts of the letters, in dB,
-QUIET_DB = 30.0
-#: or, in noise, no further above the quietest parts than this much of what lies between
-QUIET_PART = 0.25
+QUIET_DB = 30.0  #: quiet is what is so far below the loud parts of the letters, in dB,
+QUIET_PART = 0.25  #: or, in noise, above the quietest parts by less than this part of the range
 #: frames of quiet between two words that are a pause; the closures of p, t and k are shorter
 PAUSE_FRAMES = 6
 #: frames that a word can reach beyond its first and last letter; holds where noise hides the pauses

@@ -19,8 +19,7 @@ from .vad import EnergyVAD, SpeechActivity, SpeechRegions
 #: are by as much, so that none that must end a segment is missed
 ONSET_PADDING_FRAMES = 7
 RELEASE_PADDING_FRAMES = 9
-#: frames that the energy VAD looks at together, half a minute
-_PART_FRAMES = 1500
+_PART_FRAMES = 1500  #: frames that the energy VAD looks at together, half a minute
 
 
 @dataclass(frozen=True)

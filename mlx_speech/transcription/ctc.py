@@ -9,21 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: label that stands for nothing, in all heads
-BLANK = 0
-#: label of what is between words, where the vocabulary is known
-SPACE = ord(" ")
-#: stands in a sequence of labels for sound that no label can be named for
-ANY = -1
-#: first and last frame of each of n labels, (n,) each
-LabelFrames = tuple[np.ndarray, np.ndarray]
+BLANK = 0  #: label that stands for nothing, in all heads
+SPACE = ord(" ")  #: label of what is between words, where the vocabulary is known
+ANY = -1  #: stands in a sequence of labels for sound that no label can be named for
+LabelFrames = tuple[np.ndarray, np.ndarray]  #: first and last frame of each of n labels, (n,) each
 
 _KATAKANA = 0x30A1
 #: the lowest score that a frame has for a label, relative to its best one: as good as never, and a
 #: whole recording of it is still a float32 of fair precision
 _NEVER = -1000.0
-#: bytes that a batch of `best_paths` may take, if it is not a single segment
-_BATCH_BYTES = 64 * 2**20
+_BATCH_BYTES = 64 * 2**20  #: bytes that a batch of `best_paths` may take, if it is not one segment
 
 
 @dataclass(frozen=True)

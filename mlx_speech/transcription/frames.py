@@ -5,8 +5,7 @@ import numpy as np
 from ..audio import SAMPLING_RATE
 
 FRAMES_PER_SECOND = 50
-#: samples of a frame
-FRAME_SAMPLES = SAMPLING_RATE // FRAMES_PER_SECOND
+FRAME_SAMPLES = SAMPLING_RATE // FRAMES_PER_SECOND  #: samples of a frame
 
 
 def runs(mask: np.ndarray) -> np.ndarray:

@@ -57,7 +57,12 @@ class GraniteSpeechTranscription:
             mx.eval(hidden, logits)
             for span in finder.push(samples, letters, last=last):
                 part = slice(span.start - held, span.end - held)
-                yield self._chunk(span, recording, hidden[part], logits[part], for_alignment)
+                audio = self._model.project(hidden[part][None])[0]
+                mx.eval(audio)
+                chunk = AudioChunk.of_span(span, recording, audio)
+                yield (
+                    _with_letters(chunk, span, recording, logits[part]) if for_alignment else chunk
+                )
             needed = finder.segmenter.start - held
             # copies: slices would hold on to the whole
             hidden, logits = mx.contiguous(hidden[needed:]), mx.contiguous(logits[needed:])
@@ -65,29 +70,21 @@ class GraniteSpeechTranscription:
             held += needed
             mx.clear_cache()
 
-    def _chunk(
-        self,
-        span: Span,
-        recording: Recording,
-        hidden: mx.array,
-        logits: mx.array,
-        for_alignment: bool,
-    ) -> AudioChunk:
-        audio = self._model.project(hidden[None])[0]
-        mx.eval(audio)
-        chunk = AudioChunk.of_span(span, recording, audio)
-        if not for_alignment:
-            return chunk
-        # words are where the speech is, though their first letters may come before it
-        first = round(chunk.start * FRAMES_PER_SECOND)
-        logits = logits[first - span.start : round(chunk.end * FRAMES_PER_SECOND) - span.start]
-        samples = recording.read(first * FRAME_SAMPLES, (first + len(logits)) * FRAME_SAMPLES)
-        return replace(chunk, ctc_logits=logits, levels_db=frame_levels(samples, len(logits)))
-
     def chunk_inputs(
         self, chunks: Sequence[AudioChunk], request: TranscriptionRequest
     ) -> dict[str, Any]:
         return self._processor.audio_inputs([chunk.audio for chunk in chunks], request)
+
+
+def _with_letters(
+    chunk: AudioChunk, span: Span, recording: Recording, logits: mx.array
+) -> AudioChunk:
+    """The chunk with what places its words, given the logits of its span."""
+    # words are where the speech is, though their first letters may come before it
+    first = round(chunk.start * FRAMES_PER_SECOND)
+    logits = logits[first - span.start : round(chunk.end * FRAMES_PER_SECOND) - span.start]
+    samples = recording.read(first * FRAME_SAMPLES, (first + len(logits)) * FRAME_SAMPLES)
+    return replace(chunk, ctc_logits=logits, levels_db=frame_levels(samples, len(logits)))
 
 
 def _joined(before: mx.array | None, after: mx.array) -> mx.array:

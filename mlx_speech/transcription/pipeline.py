@@ -5,8 +5,6 @@
 makes segments of these.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,13 +26,11 @@ from .transcript import Segment, Transcript, TranscriptionDelta
 
 DEFAULT_MODEL = "ibm-granite/granite-speech-4.1-2b"
 
-#: segments that are decoded together
-BATCH_SIZE = 8
+BATCH_SIZE = 8  #: segments that are decoded together
 
 #: what `load` takes, or what it returned
 Model = str | os.PathLike | tuple[GenerativeModel, SpeechProcessor]
-#: called with (seconds that are done, those of the recording)
-Progress = Callable[[float, float], None]
+Progress = Callable[[float, float], None]  #: called with (seconds that are done, all seconds)
 
 
 def transcribe(
@@ -130,16 +126,7 @@ def stream_transcribe(
     chunking = ChunkOptions(chunk_duration, min_silence)
     options["max_new_tokens"] = max_new_tokens
     job = prepare(audio, model, sampling_rate, request, chunking, word_timestamps, options, True)
-    return _stream(job, progress)
-
-
-def _stream(job: Job, progress: Progress | None) -> Generator[TranscriptionDelta, None, Transcript]:
-    segments: list[Segment] = []
-    with job.recording:
-        for (chunk,) in job.batches(1, progress):
-            gap = " " if any(segment.text for segment in segments) else ""
-            segments.append((yield from job.decoder.stream(chunk, gap)))
-    return job.transcript(segments)
+    return job.stream(progress)
 
 
 @dataclass
@@ -169,6 +156,15 @@ class Job:
             mx.clear_cache()
             report(min(batch[-1].begin + batch[-1].duration, duration), duration)
         report(duration, duration)
+
+    def stream(self, progress: Progress | None) -> Generator[TranscriptionDelta, None, Transcript]:
+        """The text piece by piece, chunk by chunk; returns the transcript."""
+        segments: list[Segment] = []
+        with self.recording:
+            for (chunk,) in self.batches(1, progress):
+                gap = " " if any(segment.text for segment in segments) else ""
+                segments.append((yield from self.decoder.stream(chunk, gap)))
+        return self.transcript(segments)
 
     def transcript(self, segments: list[Segment]) -> Transcript:
         """All segments together."""

@@ -23,10 +23,7 @@ TOKENS_PER_SECOND = 12
 TOKENS_OVERHEAD = 32
 
 #: what is tried, one after the other, where a text has run into a loop
-FALLBACKS: tuple[dict[str, Any], ...] = (
-    {"num_beams": 5},
-    {"num_beams": 1, "repetition_penalty": 1.3},
-)
+FALLBACKS = ({"num_beams": 5}, {"num_beams": 1, "repetition_penalty": 1.3})
 
 
 @dataclass
@@ -61,21 +58,17 @@ class SegmentDecoder:
         Raises:
             ContextLengthError: a chunk is too long for the model.
         """
-        segments = self._decode(batch)
-        self._place_words(batch, segments)
-        return segments
-
-    def _decode(self, batch: Sequence[AudioChunk]) -> list[Segment]:
         arguments, limits = self._arguments(batch, self.options)
         run = prefill(self.model, **arguments)
         segments = []
         for chunk, limit, row in zip(batch, limits, run.rows(), strict=True):
             if len(row.tokens) > limit:
                 # it went on while others of the batch had more room
-                segments += self._decode([chunk])
+                segments += self.decode([chunk])
                 continue
             segment = self._segment(chunk, run, row.tokens, row.logprobs)
             segments.append(self._with_fallback(chunk, segment))
+        self._place_words(batch, segments)
         return segments
 
     def stream(self, chunk: AudioChunk, gap: str) -> Generator[TranscriptionDelta, None, Segment]:
@@ -120,7 +113,8 @@ class SegmentDecoder:
 
     def _limit(self, chunk: AudioChunk, prompt_length: int) -> int:
         limit = self.options.get("max_new_tokens")
-        room = self.model.context_length - prompt_length
+        context = self.model.context_length
+        room = context - prompt_length
         whole = self.options.get("max_length")
         if limit is None and whole is not None:
             limit = GenerationConfig(max_length=whole).limited(prompt_length).max_new_tokens
@@ -129,12 +123,12 @@ class SegmentDecoder:
             limit = max(own, TOKENS_OVERHEAD + math.ceil(TOKENS_PER_SECOND * chunk.duration))
             limit = min(limit, room) if room >= TOKENS_OVERHEAD else limit
         if room < limit:
-            raise ContextLengthError.about(
+            message = (
                 "a segment of {seconds:.1f} s and a text of {limit} tokens are more than the "
-                "model's context of {context} tokens holds; lower {chunk_duration}",
-                seconds=chunk.duration,
-                limit=limit,
-                context=self.model.context_length,
+                "model's context of {context} tokens holds; lower {chunk_duration}"
+            )
+            raise ContextLengthError.about(
+                message, seconds=chunk.duration, limit=limit, context=context
             )
         return limit
 

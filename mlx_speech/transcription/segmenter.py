@@ -13,14 +13,11 @@ from .vad import SpeechActivity
 #: pause 0.2 to 0.7 s for breath or a thought, and the decoder writes these better in one piece; a
 #: second is seldom but between sentences.
 MIN_SILENCE_FRAMES = 50
-#: the level of a place to cut is the mean of these on either side of it
-LEVEL_FRAMES = 2
-#: shorter silence is no pause: there is such in many a word
-PAUSE_FRAMES = 12
+LEVEL_FRAMES = 2  #: the level of a place to cut is the mean of these on either side of it
+PAUSE_FRAMES = 12  #: shorter silence is no pause: there is such in many a word
 #: what a span keeps of a pause beside it: as much as faint speech may take of it, see `chunks.py`
 MARGIN_FRAMES = 9
-#: speech shorter than this is joined to a neighbour
-SHORT_FRAMES = 25
+SHORT_FRAMES = 25  #: speech shorter than this is joined to a neighbour
 #: and where it cannot be, its span is widened into the pauses around it to this length
 WIDENED_FRAMES = 75
 
@@ -203,7 +200,7 @@ class Segmenter:
         del self._stretches[0]
         start = self._start(head, head.margin)
         if self._stretches:
-            end, _ = self._around(head.last, self._stretches[0].first, head.margin)
+            end = self._end_before(head.last, self._stretches[0].first, head.margin)
         elif self._finished and self._frames - head.last < self._min_silence:
             end = self._frames
         else:
@@ -220,7 +217,7 @@ class Segmenter:
         start = self._start(head)
         longest = start + self.max_frames
         cuts = [
-            (min(self._around(*pause)[0], longest), *pause)
+            (min(self._end_before(*pause), longest), *pause)
             for pause in head.pauses
             if pause[1] - pause[0] >= PAUSE_FRAMES and self._up(pause[0]) <= min(pause[1], longest)
         ]
@@ -247,13 +244,10 @@ class Segmenter:
         around = [(max(0, e - LEVEL_FRAMES - oldest), e + LEVEL_FRAMES - oldest) for e in edges]
         return edges[np.argmin([self._level[first:last].mean() for first, last in around])]
 
-    def _around(self, last: int, first: int, margin: int = MARGIN_FRAMES) -> tuple[int, int]:
-        """Where the span before a pause ends and the one after it starts."""
+    def _end_before(self, last: int, first: int, margin: int = MARGIN_FRAMES) -> int:
+        """Where the span before a pause, [last, first), ends."""
         end, start = self._up(last + margin), self._down(first - MARGIN_FRAMES)
-        if end <= start:
-            return end, start
-        middle = self._down((last + first + self.window) // 2)
-        return middle, middle
+        return end if end <= start else self._down((last + first + self.window) // 2)
 
     def _down(self, frame: int) -> int:
         return frame // self.window * self.window

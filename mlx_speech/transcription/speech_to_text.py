@@ -12,8 +12,7 @@ from .chunks import AudioChunk, ChunkOptions, energy_chunks
 class Speech2TextTranscription:
     """See `SpeechFamily`; a chunk's `audio` is its samples, (n,)."""
 
-    #: there is no CTC head to align words with
-    ctc_vocabulary = None
+    ctc_vocabulary = None  #: there is no CTC head to align words with
 
     def __init__(self, model: object, processor: Speech2TextProcessor):
         self._processor = processor

@@ -10,27 +10,20 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from .frames import FRAME_SAMPLES
 
-#: quieter frames are silent: RMS between 200 and 6400 Hz in dBFS, where full scale is 1
-SILENCE_DBFS = -80.0
-#: what speech is above the noise floor, at least
-CONTRAST_DB = 5.0
-#: the noise floor is the level that a fifth of these frames (3 s) are below
-NOISE_FLOOR_FRAMES = 150
+SILENCE_DBFS = -80.0  #: quieter frames are silent: RMS from 200 to 6400 Hz, where full scale is 1
+CONTRAST_DB = 5.0  #: what speech is above the noise floor, at least
+NOISE_FLOOR_FRAMES = 150  #: the noise floor is the level that a fifth of these (3 s) are below
 NOISE_FLOOR_QUANTILE = 0.2
-#: a recording of less frames (half a second) has nothing to contrast with
-SHORTEST_FRAMES = 25
-#: clicks of less than half as many frames are smoothed away
-SMOOTHING_FRAMES = 5
-#: sound is speech from `ONSET_FRAMES` before a letter to `RELEASE_FRAMES` after one
-ONSET_FRAMES = 18
-RELEASE_FRAMES = 16
+SHORTEST_FRAMES = 25  #: a recording of less frames (half a second) has nothing to contrast with
+SMOOTHING_FRAMES = 5  #: clicks of less than half as many frames are smoothed away
+ONSET_FRAMES = 18  #: sound is speech from so many frames before a letter
+RELEASE_FRAMES = 16  #: to so many after one
 #: letters are at most a second from their sound, or they are none; nor does any
 #: frame depend on what is farther away
 REACH_FRAMES = 50
 #: those that go on with what was said before have no more frames of silence than this before them
 LINK_FRAMES = 12
-#: edges of the octaves from 200 to 6400 Hz, in bins of 50 Hz
-OCTAVES = (4, 8, 16, 32, 64, 128)
+OCTAVES = (4, 8, 16, 32, 64, 128)  #: edges of the octaves from 200 to 6400 Hz, in bins of 50 Hz
 
 
 @dataclass(frozen=True)
