@@ -6,7 +6,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech import GenerationConfig
-from mlx_speech.generation.search import search
+from mlx_speech.generation.search import DecodingInputs, search
+from mlx_speech.generation.stopping import StoppingCriteria
 from mlx_speech.layers.cache import KVCache
 
 EOS = 0
@@ -30,6 +31,10 @@ class MarkovModel:
     def start(self, prompt: mx.array) -> mx.array:
         return self.feed(prompt)[:, -1]
 
+    def prefill(self, prompt: mx.array, config: GenerationConfig, step=None) -> DecodingInputs:
+        logits, stopping = self.start(prompt), StoppingCriteria(config)
+        return DecodingInputs(config, prompt, logits, step or self.feed, self.cache, stopping)
+
     def history(self) -> list[list[int]]:
         cache = self.cache[0]
         return cache.state[0][:, 0, : cache.length, 0].astype(mx.int32).tolist()
@@ -37,4 +42,4 @@ class MarkovModel:
 
 def run_search(model: MarkovModel, prompt: list[int], config: GenerationConfig):
     prompt = mx.array(prompt)[:, None]
-    return list(search(model.start(prompt), model.feed, config, prompt))
+    return list(search(model.prefill(prompt, config)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -13,8 +13,8 @@ import mlx.core as mx
 from ..errors import ContextLengthError, InputError, UnsupportedOptionError
 from .beam import Hypothesis, beam_search
 from .config import GenerationConfig
-from .sampling import LogitsProcessor
-from .search import Step, TokenStep, search
+from .protocols import GenerativeModel, LayerCache, Step
+from .search import DecodingInputs, TokenStep, search
 from .speculative import speculative_search
 from .stopping import StoppingCriteria
 
@@ -57,50 +57,28 @@ def generate(model, input_ids: mx.array | None = None, **kwargs: Any) -> mx.arra
 
 
 @dataclass(frozen=True)
-class Prefilled:
-    """A prompt that was fed, and all that a strategy needs to go on.
+class Prefilled(DecodingInputs):
+    """A prompt that was fed, for the strategy that the options ask for.
 
-    prompt: (rows, length) ids.
-    history: the same for the processors, see `without_padding`.
-    logits: (rows, vocab) of the first new token.
+    prompt: (rows, length) ids; `history` has the last token in place of padding.
     draft: step and cache of the draft model.
     """
 
-    config: GenerationConfig
-    prompt: mx.array
-    history: mx.array
-    logits: mx.array
-    step: Step
-    cache: Sequence[Any]
-    stopping: StoppingCriteria
-    processors: Sequence[LogitsProcessor]
-    draft: tuple[Step, Sequence[Any]] | None
+    prompt: mx.array = field(kw_only=True)
+    draft: tuple[Step, Sequence[LayerCache]] | None = None
 
     def steps(self) -> Iterator[TokenStep]:
         """Greedy search or sampling, with the draft model if there is one."""
-        common: dict[str, Any] = {"stopping": self.stopping, "processors": self.processors}
-        given = (self.config, self.history)
-        if self.draft is None:
-            return search(self.logits, self.step, *given, **common)
-        return speculative_search(self.logits, self.step, self.cache, *self.draft, *given, **common)
+        return search(self) if self.draft is None else speculative_search(self, *self.draft)
 
     def rows(self) -> list[Hypothesis]:
         """Whole answers, by whatever strategy the options ask for."""
         if self.config.num_beams > 1:
-            return beam_search(
-                self.logits,
-                self.step,
-                self.cache,
-                self.config,
-                self.history,
-                stopping=self.stopping,
-                processors=self.processors,
-            )
+            return beam_search(self)
         rows = [Hypothesis(0.0, [], []) for _ in range(len(self.prompt))]
-        for token_step in self.steps():
-            for row, token, logprob, ended in zip(
-                rows, token_step.tokens, token_step.logprobs, token_step.ended, strict=True
-            ):
+        for step in self.steps():
+            columns = zip(rows, step.tokens, step.logprobs, step.ended, strict=True)
+            for row, token, logprob, ended in columns:
                 if not ended:
                     row.tokens.append(token)
                     row.logprobs.append(logprob)
@@ -109,7 +87,7 @@ class Prefilled:
 
 
 def resolve_config(
-    model, arguments: dict[str, Any], streaming: bool = False
+    model: GenerativeModel, arguments: dict[str, Any], streaming: bool = False
 ) -> tuple[GenerationConfig, dict[str, Any]]:
     """The options of a call, and what else is among its arguments.
 
@@ -118,9 +96,9 @@ def resolve_config(
     Raises:
         InputError: an argument is unknown or contradicts another.
     """
-    names = {f.name for f in dataclasses.fields(GenerationConfig)}
-    options = {name: value for name, value in arguments.items() if name in names}
-    others = {name: value for name, value in arguments.items() if name not in names}
+    others = dict(arguments)
+    names = [f.name for f in dataclasses.fields(GenerationConfig)]
+    options = {name: others.pop(name) for name in names if name in others}
     config = others.pop("generation_config", None)
     known = {*_ARGUMENTS, *model.cache_options, *model.generation_inputs}
     if unknown := others.keys() - known:
@@ -132,9 +110,8 @@ def resolve_config(
         config = dataclasses.replace(defaults, num_beams=1)
     config = (config or defaults).updated(**options)
     if streaming and config.num_beams > 1:
-        raise InputError.about(
-            "beam search knows its text only at the end: {num_beams} cannot stream"
-        )
+        message = "beam search knows its text only at the end: {num_beams} cannot stream"
+        raise InputError.about(message)
     if others.get("draft_model") is not None:
         check_generates(others["draft_model"])
         if config.num_beams > 1:
@@ -143,7 +120,7 @@ def resolve_config(
 
 
 def prefill(
-    model, input_ids: mx.array | None = None, *, streaming: bool = False, **kwargs: Any
+    model: GenerativeModel, input_ids: mx.array | None = None, *, streaming: bool = False, **kwargs
 ) -> Prefilled:
     """Resolve the options and feed the prompt; arguments and errors as in `generate`.
 
@@ -168,37 +145,43 @@ def prefill(
     cache_options = {name: inputs.pop(name) for name in inputs.keys() & set(model.cache_options)}
     if not (cache_options.get("max_kv_size") or (cache and cache[0].max_size)):
         check_context(model, prompt.shape[1], config.limit)
-    cache = _cache(model, cache, cache_options, left_padding(attention_mask, prompt), config)
-    logits, step = model.prefill(uncached(prompt, cache), cache, **inputs)
+    padding = left_padding(attention_mask, prompt)
+    if cache is None:
+        cache = model.make_cache(padding, **cache_options)
+    else:
+        _check_cache(cache, prompt.shape[1], padding, cache_options)
+        if config.num_beams > 1:
+            cache = [copy.copy(layer) for layer in cache]  # the caller's keeps its rows
+    logits, step = model.prefill(prompt[:, cache[0].length :], cache, **inputs)
     draft = None
     if draft_model is not None:
         draft = _prefill_draft(draft_model, prompt, config, logits.shape[-1])
-    history = without_padding(prompt, attention_mask)
-    return Prefilled(config, prompt, history, logits, step, cache, stopping, processors, draft)
+    history = prompt
+    if attention_mask is not None:
+        # padding repeats the last token, so that penalties see no other ids
+        history = mx.where(attention_mask != 0, prompt, prompt[:, -1:])
+    fed = (config, history, logits, step, cache, stopping, processors)
+    return Prefilled(*fed, prompt=prompt, draft=draft)
 
 
-def _cache(
-    model,
-    cache: Sequence[Any] | None,
-    options: dict[str, Any],
-    padding: list[int] | None,
-    config: GenerationConfig,
-) -> Sequence[Any]:
-    """A new cache, or the caller's where it can be used."""
-    if cache is None:
-        return model.make_cache(padding, **options)
+def _check_cache(
+    cache: Sequence[LayerCache], prompt_length: int, padding: list[int] | None, options: dict
+) -> None:
+    """Raises `InputError` where a caller's cache does not fit a prompt."""
     if options:
         raise InputError(f"past_key_values is a cache already, without {', '.join(options)}")
     if padding is not None and any(padding) and not cache[0].padded:
         raise InputError("past_key_values was made without the left_padding of these prompts")
-    if config.num_beams > 1:
-        return [copy.copy(layer) for layer in cache]  # the caller's keeps its rows
-    return cache
+    if cache[0].length >= prompt_length:
+        raise InputError(
+            f"past_key_values holds {cache[0].length} positions already, and the prompt has only "
+            f"{prompt_length}; give the whole conversation, or trim the cache"
+        )
 
 
 def _prefill_draft(
-    model, prompt: mx.array, config: GenerationConfig, vocab_size: int
-) -> tuple[Step, Sequence[Any]]:
+    model: GenerativeModel, prompt: mx.array, config: GenerationConfig, vocab_size: int
+) -> tuple[Step, Sequence[LayerCache]]:
     """Feed the prompt to a draft model; its step and cache."""
     check_context(model, prompt.shape[1], config.limit)
     cache = model.make_cache()
@@ -218,15 +201,16 @@ def check_prompt(prompt: mx.array, vocab_size: int) -> None:
         raise InputError(f"input_ids are {shown}, but must be an MLX array (batch, length)")
     if not mx.issubdtype(prompt.dtype, mx.integer):
         raise InputError(f"input_ids are {prompt.dtype}, but must be integers")
-    low, high = mx.min(prompt).item(), mx.max(prompt).item()
-    if low < 0 or high >= vocab_size:
+    least, greatest = mx.min(prompt).item(), mx.max(prompt).item()
+    suspect = least if least < 0 else greatest
+    if not 0 <= suspect < vocab_size:
         raise InputError(
-            f"input_ids hold {low if low < 0 else high}, the model knows 0 to {vocab_size - 1}; "
+            f"input_ids hold {suspect}, the model knows 0 to {vocab_size - 1}; "
             "after adding tokens to a tokenizer, call model.resize_token_embeddings"
         )
 
 
-def check_generates(model) -> None:
+def check_generates(model: object) -> None:
     """Raises `UnsupportedOptionError` for a model without a language model's head."""
     if not hasattr(model, "prefill"):
         raise UnsupportedOptionError(
@@ -234,39 +218,16 @@ def check_generates(model) -> None:
         )
 
 
-def check_context(model, prompt_length: int, max_new_tokens: int) -> None:
+def check_context(model: GenerativeModel, prompt_tokens: int, new_tokens: int) -> None:
     """Raises `ContextLengthError` where a prompt and its answer are too long for a model."""
-    if prompt_length + max_new_tokens > model.context_length:
-        raise ContextLengthError.about(
+    limit = model.context_length
+    if prompt_tokens + new_tokens > limit:
+        message = (
             "a prompt of {prompt} tokens and {new} new ones exceed the model's context of "
             "{context}; {max_new_tokens} bounds the answer, and {max_kv_size} keeps only the "
-            "latest tokens in view",
-            prompt=prompt_length,
-            new=max_new_tokens,
-            context=model.context_length,
+            "latest tokens in view"
         )
-
-
-def uncached(prompt: mx.array, cache: Sequence[Any]) -> mx.array:
-    """What of a prompt a cache does not hold yet.
-
-    Raises:
-        InputError: it holds all of it.
-    """
-    held = cache[0].length
-    if held >= prompt.shape[1]:
-        raise InputError(
-            f"past_key_values holds {held} positions already, and the prompt has only "
-            f"{prompt.shape[1]}; give the whole conversation, or trim the cache"
-        )
-    return prompt[:, held:]
-
-
-def without_padding(input_ids: mx.array, attention_mask: mx.array | None) -> mx.array:
-    """Prompts whose padding repeats their last token, so that penalties see no other ids."""
-    if attention_mask is None:
-        return input_ids
-    return mx.where(attention_mask != 0, input_ids, input_ids[:, -1:])
+        raise ContextLengthError.about(message, prompt=prompt_tokens, new=new_tokens, context=limit)
 
 
 def left_padding(attention_mask: mx.array | None, input_ids: mx.array) -> list[int] | None:
@@ -278,9 +239,8 @@ def left_padding(attention_mask: mx.array | None, input_ids: mx.array) -> list[i
     if attention_mask is None:
         return None
     if attention_mask.shape != input_ids.shape:
-        raise InputError(
-            f"attention_mask is {attention_mask.shape}, but input_ids are {input_ids.shape}"
-        )
+        shapes = f"{attention_mask.shape}, but input_ids are {input_ids.shape}"
+        raise InputError(f"attention_mask is {shapes}")
     mask = attention_mask.astype(mx.int32)
     if mx.any(mask[:, 1:] < mask[:, :-1]).item() or not mx.all(mask[:, -1]).item():
         raise InputError("generate needs its prompts padded on the left")

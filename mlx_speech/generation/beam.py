@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 import mlx.core as mx
 import numpy as np
 
-from ..layers.cache import KVCache, reorder_latest
+from ..layers.cache import reorder_latest
 from .config import GenerationConfig
-from .sampling import LogitsProcessor, logits_processors
-from .search import Step
+from .sampling import logits_processors
+from .search import DecodingInputs
 from .stopping import StoppingCriteria
 
 
@@ -22,6 +22,10 @@ class Hypothesis:
     score: float
     tokens: list[int]
     logprobs: list[float]
+
+    def extended(self, score: float, token: int, logprob: float) -> Hypothesis:
+        """This and one token more."""
+        return Hypothesis(score, [*self.tokens, token], [*self.logprobs, logprob])
 
 
 @dataclass
@@ -53,8 +57,7 @@ class Beams:
         for (_, hypothesis), end in best:
             if end:
                 score = float(np.float32(hypothesis.score) / length**config.length_penalty)
-                complete = Hypothesis(score, hypothesis.tokens, hypothesis.logprobs)
-                self.finished.append(complete)
+                self.finished.append(replace(hypothesis, score=score))
         # a stable sort: of equal scores the earlier one stays first
         self.finished.sort(key=lambda h: -h.score)
         del self.finished[config.num_beams :]
@@ -82,49 +85,29 @@ class Beams:
         return best_possible <= self.finished[-1].score
 
 
-def beam_search(
-    logits: mx.array,
-    step: Step,
-    cache: Sequence[KVCache],
-    config: GenerationConfig,
-    prompt: mx.array,
-    *,
-    stopping: StoppingCriteria | None = None,
-    processors: Sequence[LogitsProcessor] = (),
-) -> list[Hypothesis]:
-    """The best answer of each row.
-
-    Args:
-        logits: (rows, vocab) of the first new token.
-        step: feeds one token of each beam of each row.
-        cache: reordered as beams are dropped and split.
-        prompt: (rows, length) ids, for the processors.
-        stopping: what ends an answer; by default the ids of `config`.
-        processors: applied to the scores after those that `config` asks for.
-    """
-    num_rows, vocab_size = logits.shape
+def beam_search(run: DecodingInputs) -> list[Hypothesis]:
+    """The best answer of each row; the cache is reordered as beams are dropped and split."""
+    config = run.config
+    num_rows, vocab_size = run.logits.shape
     num_beams = config.num_beams
     num_candidates = min(max(2, 1 + len(config.eos_token_ids)) * num_beams, num_beams * vocab_size)
-    processors = [*logits_processors(config), *processors]
-    stopping = stopping or StoppingCriteria(config)
+    processors = [*logits_processors(config), *run.processors]
     start = [Hypothesis(0.0, [], [])] * num_beams
-    rows = [Beams(config, stopping, start) for _ in range(num_rows)]
+    rows = [Beams(config, run.stopping, start) for _ in range(num_rows)]
     # all beams of a row start equal, so only the first may be continued
     beam_scores = np.full((num_rows, num_beams), -1e9, np.float32)
     beam_scores[:, 0] = 0.0
     source = mx.repeat(mx.arange(num_rows), num_beams)
-    for layer in cache:
+    for layer in run.cache:
         layer.reorder(source)
-    logits, history = logits[source], prompt[source]
+    logits, history = run.logits[source], run.history[source]
 
     while True:
-        logprobs = logits.astype(mx.float32)
-        logprobs = logprobs - mx.logsumexp(logprobs, axis=-1, keepdims=True)
-        scores = logprobs
+        logits = logits.astype(mx.float32)
+        scores = logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         for process in processors:
             scores = process(history, scores)
-        scores = scores + mx.array(beam_scores.reshape(-1, 1))
-        scores = scores.reshape(num_rows, -1)
+        scores = (scores + mx.array(beam_scores.reshape(-1, 1))).reshape(num_rows, -1)
         index = mx.argpartition(-scores, num_candidates - 1, axis=-1)[:, :num_candidates]
         top_scores = mx.take_along_axis(scores, index, axis=-1)
         order = mx.argsort(-top_scores, axis=-1)
@@ -133,40 +116,34 @@ def beam_search(
         top_logprobs = mx.take_along_axis(logprobs.reshape(num_rows, -1), index, axis=-1)
         mx.eval(index, top_scores, top_logprobs)
 
-        source, tokens, latest = [], [], 0
-        for number, (row, ids, totals, own) in enumerate(
-            zip(rows, index.tolist(), top_scores.tolist(), top_logprobs.tolist(), strict=True)
-        ):
+        best = [a.tolist() for a in (index, top_scores, top_logprobs)]
+        parents: list[int] = []
+        tokens: list[int] = []
+        latest = 0
+        for number, (row, *found) in enumerate(zip(rows, *best, strict=True)):
             beams = list(range(num_beams))
             if not row.done:
-                candidates = []
-                for i, total, logprob in zip(ids, totals, own, strict=True):
-                    parent = row.running[i // vocab_size]
-                    candidates.append(
-                        (
-                            i // vocab_size,
-                            Hypothesis(
-                                total,
-                                [*parent.tokens, i % vocab_size],
-                                [*parent.logprobs, logprob],
-                            ),
-                        )
-                    )
                 before = row.running
+                candidates = [
+                    (beam, before[beam].extended(total, token, logprob))
+                    for i, total, logprob in zip(*found, strict=True)
+                    for beam, token in [divmod(i, vocab_size)]
+                ]
                 beams = row.advance(candidates) or beams
                 latest = max(latest, *map(_differing, before, row.running))
                 beam_scores[number] = [h.score for h in row.running]
-            source += [number * num_beams + beam for beam in beams]
+            parents += [number * num_beams + beam for beam in beams]
             # what a row is fed after it is done does not matter
             tokens += [0] * num_beams if row.done else [h.tokens[-1] for h in row.running]
         if all(row.done for row in rows):
             return [row.finished[0] for row in rows]
         next_tokens = mx.array(tokens)[:, None]
+        source = mx.array(parents)
         if latest:
-            reorder_latest(cache, mx.array(source), latest)
+            reorder_latest(run.cache, source, latest)
         if processors:
-            history = mx.concatenate([history[mx.array(source)], next_tokens], axis=1)
-        logits = step(next_tokens)[:, -1]
+            history = mx.concatenate([history[source], next_tokens], axis=1)
+        logits = run.step(next_tokens)[:, -1]
 
 
 def _differing(before: Hypothesis, after: Hypothesis) -> int:

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from ..errors import CheckpointError, InputError
 
 #: limit on the answer's length where neither the checkpoint nor the call gives one
 DEFAULT_NEW_TOKENS = 200
+
+_COUNTS = ("max_new_tokens", "max_length", "num_beams", "num_draft_tokens")
+#: of each option its type, what holds of its value, and how to say that
+_RULES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
+    **{name: (Integral, lambda n: n >= 1, "at least 1") for name in _COUNTS},
+    "temperature": (Real, lambda t: t >= 0, "at least 0"),
+    "top_k": (Integral, lambda k: k >= 0, "at least 0"),
+    "top_p": (Real, lambda p: 0 < p <= 1, "in (0, 1]"),
+    "min_p": (Real, lambda p: 0 <= p <= 1, "within 0 and 1"),
+    "repetition_penalty": (Real, lambda penalty: penalty > 0, "above 0"),
+    "length_penalty": (Real, lambda penalty: True, ""),
+    "early_stopping": (object, lambda e: e in (True, False, "never"), "a bool or 'never'"),
+    "seed": (Integral, lambda seed: 0 <= seed < 2**64, "within 0 and 2**64 - 1"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,41 +72,15 @@ class GenerationConfig:
     seed: int | None = None
 
     def __post_init__(self):
-        whole = ("max_new_tokens", "max_length", "num_beams", "num_draft_tokens", "top_k", "seed")
-        numbers = ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty")
-        for names, kind, what in ((whole, Integral, "an integer"), (numbers, Real, "a number")):
-            for name in names:
-                value = getattr(self, name)
-                if value is not None and not isinstance(value, kind):
-                    raise InputError.about(
-                        "{option} is {value!r}, but must be {what}",
-                        option=name,
-                        value=value,
-                        what=what,
-                    )
-        for name in ("max_new_tokens", "max_length", "num_beams", "num_draft_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError.about(
-                    "{option} is {value!r}, but must be at least 1", option=name, value=value
-                )
-        checks = (
-            ("temperature", (self.temperature or 0) >= 0, "at least 0"),
-            ("top_k", (self.top_k or 0) >= 0, "at least 0"),
-            ("top_p", 0 < (1 if self.top_p is None else self.top_p) <= 1, "in (0, 1]"),
-            ("min_p", 0 <= (self.min_p or 0) <= 1, "within 0 and 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("early_stopping", self.early_stopping in (True, False, "never"), "a bool or 'never'"),
-            ("seed", 0 <= (self.seed or 0) < 2**64, "within 0 and 2**64 - 1"),
-        )
-        for name, holds, rule in checks:
-            if not holds:
-                raise InputError.about(
-                    "{option} is {value!r}, but must be {rule}",
-                    option=name,
-                    value=getattr(self, name),
-                    rule=rule,
-                )
+        given = {name: getattr(self, name) for name in _RULES if getattr(self, name) is not None}
+        for kind, what in ((Integral, "an integer"), (Real, "a number")):
+            for name, value in given.items():
+                if _RULES[name][0] is kind and not isinstance(value, kind):
+                    raise _refused(name, value, what)
+        for name, value in given.items():
+            _, holds, rule = _RULES[name]
+            if not holds(value):
+                raise _refused(name, value, rule)
         if "" in self.stop_texts:
             raise InputError("an empty stop string would end every answer")
         if any("\ud800" <= character <= "\udfff" for t in self.stop_texts for character in t):
@@ -103,9 +91,8 @@ class GenerationConfig:
             raise InputError.about("{do_sample} is False, so {temperature} would have no effect")
         for name in ("top_k", "top_p", "min_p"):
             if getattr(self, name) is not None and not self.sampling:
-                raise InputError.about(
-                    "{option} shapes what is sampled; give a {temperature} with it", option=name
-                )
+                rule = "{option} shapes what is sampled; give a {temperature} with it"
+                raise InputError.about(rule, option=name)
 
     @property
     def sampling(self) -> bool:
@@ -132,9 +119,8 @@ class GenerationConfig:
     @property
     def fill_token_id(self) -> int:
         """What stands behind the end of a row."""
-        if self.pad_token_id is not None:
-            return self.pad_token_id
-        return self.eos_token_ids[0] if self.eos_token_ids else 0
+        ids = (self.pad_token_id, *self.eos_token_ids, 0)
+        return next(token for token in ids if token is not None)
 
     def limited(self, prompt_length: int) -> GenerationConfig:
         """A copy with `max_new_tokens` settled for a prompt of `prompt_length` tokens.
@@ -142,31 +128,23 @@ class GenerationConfig:
         Raises:
             InputError: `max_length` leaves no room for an answer.
         """
-        if self.max_new_tokens is not None:
-            return self
-        if self.max_length is None:
-            return dataclasses.replace(self, max_new_tokens=DEFAULT_NEW_TOKENS)
+        if self.max_new_tokens is not None or self.max_length is None:
+            return dataclasses.replace(self, max_new_tokens=self.limit)
         if self.max_length <= prompt_length:
-            raise InputError.about(
-                "{max_length} is {value}, but the prompt alone has {length} tokens",
-                value=self.max_length,
-                length=prompt_length,
-            )
+            message = "{max_length} is {value}, but the prompt alone has {length} tokens"
+            raise InputError.about(message, value=self.max_length, length=prompt_length)
         return dataclasses.replace(self, max_new_tokens=self.max_length - prompt_length)
 
     def updated(self, **changes: Any) -> GenerationConfig:
         """A copy with changes; a `max_length` replaces a `max_new_tokens` that was there before.
 
         Raises:
-            InputError: there is no such option, or two contradict each other.
+            InputError: two options contradict each other.
         """
         if changes.get("max_length") is not None:
             if changes.get("max_new_tokens") is not None:
                 raise InputError.about("give {max_length} or {max_new_tokens}, not both")
             changes["max_new_tokens"] = None
-        unknown = changes.keys() - {f.name for f in dataclasses.fields(self)}
-        if unknown:
-            raise InputError(f"unsupported generation option {', '.join(sorted(unknown))}")
         return dataclasses.replace(self, **changes)
 
     def filled_from(self, other: GenerationConfig) -> GenerationConfig:
@@ -176,9 +154,7 @@ class GenerationConfig:
         return dataclasses.replace(self, **{name: getattr(other, name) for name in lacking})
 
     @classmethod
-    def from_checkpoint(
-        cls, stored: dict[str, Any], model_config: dict[str, Any]
-    ) -> GenerationConfig:
+    def from_checkpoint(cls, stored: dict[str, Any], model_config: dict[str, Any]) -> Self:
         """A checkpoint's defaults.
 
         Of its generation_config.json (`stored`), or of its config.json where there is no such
@@ -195,9 +171,14 @@ class GenerationConfig:
             names.append("decoder_start_token_id")
             kept += ["max_length", "forced_bos_token_id"]
         found: dict[str, Any] = {n: data[n] for n in kept if data.get(n) is not None}
-        for n in names:
-            found[n] = next((p[n] for p in places if p.get(n) is not None), None)
+        for name in names:
+            found[name] = next((p[name] for p in places if p.get(name) is not None), None)
         try:
             return cls(**found)
         except InputError as error:  # its names are the file's, not options that a user gave
             raise CheckpointError(f"the checkpoint's generation defaults: {error}") from None
+
+
+def _refused(option: str, value: Any, rule: str) -> InputError:
+    message = "{option} is {value!r}, but must be {rule}"
+    return InputError.about(message, option=option, value=value, rule=rule)

@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten
 from ..errors import CheckpointError, InputError
 from ..files import replacing
 from ..layers.cache import KVCache, QuantizedKVCache, RotatingKVCache
+from .protocols import GenerativeModel
 
 _FORMAT = "mlx_speech prompt cache 1"
 #: what each kind of cache is made with, beside what is in it
@@ -29,7 +30,7 @@ _SETTINGS: dict[type[KVCache], tuple[str, ...]] = {
 def save_prompt_cache(
     path: str | os.PathLike,
     cache: Sequence[KVCache],
-    model,
+    model: GenerativeModel,
     *,
     metadata: dict[str, str] | None = None,
 ) -> None:
@@ -66,7 +67,9 @@ def save_prompt_cache(
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def load_prompt_cache(path: str | os.PathLike, model) -> tuple[list[KVCache], dict[str, str]]:
+def load_prompt_cache(
+    path: str | os.PathLike, model: GenerativeModel
+) -> tuple[list[KVCache], dict[str, str]]:
     """Read a cache that `save_prompt_cache` wrote, and its metadata.
 
     Raises:
@@ -77,8 +80,8 @@ def load_prompt_cache(path: str | os.PathLike, model) -> tuple[list[KVCache], di
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        arrays, told = mx.load(str(path), format="safetensors", return_metadata=True)
-        header = json.loads(told["prompt_cache"])
+        arrays, metadata = mx.load(str(path), format="safetensors", return_metadata=True)
+        header = json.loads(metadata["prompt_cache"])
         if header["format"] != _FORMAT:
             raise CheckpointError(f"{path}: written by another version of this program")
         if header["model"] != fingerprint(model):
@@ -86,42 +89,40 @@ def load_prompt_cache(path: str | os.PathLike, model) -> tuple[list[KVCache], di
                 f"{path}: belongs to another model than {model.folder or 'this one'} (other "
                 "weights, configuration or number type)"
             )
-        cache = [_empty(header) for _ in model.make_cache()]
-        _fill(cache, arrays, header["length"])
-        return cache, dict(header["metadata"])
+        return _read(arrays, header, len(model.make_cache())), dict(header["metadata"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a prompt cache of this program") from error
 
 
-def _empty(header: dict[str, Any]) -> KVCache:
-    """One layer's cache of the kind that a header names; `ValueError` and the like if none."""
+def _read(arrays: dict[str, mx.array], header: dict[str, Any], num_layers: int) -> list[KVCache]:
+    """The cache of each layer; `ValueError` and the like if they are none that a header names."""
     kind: Any = {kind.__name__: kind for kind in _SETTINGS}[header["kind"]]
-    settings = header["settings"]
-    if sorted(settings) != sorted(_SETTINGS[kind]):
-        raise ValueError(f"settings of another kind: {settings}")
-    return kind(**{name: operator.index(value) for name, value in settings.items()})
-
-
-def _fill(cache: Sequence[KVCache], arrays: dict[str, mx.array], length: int) -> None:
-    """Put each layer's arrays in its place; `ValueError` and the like if they do not fit."""
-    parts, odd = divmod(len(arrays), len(cache))
-    counts = (2, 6) if isinstance(cache[0], QuantizedKVCache) else (2,)
+    if sorted(header["settings"]) != sorted(_SETTINGS[kind]):
+        raise ValueError(f"settings of another kind: {header['settings']}")
+    settings = {name: operator.index(value) for name, value in header["settings"].items()}
+    length = operator.index(header["length"])
+    parts, odd = divmod(len(arrays), num_layers)
+    counts = (2, 6) if kind is QuantizedKVCache else (2,)
     if odd or (parts not in counts and (parts or length)):
-        raise ValueError(f"{len(arrays)} arrays for {len(cache)} layers")
-    for number, layer in enumerate(cache):
+        raise ValueError(f"{len(arrays)} arrays for {num_layers} layers")
+    cache = []
+    for number in range(num_layers):
+        layer = kind(**settings)
         layer.state = [arrays[f"{number}.{part}"] for part in range(parts)]
-        layer.length = operator.index(length)
-        stored = min(layer.length, layer.max_size or layer.length)
+        layer.length = length
+        stored = min(length, layer.max_size or length)
         if any(part.ndim != 4 or part.shape[2] != stored for part in layer.state):
             raise ValueError(f"layer {number} does not hold {stored} positions")
+        cache.append(layer)
+    return cache
 
 
-def fingerprint(model) -> str:
+def fingerprint(model: GenerativeModel) -> str:
     """Tells models apart whose caches do not fit each other: a digest of the configuration and of
     one row of every weight."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    rows = [(n, v[0] if v.ndim > 1 else v) for n, v in tree_flatten(model.parameters())]
-    for name, row in rows:
+    for name, weight in tree_flatten(model.parameters()):
+        row = weight[0] if weight.ndim > 1 else weight
         digest.update(f"{name} {row.dtype} {row.shape}".encode())
         digest.update(memoryview(mx.contiguous(row).view(mx.uint8)))
     return digest.hexdigest()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import mlx.core as mx
 
-if TYPE_CHECKING:
-    from .config import GenerationConfig
-    from .search import Step
+from .config import GenerationConfig
+
+#: tokens (rows, n) -> logits after each of them (rows, n, vocab); advances the cache
+Step = Callable[[mx.array], mx.array]
 
 
 class LayerCache(Protocol):
@@ -32,13 +34,24 @@ class Detokenizes(Protocol):
     def decode(self, ids: Any) -> str: ...
 
 
+class TextTokenizer(Detokenizes, Protocol):
+    """What turns a prompt of any kind into ids, too."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def apply_chat_template(self, messages: Sequence[dict[str, Any]]) -> str: ...
+
+
 class GenerativeModel(Protocol):
     """A language model that can be generated from; see `mlx_speech.models.base.PretrainedModel`."""
 
     config: Any
+    folder: Path | None
     generation_config: GenerationConfig | None
-    cache_options: tuple[str, ...]
-    generation_inputs: tuple[str, ...]
+    cache_options: ClassVar[tuple[str, ...]]
+    generation_inputs: ClassVar[tuple[str, ...]]
+
+    def parameters(self) -> dict[str, Any]: ...
 
     @property
     def vocab_size(self) -> int: ...

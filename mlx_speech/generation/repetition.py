@@ -17,12 +17,8 @@ def find_loop(tokens: Sequence[int]) -> int | None:
     Returns:
         The index after the first round of the first loop, `None` where there is no loop.
     """
-    found = [
-        start
-        for period in range(1, LONGEST_PERIOD + 1)
-        if (start := _loop_of(tokens, period)) is not None
-    ]
-    return min(found, default=None)
+    found = (_loop_of(tokens, period) for period in range(1, LONGEST_PERIOD + 1))
+    return min((start for start in found if start is not None), default=None)
 
 
 def _loop_of(tokens: Sequence[int], period: int) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..errors import InputError
 from .config import GenerationConfig
+from .protocols import Detokenizes
 
 
 class StoppingCriteria:
@@ -16,7 +17,7 @@ class StoppingCriteria:
         InputError: there are stop strings, but no tokenizer to look for them with.
     """
 
-    def __init__(self, config: GenerationConfig, tokenizer=None):
+    def __init__(self, config: GenerationConfig, tokenizer: Detokenizes | None = None):
         self._eos = frozenset(config.eos_token_ids)
         self._strings = config.stop_texts
         if self._strings and tokenizer is None:
@@ -28,7 +29,7 @@ class StoppingCriteria:
     def __call__(self, tokens: Sequence[int]) -> bool:
         if tokens[-1] in self._eos:
             return True
-        if not self._strings:
+        if self._tokenizer is None or not self._strings:
             return False
         text = self._tokenizer.decode(tokens[-self._window :])
         return any(string in text for string in self._strings)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .api import Prefilled
+from .protocols import Detokenizes
 from .stopping import StopStringFilter
 
 
@@ -27,7 +28,7 @@ class StreamingDetokenizer:
             after which that can happen, so that their text waits for one that ends it.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: Detokenizes):
         self._decode = tokenizer.decode
         self._is_open = getattr(tokenizer, "is_open", lambda token: False)
         self._ids: list[int] = []
@@ -79,7 +80,9 @@ class TextStep:
 
 
 def stream_text(
-    run: Prefilled, tokenizer, cut_off: Callable[[Sequence[int]], bool] = lambda tokens: False
+    run: Prefilled,
+    tokenizer: Detokenizes,
+    cut_off: Callable[[Sequence[int]], bool] = lambda tokens: False,
 ) -> Iterator[TextStep]:
     """The answer to one prompt, token by token; it ends before a stop string.
 
@@ -102,7 +105,7 @@ def stream_text(
         yield TextStep(text, token, logprob)
 
 
-def answer_text(run: Prefilled, tokens: Sequence[int], tokenizer) -> str:
+def answer_text(run: Prefilled, tokens: Sequence[int], tokenizer: Detokenizes) -> str:
     """The text of a whole answer, as `stream_text` gives it in pieces."""
     ended = tokens[-1] in run.config.eos_token_ids
     text = tokenizer.decode(tokens[:-1] if ended else tokens)

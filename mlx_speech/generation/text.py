@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from ..errors import InputError, UnsupportedOptionError
 from .api import Prefilled, prefill
+from .protocols import GenerativeModel, TextTokenizer
 from .streaming import answer_text, stream_text
 
 #: a text; messages of a conversation, `{"role": ..., "content": ...}`; or token ids
@@ -41,7 +42,7 @@ class GenerationResponse:
     finish_reason: Literal["stop", "length"] | None = None
 
 
-def generate(model, processor, prompt: Prompt, **options: Any) -> str:
+def generate(model: GenerativeModel, processor: Any, prompt: Prompt, **options: Any) -> str:
     """The answer to a prompt.
 
     Args:
@@ -62,7 +63,9 @@ def generate(model, processor, prompt: Prompt, **options: Any) -> str:
     return generate_response(model, processor, prompt, **options).text
 
 
-def generate_response(model, processor, prompt: Prompt, **options: Any) -> GenerationResponse:
+def generate_response(
+    model: GenerativeModel, processor: Any, prompt: Prompt, **options: Any
+) -> GenerationResponse:
     """As `generate`, but with the numbers of `stream_generate`'s last response."""
     run, tokenizer, prompt_tokens, begin = _prefill(model, processor, prompt, options)
     mx.eval(run.logits)
@@ -82,7 +85,7 @@ def generate_response(model, processor, prompt: Prompt, **options: Any) -> Gener
 
 
 def stream_generate(
-    model, processor, prompt: Prompt, **options: Any
+    model: GenerativeModel, processor: Any, prompt: Prompt, **options: Any
 ) -> Generator[GenerationResponse, None, None]:
     """As `generate`, but yields the answer as it comes. Beam search cannot stream.
 
@@ -92,8 +95,8 @@ def stream_generate(
 
 
 def _prefill(
-    model, processor, prompt: Prompt, options: dict[str, Any], streaming: bool = False
-) -> tuple[Prefilled, Any, int, float]:
+    model: GenerativeModel, processor: Any, prompt: Prompt, options: dict, streaming: bool = False
+) -> tuple[Prefilled, TextTokenizer, int, float]:
     """Feed a prompt; gives the run, the tokenizer, how many tokens were fed, and when it began."""
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedOptionError(
@@ -105,13 +108,13 @@ def _prefill(
     new_tokens = len(ids) - (cache[0].length if cache else 0)
     mx.reset_peak_memory()
     begin = time.perf_counter()
-    arguments = {"tokenizer": tokenizer, **options}
-    run = prefill(model, mx.array([ids]), streaming=streaming, **arguments)
+    options = {"tokenizer": tokenizer, **options}
+    run = prefill(model, mx.array([ids]), streaming=streaming, **options)
     return run, tokenizer, new_tokens, begin
 
 
 def _responses(
-    run: Prefilled, tokenizer, prompt_tokens: int, begin: float
+    run: Prefilled, tokenizer: TextTokenizer, prompt_tokens: int, begin: float
 ) -> Generator[GenerationResponse, None, None]:
     prompt_tps = 0.0
     for count, step in enumerate(stream_text(run, tokenizer), 1):
@@ -128,12 +131,12 @@ def _responses(
         )
 
 
-def text_tokenizer(processor):
+def text_tokenizer(processor: Any) -> TextTokenizer:
     """The tokenizer of a processor, or the tokenizer itself."""
     return getattr(processor, "tokenizer", processor)
 
 
-def prompt_ids(tokenizer, prompt: Prompt) -> list[int]:
+def prompt_ids(tokenizer: TextTokenizer, prompt: Prompt) -> list[int]:
     """Token ids of a prompt of any kind.
 
     Raises:

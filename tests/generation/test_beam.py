@@ -34,7 +34,7 @@ class TestBeams:
             num_beams=64, max_new_tokens=limit, eos_token_id=EOS, early_stopping="never"
         )
         prompt = mx.array([[2]])
-        (found,) = beam_search(model.start(prompt), model.feed, model.cache, config, prompt)
+        (found,) = beam_search(model.prefill(prompt, config))
         assert found.tokens == max(answers, key=score)
         assert found.score == pytest.approx(score(found.tokens), abs=1e-5)
         assert sum(found.logprobs) / len(found.tokens) == pytest.approx(found.score, abs=1e-5)
@@ -50,7 +50,7 @@ class TestBeams:
 
         config = GenerationConfig(num_beams=3, max_new_tokens=6)
         prompt = mx.array([[2], [4]])
-        rows = beam_search(model.start(prompt), step, model.cache, config, prompt)
+        rows = beam_search(model.prefill(prompt, config, step))
         final = fed[-1]
         assert [row[0] for row in final] == [2, 2, 2, 4, 4, 4]
         # the winner without its last token is what one of its row's beams had been fed
@@ -74,7 +74,7 @@ class TestBeams:
         model = MarkovModel(9, seed=5)
         prompt = mx.array([[2], [4]])
         config = GenerationConfig(num_beams=3, max_new_tokens=12)
-        beam_search(model.start(prompt), model.feed, model.cache, config, prompt)
+        beam_search(model.prefill(prompt, config))
         assert 1 < len(counts) < model.steps
         assert min(counts) > 0
         assert max(spared) > 3
@@ -84,11 +84,11 @@ class TestBeams:
         prompts = [1, 2, 3, 4]
         model = MarkovModel(6, seed=11)
         batch = mx.array(prompts)[:, None]
-        together = beam_search(model.start(batch), model.feed, model.cache, config, batch)
+        together = beam_search(model.prefill(batch, config))
         for prompt, row in zip(prompts, together, strict=True):
             model = MarkovModel(6, seed=11)
             single = mx.array([[prompt]])
-            (alone,) = beam_search(model.start(single), model.feed, model.cache, config, single)
+            (alone,) = beam_search(model.prefill(single, config))
             assert alone.tokens == row.tokens
         assert len({len(row.tokens) for row in together}) > 1
 
@@ -100,7 +100,7 @@ class TestBeams:
                 num_beams=4, max_new_tokens=6, eos_token_id=EOS, length_penalty=penalty
             )
             prompt = mx.array([[1]])
-            (row,) = beam_search(model.start(prompt), model.feed, model.cache, config, prompt)
+            (row,) = beam_search(model.prefill(prompt, config))
             return len(row.tokens)
 
         assert length(0.0) < length(2.0)

@@ -31,7 +31,7 @@ class TestSearch:
         monkeypatch.setattr(mx, "async_eval", lambda *arrays: dispatched.append(len(arrays)))
         model = MarkovModel(7, seed=1)
         prompt = mx.array([[3]])
-        steps = search(model.start(prompt), model.feed, GenerationConfig(max_new_tokens=3), prompt)
+        steps = search(model.prefill(prompt, GenerationConfig(max_new_tokens=3)))
         next(steps)
         assert len(dispatched) == 2
         assert model.steps == 2
