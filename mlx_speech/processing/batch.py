@@ -9,6 +9,9 @@ import mlx.core as mx
 
 from ..errors import InputError, UnsupportedOptionError
 
+#: rows of token ids
+TokenRows = Sequence[Sequence[int]] | mx.array
+
 
 class BatchEncoding(dict):
     """A dictionary whose items are attributes, too: `inputs.input_ids`."""
@@ -20,9 +23,7 @@ class BatchEncoding(dict):
             raise AttributeError(f"there is no {name} here, but {', '.join(self)}") from None
 
 
-def check_arrays(
-    return_tensors: str, padding: bool | str, lengths: Sequence[int], what: str
-) -> None:
+def check_arrays(return_tensors: str, padding: bool | str, lengths: Sequence[int], what: str):
     """Whether rows of these lengths become the array that a caller asks for.
 
     Args:
@@ -81,6 +82,20 @@ def pad_rows(
         input_ids=mx.array([filled(row, fill) for row in rows], mx.int32),
         attention_mask=mx.array([filled(row, 0) for row in masks], mx.int32),
     )
+
+
+def stack_padded(arrays: Sequence[mx.array], fill: float = 0.0) -> tuple[mx.array, mx.array]:
+    """(length, size) arrays as one, with `fill` after the shorter ones: (rows, longest, size); and
+    a boolean mask of what is not filled up, (rows, longest)."""
+    lengths = [len(array) for array in arrays]
+    longest = max(lengths)
+    padded = [mx.pad(a, [(0, longest - len(a)), (0, 0)], constant_values=fill) for a in arrays]
+    return mx.stack(padded), length_mask(lengths)
+
+
+def length_mask(lengths: list[int]) -> mx.array:
+    """What of rows of these lengths is not padding: boolean (rows, longest)."""
+    return mx.arange(max(lengths))[None] < mx.array(lengths)[:, None]
 
 
 def as_ids(ids: Any) -> list:

@@ -11,18 +11,18 @@ from typing import Any
 from ..checkpoint.folder import read_json
 from ..errors import CheckpointError, InputError
 
+#: Jinja source, or several by name
+Templates = str | dict[str, str] | None
 
-def find_chat_templates(
-    folder: Path, tokenizer_config: dict[str, Any]
-) -> str | dict[str, str] | None:
+
+def find_chat_templates(folder: Path, tokenizer_config: dict[str, Any]) -> Templates:
     """The template of a checkpoint folder, from the places where it may stand; several by name.
 
     Raises:
         CheckpointError: a file is not text, or a list of templates is malformed.
     """
-    files = {
-        file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    }
+    further = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    files = {file.stem: file for file in further}
     if (folder / "chat_template.jinja").is_file():
         files["default"] = folder / "chat_template.jinja"
     try:
@@ -41,9 +41,7 @@ def find_chat_templates(
     return templates["default"] if templates.keys() == {"default"} else templates or None
 
 
-def choose_chat_template(
-    templates: str | dict[str, str] | None, wanted: str | None, tools: Any
-) -> str:
+def choose_chat_template(templates: Templates, wanted: str | None, tools: Any) -> str:
     """The one to use: `wanted`, the source of a template or the name of one; or else the one for
     tools where there are tools; or else the default.
 
@@ -112,14 +110,8 @@ def _environment():
     def raise_exception(message: str):
         raise InputError(f"the chat template refuses these messages: {message}")
 
-    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
+    def tojson(value, ensure_ascii=False, **options):
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]

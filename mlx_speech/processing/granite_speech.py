@@ -11,9 +11,10 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.folder import read_json
+from ..checkpoint.hub import resolve_checkpoint
 from ..errors import CheckpointError, InputError
 from ..models.granite_speech import GraniteSpeechConfig, GraniteSpeechPlusConfig
-from .batch import BatchEncoding, check_arrays
+from .batch import BatchEncoding, check_arrays, stack_padded
 from .log_mel import GraniteSpeechFeatureExtractor
 from .prompts import GRANITE_4_1, PromptStyle, language_code, prompt_style
 from .request import TranscriptionRequest
@@ -53,13 +54,10 @@ class GraniteSpeechProcessor:
             revision: branch, tag or commit of the repository.
             name: what the checkpoint is called, if not by `path_or_repo`.
         """
-        from ..checkpoint.hub import resolve_checkpoint
-
         folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         name = name or str(path_or_repo)
         if os.path.isdir(name):
             name = os.path.realpath(name)
-        processor = read_json(folder, "processor_config.json", required=False)
         data = read_json(folder)
         is_plus = data.get("model_type") == GraniteSpeechPlusConfig.model_type
         config = (GraniteSpeechPlusConfig if is_plus else GraniteSpeechConfig).from_dict(data)
@@ -75,16 +73,12 @@ class GraniteSpeechProcessor:
             ("downsample_rate", config.downsample_rate, features.projector_downsample_rate),
         ):
             if found != expected:
-                raise CheckpointError(
-                    f"{folder}: {what} is {found} for the feature extractor, but {expected:g} for "
-                    "the model"
-                )
-        return cls(
-            features,
-            Tokenizer.from_pretrained(folder),
-            processor.get("audio_token", "<|audio|>"),
-            prompts=prompt_style(model_type, config.audio_token_index, name),
-        )
+                both = f"{found} for the feature extractor, but {expected:g} for the model"
+                raise CheckpointError(f"{folder}: {what} is {both}")
+        processor = read_json(folder, "processor_config.json", required=False)
+        token = processor.get("audio_token", "<|audio|>")
+        prompts = prompt_style(model_type, config.audio_token_index, name)
+        return cls(features, Tokenizer.from_pretrained(folder), token, prompts=prompts)
 
     def __call__(
         self,
@@ -121,16 +115,14 @@ class GraniteSpeechProcessor:
             check_arrays(return_tensors, padding, lengths, "recordings")
             if text is None:
                 return features
-        texts: Any = [text] if isinstance(text, str) else text
-        is_list = isinstance(texts, list | tuple) and len(texts) > 0
-        if not is_list or not all(isinstance(t, str) for t in texts):
+        texts = [text] if isinstance(text, str) else text
+        is_list = isinstance(texts, list | tuple) and all(isinstance(t, str) for t in texts)
+        if not is_list or not texts:
             raise InputError(f"text is {_shown(text)}, but must be one or more strings")
-        mentioned: int = sum(t.count(self.audio_token) for t in texts)
+        mentioned = sum(t.count(self.audio_token) for t in texts)
         if mentioned != len(sizes):
-            raise InputError(
-                f"the text mentions {mentioned} recordings ({self.audio_token}), but "
-                f"{len(sizes)} are given"
-            )
+            counts = f"{mentioned} recordings ({self.audio_token}), but {len(sizes)} are given"
+            raise InputError(f"the text mentions {counts}")
         expanded = self._expanded(texts, sizes)
         encoded = self.tokenizer(expanded, padding=padding, return_tensors=return_tensors)
         return BatchEncoding(encoded, **features)
@@ -166,48 +158,31 @@ class GraniteSpeechProcessor:
         """
         return self(self.speech_prompt(self.prompts.instruction(request)), samples)
 
-    def audio_inputs(
-        self, audio: Sequence[mx.array], request: TranscriptionRequest
-    ) -> dict[str, Any]:
+    def audio_inputs(self, audio: Sequence[mx.array], request: TranscriptionRequest) -> dict:
         """What `model.generate` needs to transcribe or translate audio that is projected already.
 
         Args:
             audio: (audio tokens, hidden_size) each.
         """
         prompt = self.speech_prompt(self.prompts.instruction(request))
-        sizes = [len(each) for each in audio]
-        longest = max(sizes)
-        features = [
-            mx.pad(each, ((0, longest - size), (0, 0)))
-            for each, size in zip(audio, sizes, strict=True)
-        ]
-        return {
-            **self.tokenizer(self._expanded([prompt] * len(audio), sizes)),
-            "audio_features": mx.stack(features),
-            "input_features_mask": mx.arange(longest)[None] < mx.array(sizes)[:, None],
-        }
+        expanded = self._expanded([prompt] * len(audio), [len(each) for each in audio])
+        features, mask = stack_padded(audio)
+        inputs = self.tokenizer(expanded)
+        return {**inputs, "audio_features": features, "input_features_mask": mask}
 
-    def apply_chat_template(
-        self,
-        messages: Sequence[dict[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        **variables: Any,
-    ) -> str:
+    def apply_chat_template(self, messages: Sequence[dict[str, Any]], **options: Any) -> Any:
         """The prompt for a conversation, in the checkpoint's own format.
 
         Args:
             messages: `{"role": ..., "content": ...}`, where the content is a string or a list of
                 `{"type": "audio"}` and `{"type": "text", "text": ...}`.
-            add_generation_prompt, variables: as for `Tokenizer.apply_chat_template`.
+            options: as for `Tokenizer.apply_chat_template`.
 
         Raises:
             InputError: a message or a part of one has another form, or the template refuses them.
         """
         flat = [self._flatten(message) for message in messages]
-        variables["add_generation_prompt"] = add_generation_prompt
-        text: Any = self.tokenizer.apply_chat_template(flat, **variables)
-        return text
+        return self.tokenizer.apply_chat_template(flat, **options)
 
     def _flatten(self, message: dict[str, Any]) -> dict[str, Any]:
         """Parts as one string: the templates know no others, and would drop the audio."""
@@ -227,17 +202,14 @@ class GraniteSpeechProcessor:
             elif kind == "text" and isinstance(part.get("text"), str):
                 text += part["text"]
             else:
-                raise InputError(
-                    "a part of a message is {'type': 'audio'} or {'type': 'text', 'text': ...}, "
-                    f"but one is {_shown(part)}"
-                )
+                known = "{'type': 'audio'} or {'type': 'text', 'text': ...}"
+                raise InputError(f"a part of a message is {known}, but one is {_shown(part)}")
         return {**message, "content": text}
 
     def speech_prompt(self, instruction: str) -> str:
         """The whole prompt that asks for something about one recording."""
-        messages = [
-            {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": instruction}]}
-        ]
+        parts = [{"type": "audio"}, {"type": "text", "text": instruction}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
         if self.prompts.system is not None:
             messages.insert(0, {"role": "system", "content": self.prompts.system})
         return self.apply_chat_template(messages)

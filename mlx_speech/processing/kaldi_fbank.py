@@ -6,18 +6,17 @@ mel-computations.cc), with the options that fairseq's S2T models were trained wi
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint.folder import read_json
-from ..errors import AudioError, InputError
-from .batch import BatchEncoding, check_arrays
-from .log_mel import mono_recordings
+from ..errors import InputError
+from .batch import BatchEncoding, check_arrays, stack_padded
+from .feature_extractor import FeatureExtractor, mono_recordings, too_short
 
 FRAME_MS = 25.0
 SHIFT_MS = 10.0
@@ -106,10 +105,7 @@ def fbank(
     """
     frame, shift = frame_samples(sampling_rate)
     if samples.size < frame:
-        raise AudioError(
-            f"a recording of {samples.size} samples is too short: at least {frame} samples "
-            f"({FRAME_MS:.0f} ms) are needed"
-        )
+        raise too_short(samples.size, frame, FRAME_MS)
     num_frames = 1 + (samples.size - frame) // shift
     spectrum = frame_spectrum(frame)
     bins = spectrum.shape[1] // 2
@@ -132,7 +128,8 @@ def fbank(
         return mx.concatenate(chunks)
 
 
-class Speech2TextFeatureExtractor:
+@dataclass
+class Speech2TextFeatureExtractor(FeatureExtractor):
     """Filter banks, each made zero in mean and one in standard deviation over its utterance.
 
     Args:
@@ -144,41 +141,14 @@ class Speech2TextFeatureExtractor:
         normalize_means, normalize_vars: what to normalise.
     """
 
-    def __init__(
-        self,
-        sampling_rate: int = 16000,
-        num_mel_bins: int = 80,
-        padding_value: float = 0.0,
-        dither: float = 0.0,
-        do_ceptral_normalize: bool = True,
-        normalize_means: bool = True,
-        normalize_vars: bool = True,
-    ):
-        self.sampling_rate = sampling_rate
-        self.num_mel_bins = num_mel_bins
-        self.padding_value = padding_value
-        self.dither = dither
-        self.do_ceptral_normalize = do_ceptral_normalize
-        self.normalize_means = normalize_means
-        self.normalize_vars = normalize_vars
+    num_mel_bins: int = 80
+    padding_value: float = 0.0
+    dither: float = 0.0
+    do_ceptral_normalize: bool = True
+    normalize_means: bool = True
+    normalize_vars: bool = True
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Speech2TextFeatureExtractor:
-        """From the parsed preprocessor_config.json, which may be empty."""
-        names = inspect.signature(cls).parameters
-        return cls(**{name: value for name, value in data.items() if name in names})
-
-    @classmethod
-    def from_pretrained(
-        cls, path_or_repo, *, revision: str | None = None
-    ) -> Speech2TextFeatureExtractor:
-        """Read the feature extractor of a local folder or a Hugging Face repository."""
-        from ..checkpoint.hub import resolve_checkpoint
-
-        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
-        data = read_json(folder, "processor_config.json", required=False).get("feature_extractor")
-        data = data or read_json(folder, "preprocessor_config.json", required=False)
-        return cls.from_dict(data)
+    _key = "feature_extractor"
 
     def __call__(
         self,
@@ -208,28 +178,18 @@ class Speech2TextFeatureExtractor:
                 may not be.
         """
         if sampling_rate not in (None, self.sampling_rate):
+            rates = f"{sampling_rate} Hz, this checkpoint needs {self.sampling_rate} Hz"
             raise InputError(
-                f"the audio has a rate of {sampling_rate} Hz, this checkpoint needs "
-                f"{self.sampling_rate} Hz: resample it with mlx_speech.load_audio"
+                f"the audio has a rate of {rates}: resample it with mlx_speech.load_audio"
             )
+        options: Any = {"dither": self.dither, "seed": seed}
         features = [
-            self.normalize(
-                fbank(samples, self.sampling_rate, self.num_mel_bins, dither=self.dither, seed=seed)
-            )
+            self.normalize(fbank(samples, self.sampling_rate, self.num_mel_bins, **options))
             for samples in mono_recordings(raw_speech)
         ]
-        lengths = [len(f) for f in features]
-        check_arrays(return_tensors, padding, lengths, "recordings")
-        longest = max(lengths)
-        return BatchEncoding(
-            input_features=mx.stack(
-                [
-                    mx.pad(f, ((0, longest - len(f)), (0, 0)), constant_values=self.padding_value)
-                    for f in features
-                ]
-            ),
-            attention_mask=(mx.arange(longest) < mx.array(lengths)[:, None]).astype(mx.int32),
-        )
+        check_arrays(return_tensors, padding, [len(f) for f in features], "recordings")
+        padded, mask = stack_padded(features, self.padding_value)
+        return BatchEncoding(input_features=padded, attention_mask=mask.astype(mx.int32))
 
     def normalize(self, features: mx.array) -> mx.array:
         """Cepstral mean and variance normalisation of one recording: (frames, bins), same shape.

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..audio.recording import Recording, not_finite, refuse_integers
+from ..audio.recording import Recording
 from ..checkpoint.folder import read_json
-from ..errors import AudioError, CheckpointError, InputError
+from ..errors import CheckpointError
+from .batch import length_mask, stack_padded
+from .feature_extractor import FeatureExtractor, mono_recordings, too_short
 
+Reader = Callable[[int, int], mx.array]
 #: `melspec_kwargs` of a checkpoint that says nothing
 MEL_DEFAULTS = {
     "sample_rate": 16000,
-    "n_fft": 512,
-    "win_length": 400,
-    "hop_length": 160,
-    "n_mels": 80,
+    **{"n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 80},
 }
 
 
@@ -47,7 +49,8 @@ def hann_window(win_length: int, n_fft: int) -> mx.array:
     return mx.array(padded.astype(np.float32))
 
 
-class GraniteSpeechFeatureExtractor:
+@dataclass
+class GraniteSpeechFeatureExtractor(FeatureExtractor):
     """Stacked log-mel frames, as the checkpoints' own feature extractor computes them.
 
     Args:
@@ -61,30 +64,23 @@ class GraniteSpeechFeatureExtractor:
         CheckpointError: a value is impossible or asks for what is not implemented.
     """
 
-    def __init__(
-        self,
-        sampling_rate: int = 16000,
-        melspec_kwargs: dict[str, Any] | None = None,
-        projector_window_size: int = 15,
-        projector_downsample_rate: int = 5,
-    ):
-        unknown = set(melspec_kwargs or {}) - set(MEL_DEFAULTS)
-        if unknown:
+    melspec_kwargs: dict[str, Any] = field(default_factory=dict)
+    projector_window_size: int = 15
+    projector_downsample_rate: int = 5
+
+    _key = "audio_processor"
+
+    def __post_init__(self):
+        given = self.melspec_kwargs or {}
+        if unknown := given.keys() - MEL_DEFAULTS.keys():
             raise CheckpointError(f"preprocessor_config.json: unsupported {', '.join(unknown)}")
-        self.sampling_rate = sampling_rate
-        self.melspec_kwargs = {
-            **MEL_DEFAULTS,
-            "sample_rate": sampling_rate,
-            **(melspec_kwargs or {}),
-        }
-        self.projector_window_size = projector_window_size
-        self.projector_downsample_rate = projector_downsample_rate
+        self.melspec_kwargs = {**MEL_DEFAULTS, "sample_rate": self.sampling_rate, **given}
         for name, value in (*vars(self).items(), *self.melspec_kwargs.items()):
             if name != "melspec_kwargs" and not (isinstance(value, int) and value > 0):
                 raise CheckpointError(f"preprocessor_config.json: {name} is {value!r}")
-        if self.melspec_kwargs["sample_rate"] != sampling_rate:
+        if self.melspec_kwargs["sample_rate"] != self.sampling_rate:
             raise CheckpointError(
-                f"preprocessor_config.json: sampling_rate {sampling_rate} contradicts the "
+                f"preprocessor_config.json: sampling_rate {self.sampling_rate} contradicts the "
                 f"sample_rate {self.melspec_kwargs['sample_rate']} of melspec_kwargs"
             )
         if self.melspec_kwargs["win_length"] > self.melspec_kwargs["n_fft"]:
@@ -97,32 +93,13 @@ class GraniteSpeechFeatureExtractor:
         nested = data.get("melspec_kwargs") or {}
         if not isinstance(nested, dict):
             raise CheckpointError(f"preprocessor_config.json: melspec_kwargs is {nested!r}")
-        return cls(
-            sampling_rate=data.get("sampling_rate", MEL_DEFAULTS["sample_rate"]),
-            melspec_kwargs={**flat, **nested},
-            projector_window_size=data.get("projector_window_size", 15),
-            projector_downsample_rate=data.get("projector_downsample_rate", 5),
-        )
+        return super().from_dict({**data, "melspec_kwargs": {**flat, **nested}})
 
     @classmethod
-    def from_pretrained(
-        cls, path_or_repo, *, revision: str | None = None
-    ) -> GraniteSpeechFeatureExtractor:
-        """Read the feature extractor of a local folder or a Hugging Face repository: from
-        processor_config.json, else preprocessor_config.json, else the released models' values."""
-        from ..checkpoint.hub import resolve_checkpoint
-
-        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
-        processor = read_json(folder, "processor_config.json", required=False)
-        features = processor.get("audio_processor") or read_json(
-            folder, "preprocessor_config.json", required=False
-        )
+    def _read(cls, folder: Path) -> dict[str, Any]:
         config = read_json(folder)
-        projector = {
-            "projector_window_size": config.get("window_size", 15),
-            "projector_downsample_rate": config.get("downsample_rate", 5),
-        }
-        return cls.from_dict({**projector, **features})
+        names = [name for name in ("window_size", "downsample_rate") if name in config]
+        return {f"projector_{name}": config[name] for name in names} | super()._read(folder)
 
     def __call__(self, audios: mx.array | np.ndarray | Sequence) -> dict[str, Any]:
         """Features of one or more recordings, each computed alone.
@@ -142,17 +119,14 @@ class GraniteSpeechFeatureExtractor:
             InputError: there are no recordings, or they are no arrays.
         """
         features = [self.log_mel(audio) for audio in mono_recordings(audios)]
-        lengths = [f.shape[0] for f in features]
-        longest = max(lengths)
+        lengths = [len(f) for f in features]
         sizes = [self.num_audio_tokens(length) for length in lengths]
-        result = {
-            "input_features": mx.stack(
-                [mx.pad(f, ((0, longest - f.shape[0]), (0, 0))) for f in features]
-            ),
-            "input_features_mask": mx.arange(max(sizes))[None] < mx.array(sizes)[:, None],
+        result: dict[str, Any] = {
+            "input_features": stack_padded(features)[0],
+            "input_features_mask": length_mask(sizes),
             "audio_embed_sizes": sizes,
         }
-        if min(lengths) < longest:
+        if len(set(lengths)) > 1:
             result["feature_lengths"] = mx.array(lengths)
         return result
 
@@ -199,17 +173,12 @@ class GraniteSpeechFeatureExtractor:
     def _num_mel_frames(self, num_samples: int) -> int:
         """Frames before two become one."""
         n_fft, hop = self.melspec_kwargs["n_fft"], self.melspec_kwargs["hop_length"]
-        half = n_fft // 2
-        if num_samples <= half:
-            raise AudioError(
-                f"a recording of {num_samples} samples is too short: at least {half + 1} samples "
-                f"({1000 * (half + 1) / self.sampling_rate:.0f} ms) are needed"
-            )
-        return (num_samples + 2 * half - n_fft) // hop + 1
+        least = n_fft // 2 + 1
+        if num_samples < least:
+            raise too_short(num_samples, least, 1000 * least / self.sampling_rate)
+        return (num_samples + n_fft // 2 * 2 - n_fft) // hop + 1
 
-    def _log_mel(
-        self, read: Callable[[int, int], mx.array], size: int, first: int, end: int
-    ) -> mx.array:
+    def _log_mel(self, read: Reader, size: int, first: int, end: int) -> mx.array:
         """Decimal logarithms of the mel energies in frames [first, end): (end - first, n_mels).
 
         `read` gives samples [a, b) of a recording of `size` samples. What frames need beyond its
@@ -238,36 +207,3 @@ def _stacked(log_mel: mx.array, highest: mx.array) -> mx.array:
     # the odd frame goes after the maximum was taken over it too, as in the reference
     num_frames = log_mel.shape[0]
     return log_mel[: num_frames - num_frames % 2].reshape(num_frames // 2, -1)
-
-
-def mono_recordings(audios) -> list[mx.array]:
-    """Recordings one by one, as float32 (samples,)."""
-    try:
-        if isinstance(audios, mx.array | np.ndarray) and audios.ndim == 1:
-            audios = [audios]
-        arrays = [mx.array(audio) for audio in audios]
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"audio is no samples, but of type {type(audios).__name__}: expected one or more float "
-            "arrays (mlx_speech.load_audio reads files)"
-        ) from error
-    if not arrays:
-        raise InputError("no audio given")
-    return [_checked(array) for array in arrays]
-
-
-def _checked(array: mx.array) -> mx.array:
-    if not mx.issubdtype(array.dtype, mx.floating):
-        raise AudioError(
-            f"audio samples are {array.dtype}; expected floats between -1 and 1 "
-            f"(mlx_speech.load_audio scales integers)"
-        )
-    if array.ndim != 1:
-        raise AudioError(f"an audio array of shape {array.shape} is not mono: expected (samples,)")
-    array = array.astype(mx.float32)
-    if array.size:
-        if not mx.isfinite(array).all().item():
-            raise not_finite("the array")
-        whole_numbers = (array == mx.round(array)).all().item()
-        refuse_integers(mx.abs(array).max().item(), whole_numbers, "the array")
-    return array

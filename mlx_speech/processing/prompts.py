@@ -6,8 +6,9 @@ Sources: the models' cards, and the prompts of ibm-granite's own `granite-speech
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import UnsupportedOptionError
 from .request import TranscriptionRequest
@@ -71,34 +72,30 @@ class PromptStyle:
         if request.prompt is not None:
             return request.prompt
         task, keywords, punctuate = request.task, request.keywords, request.punctuate
-        if keywords and task not in self.keyword_tasks:
-            able = [style.title for style in _STYLES if task in style.keyword_tasks]
-            what = "keywords" if task == "transcribe" else "keywords in translation"
-            raise self._untrained("keywords", what, able)
-        if punctuate and not self.punctuates:
-            raise self._unsupported("punctuate", "punctuation and capitals", "punctuates")
-        if request.language is not None and not self.names_language:
-            raise self._unsupported("language", "being told the language", "names_language")
-        if task == "translate":
-            return self._translate(request) + _listed(keywords)
+        translates, language = task == "translate", request.language
+        what = "keywords in translation" if translates else "keywords"
+        told = language is not None
+        self._require("keywords", keywords, what, lambda s: task in s.keyword_tasks)
+        self._require("punctuate", punctuate, "punctuation and capitals", lambda s: s.punctuates)
+        self._require("language", told, "being told the language", lambda s: s.names_language)
+        self._require("task", translates, "translation", lambda s: s.targets)
+        listed = KEYWORDS.format(", ".join(keywords)) if keywords else ""
+        if translates:
+            return self._translate(request) + listed
         plain = TRANSCRIBE_PUNCTUATED if punctuate else TRANSCRIBE
         if keywords:
-            plain = TRANSCRIBE_KEYWORDS + _listed(keywords)
-        if request.language is None:
+            plain = TRANSCRIBE_KEYWORDS + listed
+        if language is None:
             return plain
-        spoken = LANGUAGES[language_code(request.language)]
+        spoken = LANGUAGES[language_code(language)]
         if self is GRANITE_5_0:
             return LANGUAGE_HINT.format(spoken) + plain
         if not punctuate:
-            raise UnsupportedOptionError.about(
-                "{title} takes the language only together with punctuation ({punctuate})",
-                title=self.title,
-            )
+            message = "{title} takes the language only together with punctuation ({punctuate})"
+            raise UnsupportedOptionError.about(message, title=self.title)
         return TRANSCRIBE_LANGUAGE.format(spoken)
 
     def _translate(self, request: TranscriptionRequest) -> str:
-        if not self.targets:
-            raise self._unsupported("task", "translation", "targets")
         if request.language is not None:
             raise UnsupportedOptionError(
                 f"{self.title} detects the language that it translates from"
@@ -111,22 +108,12 @@ class PromptStyle:
             )
         return (TRANSLATE_PUNCTUATED if request.punctuate else self.translate).format(name)
 
-    def _unsupported(self, option: str, what: str, attribute: str) -> UnsupportedOptionError:
-        able = [style.title for style in _STYLES if getattr(style, attribute)]
-        return self._untrained(option, what, able)
-
-    def _untrained(self, option: str, what: str, able: list[str]) -> UnsupportedOptionError:
-        return UnsupportedOptionError.about(
-            "{option}: {title} was not trained for {what}; these were: {able}",
-            option=option,
-            title=self.title,
-            what=what,
-            able=", ".join(able),
-        )
-
-
-def _listed(keywords: Sequence[str] | None) -> str:
-    return KEYWORDS.format(", ".join(keywords)) if keywords else ""
+    def _require(self, option: str, asked: Any, what: str, trained: Callable) -> None:
+        if asked and not trained(self):
+            able = ", ".join(style.title for style in _STYLES if trained(style))
+            message = "{option}: {title} was not trained for {what}; these were: {able}"
+            values = {"title": self.title, "what": what, "able": able}
+            raise UnsupportedOptionError.about(message, option=option, **values)
 
 
 GRANITE_3 = PromptStyle(
@@ -181,8 +168,13 @@ def language_code(language: str) -> str:
     Raises:
         UnsupportedOptionError: no Granite Speech model knows it.
     """
-    for code, name in LANGUAGES.items():
-        if language.lower() in (code, name.lower()):
-            return code
+    if code := find_language(language, LANGUAGES):
+        return code
     known = ", ".join(f"{code} ({name})" for code, name in LANGUAGES.items())
     raise UnsupportedOptionError(f"language {language!r} is not known; known are {known}")
+
+
+def find_language(language: str, names: dict[str, str]) -> str | None:
+    """Code of a language given by its code or name in any case, where `names` has it."""
+    wanted = language.lower()
+    return next((code for code, name in names.items() if wanted in (code, name.lower())), None)

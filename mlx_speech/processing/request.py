@@ -34,21 +34,14 @@ class TranscriptionRequest:
         for name in ("language", "target_language", "prompt"):
             value = getattr(self, name)
             if not isinstance(value, str | None):
-                raise InputError.about(
-                    "{option} is {value!r}, but must be text", option=name, value=value
-                )
+                text = "{option} is {value!r}, but must be text"
+                raise InputError.about(text, option=name, value=value)
         if self.task not in ("transcribe", "translate"):
-            raise InputError.about(
-                "{task} is {value!r}, but must be 'transcribe' or 'translate'", value=self.task
-            )
-        others = (
-            self.language,
-            self.target_language,
-            self.punctuate or None,
-            self.keywords or None,
-        )
-        chosen = self.task != "transcribe" or any(value is not None for value in others)
-        if self.prompt is not None and chosen:
+            text = "{task} is {value!r}, but must be 'transcribe' or 'translate'"
+            raise InputError.about(text, value=self.task)
+        chosen = self.task != "transcribe" or self.punctuate or self.keywords
+        named = self.language is not None or self.target_language is not None
+        if self.prompt is not None and (chosen or named):
             raise InputError.about(
                 "{prompt} takes the place of {task}, {language}, {target_language}, {punctuate} "
                 "and {keywords}; leave them out"
@@ -56,9 +49,8 @@ class TranscriptionRequest:
         if self.keywords is not None:
             _check_keywords(self.keywords)
             if self.keywords and self.punctuate:
-                raise InputError.about(
-                    "no model was trained for {keywords} and {punctuate} at once; choose one"
-                )
+                text = "no model was trained for {keywords} and {punctuate} at once; choose one"
+                raise InputError.about(text)
         if self.task == "translate" and self.target_language is None:
             raise InputError.about("{task} 'translate' needs {target_language}")
         if self.task != "translate" and self.target_language is not None:
@@ -67,12 +59,10 @@ class TranscriptionRequest:
 
 def _check_keywords(keywords: Sequence[str]) -> None:
     if isinstance(keywords, str) or not isinstance(keywords, Sequence):
-        raise InputError.about(
-            "{keywords} is {value!r}, but must be a list of words", value=keywords
-        )
+        text = "{keywords} is {value!r}, but must be a list of words"
+        raise InputError.about(text, value=keywords)
     for word in keywords:
         # they are told to the model as one line, with commas between them
         if not (isinstance(word, str) and word.strip() and word.isprintable() and "," not in word):
-            raise InputError.about(
-                "among the {keywords} is {word!r}, which is no word or name", word=word
-            )
+            text = "among the {keywords} is {word!r}, which is no word or name"
+            raise InputError.about(text, word=word)

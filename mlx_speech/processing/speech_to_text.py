@@ -8,11 +8,12 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.folder import read_json
+from ..checkpoint.hub import resolve_checkpoint
 from ..errors import InputError, UnsupportedOptionError
 from ..models.speech_to_text.layers import Speech2TextConfig
-from .batch import BatchEncoding
+from .batch import BatchEncoding, TokenRows
 from .kaldi_fbank import SHIFT_MS, Speech2TextFeatureExtractor
-from .prompts import LANGUAGES
+from .prompts import LANGUAGES, find_language
 from .request import TranscriptionRequest
 from .speech_to_text_tokenizer import Speech2TextTokenizer
 
@@ -44,15 +45,11 @@ class Speech2TextProcessor:
         cls, path_or_repo, *, revision: str | None = None, name: str | None = None
     ) -> Speech2TextProcessor:
         """Read the processor of a local folder or a Hugging Face repository."""
-        from ..checkpoint.hub import resolve_checkpoint
-
         folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         frames = Speech2TextConfig.from_dict(read_json(folder)).max_source_positions
-        return cls(
-            Speech2TextFeatureExtractor.from_pretrained(folder),
-            Speech2TextTokenizer.from_pretrained(folder),
-            max_seconds=frames * SHIFT_MS / 1000,
-        )
+        extractor = Speech2TextFeatureExtractor.from_pretrained(folder)
+        tokenizer = Speech2TextTokenizer.from_pretrained(folder)
+        return cls(extractor, tokenizer, max_seconds=frames * SHIFT_MS / 1000)
 
     @property
     def sampling_rate(self) -> int:
@@ -70,15 +67,14 @@ class Speech2TextProcessor:
         """
         for name in ("language", "prompt", "punctuate", "keywords"):
             if getattr(request, name):
-                raise UnsupportedOptionError.about(
+                refusal = (
                     "{option}: Speech2Text models take no instruction but a target language; "
-                    "Granite Speech models do",
-                    option=name,
+                    "Granite Speech models do"
                 )
+                raise UnsupportedOptionError.about(refusal, option=name)
         if request.target_language is None:
             return None
-        name = request.target_language.lower()
-        code = next((code for code, known in _NAMES.items() if name == known.lower()), name)
+        code = find_language(request.target_language, _NAMES)
         if code not in self.tokenizer.langs:
             able = ", ".join(self.tokenizer.langs) or "one language, without being told"
             raise UnsupportedOptionError(
@@ -96,9 +92,8 @@ class Speech2TextProcessor:
         Args:
             samples: (n,), or several such.
         """
-        inputs: dict[str, Any] = self(samples)
-        code = self.text_language(request)
-        if code is not None:
+        inputs = self(samples)
+        if (code := self.text_language(request)) is not None:
             inputs["forced_bos_token_id"] = self.tokenizer.language_id(code)
         return inputs
 
@@ -138,12 +133,10 @@ class Speech2TextProcessor:
             inputs["labels"] = self.tokenizer(text, **arrays)["input_ids"]
         return inputs
 
-    def decode(self, ids: Sequence[int] | mx.array, *, skip_special_tokens: bool = True) -> str:
-        """Text of token ids."""
-        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+    def decode(self, ids: Sequence[int] | mx.array, **options: Any) -> str:
+        """Text of token ids; options as for the tokenizer."""
+        return self.tokenizer.decode(ids, **options)
 
-    def batch_decode(
-        self, sequences: Sequence[Sequence[int]] | mx.array, *, skip_special_tokens: bool = True
-    ) -> list[str]:
+    def batch_decode(self, sequences: TokenRows, **options: Any) -> list[str]:
         """Texts of several rows of token ids."""
-        return self.tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens)
+        return self.tokenizer.batch_decode(sequences, **options)

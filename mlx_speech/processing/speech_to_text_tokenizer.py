@@ -6,14 +6,18 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from ..checkpoint.folder import read_json
-from ..errors import CheckpointError, InputError, UnsupportedOptionError
-from .batch import BatchEncoding, check_arrays, pad_rows
+from ..checkpoint.hub import resolve_checkpoint
+from ..errors import CheckpointError, UnsupportedOptionError
+from .base_tokenizer import BaseTokenizer, check_text
+from .batch import as_ids
+from .tokenizer_files import content_of, further_tokens, named_tokens
 
 VOCAB_FILE = "vocab.json"
 SPM_FILE = "sentencepiece.bpe.model"
@@ -21,7 +25,7 @@ SPM_FILE = "sentencepiece.bpe.model"
 LANGUAGES = {"mustc": ["pt", "fr", "ru", "nl", "ro", "it", "es", "de"]}
 
 
-class Speech2TextTokenizer:
+class Speech2TextTokenizer(BaseTokenizer):
     """SentencePiece cuts text into pieces, vocab.json gives them their ids.
 
     The arguments are the fields of tokenizer_config.json.
@@ -48,6 +52,8 @@ class Speech2TextTokenizer:
         UnsupportedOptionError: `tgt_lang` is not among the languages.
     """
 
+    padding_side = "right"
+
     def __init__(
         self,
         vocab_file: str | os.PathLike,
@@ -67,23 +73,28 @@ class Speech2TextTokenizer:
         self.encoder = read_json(Path(vocab_file).parent, Path(vocab_file).name)
         self.decoder = {index: piece for piece, index in self.encoder.items()}
         self.sp_model = _read_spm(Path(spm_file), sp_model_kwargs or {})
-        self.do_upper_case = do_upper_case
-        self.do_lower_case = do_lower_case
+        self.do_upper_case, self.do_lower_case = do_upper_case, do_lower_case
         self.bos_token, self.eos_token = bos_token, eos_token
         self.pad_token, self.unk_token = pad_token, unk_token
         named = [bos_token, eos_token, unk_token, pad_token]
         if lost := [token for token in named if token not in self.encoder]:
             raise CheckpointError(f"{vocab_file}: lacks the special token {lost[0]}")
         if lang_codes is not None and lang_codes not in LANGUAGES:
-            raise CheckpointError(
-                f"lang_codes {lang_codes!r} is not known; known are {', '.join(LANGUAGES)}"
-            )
+            known = ", ".join(LANGUAGES)
+            raise CheckpointError(f"lang_codes {lang_codes!r} is not known; known are {known}")
         self.lang_codes = lang_codes
-        self.langs = LANGUAGES[lang_codes] if lang_codes is not None else []
+        self.langs = [] if lang_codes is None else LANGUAGES[lang_codes]
         self.lang_tokens = [f"<lang:{lang}>" for lang in self.langs]
         ids = [self.sp_model.piece_to_id(token) for token in self.lang_tokens]
         self.lang_code_to_id = dict(zip(self.langs, ids, strict=True))
-        self._compare_language_ids(vocab_file)
+        rows = zip(self.langs, ids, map(self.encoder.get, self.lang_tokens), strict=True)
+        differing = [f"{lang} is {spm} and {vocab}" for lang, spm, vocab in rows if spm != vocab]
+        if differing:
+            message = (
+                f"{vocab_file}: SentencePiece and the vocabulary differ about target languages, "
+                f"{', '.join(differing)}; SentencePiece's ids are used, as in transformers"
+            )
+            warnings.warn(message, stacklevel=2)
         special = [*named, *self.lang_tokens, *additional_special_tokens]
         self.all_special_tokens = list(dict.fromkeys(special))
         self.all_special_ids = self.convert_tokens_to_ids(self.all_special_tokens)
@@ -103,58 +114,21 @@ class Speech2TextTokenizer:
             revision: branch, tag or commit of the repository.
             options: arguments of the class that replace the checkpoint's, e.g. `tgt_lang`.
         """
-        from ..checkpoint.hub import resolve_checkpoint
-
         folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         config = read_json(folder, "tokenizer_config.json", required=False)
         if "added_tokens_decoder" not in config:  # older checkpoints
             config |= read_json(folder, "special_tokens_map.json", required=False)
-        names = ["bos_token", "eos_token", "pad_token", "unk_token"]
-        names += ["do_upper_case", "do_lower_case", "tgt_lang", "lang_codes", "sp_model_kwargs"]
-        arguments = {name: _content(config[name]) for name in names if name in config}
-        extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-        arguments["additional_special_tokens"] = [_content(token) for token in extra]
+        known = cls.__init__.__kwdefaults__ or ()
+        arguments = {name: config[name] for name in known if name in config}
+        tokens = {name: content_of(token) for name, token in named_tokens(config).items()}
+        arguments |= {name: tokens[name] for name in arguments.keys() & tokens.keys()}
+        arguments["additional_special_tokens"] = [content_of(t) for t in further_tokens(config)]
         return cls(folder / VOCAB_FILE, folder / SPM_FILE, **{**arguments, **options})
-
-    def _compare_language_ids(self, vocab_file) -> None:
-        differing = [
-            f"{lang} is {index} and {self.encoder.get(token)}"
-            for (lang, index), token in zip(
-                self.lang_code_to_id.items(), self.lang_tokens, strict=True
-            )
-            if index != self.encoder.get(token)
-        ]
-        if differing:
-            warnings.warn(
-                f"{vocab_file}: SentencePiece and the vocabulary differ about target languages, "
-                f"{', '.join(differing)}; SentencePiece's ids are used, as in transformers",
-                stacklevel=3,
-            )
 
     @property
     def vocab_size(self) -> int:
         """Number of entries of vocab.json."""
         return len(self.encoder)
-
-    @property
-    def bos_token_id(self) -> int:
-        """Id of `bos_token`."""
-        return self.encoder[self.bos_token]
-
-    @property
-    def eos_token_id(self) -> int:
-        """Id of `eos_token`, which ends encoded text, and begins what the model writes."""
-        return self.encoder[self.eos_token]
-
-    @property
-    def pad_token_id(self) -> int:
-        """Id that fills shorter rows."""
-        return self.encoder[self.pad_token]
-
-    @property
-    def unk_token_id(self) -> int:
-        """Id of what the vocabulary lacks."""
-        return self.encoder[self.unk_token]
 
     @property
     def tgt_lang(self) -> str | None:
@@ -188,28 +162,24 @@ class Speech2TextTokenizer:
             f"this checkpoint does not translate to {language!r}, but to {', '.join(self.langs)}"
         )
 
+    def _id_of(self, token: str) -> int:
+        return self.encoder[token]
+
     def tokenize(self, text: str) -> list[str]:
         """Pieces of a text; special tokens in it stay whole.
 
         Raises:
             InputError: not a text, or not valid Unicode.
         """
-        if not isinstance(text, str):
-            raise InputError(f"only text can be encoded, not {type(text).__name__}")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"the text has half of a surrogate pair, {text[error.start]!r}, at character "
-                f"{error.start}: not valid Unicode"
-            ) from error
-        pieces = []
+        surrogate = "the text has half of a surrogate pair, {}, at character {}: not valid Unicode"
+        check_text(text, surrogate)
+        pieces: list[str] = []
         for part in self._special.split(text):
             if part in self.all_special_tokens:
                 pieces.append(part)
             else:
-                part = part.lower() if self.do_lower_case else part
-                pieces += self.sp_model.encode(part, out_type=str)
+                text = part.lower() if self.do_lower_case else part
+                pieces += self.sp_model.encode(text, out_type=str)
         return pieces
 
     def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int]:
@@ -225,63 +195,28 @@ class Speech2TextTokenizer:
         ids = self.convert_tokens_to_ids(self.tokenize(text))
         return [*self.prefix_tokens, *ids, self.eos_token_id]
 
-    def __call__(
-        self,
-        text: str | Sequence[str],
-        *,
-        padding: bool | str = True,
-        return_tensors: str = "mlx",
-    ) -> BatchEncoding:
-        """Encode a batch: `input_ids` and `attention_mask`, (batch, length), padded on the right.
-
-        Args:
-            text: one text or several.
-            padding, return_tensors: see `check_arrays`.
-
-        Raises:
-            InputError: there is no text, one is as in `encode`, or one is shorter though it may
-                not be.
-        """
-        texts: Sequence[Any] = text if isinstance(text, (list, tuple)) else [text]
-        rows = [self.encode(t) for t in texts]
-        check_arrays(return_tensors, padding, [len(row) for row in rows], "texts")
-        return pad_rows({"input_ids": rows}, fill=self.pad_token_id, side="right")
-
     def convert_ids_to_tokens(
         self, ids: Sequence[int] | mx.array, *, skip_special_tokens: bool = False
     ) -> list[str]:
         """Pieces and special tokens of ids; `unk_token` for those beyond the vocabulary."""
-        ids = [int(index) for index in (ids.tolist() if isinstance(ids, mx.array) else ids)]
         skipped = self.all_special_ids if skip_special_tokens else ()
-        return [self.decoder.get(index, self.unk_token) for index in ids if index not in skipped]
+        return [self.decoder.get(i, self.unk_token) for i in as_ids(ids) if i not in skipped]
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Text of pieces and special tokens; a space follows each of the latter."""
         text = ""
-        pieces: list[str] = []
-        for token in tokens:
-            if token in self.all_special_tokens:
-                text += f"{self._join(pieces)}{token} "
-                pieces = []
+        for special, group in groupby(tokens, self.all_special_tokens.__contains__):
+            if special:
+                text += "".join(f"{token} " for token in group)
             else:
-                pieces.append(token)
-        return (text + self._join(pieces)).strip()
-
-    def _join(self, pieces: list[str]) -> str:
-        text = self.sp_model.decode(pieces)
-        return text.upper() if self.do_upper_case else text
+                words = self.sp_model.decode(list(group))
+                text += words.upper() if self.do_upper_case else words
+        return text.strip()
 
     def decode(self, ids: Sequence[int] | mx.array, *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
-        return self.convert_tokens_to_string(
-            self.convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens)
-        )
-
-    def batch_decode(
-        self, sequences: Sequence[Sequence[int]] | mx.array, *, skip_special_tokens: bool = True
-    ) -> list[str]:
-        """Texts of several rows of token ids."""
-        return [self.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]
+        pieces = self.convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens)
+        return self.convert_tokens_to_string(pieces)
 
 
 def _read_spm(file: Path, options: dict[str, Any]):
@@ -293,8 +228,3 @@ def _read_spm(file: Path, options: dict[str, Any]):
         return SentencePieceProcessor(model_file=str(file), **options)
     except (RuntimeError, TypeError, OSError) as error:
         raise CheckpointError(f"{file}: not a readable SentencePiece model: {error}") from error
-
-
-def _content(token: Any) -> Any:
-    """A special token's string, where a file describes the token at length."""
-    return token["content"] if isinstance(token, dict) and "content" in token else token

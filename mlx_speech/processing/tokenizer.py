@@ -7,13 +7,15 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import mlx.core as mx
+from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
+from ..checkpoint.hub import resolve_checkpoint
 from ..errors import InputError, UnsupportedOptionError
-from .batch import BatchEncoding, as_ids, check_arrays, pad_rows
-from .chat_template import choose_chat_template, find_chat_templates, render_chat
-from .special_tokens import SpecialTokens
-from .tokenizer_files import named_tokens, read_tokenizer
+from .base_tokenizer import BaseTokenizer, check_text
+from .batch import as_ids
+from .chat_template import Templates, choose_chat_template, find_chat_templates, render_chat
+from .tokenizer_files import SPECIAL_TOKENS, content_of, named_tokens, read_tokenizer
 
 _OPTIONS = {
     *("bos_token", "eos_token", "unk_token", "pad_token"),
@@ -21,17 +23,28 @@ _OPTIONS = {
 }
 #: arguments of apply_chat_template in transformers that would be taken for variables
 _NOT_SUPPORTED = (
-    "continue_final_message",
-    "max_length",
-    "padding",
-    "return_assistant_tokens_mask",
-    "sanitize_control_tokens",
-    "tokenizer_kwargs",
-    "truncation",
+    *("continue_final_message", "max_length", "padding", "return_assistant_tokens_mask"),
+    *("sanitize_control_tokens", "tokenizer_kwargs", "truncation"),
 )
 
 
-class Tokenizer(SpecialTokens):
+def _token(name: str) -> property:
+    return property(
+        lambda self: self.special_token(name),
+        lambda self, token: self._set_special_token(name, token),
+        doc=f"Text of the {name.replace('_', ' ')}, or None; can be set to any token there is.",
+    )
+
+
+def _added(name: str, where: str) -> property:
+    return property(
+        lambda self: self._added[name],
+        lambda self, value: self._add_around({name: value}),
+        doc=f"Whether encoding puts the {name.replace('_', ' ')} {where} a text.",
+    )
+
+
+class Tokenizer(BaseTokenizer):
     """tokenizer.json or tokenizer.model, with the special tokens and the chat template that stand
     beside it.
 
@@ -43,12 +56,14 @@ class Tokenizer(SpecialTokens):
 
     _llama: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        backend: Backend,
-        config: dict[str, Any],
-        chat_template: str | dict[str, str] | None = None,
-    ):
+    bos_token = _token("bos_token")
+    eos_token = _token("eos_token")
+    unk_token = _token("unk_token")
+    pad_token = _token("pad_token")
+    add_bos_token = _added("bos_token", "before")
+    add_eos_token = _added("eos_token", "after")
+
+    def __init__(self, backend: Backend, config: dict[str, Any], chat_template: Templates = None):
         # what the file holds of these is left over from its training
         backend.no_truncation()
         backend.no_padding()
@@ -56,12 +71,11 @@ class Tokenizer(SpecialTokens):
         self.backend = backend
         self.config = dict(config)
         self.chat_template = chat_template
-        #: where a batch's shorter rows are filled up: "left" or "right"
         self.padding_side = config.get("padding_side", "left")
         self._added = self._find_added()
         told = {name: config.get(f"add_{name}") for name in self._added}
         if told := {name: value for name, value in told.items() if value is not None}:
-            self._add_around(**told)
+            self._add_around(told)
 
     @classmethod
     def from_pretrained(
@@ -80,12 +94,9 @@ class Tokenizer(SpecialTokens):
             CheckpointError: there is no readable tokenizer.json and no readable tokenizer.model.
             InputError: there is no such option.
         """
-        from ..checkpoint.hub import resolve_checkpoint
-
-        if unknown := options.keys() - _OPTIONS:
+        if unknown := ", ".join(sorted(options.keys() - _OPTIONS)):
             raise InputError(
-                f"a tokenizer has no option {', '.join(sorted(unknown))}, but "
-                f"{', '.join(sorted(_OPTIONS))}"
+                f"a tokenizer has no option {unknown}, but {', '.join(sorted(_OPTIONS))}"
             )
         folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         backend, config = read_tokenizer(folder, options, llama=cls._llama)
@@ -120,20 +131,9 @@ class Tokenizer(SpecialTokens):
         Raises:
             InputError: not a text, or one with a lone surrogate.
         """
-        if not isinstance(text, str):
-            raise InputError(f"only text can be encoded, not {type(text).__name__}")
-        try:
-            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except TypeError:
-            # the library's word for half a surrogate pair; Python's says where it is
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise InputError(
-                    f"the text has a lone surrogate, {text[error.start]!r}, at position "
-                    f"{error.start}: it is not valid Unicode"
-                ) from error
-            raise
+        surrogate = "the text has a lone surrogate, {}, at position {}: it is not valid Unicode"
+        check_text(text, surrogate)
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(
         self,
@@ -152,9 +152,8 @@ class Tokenizer(SpecialTokens):
             InputError: an id is below zero.
         """
         if clean_up_tokenization_spaces:
-            raise UnsupportedOptionError(
-                "clean_up_tokenization_spaces would take spaces out of the text; leave it out"
-            )
+            what = "clean_up_tokenization_spaces would take spaces out of the text; leave it out"
+            raise UnsupportedOptionError(what)
         ids = as_ids(ids)
         if ids and isinstance(ids[0], (list, tuple)):
             return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in ids]
@@ -162,12 +161,6 @@ class Tokenizer(SpecialTokens):
             return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
         except OverflowError as error:
             raise InputError(f"not token ids: {min(ids)} to {max(ids)}") from error
-
-    def batch_decode(
-        self, sequences: Sequence[Sequence[int]] | mx.array, **options: Any
-    ) -> list[str]:
-        """Texts of several rows of token ids; options as in `decode`."""
-        return [self.decode(row, **options) for row in sequences]
 
     def is_open(self, token: int) -> bool:
         """Whether a token after this one may yet change the text: see `StreamingDetokenizer`.
@@ -182,41 +175,82 @@ class Tokenizer(SpecialTokens):
         special = {i for i, t in self.backend.get_added_tokens_decoder().items() if t.special}
         return special | {self.backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
 
-    def __call__(
-        self,
-        text: str | Sequence[str],
-        *,
-        add_special_tokens: bool = True,
-        padding: bool | str = True,
-        return_tensors: str = "mlx",
-    ) -> BatchEncoding:
-        """Encode a batch.
+    def special_token(self, name: str) -> str | None:
+        """The text of e.g. `eos_token`, or None."""
+        return self._special_tokens().get(name)
+
+    def _special_tokens(self) -> dict[str, str]:
+        return {name: content_of(token) for name, token in named_tokens(self.config).items()}
+
+    def add_special_tokens(self, special_tokens: Mapping[str, Any]) -> int:
+        """Name special tokens; those that are new get the next ids.
+
+        A model needs rows for these: `model.resize_token_embeddings(len(tokenizer))`.
 
         Args:
-            text: one text or several.
-            add_special_tokens: as for `encode`.
-            padding, return_tensors: see `check_arrays`.
+            special_tokens: text by name, as in `{"pad_token": "<pad>"}`, and as
+                `extra_special_tokens` a list of further ones.
 
         Returns:
-            `input_ids` and `attention_mask`, (batch, length), filled up on the `padding_side`.
+            How many were added.
 
         Raises:
-            InputError: there is no text, one is as in `encode`, or one is shorter though it may
-                not be.
+            InputError: there is no such name, or a token is not text.
         """
-        texts: Sequence[Any] = text if isinstance(text, (list, tuple)) else [text]
-        rows = [self.encode(t, add_special_tokens=add_special_tokens) for t in texts]
-        check_arrays(return_tensors, padding, [len(row) for row in rows], "texts")
-        return self.pad({"input_ids": rows})
+        named = dict(special_tokens)
+        further = named.pop("extra_special_tokens", [])
+        if unknown := ", ".join(sorted(named.keys() - set(SPECIAL_TOKENS))):
+            names = ", ".join(SPECIAL_TOKENS)
+            raise InputError(
+                f"no special token is called {unknown}, but {names} and extra_special_tokens"
+            )
+        tokens = [*named.values(), *further]
+        if not all(isinstance(token, str) and token for token in tokens):
+            raise InputError(f"special tokens have to be text: {tokens}")
+        try:
+            new = [AddedToken(token, special=True, normalized=False) for token in tokens]
+            added = self.backend.add_special_tokens(new)
+        except UnicodeEncodeError as error:
+            raise InputError(f"a special token has a lone surrogate: {error}") from error
+        self.__dict__.pop("_open_tokens", None)  # one that streaming may have cached
+        for name, token in named.items():
+            self._set_special_token(name, token)
+        return added
 
-    def pad(self, encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> BatchEncoding:
-        """Fill up rows of token ids to the longest; see `pad_rows`.
+    def update_post_processor(self) -> None:
+        """Let encoding put around a text what `add_bos_token` and `add_eos_token` say, no more."""
+        tokens = {name: self.special_token(name) for name, added in self._added.items() if added}
+        parts = (tokens.get("bos_token"), "$A", tokens.get("eos_token"))
+        self.backend.post_processor = processors.TemplateProcessing(
+            single=[part for part in parts if part],
+            special_tokens=[(t, self._id_of(t)) for t in set(tokens.values()) if t],
+        )
 
-        Where no `pad_token` is set, another special token stands in: the mask excludes it.
-        """
-        candidates = (self.pad_token_id, self.eos_token_id, self.bos_token_id, 0)
-        fill = next(token for token in candidates if token is not None)
-        return pad_rows(encoded_inputs, fill=fill, side=self.padding_side)
+    def _add_around(self, added: dict[str, bool]) -> None:
+        for name, value in added.items():
+            if value and self.special_token(name) is None:
+                raise InputError(f"this tokenizer has no {name} that it could add to a text")
+        self._added |= added
+        self.update_post_processor()
+
+    def _find_added(self) -> dict[str, bool]:
+        """Which of the two the backend adds by itself."""
+        around = self.backend.encode("").ids
+        bos = around[:1] == [self.bos_token_id]
+        return {"bos_token": bos, "eos_token": around[bos:][-1:] == [self.eos_token_id]}
+
+    def _set_special_token(self, name: str, token: str | None) -> None:
+        if token is not None and self._id_of(token) is None:
+            raise InputError(
+                f"{token!r} is no token of this tokenizer; to add it: "
+                f'add_special_tokens({{"{name}": "{token}"}})'
+            )
+        self.config[name] = token
+        if self._added.get(name):
+            self.update_post_processor()
+
+    def _id_of(self, token: str | None) -> int | None:
+        return None if token is None else self.backend.token_to_id(token)
 
     def apply_chat_template(
         self,
@@ -230,7 +264,7 @@ class Tokenizer(SpecialTokens):
         return_dict: bool = True,
         return_tensors: str = "mlx",
         **variables: Any,
-    ) -> str | BatchEncoding | mx.array:
+    ) -> Any:
         """The prompt for a conversation.
 
         Args:
@@ -253,15 +287,11 @@ class Tokenizer(SpecialTokens):
         """
         if asked := [name for name in _NOT_SUPPORTED if variables.pop(name, None)]:
             raise UnsupportedOptionError(f"apply_chat_template does not support {', '.join(asked)}")
-        special = {name: self.special_token(name) for name in named_tokens(self.config)}
-        prompt = render_chat(
-            choose_chat_template(self.chat_template, chat_template, tools),
-            messages,
-            tools=tools,
-            documents=documents,
-            add_generation_prompt=add_generation_prompt,
-            **{**special, **variables},
-        )
+        variables = {**self._special_tokens(), **variables}
+        variables |= {"tools": tools, "documents": documents}
+        variables["add_generation_prompt"] = add_generation_prompt
+        template = choose_chat_template(self.chat_template, chat_template, tools)
+        prompt = render_chat(template, messages, **variables)
         if not tokenize:
             return prompt
         encoding = self(prompt, add_special_tokens=False, return_tensors=return_tensors)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from ..checkpoint.folder import read_json
@@ -16,15 +16,8 @@ from .sentencepiece_model import read_sentencepiece
 JSON_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
 #: in the order in which new ones get their ids
-SPECIAL_TOKENS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
+SPECIAL_TOKENS = [f"{n}_token" for n in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+_LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 _LLAMA_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -41,43 +34,37 @@ def read_tokenizer(
         CheckpointError: neither file is there, or a file is malformed.
     """
     try:
-        return _read_tokenizer(folder, options, llama)
+        config = _read_settings(folder)
+        file = folder / JSON_FILE
+        from_json = file.is_file()
+        if from_json:
+            # which says itself what is put around a text; these are for tokenizer.model
+            config.pop("add_bos_token", None)
+            config.pop("add_eos_token", None)
+            llama = llama or config.get("tokenizer_class") in _LLAMA_CLASSES
+            # some of Llama 3 say so, too, but encode bytes as GPT-2's: the file says all about it
+            llama = llama and b'"ByteLevel"' not in file.read_bytes()
+        elif not (folder / SENTENCEPIECE_FILE).is_file():
+            raise CheckpointError(f"{folder}: no {JSON_FILE} and no {SENTENCEPIECE_FILE} here")
+        if llama or not from_json:
+            config = {**_LLAMA_TOKENS, **config}
+        if not from_json and config["bos_token"] is not None:
+            config.setdefault("add_bos_token", True)
+        config |= options
+        if not from_json:
+            backend = _as_llama(read_sentencepiece(folder / SENTENCEPIECE_FILE), config)
+        elif llama:
+            backend = _as_llama(read_json(folder, JSON_FILE), config)
+        else:
+            backend = Backend.from_file(str(file))
+        if backend.padding is not None:
+            config.setdefault("pad_token", backend.padding["pad_token"])
+        _add_tokens(backend, config)
+        return backend, config
     except CheckpointError:
         raise
     except Exception as error:  # the tokenizers library raises nothing more specific
         raise CheckpointError(f"{folder}: not a readable tokenizer: {error}") from error
-
-
-def _read_tokenizer(folder, options, llama):
-    config = _read_settings(folder)
-    file = folder / JSON_FILE
-    from_json = file.is_file()
-    if from_json:
-        # which says itself what is put around a text; these are for tokenizer.model
-        config.pop("add_bos_token", None)
-        config.pop("add_eos_token", None)
-        llama = llama or str(config.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
-        # some of Llama 3 say so, too, but encode bytes as GPT-2's, and the file says all about it
-        llama = llama and b'"ByteLevel"' not in file.read_bytes()
-    else:
-        file = folder / SENTENCEPIECE_FILE
-        if not file.is_file():
-            raise CheckpointError(f"{folder}: no {JSON_FILE} and no {SENTENCEPIECE_FILE} here")
-        llama = True
-    if llama:
-        config = {**_LLAMA_TOKENS, **config}
-    if not from_json and config["bos_token"] is not None:
-        config.setdefault("add_bos_token", True)
-    config |= options
-    if llama:
-        data = read_json(folder, JSON_FILE) if from_json else read_sentencepiece(file)
-        backend = Backend.from_str(json.dumps(_as_llama(data, config)))
-    else:
-        backend = Backend.from_file(str(file))
-    if backend.padding is not None:
-        config.setdefault("pad_token", backend.padding["pad_token"])
-    _add_tokens(backend, config)
-    return backend, config
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -113,46 +100,30 @@ def content_of(token: str | dict[str, Any]) -> str:
     return token if isinstance(token, str) else token["content"]
 
 
-def _as_llama(data: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json with the vocabulary of `data` that works as Llama 2's: a space is a letter
-    of the word behind it, a text begins with one, and what has no token is spelt in bytes."""
+def _as_llama(data: dict[str, Any], config: dict[str, Any]) -> Backend:
+    """What has the vocabulary of a tokenizer.json, and works as Llama 2's: a space is a letter of
+    the word behind it, a text begins with one, and what has no token is spelt in bytes."""
+    read = data["model"]
+    model = {"type": "BPE", "vocab": read["vocab"], "merges": read["merges"]}
+    model |= {"unk_token": read.get("unk_token"), "fuse_unk": True, "byte_fallback": True}
+    kept = {name: data[name] for name in ("added_tokens", "post_processor") if name in data}
+    backend = Backend.from_str(json.dumps({"added_tokens": [], **kept, "model": model}))
     prefix = config.get("add_prefix_space") in (None, True)
-    decoders = [
-        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    if prefix:
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     # the older way is a space after every special token
-    scheme = "always" if config.get("legacy") else "first"
-    model = data["model"]
-    return {
-        "added_tokens": data.get("added_tokens", []),
-        "pre_tokenizer": {
-            "type": "Metaspace",
-            "replacement": "▁",
-            "prepend_scheme": scheme if prefix else "never",
-            "split": False,
-        },
-        "post_processor": data.get("post_processor"),
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {
-            "type": "BPE",
-            "vocab": model["vocab"],
-            "merges": model["merges"],
-            "unk_token": model.get("unk_token"),
-            "fuse_unk": True,
-            "byte_fallback": True,
-        },
-    }
+    scheme = "never" if not prefix else "always" if config.get("legacy") else "first"
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if prefix:
+        steps.append(decoders.Strip(" ", 1, 0))
+    backend.decoder = decoders.Sequence(steps)
+    return backend
 
 
 def _add_tokens(backend: Backend, config: dict[str, Any]) -> None:
     """Make the configuration's tokens known to the backend, where they are not or differ."""
     decoder = config.get("added_tokens_decoder") or {}
-    listed = [_token(token) for _, token in sorted(decoder.items(), key=lambda item: int(item[0]))]
-    present = list(backend.get_added_tokens_decoder().values())
+    listed = [_token(decoder[token_id]) for token_id in sorted(decoder, key=int)]
+    present = backend.get_added_tokens_decoder().values()
     same = {repr(token) for token in present}
     added = [token for token in listed if repr(token) not in same]
     named = [_token(token) for token in named_tokens(config).values()]
