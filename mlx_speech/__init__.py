@@ -16,59 +16,32 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
+#: modules -> the public names in them
 _HOMES = {
-    "audio": ("load_audio",),
-    "chat_session": ("ChatSession",),
-    "errors": (
-        "AudioError",
-        "CheckpointError",
-        "ContextLengthError",
-        "HubError",
-        "InputError",
-        "MlxSpeechError",
-        "UnsupportedOptionError",
-    ),
-    "processing.kaldi_fbank": ("Speech2TextFeatureExtractor",),
-    "processing.log_mel": ("GraniteSpeechFeatureExtractor",),
-    "generation": ("GenerationConfig",),
-    "generation.prompt_cache": ("load_prompt_cache", "save_prompt_cache"),
-    "loading": ("load",),
-    "models.granite_speech.encoder": (
-        "GraniteSpeechCTCEncoder",
-        "GraniteSpeechEncoderConfig",
-        "GraniteSpeechPlusEncoderConfig",
-    ),
-    "models.granite": ("GraniteConfig", "GraniteForCausalLM", "GraniteModel"),
-    "models.granite_speech": (
-        "GraniteSpeechConfig",
-        "GraniteSpeechForConditionalGeneration",
-        "GraniteSpeechPlusConfig",
-        "GraniteSpeechPlusForConditionalGeneration",
-    ),
-    "models.jais2": ("Jais2Config", "Jais2ForCausalLM", "Jais2Model"),
-    "models.llama": (
-        "LlamaConfig",
-        "LlamaForCausalLM",
-        "LlamaForSequenceClassification",
-        "LlamaModel",
-    ),
-    "models.speech_to_text": (
-        "Speech2TextConfig",
-        "Speech2TextForConditionalGeneration",
-        "Speech2TextModel",
-    ),
-    "processing": (
-        "AutoTokenizer",
-        "GraniteSpeechProcessor",
-        "LlamaTokenizer",
-        "Speech2TextProcessor",
-        "Speech2TextTokenizer",
-        "Tokenizer",
-    ),
-    "generation.text": ("GenerationResponse", "generate", "stream_generate"),
-    "transcription": ("Segment", "Transcript", "Word", "stream_transcribe", "transcribe"),
+    "audio": "load_audio",
+    "chat_session": "ChatSession",
+    "errors": "AudioError CheckpointError ContextLengthError HubError InputError MlxSpeechError "
+    "UnsupportedOptionError",
+    "generation": "GenerationConfig",
+    "generation.prompt_cache": "load_prompt_cache save_prompt_cache",
+    "generation.text": "GenerationResponse generate stream_generate",
+    "loading": "load",
+    "models.granite": "GraniteConfig GraniteForCausalLM GraniteModel",
+    "models.granite_speech": "GraniteSpeechConfig GraniteSpeechForConditionalGeneration "
+    "GraniteSpeechPlusConfig GraniteSpeechPlusForConditionalGeneration",
+    "models.granite_speech.encoder": "GraniteSpeechCTCEncoder GraniteSpeechEncoderConfig "
+    "GraniteSpeechPlusEncoderConfig",
+    "models.jais2": "Jais2Config Jais2ForCausalLM Jais2Model",
+    "models.llama": "LlamaConfig LlamaForCausalLM LlamaForSequenceClassification LlamaModel",
+    "models.speech_to_text": "Speech2TextConfig Speech2TextForConditionalGeneration "
+    "Speech2TextModel",
+    "processing": "AutoTokenizer GraniteSpeechProcessor LlamaTokenizer Speech2TextProcessor "
+    "Speech2TextTokenizer Tokenizer",
+    "processing.kaldi_fbank": "Speech2TextFeatureExtractor",
+    "processing.log_mel": "GraniteSpeechFeatureExtractor",
+    "transcription": "Segment Transcript Word stream_transcribe transcribe",
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = sorted(_HOME)
 

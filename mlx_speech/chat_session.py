@@ -1,10 +1,8 @@
 """`ChatSession`: a conversation whose cache lives from turn to turn."""
 
-from __future__ import annotations
-
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -12,10 +10,14 @@ import mlx.core as mx
 from .errors import CheckpointError, InputError
 from .generation.api import check_generates
 from .generation.prompt_cache import load_prompt_cache, save_prompt_cache
+from .generation.protocols import GenerativeModel
 from .generation.text import GenerationResponse, prompt_ids, stream_generate, text_tokenizer
+from .layers.cache import KVCache
 from .transcription.pipeline import transcribe
 from .transcription.transcript import Transcript
 
+#: the pieces of a reply, as they come
+Replies = Generator[GenerationResponse, None, None]
 #: limit on a reply, where nothing is said and the context has room
 REPLY_TOKENS = 512
 
@@ -36,16 +38,17 @@ class ChatSession:
         UnsupportedOptionError: the model generates nothing.
     """
 
-    def __init__(self, model, processor, *, system: str | None = None, **options: Any):
+    def __init__(
+        self, model: GenerativeModel, processor: Any, *, system: str | None = None, **options: Any
+    ):
         check_generates(model)
         if getattr(text_tokenizer(processor), "chat_template", None) is None:
             raise InputError("this checkpoint has no chat template, so it cannot chat")
         self.model = model
         self.processor = processor
         self.system = system
-        self._cache_options = {
-            name: options.pop(name) for name in options.keys() & set(model.cache_options)
-        }
+        own = options.keys() & set(model.cache_options)
+        self._cache_options = {name: options.pop(name) for name in own}
         self.options = options
         self.reset()
 
@@ -60,9 +63,9 @@ class ChatSession:
     def _start_over(self) -> None:
         # what the cache is known to begin with; never more than that, wherever it is interrupted
         self._ids: list[int] = []
-        self._cache = self.model.make_cache(**self._cache_options)
+        self._cache: Sequence[KVCache] = self.model.make_cache(**self._cache_options)
 
-    def transcribe(self, audio, **options: Any) -> Transcript:
+    def transcribe(self, audio: Any, **options: Any) -> Transcript:
         """What is said in a recording, see `mlx_speech.transcribe`, adapter on. It becomes part of
         the conversation only when it is sent.
 
@@ -78,7 +81,7 @@ class ChatSession:
         """The reply to a message; options as for the session."""
         return "".join(response.text for response in self.stream(text, **options))
 
-    def stream(self, text: str, **options: Any) -> Generator[GenerationResponse, None, None]:
+    def stream(self, text: str, **options: Any) -> Replies:
         """As `send`, but yields the reply as it comes.
 
         A reply that is not taken to its end (the iterator is closed, or something is raised
@@ -97,18 +100,17 @@ class ChatSession:
             room = self.model.context_length - len(ids)
             bounded = self._cache[0].max_size is not None
             options["max_new_tokens"] = REPLY_TOKENS if bounded else max(1, min(REPLY_TOKENS, room))
+        options["past_key_values"] = self._cache
         try:
-            responses = stream_generate(
-                self.model, tokenizer, ids, past_key_values=self._cache, **options
-            )
+            responses: Any = stream_generate(self.model, tokenizer, ids, **options)
         except BaseException:
             # a part of the prompt may be in already
             self._trim_to(min(len(self._ids), *(layer.length for layer in self._cache)))
             raise
         return self._reply(responses, messages, ids)
 
-    def _reply(self, responses, messages, ids) -> Generator[GenerationResponse, None, None]:
-        reply, tokens = "", []
+    def _reply(self, responses: Replies, messages: list[dict[str, str]], ids: list[int]) -> Replies:
+        reply, tokens = "", list(ids)
         self.messages = messages
         try:
             for response in responses:
@@ -119,8 +121,7 @@ class ChatSession:
             responses.close()
             self.messages = [*messages, {"role": "assistant", "content": reply}]
             # nobody saw the token of a step that was interrupted, but the cache may hold it
-            known = ids + tokens
-            self._ids = known[: min(layer.length for layer in self._cache)]
+            self._ids = tokens[: min(layer.length for layer in self._cache)]
             self._trim_to(len(self._ids))
 
     def _keep_common(self, ids: list[int]) -> None:

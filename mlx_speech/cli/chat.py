@@ -10,22 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import AudioError, ContextLengthError, InputError, MlxSpeechError
-from .common import (
-    CACHE,
-    CHAT_MODEL,
-    GENERATION,
-    add_about_options,
-    add_console_options,
-    add_model_options,
-    add_options,
-    check_cache,
-    check_generation,
-    decode_utf8,
-    explicit_options,
-    load_named,
-    need_standard_output,
-    run_command,
-)
+from . import common
 from .console import Console, display_name
 from .terminal import line_history, read_line
 
@@ -41,12 +26,10 @@ COMMANDS = {
     "/help": ("", "list the commands"),
     "/quit": ("", "leave"),
 }
-HELP = "\n".join(
-    [
-        *(f"{f'{name} {takes}':<14}{does}" for name, (takes, does) in COMMANDS.items()),
-        "Anything else is said to the model; so is a line that begins with a space.",
-        "Ctrl-C stops a reply, or clears the line that is being written. Ctrl-D leaves.",
-    ]
+HELP = (
+    "".join(f"{f'{name} {takes}':<14}{does}\n" for name, (takes, does) in COMMANDS.items())
+    + "Anything else is said to the model; so is a line that begins with a space.\n"
+    "Ctrl-C stops a reply, or clears the line that is being written. Ctrl-D leaves."
 )
 
 
@@ -62,44 +45,39 @@ def build_parser() -> argparse.ArgumentParser:
         "is no model or, where the messages do not come from a terminal, if one of them failed; 2 "
         "for wrong usage.",
     )
-    add_model_options(parser, CHAT_MODEL)
-    reply = parser.add_argument_group("replies")
-    add_options(reply, "--system-prompt")
-    add_options(reply, "--max-tokens", help="limit of each (default: 512)")
-    add_options(reply, "--temperature", "--top-p", "--top-k", "--min-p", "--seed")
-    memory = parser.add_argument_group("memory")
-    add_options(memory, "--max-kv-size", "--kv-bits", "--kv-group-size", "--quantized-kv-start")
-    add_options(memory, "--dtype")
-    add_console_options(parser)
-    add_about_options(parser)
+    add, group = common.add_options, parser.add_argument_group
+    common.add_model_options(parser, common.CHAT_MODEL)
+    reply = group("replies")
+    add(reply, "--system-prompt")
+    add(reply, "--max-tokens", help="limit of each (default: 512)")
+    add(reply, "--temperature", "--top-p", "--top-k", "--min-p", "--seed")
+    memory = group("memory")
+    add(memory, "--max-kv-size", "--kv-bits", "--kv-group-size", "--quantized-kv-start", "--dtype")
+    common.add_console_options(parser)
+    common.add_about_options(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return run_command(build_parser(), check_usage, run, argv)
+    return common.run_command(build_parser(), check_usage, run, argv)
 
 
 def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse what no model could do, before one is loaded for it."""
-    check_generation(parser, args)
-    check_cache(parser, args)
+    common.check_generation(args)
+    common.check_cache(args)
 
 
 def run(args: argparse.Namespace, console: Console, usage: None) -> int:
     """Load the model, then take one line after the other."""
-    need_standard_output()
+    common.need_standard_output()
     from ..chat_session import ChatSession
 
-    model, processor = load_named(args, console)
-    session = ChatSession(
-        model,
-        processor,
-        system=args.system_prompt,
-        **explicit_options(args, GENERATION + CACHE),
-        **console.prompt_progress(),
-    )
-    chat = Chat(session, console)
+    model, processor = common.load_named(args, console)
+    options = common.explicit_options(args, common.GENERATION + common.CACHE)
+    options |= console.prompt_progress()
+    chat = Chat(ChatSession(model, processor, system=args.system_prompt, **options), console)
     if sys.stdin.isatty():
         return chat_in_terminal(chat, args.model)
     failed = False
@@ -147,7 +125,7 @@ class Chat:
     def take(self, line: bytes | str) -> bool:
         """Do what a line says; returns whether that went well."""
         try:
-            text = decode_utf8(line) if isinstance(line, bytes) else line
+            text = common.decode_utf8(line) if isinstance(line, bytes) else line
             if text.startswith("/"):
                 self._command(*text.split(maxsplit=1))
             elif text.strip():
@@ -162,16 +140,12 @@ class Chat:
     def _command(self, name: str, rest: str = "") -> None:
         if name not in COMMANDS:
             raise InputError(f"{display_name(name)} is not a command; /help lists those")
-        takes, _ = COMMANDS[name]
-        if takes and not rest.strip():
+        takes, rest = COMMANDS[name][0], rest.strip()
+        if takes and not rest:
             raise InputError(f"{name} needs the name of a file")
-        if rest.strip() and not takes:
+        if rest and not takes:
             raise InputError(f"{name} takes nothing after it")
-        command = getattr(self, name[1:])
-        if takes:
-            command(named_file(rest.strip()))
-        else:
-            command()
+        getattr(self, name[1:])(*([named_file(rest)] if takes else []))
 
     def _say(self, text: str) -> None:
         """Send a message and print the reply as it comes."""
@@ -179,16 +153,11 @@ class Chat:
             responses = self.session.stream(text)
         except ContextLengthError as error:
             raise error.with_hint("/reset forgets the conversation") from error
-        try:
-            for response in responses:
-                print(response.text, end="", flush=True)
-        finally:
-            responses.close()
-            print(flush=True)
+        response = common.print_replies(responses)
         if response.finish_reason == "length":
             self.console.warn(
                 f"the reply was cut off after {response.generation_tokens} tokens; raise "
-                "--max-tokens, or /reset where the context is full",
+                "--max-tokens, or /reset where the context is full"
             )
         self.console.speed(response)
 
@@ -196,7 +165,7 @@ class Chat:
         """`/audio FILE`."""
         transcript = self.session.transcribe(path)
         if not transcript.text:
-            raise AudioError(f"{display_name(str(path))}: no speech was found")
+            raise AudioError(f"{display_name(path)}: no speech was found")
         self.console.note(f"transcribed: {transcript.text}")
         if transcript.segments[-1].truncated:
             self.console.warn("that was cut off")
@@ -205,18 +174,17 @@ class Chat:
     def save(self, path: Path) -> None:
         """`/save FILE`."""
         if path.exists() and path.resolve() not in self._own:
-            raise InputError(f"{display_name(str(path))} exists already; choose another name")
+            raise InputError(f"{display_name(path)} exists already; choose another name")
         self.session.save(path)
         self._own.add(path.resolve())
-        self.console.note(f"saved to {display_name(str(path))}")
+        self.console.note(f"saved to {display_name(path)}")
 
     def load(self, path: Path) -> None:
         """`/load FILE`."""
         self.session.load(path)
         self._own = {path.resolve()}
-        self.console.note(
-            f"{len(self.session.messages)} messages loaded from {display_name(str(path))}"
-        )
+        count = len(self.session.messages)
+        self.console.note(f"{count} messages loaded from {display_name(path)}")
 
     def reset(self) -> None:
         """`/reset`."""

@@ -10,98 +10,111 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import __version__
 from ..errors import InputError, MlxSpeechError
 from .console import Console, as_option
 
+if TYPE_CHECKING:
+    from ..generation.text import GenerationResponse
+
 T = TypeVar("T")
+
+#: a parser or a group of its options
+Options = argparse._ActionsContainer
 
 #: the model for text and chat where none is named: a speech model as well
 CHAT_MODEL = "ibm-granite/granite-speech-3.3-2b"
 
 #: options by the library's names for them: of `GenerationConfig`, of the cache
 GENERATION = (
-    "max_new_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "num_beams",
-    "repetition_penalty",
-    "stop_strings",
-    "num_draft_tokens",
+    *("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "num_beams"),
+    *("repetition_penalty", "stop_strings", "num_draft_tokens"),
 )
 CACHE = ("max_kv_size", "kv_bits", "kv_group_size", "quantized_kv_start")
 
-#: options of more than one command line; some have a letter, as in mlx-lm
-_LETTERS = {"--max-tokens": "-m"}
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "--revision": {"help": "branch, tag or commit of the repository"},
-    "--system-prompt": {"metavar": "TEXT", "help": "what the model is told before all else"},
-    "--max-tokens": {"dest": "max_new_tokens", "type": int, "metavar": "N"},
-    "--temperature": {
-        "type": float,
-        "metavar": "T",
-        "help": "sample tokens at random (default: 0, off)",
-    },
-    "--top-p": {"type": float, "metavar": "P", "help": "sample from the likeliest tokens only"},
-    "--top-k": {"type": int, "metavar": "K", "help": "sample from the K likeliest tokens only"},
-    "--min-p": {
-        "type": float,
-        "metavar": "P",
-        "help": "sample from those at least P times as likely as the likeliest",
-    },
-    "--num-beams": {"type": int, "metavar": "N", "help": "beam search with N hypotheses"},
-    "--seed": {"type": int, "metavar": "N", "help": "make sampling repeatable"},
-    "--max-kv-size": {
-        "type": int,
-        "metavar": "N",
-        "help": "keep only the first few and the latest tokens in view, N in all",
-    },
-    "--kv-bits": {"type": int, "choices": (4, 8), "help": "keep the cache in 4 or 8 bits"},
-    "--kv-group-size": {
-        "type": int,
-        "choices": (32, 64, 128),
-        "help": "numbers that share a scale there (default: 64)",
-    },
-    "--quantized-kv-start": {
-        "type": int,
-        "metavar": "N",
-        "help": "keep the cache as it is up to N tokens (default: 0)",
-    },
-    "--dtype": {"choices": ("float32", "float16", "bfloat16"), "help": "compute in this type"},
+
+def option(text: str, kind: Callable[[str], Any] | None = None, **others: Any) -> dict:
+    """The arguments of `add_argument` for an option with a value of that kind."""
+    return {"help": text, "type": kind, **others}
+
+
+def flag(text: str) -> dict:
+    """The same for an option without a value."""
+    return {"help": text, "action": "store_true"}
+
+
+#: options of the command lines for text, some of which the others have as well
+_OPTIONS = {
+    "--revision": option("branch, tag or commit of the repository"),
+    "-p --prompt TEXT": option("what to answer; - or nothing reads it from standard input"),
+    "--system-prompt TEXT": option("what the model is told before all else"),
+    "--ignore-chat-template": flag(
+        "continue the text itself, instead of answering it as a message"
+    ),
+    "-m --max-tokens N": option("", int, dest="max_new_tokens"),
+    "--stop STRING": option(
+        "end before this text; may be given several times", dest="stop_strings", action="append"
+    ),
+    "--temperature T": option("sample tokens at random (default: 0, off)", float),
+    "--top-p P": option("sample from the likeliest tokens only", float),
+    "--top-k K": option("sample from the K likeliest tokens only", int),
+    "--min-p P": option("sample from those at least P times as likely as the likeliest", float),
+    "--repetition-penalty X": option("above 1: make tokens that occurred less likely", float),
+    "--num-beams N": option("beam search with N hypotheses", int),
+    "--seed N": option("make sampling repeatable", int),
+    "--draft-model MODEL": option(
+        "a smaller model of the same tokenizer that proposes tokens: the same answer, faster"
+    ),
+    "--num-draft-tokens N": option("how many it proposes at a time (default: 3)", int),
+    "--max-kv-size N": option(
+        "keep only the first few and the latest tokens in view, N in all", int
+    ),
+    "--kv-bits": option("keep the cache in 4 or 8 bits", int, choices=(4, 8)),
+    "--kv-group-size": option(
+        "numbers that share a scale there (default: 64)", int, choices=(32, 64, 128)
+    ),
+    "--quantized-kv-start N": option("keep the cache as it is up to N tokens (default: 0)", int),
+    "--prefill-step-size N": option(
+        "tokens of a prompt that are read at once (default: 2048)", int
+    ),
+    "--dtype": option("compute in this type", choices=("float32", "float16", "bfloat16")),
+    "--verbose": flag("say what is done and how fast"),
+    "--quiet": flag("say nothing but errors"),
+    "--debug": flag("show where an error comes from"),
 }
 
 
-def add_options(group, *names: str, **changes: Any) -> None:
+def add_table(group: Options, table: dict[str, dict]) -> None:
+    """Add the options of a table: what --help shows before the text -> `option` or `flag`."""
+    for shown, arguments in table.items():
+        words = shown.split()
+        if not words[-1].startswith("-"):
+            arguments = {"metavar": words.pop(), **arguments}
+        group.add_argument(*words, **arguments)
+
+
+def add_options(group: Options, *names: str, **changes: Any) -> None:
     """Add options that several command lines have, with `changes` where they differ."""
     for name in names:
-        letter = [_LETTERS[name]] if name in _LETTERS else []
-        group.add_argument(*letter, name, **{**_OPTIONS[name], **changes})
+        shown = next(shown for shown in _OPTIONS if name in shown.split())
+        add_table(group, {shown: {**_OPTIONS[shown], **changes}})
 
 
-def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
+def add_model_options(parser: Options, default: str) -> None:
     """`--model` and `--revision`."""
-    parser.add_argument(
-        "--model",
-        default=os.environ.get("MLX_SPEECH_MODEL") or default,
-        metavar="MODEL",
-        help=f"folder or Hugging Face repository (default: $MLX_SPEECH_MODEL, else {default})",
-    )
+    text = f"folder or Hugging Face repository (default: $MLX_SPEECH_MODEL, else {default})"
+    default = os.environ.get("MLX_SPEECH_MODEL") or default
+    add_table(parser, {"--model MODEL": option(text, default=default)})
     add_options(parser, "--revision")
 
 
-def add_console_options(parser: argparse._ActionsContainer) -> None:
+def add_console_options(parser: Options) -> None:
     """How much is said on standard error."""
-    talk = parser.add_mutually_exclusive_group()
-    talk.add_argument("--verbose", action="store_true", help="say what is done and how fast")
-    talk.add_argument("--quiet", action="store_true", help="say nothing but errors")
-    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    add_options(parser.add_mutually_exclusive_group(), "--verbose", "--quiet")
+    add_options(parser, "--debug")
 
 
 def explicit_options(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
@@ -110,47 +123,41 @@ def explicit_options(args: argparse.Namespace, names: tuple[str, ...]) -> dict[s
     return {name: options[name] for name in names if options.get(name) is not None}
 
 
-@contextmanager
-def wrong_usage(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Within it, what the library finds wrong with options is wrong usage."""
-    try:
-        yield
-    except InputError as error:
-        parser.error(error.spelled(as_option))
-
-
-def check_generation(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def check_generation(args: argparse.Namespace) -> None:
     """Refuse options of generation that no model could honour, before one is loaded for them.
 
     What the library has rules for is checked by those.
+
+    Raises:
+        InputError: there is one.
     """
     options = explicit_options(args, GENERATION)
     sampling = bool(options.get("temperature"))
     if sampling and options.get("num_beams", 1) > 1:
-        parser.error("--temperature samples tokens, --num-beams searches for the best; choose one")
+        raise InputError(
+            "--temperature samples tokens, --num-beams searches for the best; choose one"
+        )
     for name in ("top_p", "top_k", "min_p", "seed"):
         if name in options and not sampling:
-            parser.error(
+            raise InputError(
                 f"{as_option(name)} is for sampling tokens; it needs --temperature above 0"
             )
 
     from ..generation import GenerationConfig
 
-    with wrong_usage(parser):
-        GenerationConfig(**options)
+    GenerationConfig(**options)
 
 
-def check_cache(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def check_cache(args: argparse.Namespace) -> None:
     """The same for the options of the cache."""
     options = explicit_options(args, CACHE)
     for name in ("kv_group_size", "quantized_kv_start"):
         if name in options and "kv_bits" not in options:
-            parser.error(f"{as_option(name)} is for a quantized cache; it needs --kv-bits")
+            raise InputError(f"{as_option(name)} is for a quantized cache; it needs --kv-bits")
 
     from ..layers.cache import make_cache
 
-    with wrong_usage(parser):
-        make_cache(1, **options)
+    make_cache(1, **options)
 
 
 def open_standard_streams() -> None:
@@ -180,7 +187,8 @@ def run_command(
     """Parse, check and do what a command line asks for; returns the exit status, however it ends.
 
     Args:
-        check_usage: refuses what contradicts itself; what it returns is handed to `work`.
+        check_usage: refuses what contradicts itself, as the library does with an `InputError`;
+            what it returns is handed to `work`.
 
     Raises:
         SystemExit: wrong usage, or --help.
@@ -189,7 +197,11 @@ def run_command(
     args = parser.parse_args(argv)
     console = Console(args)
     try:
-        return work(args, console, check_usage(parser, args))
+        try:
+            usage = check_usage(parser, args)
+        except InputError as error:
+            parser.error(error.spelled(as_option))
+        return work(args, console, usage)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -199,6 +211,17 @@ def run_command(
         return 1
     except (MlxSpeechError, OSError) as error:
         return console.error(error)
+
+
+def print_replies(responses: Generator[GenerationResponse, None, None]) -> GenerationResponse:
+    """Print a text as it comes; its last response."""
+    try:
+        for response in responses:
+            print(response.text, end="", flush=True)
+        return response
+    finally:
+        responses.close()
+        print(flush=True)
 
 
 def need_standard_output(remedy: str = "open it") -> None:
@@ -237,16 +260,12 @@ def load_named(args: argparse.Namespace, console: Console) -> tuple[Any, Any]:
 _COMPLETED = {"AUDIO": "FILE", "FILE": "FILE", "DIR": "DIRECTORY", "MODEL": "DIRECTORY"}
 
 
-def add_about_options(parser: argparse._ActionsContainer) -> None:
+def add_about_options(parser: Options) -> None:
     """`--version` and `--print-completion`."""
     parser.add_argument("--version", action="version", version=f"mlx_speech {__version__}")
-    parser.add_argument(
-        "--print-completion",
-        action=_PrintCompletion,
-        choices=("bash", "zsh", "fish"),
-        metavar="SHELL",
-        help="print what makes bash, zsh or fish complete this command",
-    )
+    text = "print what makes bash, zsh or fish complete this command"
+    shells = option(text, choices=("bash", "zsh", "fish"), action=_PrintCompletion)
+    add_table(parser, {"--print-completion SHELL": shells})
 
 
 class _PrintCompletion(argparse.Action):

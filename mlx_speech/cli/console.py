@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,9 +23,10 @@ def as_option(name: str) -> str:
     return _SPELLED.get(name, f"--{name.replace('_', '-')}")
 
 
-def display_name(source: str) -> str:
+def display_name(source: str | os.PathLike) -> str:
     """A file name, or `-`, in a message; what would break the line is escaped."""
-    name = "standard input" if source == "-" else source
+    name = os.fspath(source)
+    name = "standard input" if name == "-" else name
     return name if name and name.isprintable() else repr(name)
 
 

@@ -1,12 +1,11 @@
 """What a command line names -> recordings: files, folders, patterns, standard input, addresses."""
 
-from __future__ import annotations
-
 import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from ..errors import InputError
@@ -51,13 +50,8 @@ def find_inputs(names: Sequence[str], recursive: bool = False) -> Found:
     `**`) that is no file for whatever it matches, as in a shell.
     """
     found, seen = Found(), set()
-    for name in names:
-        try:
-            expanded = _expand(name)
-        except InputError as error:
-            found.failures.append((name, error))
-            continue
-        for recording in (r for each in expanded for r in _recordings(each, recursive, found)):
+    for name in chain.from_iterable(_expand(each, found) for each in names):
+        for recording in _recordings(name, recursive, found):
             try:
                 identity = _identity(recording.source)
             except InputError as error:
@@ -69,13 +63,15 @@ def find_inputs(names: Sequence[str], recursive: bool = False) -> Found:
     return found
 
 
-def _expand(name: str) -> list[str]:
-    """A pattern's matches, or the name itself."""
+def _expand(name: str, found: Found) -> list[str]:
+    """A pattern's matches, or the name itself; a pattern without any goes to `found`."""
     if not re.search(r"[*?[]", name) or ADDRESS.match(name) or os.path.lexists(name):
         return [name]
-    if matches := sorted(glob.glob(name, recursive=True)):
-        return matches
-    raise InputError(f"{display_name(name)} matches no file: check the pattern")
+    matches = sorted(glob.glob(name, recursive=True))
+    if not matches:
+        error = InputError(f"{display_name(name)} matches no file: check the pattern")
+        found.failures.append((name, error))
+    return matches
 
 
 def _recordings(name: str, recursive: bool, found: Found) -> Iterator[Input]:

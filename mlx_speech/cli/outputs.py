@@ -1,7 +1,5 @@
 """Which files a command line writes for which recording; no two recordings share one."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata
@@ -39,7 +37,7 @@ class Job:
         """Leave out the files that are there, each of which was written whole or not at all;
         whether that is all there was to do."""
         some = bool(self.targets)
-        self.files = {name: path for name, path in self.files.items() if not path.is_file()}
+        self.files = {ending: p for ending, p in self.files.items() if not p.is_file()}
         if self.plot and self.plot.is_file():
             self.plot = None
         return some and not self.targets
@@ -49,7 +47,7 @@ class Job:
         InputError: what is there already may not be replaced.
         """
         for path in filter(os.path.lexists, self.targets):
-            name = display_name(str(path))
+            name = display_name(path)
             if path.is_dir():
                 raise InputError(f"{name} is a folder; choose another name with --output-name")
             if not overwrite:
@@ -83,24 +81,20 @@ def plan(
         names = default_names(inputs)
     else:
         names = [str(each.folder / output_name(_path(each))) for each in inputs]
-    jobs = [
-        Job(
-            each,
-            {f: folder / f"{name}.{f}" for f in formats},
-            plot_name and plot_name(_path(each)),
-        )
-        for each, name in zip(inputs, names, strict=True)
-    ]
+    jobs = []
     owners: dict[str, str] = {}
-    for job in jobs:
+    for each, name in zip(inputs, names, strict=True):
+        files = {ending: folder / f"{name}.{ending}" for ending in formats}
+        job = Job(each, files, plot_name and plot_name(_path(each)))
         for path in job.targets:
-            other = owners.setdefault(_key(str(path)), job.input.source)
-            if other != job.input.source:
-                shown = map(display_name, (str(path), other, job.input.source))
+            other = owners.setdefault(_key(str(path)), each.source)
+            if other != each.source:
+                both = f"{display_name(other)} and {display_name(each.source)}"
                 raise InputError(
-                    "{} would be written for both {} and {}; a name of your own may have "
-                    "{{parent}} and {{stem}} in it".format(*shown)
+                    f"{display_name(path)} would be written for both {both}; a name of your own "
+                    "may have {parent} and {stem} in it"
                 )
+        jobs.append(job)
     return jobs
 
 
@@ -160,10 +154,10 @@ def make_folders(jobs: Sequence[Job]) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            message = f"cannot make the folder {display_name(str(folder))}: {error.strerror}"
+            message = f"cannot make the folder {display_name(folder)}: {error.strerror}"
             raise InputError(message) from error
         if not os.access(folder, os.W_OK):
-            raise InputError(f"nothing can be written to the folder {display_name(str(folder))}")
+            raise InputError(f"nothing can be written to the folder {display_name(folder)}")
 
 
 def write_files(texts: dict[Path, str]) -> None:

@@ -1,12 +1,10 @@
 """How far the recordings are, on standard error: a bar in a terminal, else a line now and then."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -40,18 +38,15 @@ class Progress:
             now = time.monotonic()
             speed = done / max(now - start, 1e-3)
             if self._silent:
-                return
-            if self._bar:
+                pass
+            elif self._bar:
                 bar = bar or _bar(title, duration)
                 bar.set_postfix_str(f"{speed:.1f} x real time", refresh=False)
                 bar.update(done - bar.n)
             elif now - self._told >= SECONDS_BETWEEN_LINES and done:
                 self._told = now
-                print(
-                    f"{title}: {clock(done)} of {clock(duration)}, {speed:.1f} x real time, "
-                    f"{clock((duration - done) / speed)} left",
-                    file=sys.stderr,
-                )
+                left = f"{speed:.1f} x real time, {clock((duration - done) / speed)} left"
+                print(f"{title}: {clock(done)} of {clock(duration)}, {left}", file=sys.stderr)
 
         try:
             yield update
@@ -63,12 +58,11 @@ class Progress:
 def _bar(title: str, duration: float):
     from tqdm import tqdm
 
-    try:
-        told = all(os.get_terminal_size(sys.stderr.fileno()))
-    except OSError:
-        told = False
+    known = False
+    with suppress(OSError):
+        known = all(os.get_terminal_size(sys.stderr.fileno()))
     # terminals that do not tell their size would get no bar at all
-    width = {"dynamic_ncols": True} if told else {"ncols": 80, "nrows": 24}
+    width = {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 24}
     return tqdm(
         # of 80 columns, numbers take 40
         desc=title if len(title) <= 30 else title[:10] + "..." + title[-17:],

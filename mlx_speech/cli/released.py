@@ -1,7 +1,5 @@
 """Speech models that are released, for those who look for one."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from ..loading import ARCHITECTURES

@@ -1,7 +1,5 @@
 """Lines that are typed in a terminal: edited, recalled, kept for the next time."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

@@ -37,13 +37,12 @@ class Tally:
         self.audio = self.seconds = 0.0
 
     def __str__(self) -> str:
-        parts = [f"{self.done} of {self.total} done"]
-        parts += [f"{self.skipped} skipped"] * bool(self.skipped)
-        parts += [f"{len(self.failed)} failed"] * bool(self.failed)
-        speed = self.audio / self.seconds if self.seconds else 0
+        text = f"{self.done} of {self.total} done"
         if self.done:
-            parts[0] += f" ({clock(self.audio)} of audio, {speed:.1f} x real time)"
-        return ", ".join(parts)
+            speed = self.audio / self.seconds if self.seconds else 0
+            text += f" ({clock(self.audio)} of audio, {speed:.1f} x real time)"
+        others = ((self.skipped, "skipped"), (len(self.failed), "failed"))
+        return text + "".join(f", {count} {what}" for count, what in others if count)
 
 
 def run(args: argparse.Namespace, console: Console, usage: Usage) -> int:
@@ -90,10 +89,10 @@ class Run:
             return False
         try:
             job.check_targets(self._args.overwrite, self._usage.found.inputs)
+            return True
         except (InputError, OSError) as error:
             self._fail(source, error)
             return False
-        return True
 
     def _transcribe_all(self, jobs: list[Job]) -> bool:
         """Transcribe one recording after the other; false if Ctrl-C ended it."""
@@ -101,21 +100,15 @@ class Run:
         if self._args.word_timestamps:
             self._check_words(*loaded)
         # a bar would get in between the words
-        shows_words = self._args.stream and sys.stdout.isatty()
-        progress = Progress(
-            len(jobs),
-            silent=self._console.quiet or shows_words,
-            bar=sys.stderr is not None and sys.stderr.isatty(),
-        )
+        silent = self._console.quiet or (self._args.stream and sys.stdout.isatty())
+        progress = Progress(len(jobs), silent=silent, bar=sys.stderr.isatty())
         try:
             for index, job in enumerate(jobs, 1):
                 try:
                     self._transcribe_one(job, loaded, progress, index)
-                except UnsupportedOptionError:
-                    raise  # holds for every input
+                except (UnsupportedOptionError, BrokenPipeError):
+                    raise  # the others would fail alike
                 except (MlxSpeechError, OSError) as error:
-                    if isinstance(error, BrokenPipeError):
-                        raise
                     self._fail(job.input.source, error)
         except KeyboardInterrupt:
             where = f"at {clock(progress.done)} of {clock(progress.duration)} in {progress.name}"
@@ -131,27 +124,25 @@ class Run:
         from ..transcription import stream_transcribe, transcribe
 
         source, name = job.input.source, display_name(job.input.source)
-        options = self._usage.options
+        args, usage = self._args, self._usage
         start = time.perf_counter()
         mx.reset_peak_memory()
         with progress.recording(index, name) as update:
-            if self._args.stream:
-                deltas = stream_transcribe(source, loaded, progress=update, **options)
-                transcript = print_deltas(deltas)
+            options = {"progress": update, **usage.options}
+            if args.stream:
+                transcript = print_deltas(stream_transcribe(source, loaded, **options))
             else:
-                transcript = transcribe(source, loaded, progress=update, **options)
+                transcript = transcribe(source, loaded, **options)
         seconds = time.perf_counter() - start
-        model, subtitles = self._args.model, self._usage.subtitles
-        write_files(
-            {path: FORMATS[f](transcript, model, subtitles) for f, path in job.files.items()}
-        )
-        if not (job.files or self._args.stream):
+        files = {path: FORMATS[ending] for ending, path in job.files.items()}
+        write_files({p: to(transcript, args.model, usage.subtitles) for p, to in files.items()})
+        if not (job.files or args.stream):
             print(to_txt(transcript), end="", flush=True)
         if job.plot:
             plot(job.plot, source, transcript)
         self._report_segments(name, transcript)
         for path in job.targets:
-            self._console.detail(f"{name}: written to {display_name(str(path))}")
+            self._console.detail(f"{name}: written to {display_name(path)}")
         self._console.detail(
             f"{name}: {transcript.duration:.1f} s of audio in {seconds:.1f} s "
             f"({transcript.duration / seconds:.1f} x real time), "
@@ -181,8 +172,7 @@ class Run:
 
     def _report_segments(self, name: str, transcript: Transcript) -> None:
         """Say where a text may not be what was said."""
-        cut = [clock(s.start) for s in transcript.segments if s.truncated]
-        if cut:
+        if cut := [clock(s.start) for s in transcript.segments if s.truncated]:
             more = f" and {len(cut) - 5} more" if len(cut) > 5 else ""
             self._console.warn(
                 f"{name}: the text was cut off in the segments at {', '.join(cut[:5])}{more}: they "

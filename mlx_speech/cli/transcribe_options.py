@@ -1,14 +1,14 @@
 """The options of `mlx_speech.transcribe`, and what is wrong with them whatever the model."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from ..output.subtitles import SubtitleOptions
 from ..output.writers import FORMATS, NAME_FIELDS, output_name
 from .common import (
@@ -17,135 +17,15 @@ from .common import (
     add_console_options,
     add_model_options,
     add_options,
+    add_table,
     check_generation,
     explicit_options,
-    wrong_usage,
+    flag,
+    option,
 )
 from .console import as_option
 from .inputs import Found, find_inputs
 from .outputs import Job, plan
-
-#: options by the library's names for them: of the request, of long recordings, of subtitles
-REQUEST = ("language", "task", "target_language", "punctuate", "keywords", "prompt")
-CHUNKING = ("chunk_duration", "min_silence")
-SEGMENTS = ("word_timestamps", *CHUNKING, "batch_size")
-SUBTITLES = ("max_line_width", "max_line_count", "max_words_per_line", "highlight_words")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The options; nothing heavy is imported for them, so that --help answers at once."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mlx_speech.transcribe",
-        usage="%(prog)s [options] AUDIO...",
-        description="Transcribe or translate recordings with Granite Speech or Speech2Text.",
-        epilog="Text goes to standard output unless -f, -o or --output-name is given; everything "
-        "else goes to standard error. Exit status: 0 if all is done, 1 if a recording failed, 2 "
-        "for wrong usage, 130 after Ctrl-C.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
-        add_help=False,
-    )
-    _add_recordings(parser.add_argument_group("recordings"))
-    _add_model(parser.add_argument_group("model"))
-    _add_instructions(parser.add_argument_group("what to do"))
-    _add_segments(parser.add_argument_group("long recordings"))
-    _add_output(parser.add_argument_group("output"))
-    _add_subtitles(parser.add_argument_group("subtitles (srt and vtt)"))
-    generation = parser.add_argument_group("generation")
-    add_options(generation, "--max-tokens", help="limit for a segment (default: by its length)")
-    add_options(generation, "--temperature", "--top-p", "--num-beams", "--seed")
-    other = parser.add_argument_group("other")
-    other.add_argument("-h", "--help", action="help", help="show this")
-    add_console_options(other)
-    add_about_options(other)
-    return parser
-
-
-def _add_recordings(group) -> None:
-    add = group.add_argument
-    add(
-        "audio",
-        nargs="+",
-        metavar="AUDIO",
-        help="audio or video file, folder of such, pattern in quotes, http(s) address that ffmpeg "
-        "can read, or - for standard input",
-    )
-    add("-r", "--recursive", action="store_true", help="search folders within folders, too")
-
-
-def _add_model(group) -> None:
-    add_model_options(group, "ibm-granite/granite-speech-4.1-2b")
-    add_options(group, "--dtype")
-    group.add_argument(
-        "--list-models", action=_ListModels, nargs=0, help="list released models, and stop"
-    )
-
-
-def _add_instructions(group) -> None:
-    add = group.add_argument
-    add(
-        "--language",
-        metavar="LANG",
-        help="language spoken, e.g. en (default: the model detects it)",
-    )
-    add(
-        "--task",
-        choices=("transcribe", "translate"),
-        default="transcribe",
-        metavar="TASK",
-        help="transcribe or translate (default: transcribe)",
-    )
-    add("--target-language", metavar="LANG", help="language to translate to, e.g. fr")
-    add("--punctuate", action="store_true", help="with punctuation and capitals")
-    add("--keywords", metavar="WORDS", help="words to expect: a,b,c or @FILE with one a line")
-    add("--prompt", metavar="TEXT", help="an instruction of your own, instead of all these")
-
-
-def _add_segments(group) -> None:
-    add = group.add_argument
-    add("--word-timestamps", action="store_true", help="find the time of each word")
-    add(
-        "--chunk-duration",
-        type=float,
-        metavar="S",
-        help="longest segment, in seconds (default: 30)",
-    )
-    add(
-        "--min-silence",
-        type=float,
-        metavar="S",
-        help="pause that ends a segment, in seconds (default: 1)",
-    )
-    add("--batch-size", type=int, metavar="N", help="segments decoded at a time (default: 8)")
-
-
-def _add_output(group) -> None:
-    add = group.add_argument
-    add(
-        "-f",
-        "--output-format",
-        action="extend",
-        type=_formats,
-        metavar="FORMAT",
-        help=f"{', '.join(FORMATS)} or all; several with commas (default: txt)",
-    )
-    add("-o", "--output-dir", type=Path, metavar="DIR", help="write files there (default: here)")
-    fields = ", ".join(f"{{{name}}}" for name in NAME_FIELDS)
-    add("--output-name", metavar="NAME", help=f"name of the files, with {fields} in it")
-    existing = group.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace existing files")
-    existing.add_argument(
-        "--resume", action="store_true", help="skip recordings whose files are there"
-    )
-    add("--stream", action="store_true", help="print the text as it is decoded")
-    add("--plot", metavar="FILE", help="draw sound, pauses, segments and words to a .png")
-
-
-def _add_subtitles(group) -> None:
-    add = group.add_argument
-    add("--max-line-width", type=int, metavar="N", help="columns in a line")
-    add("--max-line-count", type=int, metavar="N", help="lines at a time, with --max-line-width")
-    add("--max-words-per-line", type=int, metavar="N", help="words at a time")
-    add("--highlight-words", action="store_true", help="underline each word as it is said")
 
 
 class _ListModels(argparse.Action):
@@ -164,6 +44,102 @@ def _formats(names: str) -> list[str]:
                 f"invalid choice: {name!r} (choose from {', '.join(FORMATS)}, all)"
             )
     return list(FORMATS) if "all" in chosen else chosen
+
+
+_TASKS = ("transcribe", "translate")
+_FIELDS = ", ".join(f"{{{name}}}" for name in NAME_FIELDS)
+
+_RECORDINGS = {
+    "AUDIO": option(
+        "audio or video file, folder of such, pattern in quotes, http(s) address that ffmpeg can "
+        "read, or - for standard input",
+        dest="audio",
+        nargs="+",
+    ),
+    "-r --recursive": flag("search folders within folders, too"),
+}
+_REQUEST = {
+    "--language LANG": option("language spoken, e.g. en (default: the model detects it)"),
+    "--task TASK": option(
+        "transcribe or translate (default: transcribe)", choices=_TASKS, default=_TASKS[0]
+    ),
+    "--target-language LANG": option("language to translate to, e.g. fr"),
+    "--punctuate": flag("with punctuation and capitals"),
+    "--keywords WORDS": option("words to expect: a,b,c or @FILE with one a line"),
+    "--prompt TEXT": option("an instruction of your own, instead of all these"),
+}
+_SEGMENTS = {
+    "--word-timestamps": flag("find the time of each word"),
+    "--chunk-duration S": option("longest segment, in seconds (default: 30)", float),
+    "--min-silence S": option("pause that ends a segment, in seconds (default: 1)", float),
+    "--batch-size N": option("segments decoded at a time (default: 8)", int),
+}
+_FILES = {
+    "-f --output-format FORMAT": option(
+        f"{', '.join(FORMATS)} or all; several with commas (default: txt)",
+        _formats,
+        action="extend",
+    ),
+    "-o --output-dir DIR": option("write files there (default: here)", Path),
+    "--output-name NAME": option(f"name of the files, with {_FIELDS} in it"),
+}
+_EXISTING_FILES = {
+    "--overwrite": flag("replace existing files"),
+    "--resume": flag("skip recordings whose files are there"),
+}
+_BESIDE_FILES = {
+    "--stream": flag("print the text as it is decoded"),
+    "--plot FILE": option("draw sound, pauses, segments and words to a .png"),
+}
+_SUBTITLES = {
+    "--max-line-width N": option("columns in a line", int),
+    "--max-line-count N": option("lines at a time, with --max-line-width", int),
+    "--max-words-per-line N": option("words at a time", int),
+    "--highlight-words": flag("underline each word as it is said"),
+}
+
+#: options by the library's names for them: of the request, of long recordings, of subtitles
+REQUEST, SEGMENTS, SUBTITLES = (
+    tuple(shown.split()[0][2:].replace("-", "_") for shown in table)
+    for table in (_REQUEST, _SEGMENTS, _SUBTITLES)
+)
+CHUNKING = ("chunk_duration", "min_silence")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options; nothing heavy is imported for them, so that --help answers at once."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mlx_speech.transcribe",
+        usage="%(prog)s [options] AUDIO...",
+        description="Transcribe or translate recordings with Granite Speech or Speech2Text.",
+        epilog="Text goes to standard output unless -f, -o or --output-name is given; everything "
+        "else goes to standard error. Exit status: 0 if all is done, 1 if a recording failed, 2 "
+        "for wrong usage, 130 after Ctrl-C.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
+        add_help=False,
+    )
+    group = parser.add_argument_group
+    add_table(group("recordings"), _RECORDINGS)
+    model = group("model")
+    add_model_options(model, "ibm-granite/granite-speech-4.1-2b")
+    add_options(model, "--dtype")
+    text = "list released models, and stop"
+    model.add_argument("--list-models", action=_ListModels, nargs=0, help=text)
+    add_table(group("what to do"), _REQUEST)
+    add_table(group("long recordings"), _SEGMENTS)
+    output = group("output")
+    add_table(output, _FILES)
+    add_table(output.add_mutually_exclusive_group(), _EXISTING_FILES)
+    add_table(output, _BESIDE_FILES)
+    add_table(group("subtitles (srt and vtt)"), _SUBTITLES)
+    generation = group("generation")
+    add_options(generation, "--max-tokens", help="limit for a segment (default: by its length)")
+    add_options(generation, "--temperature", "--top-p", "--num-beams", "--seed")
+    other = group("other")
+    other.add_argument("-h", "--help", action="help", help="show this")
+    add_console_options(other)
+    add_about_options(other)
+    return parser
 
 
 @dataclass(frozen=True)
@@ -187,19 +163,24 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
 
     What the library has rules for is checked by those, and told in terms of the options.
     """
-    if args.stream and args.num_beams is not None and args.num_beams > 1:
+    if args.stream and (args.num_beams or 1) > 1:
         parser.error("--stream: beam search knows its text only at the end; leave out --num-beams")
     if args.stream and args.batch_size is not None:
         parser.error("--stream decodes one segment after the other; leave out --batch-size")
     if args.word_timestamps and args.task == "translate":
         parser.error("--word-timestamps are of what was said, which a translation is not")
     if args.batch_size is not None and args.batch_size < 1:
-        parser.error(f"--batch-size is {args.batch_size}, but must be at least 1")
+        raise InputError.must_be("batch_size", args.batch_size, "at least 1")
     if args.audio.count("-") > 1:
         parser.error("standard input (-) can be read only once")
+    plot: Any = args.plot and Path(args.plot)
     if args.plot is not None:
-        _check_plot(parser, args)
-    check_generation(parser, args)
+        from ..output.plotting import check_plot
+
+        check_plot(Path(args.plot))
+        if "-" in args.audio:
+            parser.error("--plot reads the recording again, which standard input (-) cannot be")
+    check_generation(args)
     request = explicit_options(args, REQUEST)
     if args.keywords:
         request["keywords"] = _keywords(parser, args.keywords)
@@ -207,32 +188,29 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
     from ..processing.request import TranscriptionRequest
     from ..transcription.chunks import ChunkOptions
 
-    with wrong_usage(parser):
-        ChunkOptions(**explicit_options(args, CHUNKING))
-        TranscriptionRequest(**request)
-        subtitles = SubtitleOptions(**explicit_options(args, SUBTITLES))
-    _check_subtitles(parser, args, subtitles)
+    ChunkOptions(**explicit_options(args, CHUNKING))
+    TranscriptionRequest(**request)
+    subtitles = SubtitleOptions(**explicit_options(args, SUBTITLES))
+    # none where the text goes to standard output
+    to_files = args.output_dir is not None or args.output_name is not None
+    formats = list(dict.fromkeys(args.output_format or ["txt"] * to_files))
+    chosen = next((name for name in SUBTITLES if getattr(args, name)), None)
+    if chosen and not {"srt", "vtt"} & set(formats):
+        parser.error(f"{as_option(chosen)} is for subtitles; it needs -f srt or -f vtt")
+    if (needing := subtitles.needs_words) and not args.word_timestamps:
+        parser.error(f"{as_option(needing)} needs the times of words; add --word-timestamps")
     found = find_inputs(args.audio, args.recursive)
-    with wrong_usage(parser):
-        jobs = plan(
-            found.inputs,
-            output_formats(args),
-            args.output_dir or Path(),
-            None
-            if args.output_name is None
-            else (lambda source: _name(args, args.output_name, source)),
-            args.plot and (lambda source: _plot_path(args, source)),
-        )
-    if args.resume and not (output_formats(args) or args.plot):
+    jobs = plan(
+        found.inputs,
+        formats,
+        args.output_dir or Path(),
+        None if args.output_name is None else partial(_name, args, args.output_name),
+        plot and (lambda source: plot.with_name(_name(args, plot.name, source))),
+    )
+    if args.resume and not (formats or args.plot):
         parser.error("--resume is for files; it needs -f, -o, --output-name or --plot")
     options = request | explicit_options(args, SEGMENTS + GENERATION)
     return Usage(found, jobs, options, subtitles)
-
-
-def output_formats(args: argparse.Namespace) -> list[str]:
-    """The formats of the files to write; none where the text goes to standard output."""
-    to_files = args.output_dir is not None or args.output_name is not None
-    return list(dict.fromkeys(args.output_format or ([next(iter(FORMATS))] if to_files else [])))
 
 
 def _keywords(parser: argparse.ArgumentParser, given: str) -> list[str]:
@@ -249,26 +227,6 @@ def _keywords(parser: argparse.ArgumentParser, given: str) -> list[str]:
     parser.error("--keywords has no words in it")
 
 
-def _check_subtitles(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, subtitles: SubtitleOptions
-) -> None:
-    chosen = [name for name in SUBTITLES if getattr(args, name)]
-    if chosen and not {"srt", "vtt"} & set(output_formats(args)):
-        parser.error(f"{as_option(chosen[0])} is for subtitles; it needs -f srt or -f vtt")
-    needing = subtitles.needs_words
-    if needing and not args.word_timestamps:
-        parser.error(f"{as_option(needing)} needs the times of words; add --word-timestamps")
-
-
-def _check_plot(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    from ..output.plotting import check_plot
-
-    with wrong_usage(parser):
-        check_plot(Path(args.plot))
-    if "-" in args.audio:
-        parser.error("--plot reads the recording again, which standard input (-) cannot be")
-
-
 def _name(args: argparse.Namespace, template: str, source: str) -> str:
     """A name by a template (see `output_name`)."""
     from ..processing.prompts import LANGUAGES
@@ -277,8 +235,3 @@ def _name(args: argparse.Namespace, template: str, source: str) -> str:
     codes = {name.lower(): code for code, name in LANGUAGES.items()}
     language = language and codes.get(language.lower(), language.lower())
     return output_name(template, source, model=args.model, task=args.task, language=language)
-
-
-def _plot_path(args: argparse.Namespace, source: str) -> Path:
-    path = Path(args.plot)
-    return path.with_name(_name(args, path.name, source))
