@@ -1,7 +1,5 @@
 """Lines of text: what is on one, how wide it is, where it may be broken, which way it runs."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from itertools import pairwise
@@ -32,14 +30,8 @@ def one_line(text: str) -> str:
 
 def columns(text: str) -> int:
     """How wide the text is: 2 for each full-width character, 0 for a combining one, else 1."""
-    return sum(
-        0
-        if unicodedata.category(character) in ("Mn", "Me", "Cf")
-        else 2
-        if unicodedata.east_asian_width(character) in "WF"
-        else 1
-        for character in text
-    )
+    shown = (c for c in text if unicodedata.category(c) not in ("Mn", "Me", "Cf"))
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in shown)
 
 
 def line_breaks(text: str) -> list[int]:
@@ -48,20 +40,15 @@ def line_breaks(text: str) -> list[int]:
     That is after spaces, and beside Chinese and Japanese characters (not Korean ones, which make
     words) but neither before a closing mark nor after an opening one.
     """
-    places = [0]
-    for index, (before, after) in enumerate(pairwise(text), 1):
-        if before == " ":
-            allowed = after not in "!?:;"  # as French sets them off
-        else:
-            allowed = (
-                bool(_CJK.match(before) or _CJK.match(after))
-                and before not in _NOT_LAST
-                and after not in _NOT_FIRST
-                and columns(after) > 0
-            )
-        if allowed:
-            places.append(index)
-    return places
+    return [0, *(i for i, pair in enumerate(pairwise(text), 1) if _may_break(*pair))]
+
+
+def _may_break(before: str, after: str) -> bool:
+    if before == " ":
+        return after not in "!?:;"  # as French sets them off
+    beside_cjk = _CJK.match(before) or _CJK.match(after)
+    kept = before in _NOT_LAST or after in _NOT_FIRST
+    return bool(beside_cjk) and not kept and columns(after) > 0
 
 
 def is_rtl(text: str) -> bool:

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
     from ..transcription.transcript import Segment, Transcript
 
+#: gives samples `start` to `end` of a recording, (n,)
+Read = Callable[[int, int], Any]
+#: where something begins in a direction, and how far it goes
+Extent = tuple[float, float]
+
 #: a row shows this much, in s, or more where the rows would otherwise be too many
 ROW_SECONDS = 20.0
 MAX_ROWS = 60
@@ -47,17 +52,12 @@ COLUMN_INCHES = 0.065
 FONTS = ("Arial Unicode MS", "Hiragino Sans", "Noto Sans CJK JP", "Noto Sans Arabic")
 
 
-def plot_transcript(
-    path: Path,
-    read: Callable[[int, int], Any],
-    sampling_rate: float,
-    transcript: Transcript,
-) -> None:
+def plot_transcript(path: Path, read: Read, sampling_rate: float, transcript: Transcript) -> None:
     """Draw a transcript over its recording into a PNG file, which is written whole or not at all.
 
     Args:
         path: of the file, which ends in .png.
-        read: gives samples `start` to `end` of the recording, (n,).
+        read: gives samples of the recording.
         sampling_rate: of the samples, in Hz.
         transcript: what is drawn: its `duration`, pauses between its `regions`, segments and words.
 
@@ -66,7 +66,6 @@ def plot_transcript(
         OSError: the file cannot be written.
         UnsupportedOptionError: matplotlib is not installed.
     """
-    path = Path(path)
     check_plot(path)
     figure = draw_transcript(read, sampling_rate, transcript)
     with replacing(path) as temporary, warnings.catch_warnings():
@@ -82,21 +81,16 @@ def check_plot(path: Path) -> None:
         InputError: the file's name does not end in .png.
         UnsupportedOptionError: matplotlib is not installed.
     """
-    if Path(path).suffix.lower() != ".png":
+    if path.suffix.lower() != ".png":
         raise InputError(f"a picture is a PNG file; give {path} a name that ends in .png")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UnsupportedOptionError(
-            "a picture needs matplotlib; install it: pip install 'mlx-speech[plot]'"
-        ) from error
+        message = "a picture needs matplotlib; install it: pip install 'mlx-speech[plot]'"
+        raise UnsupportedOptionError(message) from error
 
 
-def draw_transcript(
-    read: Callable[[int, int], Any],
-    sampling_rate: float,
-    transcript: Transcript,
-) -> Figure:
+def draw_transcript(read: Read, sampling_rate: float, transcript: Transcript) -> Figure:
     """The figure of `plot_transcript`, one axes for each row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -120,13 +114,10 @@ def draw_transcript(
     installed = set(get_font_names())
     fonts = ["DejaVu Sans", *(font for font in FONTS if font in installed)]
     starts = [seconds * index for index in range(count)]
+    ends = [min(start + seconds, transcript.duration) for start in starts]
     envelopes = [
-        _envelope(
-            read,
-            round(start * sampling_rate),
-            round(min(start + seconds, transcript.duration) * sampling_rate),
-        )
-        for start in starts
+        _envelope(read, round(start * sampling_rate), round(end * sampling_rate))
+        for start, end in zip(starts, ends, strict=True)
     ]
     peak = max(float(np.abs(envelope).max(initial=0)) for _, envelope in envelopes)
     loudness = f"{20 * math.log10(peak):.0f} dBFS" if peak else "silence"
@@ -134,28 +125,18 @@ def draw_transcript(
     for row, start, (samples, envelope) in zip(rows, starts, envelopes, strict=True):
         row.set(xlim=(start, start + seconds), ylim=(BOTTOM, TOP), yticks=[])
         row.tick_params(labelsize=7)
-        row.fill_between(
-            samples / sampling_rate,
-            *(envelope / (peak or 1.0)),
-            color="tab:blue",
-            linewidth=0.3,
-            gid="wave",
-        )
+        times, (low, high) = samples / sampling_rate, envelope / (peak or 1.0)
+        row.fill_between(times, low, high, color="tab:blue", linewidth=0.3, gid="wave")
         _bars(row, pauses, (-1.0, 2.0), "0.85", "pauses").set_zorder(0)
         _draw_segments(row, transcript.segments, fonts)
         _draw_words(row, transcript.segments, fonts)
     rows[-1].set_xlabel("seconds", fontsize=8)
-    rows[0].set_title(
-        f"segments above, words below; dashed: where segments begin and end; shaded: "
-        f"pauses; loudest: {loudness}",
-        fontsize=8,
-    )
+    legend = "segments above, words below; dashed: where segments begin and end; shaded: pauses"
+    rows[0].set_title(f"{legend}; loudest: {loudness}", fontsize=8)
     return figure
 
 
-def _envelope(
-    read: Callable[[int, int], Any], start: int, end: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _envelope(read: Read, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
     """The samples' numbers (n,) and the lowest and highest of those from each on, (2, n)."""
     step = max(1, math.ceil((end - start) / ENVELOPE_POINTS))
     block = step * max(1, BLOCK // step)
@@ -168,16 +149,16 @@ def _envelope(
     return start + step * np.arange(envelope.shape[1]), envelope
 
 
-def _pauses(transcript: Transcript) -> list[tuple[float, float]]:
-    """Start and length of each stretch without speech, in s; none where nobody knows."""
+def _pauses(transcript: Transcript) -> list[Extent]:
+    """Stretches without speech, in s; none where nobody knows."""
     if transcript.regions is None:
         return []
     edges = [0.0, *(edge for region in transcript.regions for edge in region), transcript.duration]
     return [(a, b - a) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
 
 
-def _bars(row: Axes, spans: list[tuple[float, float]], height, color: str, gid: str):
-    """Bars for those of the spans, start and length, that the row shows."""
+def _bars(row: Axes, spans: list[Extent], height: Extent, color: str, gid: str) -> Any:
+    """Bars for those of the spans that the row shows."""
     left, right = row.get_xlim()
     shown = [(start, length) for start, length in spans if start < right and start + length > left]
     return row.broken_barh(shown, height, color=color, linewidth=0, gid=gid)
@@ -190,15 +171,8 @@ def _draw_segments(row: Axes, segments: list[Segment], fonts: list[str]) -> None
     spans = [(segment.start, segment.end - segment.start) for segment in segments]
     _bars(row, spans, SEGMENT_BAND, "tab:green", "segments").set_alpha(0.35)
     ends = {time for segment in segments for time in (segment.start, segment.end)}
-    row.vlines(
-        [time for time in sorted(ends) if left <= time <= right],
-        -1,
-        bottom + height,
-        color="tab:green",
-        linestyle="dashed",
-        linewidth=0.8,
-        gid="cuts",
-    )
+    shown = [time for time in sorted(ends) if left <= time <= right]
+    row.vlines(shown, -1, bottom + height, "tab:green", "dashed", linewidth=0.8, gid="cuts")
     for segment in segments:
         start, end = max(segment.start, left), min(segment.end, right)
         if start < end:
@@ -210,21 +184,21 @@ def _draw_words(row: Axes, segments: list[Segment], fonts: list[str]) -> None:
     """A bar for each word, in the first lane that has room for it, and its text if one has."""
     left, right = row.get_xlim()
     words = [w for segment in segments for w in segment.words if w.start < right and w.end > left]
-    spans: list[list[tuple[float, float]]] = [[] for _ in WORD_LANES]
+    spans: list[list[Extent]] = [[] for _ in WORD_LANES]
     free = [-math.inf] * len(WORD_LANES)
     for number, word in enumerate(words):
         text, start = one_line(word.text), max(word.start, left)
         end = max(word.end, start + columns(text) / _columns_per_second(row))
         lane = next((k for k, until in enumerate(free) if until <= start), None)
-        if lane is not None and end <= right:
+        if lane is None:
+            lane = number % len(WORD_LANES)
+        elif end <= right:
             bottom, height = WORD_LANES[lane]
             _text(row, start, bottom + height / 2, text, fonts, "word text")
             free[lane] = end
-        spans[number % len(WORD_LANES) if lane is None else lane].append(
-            (word.start, word.end - word.start)
-        )
-    for drawn, place in zip(spans, WORD_LANES, strict=True):
-        _bars(row, drawn, place, "tab:orange", "words").set_alpha(0.5)
+        spans[lane].append((word.start, word.end - word.start))
+    for in_lane, extent in zip(spans, WORD_LANES, strict=True):
+        _bars(row, in_lane, extent, "tab:orange", "words").set_alpha(0.5)
 
 
 def _columns_per_second(row: Axes) -> float:

@@ -7,12 +7,14 @@ one to itself, whole.
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, groupby, pairwise
+from functools import partial
+from itertools import accumulate, groupby, pairwise, zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import InputError
@@ -52,11 +54,7 @@ class SubtitleOptions:
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
             if value is not None and not (whole and value > 0):
-                raise InputError.about(
-                    "{option} is {value!r}, but must be a whole number above 0",
-                    option=name,
-                    value=value,
-                )
+                raise InputError.must_be(name, value, "a whole number above 0")
         if self.max_line_count is not None and self.max_line_width is None:
             raise InputError.about(
                 "{max_line_count} has no effect without {max_line_width}; give both"
@@ -69,10 +67,8 @@ class SubtitleOptions:
     @property
     def needs_words(self) -> str | None:
         """The option that cannot be honoured without the times of words, if one is set."""
-        for name in ("max_line_count", "max_words_per_line", "highlight_words"):
-            if getattr(self, name):
-                return name
-        return None
+        names = ("max_line_count", "max_words_per_line", "highlight_words")
+        return next((name for name in names if getattr(self, name)), None)
 
 
 class Cue(NamedTuple):
@@ -90,12 +86,10 @@ def to_srt(transcript: Transcript, options: SubtitleOptions = SubtitleOptions())
         InputError: an option needs the times of words, which the transcript does not have.
     """
     cues = subtitle_cues(transcript, options)
-    blocks = [
-        f"{number}\n{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}\n"
-        f"{_ARROW.sub('->', cue.text)}\n"
+    return "\n".join(
+        f"{number}\n{_times(cue, ',')}\n{_ARROW.sub('->', cue.text)}\n"
         for number, cue in enumerate(cues, 1)
-    ]
-    return "\n".join(blocks)
+    )
 
 
 def to_vtt(transcript: Transcript, options: SubtitleOptions = SubtitleOptions()) -> str:
@@ -104,9 +98,8 @@ def to_vtt(transcript: Transcript, options: SubtitleOptions = SubtitleOptions())
     Raises:
         InputError: an option needs the times of words, which the transcript does not have.
     """
-    cues = subtitle_cues(transcript, options, _escape)
-    blocks = [f"{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n{cue.text}\n" for cue in cues]
-    return "\n".join(["WEBVTT\n", *blocks])
+    cues = subtitle_cues(transcript, options, partial(html.escape, quote=False))
+    return "\n".join(["WEBVTT\n", *(f"{_times(cue, '.')}\n{cue.text}\n" for cue in cues)])
 
 
 def subtitle_cues(
@@ -137,18 +130,13 @@ def subtitle_cues(
             for start, end, word in _states(lines, options.highlight_words and timed):
                 text = "\n".join(_line_text(line, word, rtl, escape) for line in lines)
                 found.append((start, end, text))
-    starts = list(
-        accumulate(
-            (round(1000 * start) for start, _, _ in found),
-            lambda last, start: max(last + 1, start),
-            initial=-1,
-        )
-    )[1:]
-    ends = [
-        max(round(1000 * end), start + 1) for start, (_, end, _) in zip(starts, found, strict=True)
-    ]
-    ends = [*map(min, ends, starts[1:]), *ends[-1:]]
-    return [Cue(a, b, text) for a, b, (_, _, text) in zip(starts, ends, found, strict=True)]
+    cues: list[Cue] = []
+    for start_s, end_s, text in found:
+        start = max(round(1000 * start_s), cues[-1].start + 1 if cues else 0)
+        if cues:
+            cues[-1] = cues[-1]._replace(end=min(cues[-1].end, start))
+        cues.append(Cue(start, max(round(1000 * end_s), start + 1), text))
+    return cues
 
 
 class _Piece(NamedTuple):
@@ -208,12 +196,12 @@ def _located(text: str, breaks: list[int], words: list[Word]) -> list[tuple[int,
 
 def _cues_of_lines(pieces: list[_Piece], options: SubtitleOptions) -> Iterator[list[list[_Piece]]]:
     """What each cue shows: lines of pieces."""
-    if number := options.max_words_per_line:
-        for _, line in groupby(pieces, lambda piece: piece.word // number):
+    if words := options.max_words_per_line:
+        for _, line in groupby(pieces, lambda piece: piece.word // words):
             yield [list(line)]
         return
     lines: list[list[_Piece]] = []
-    used = math.inf
+    used = 0
     width = options.max_line_width or math.inf
     for piece in pieces:
         if not lines or used + columns(piece.text.rstrip(" ")) > width:
@@ -235,14 +223,12 @@ def _states(
         yield pieces[0].start, pieces[-1].end, None
         return
     words = [list(group) for _, group in groupby(pieces, lambda piece: piece.word)]
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in zip_longest(words, words[1:]):
         end = word[-1].end
-        if following is None:
-            yield word[0].start, end, word[0].word
-        elif (start := following[0].start) - end <= LONGEST_HOLD:
-            yield word[0].start, start, word[0].word
-        else:
-            yield word[0].start, end, word[0].word
+        start = following[0].start if following else end
+        held = start - end <= LONGEST_HOLD
+        yield word[0].start, start if held else end, word[0].word
+        if not held:
             yield end, start, None
 
 
@@ -266,13 +252,13 @@ def _line_text(
     return mark + text.rstrip(" ")
 
 
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def _times(cue: Cue, mark: str) -> str:
+    return f"{_clock(cue.start, mark)} --> {_clock(cue.end, mark)}"
 
 
-def _clock(milliseconds: int, mark: str) -> str:
+def _clock(time: int, mark: str) -> str:
     """Hours, minutes, seconds and, after the mark, milliseconds."""
-    seconds, milliseconds = divmod(milliseconds, 1000)
+    seconds, milliseconds = divmod(time, 1000)
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:02}:{minutes:02}:{seconds:02}{mark}{milliseconds:03}"

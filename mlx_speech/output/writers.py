@@ -14,7 +14,7 @@ from .line_breaking import one_line
 from .subtitles import SubtitleOptions, to_srt, to_vtt
 
 if TYPE_CHECKING:
-    from ..transcription.transcript import Transcript
+    from ..transcription.transcript import Segment, Transcript, Word
 
 #: what the template of a file's name may hold
 NAME_FIELDS = ("stem", "name", "parent", "model", "language", "task")
@@ -28,9 +28,9 @@ def to_txt(transcript: Transcript) -> str:
 def to_tsv(transcript: Transcript) -> str:
     """A table of the segments with text: start and end in whole milliseconds, text; unquoted."""
     rows = [
-        f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{text}\n"
-        for segment in transcript.segments
-        if (text := one_line(segment.text))
+        f"{round(1000 * s.start)}\t{round(1000 * s.end)}\t{text}\n"
+        for s in transcript.segments
+        if (text := one_line(s.text))
     ]
     return "".join(["start\tend\ttext\n", *rows])
 
@@ -40,17 +40,11 @@ def to_json(transcript: Transcript, model: str) -> str:
     number is null."""
     segments = [
         {
-            "start": round(segment.start, 3),
-            "end": round(segment.end, 3),
+            **_times(segment),
             "text": segment.text,
             "avg_logprob": _number(segment.avg_logprob),
             "words": [
-                {
-                    "word": word.text,
-                    "start": round(word.start, 3),
-                    "end": round(word.end, 3),
-                    "probability": _number(word.probability),
-                }
+                {"word": word.text, **_times(word), "probability": _number(word.probability)}
                 for word in segment.words
             ],
         }
@@ -96,20 +90,15 @@ def output_name(
             file in one folder, or the language is not known.
     """
     path = Path("stdin" if source == "-" else source).absolute()
-    values = {
-        "stem": path.stem,
-        "name": path.name,
-        "parent": path.parent.name,
-        "model": Path(model).absolute().name,
-        "language": language,
-        "task": task,
-    }
+    model = Path(model).absolute().name
+    named = (path.stem, path.name, path.parent.name, model, language, task)
+    values = dict(zip(NAME_FIELDS, named, strict=True))
     made = f"the output name {template!r}"
+    name = ""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise InputError(f"{made} is malformed: {error}; a brace itself is {{{{ or }}}}") from error
-    name = ""
     for text, field, spec, conversion in parts:
         if any(c in "/\\" or c < " " for c in text):
             raise InputError(
@@ -123,13 +112,16 @@ def output_name(
             wrong = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
             known = ", ".join(f"{{{known}}}" for known in NAME_FIELDS)
             raise InputError(f"{made} has the unknown field {{{wrong}}}; there are {known}")
-        value = values[field]
-        if value is None:
+        if (value := values[field]) is None:
             raise InputError(f"{made} needs the language, which is not known; say which it is")
         name += value
     if not name.strip(" ."):
         raise InputError(f"{made} gives {name!r}, which is no name for a file")
     return name
+
+
+def _times(part: Segment | Word) -> dict[str, float]:
+    return {"start": round(part.start, 3), "end": round(part.end, 3)}
 
 
 def _number(value: float) -> float | None:
