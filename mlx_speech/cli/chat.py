@@ -66,7 +66,6 @@ def main(argv: list[str] | None = None) -> int:
 def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse what no model could do, before one is loaded for it."""
     common.check_generation(args)
-    common.check_cache(args)
 
 
 def run(args: argparse.Namespace, console: Console, usage: None) -> int:

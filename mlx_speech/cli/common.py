@@ -10,7 +10,8 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import __version__
@@ -36,78 +37,76 @@ GENERATION = (
 CACHE = ("max_kv_size", "kv_bits", "kv_group_size", "quantized_kv_start")
 
 
-def option(text: str, kind: Callable[[str], Any] | None = None, **others: Any) -> dict:
-    """The arguments of `add_argument` for an option with a value of that kind."""
-    return {"help": text, "type": kind, **others}
+#: metavar -> type of the value, where it is not text
+_TYPES = {**dict.fromkeys("NK", int), **dict.fromkeys("TPXS", float), "DIR": Path, "FILE": Path}
 
-
-def flag(text: str) -> dict:
-    """The same for an option without a value."""
-    return {"help": text, "action": "store_true"}
-
-
-#: options of the command lines for text, some of which the others have as well
-_OPTIONS = {
-    "--revision": option("branch, tag or commit of the repository"),
-    "-p --prompt TEXT": option("what to answer; - or nothing reads it from standard input"),
-    "--system-prompt TEXT": option("what the model is told before all else"),
-    "--ignore-chat-template": flag(
-        "continue the text itself, instead of answering it as a message"
-    ),
-    "-m --max-tokens N": option("", int, dest="max_new_tokens"),
-    "--stop STRING": option(
-        "end before this text; may be given several times", dest="stop_strings", action="append"
-    ),
-    "--temperature T": option("sample tokens at random (default: 0, off)", float),
-    "--top-p P": option("sample from the likeliest tokens only", float),
-    "--top-k K": option("sample from the K likeliest tokens only", int),
-    "--min-p P": option("sample from those at least P times as likely as the likeliest", float),
-    "--repetition-penalty X": option("above 1: make tokens that occurred less likely", float),
-    "--num-beams N": option("beam search with N hypotheses", int),
-    "--seed N": option("make sampling repeatable", int),
-    "--draft-model MODEL": option(
-        "a smaller model of the same tokenizer that proposes tokens: the same answer, faster"
-    ),
-    "--num-draft-tokens N": option("how many it proposes at a time (default: 3)", int),
-    "--max-kv-size N": option(
-        "keep only the first few and the latest tokens in view, N in all", int
-    ),
-    "--kv-bits": option("keep the cache in 4 or 8 bits", int, choices=(4, 8)),
-    "--kv-group-size": option(
-        "numbers that share a scale there (default: 64)", int, choices=(32, 64, 128)
-    ),
-    "--quantized-kv-start N": option("keep the cache as it is up to N tokens (default: 0)", int),
-    "--prefill-step-size N": option(
-        "tokens of a prompt that are read at once (default: 2048)", int
-    ),
-    "--dtype": option("compute in this type", choices=("float32", "float16", "bfloat16")),
-    "--verbose": flag("say what is done and how fast"),
-    "--quiet": flag("say nothing but errors"),
-    "--debug": flag("show where an error comes from"),
+#: options of the command lines for text, some of which the others have as well (see `add_table`)
+_OPTIONS: dict[str, Any] = {
+    "--revision": {"help": "branch, tag or commit of the repository"},
+    "-p --prompt TEXT": "what to answer; - or nothing reads it from standard input",
+    "--system-prompt TEXT": "what the model is told before all else",
+    "--ignore-chat-template": "continue the text itself, instead of answering it as a message",
+    "-m --max-tokens N": {"dest": "max_new_tokens"},
+    "--stop STRING": {
+        "help": "end before this text; may be given several times",
+        "dest": "stop_strings",
+        "action": "append",
+    },
+    "--temperature T": "sample tokens at random (default: 0, off)",
+    "--top-p P": "sample from the likeliest tokens only",
+    "--top-k K": "sample from the K likeliest tokens only",
+    "--min-p P": "sample from those at least P times as likely as the likeliest",
+    "--repetition-penalty X": "above 1: make tokens that occurred less likely",
+    "--num-beams N": "beam search with N hypotheses",
+    "--seed N": "make sampling repeatable",
+    "--draft-model MODEL": "a smaller model of the same tokenizer that proposes tokens: the same "
+    "answer, faster",
+    "--num-draft-tokens N": "how many it proposes at a time (default: 3)",
+    "--max-kv-size N": "keep only the first few and the latest tokens in view, N in all",
+    "--kv-bits": {"help": "keep the cache in 4 or 8 bits", "type": int, "choices": (4, 8)},
+    "--kv-group-size": {
+        "help": "numbers that share a scale there (default: 64)",
+        "type": int,
+        "choices": (32, 64, 128),
+    },
+    "--quantized-kv-start N": "keep the cache as it is up to N tokens (default: 0)",
+    "--prefill-step-size N": "tokens of a prompt that are read at once (default: 2048)",
+    "--dtype": {"help": "compute in this type", "choices": ("float32", "float16", "bfloat16")},
+    "--verbose": "say what is done and how fast",
+    "--quiet": "say nothing but errors",
+    "--debug": "show where an error comes from",
 }
 
 
-def add_table(group: Options, table: dict[str, dict]) -> None:
-    """Add the options of a table: what --help shows before the text -> `option` or `flag`."""
-    for shown, arguments in table.items():
-        words = shown.split()
-        if not words[-1].startswith("-"):
-            arguments = {"metavar": words.pop(), **arguments}
-        group.add_argument(*words, **arguments)
+def add_table(group: Options, table: dict[str, Any], **changes: Any) -> None:
+    """Add the options of a table, with `changes` to all of them.
+
+    table: how --help shows an option -> its text, or all that `add_argument` takes. A metavar
+        tells the type of the value; with a text alone and no metavar, it is a flag.
+    """
+    for shown, given in table.items():
+        arguments = {"help": given} if isinstance(given, str) else given
+        names = shown.split()
+        if not names[-1].startswith("-"):
+            metavar = names.pop()
+            arguments = {"metavar": metavar, "type": _TYPES.get(metavar), **arguments}
+        elif isinstance(given, str):
+            arguments["action"] = "store_true"
+        group.add_argument(*names, **{**arguments, **changes})
 
 
 def add_options(group: Options, *names: str, **changes: Any) -> None:
     """Add options that several command lines have, with `changes` where they differ."""
     for name in names:
         shown = next(shown for shown in _OPTIONS if name in shown.split())
-        add_table(group, {shown: {**_OPTIONS[shown], **changes}})
+        add_table(group, {shown: _OPTIONS[shown]}, **changes)
 
 
 def add_model_options(parser: Options, default: str) -> None:
     """`--model` and `--revision`."""
     text = f"folder or Hugging Face repository (default: $MLX_SPEECH_MODEL, else {default})"
     default = os.environ.get("MLX_SPEECH_MODEL") or default
-    add_table(parser, {"--model MODEL": option(text, default=default)})
+    add_table(parser, {"--model MODEL": text}, default=default)
     add_options(parser, "--revision")
 
 
@@ -117,47 +116,39 @@ def add_console_options(parser: Options) -> None:
     add_options(parser, "--debug")
 
 
-def explicit_options(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+def explicit_options(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     """Those of the options that this command line has and that were given, or are never unset."""
     options = vars(args)
     return {name: options[name] for name in names if options.get(name) is not None}
 
 
 def check_generation(args: argparse.Namespace) -> None:
-    """Refuse options of generation that no model could honour, before one is loaded for them.
+    """Refuse options of generation and of the cache that no model could honour, before one is
+    loaded for them.
 
     What the library has rules for is checked by those.
 
     Raises:
         InputError: there is one.
     """
-    options = explicit_options(args, GENERATION)
+    options, cache = explicit_options(args, GENERATION), explicit_options(args, CACHE)
     sampling = bool(options.get("temperature"))
     if sampling and options.get("num_beams", 1) > 1:
-        raise InputError(
-            "--temperature samples tokens, --num-beams searches for the best; choose one"
-        )
+        message = "--temperature samples tokens, --num-beams searches for the best; choose one"
+        raise InputError(message)
     for name in ("top_p", "top_k", "min_p", "seed"):
         if name in options and not sampling:
-            raise InputError(
-                f"{as_option(name)} is for sampling tokens; it needs --temperature above 0"
-            )
+            wrong = as_option(name)
+            raise InputError(f"{wrong} is for sampling tokens; it needs --temperature above 0")
 
     from ..generation import GenerationConfig
-
-    GenerationConfig(**options)
-
-
-def check_cache(args: argparse.Namespace) -> None:
-    """The same for the options of the cache."""
-    options = explicit_options(args, CACHE)
-    for name in ("kv_group_size", "quantized_kv_start"):
-        if name in options and "kv_bits" not in options:
-            raise InputError(f"{as_option(name)} is for a quantized cache; it needs --kv-bits")
-
     from ..layers.cache import make_cache
 
-    make_cache(1, **options)
+    GenerationConfig(**options)
+    for name in ("kv_group_size", "quantized_kv_start"):
+        if name in cache and "kv_bits" not in cache:
+            raise InputError(f"{as_option(name)} is for a quantized cache; it needs --kv-bits")
+    make_cache(1, **cache)
 
 
 def open_standard_streams() -> None:
@@ -264,8 +255,8 @@ def add_about_options(parser: Options) -> None:
     """`--version` and `--print-completion`."""
     parser.add_argument("--version", action="version", version=f"mlx_speech {__version__}")
     text = "print what makes bash, zsh or fish complete this command"
-    shells = option(text, choices=("bash", "zsh", "fish"), action=_PrintCompletion)
-    add_table(parser, {"--print-completion SHELL": shells})
+    shells = {"action": _PrintCompletion, "choices": ("bash", "zsh", "fish")}
+    add_table(parser, {"--print-completion SHELL": text}, **shells)
 
 
 class _PrintCompletion(argparse.Action):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from . import common
 from .console import Console
 
 if TYPE_CHECKING:
-    from ..generation.protocols import GenerativeModel
-    from ..generation.text import GenerationResponse, Prompt
+    from ..generation.text import Prompt
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,7 +57,6 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     if args.prefill_step_size is not None and args.prefill_step_size < 1:
         raise InputError.must_be("prefill_step_size", args.prefill_step_size, "at least 1")
     common.check_generation(args)
-    common.check_cache(args)
 
 
 def run(args: argparse.Namespace, console: Console, usage: None) -> int:
@@ -77,7 +75,16 @@ def run(args: argparse.Namespace, console: Console, usage: None) -> int:
         from ..loading import load_model
 
         options["draft_model"] = load_model(args.draft_model, dtype=model.dtype)
-    response = answer(model, processor, as_prompt(args, processor, text), **options)
+
+    from ..generation.text import generate_response, stream_generate
+
+    prompt = as_prompt(args, processor, text)
+    if options.get("num_beams", 1) > 1:
+        # known only at the end
+        response = generate_response(model, processor, prompt, **options)
+        print(response.text, flush=True)
+    else:
+        response = common.print_replies(stream_generate(model, processor, prompt, **options))
     if response.finish_reason == "length":
         console.warn("the text was cut off; raise --max-tokens")
     console.speed(response)
@@ -99,17 +106,3 @@ def as_prompt(args: argparse.Namespace, processor: object, text: str) -> Prompt:
     if system:
         raise InputError(f"{args.model} has no chat template; leave out --system-prompt")
     return text
-
-
-def answer(
-    model: GenerativeModel, processor: object, prompt: Prompt, **options
-) -> GenerationResponse:
-    """Print the answer as it comes, or whole where beams search for it; its last response."""
-    from ..generation.text import generate_response, stream_generate
-
-    if options.get("num_beams", 1) > 1:
-        response = generate_response(model, processor, prompt, **options)
-        print(response.text, flush=True)
-        return response
-    responses: Any = stream_generate(model, processor, prompt, **options)
-    return common.print_replies(responses)

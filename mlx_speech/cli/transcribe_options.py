@@ -11,21 +11,16 @@ from typing import Any
 from ..errors import InputError
 from ..output.subtitles import SubtitleOptions
 from ..output.writers import FORMATS, NAME_FIELDS, output_name
-from .common import (
-    GENERATION,
-    add_about_options,
-    add_console_options,
-    add_model_options,
-    add_options,
-    add_table,
-    check_generation,
-    explicit_options,
-    flag,
-    option,
-)
+from . import common
 from .console import as_option
 from .inputs import Found, find_inputs
 from .outputs import Job, plan
+
+#: options by the library's names for them: of the request, of long recordings, of subtitles
+REQUEST = ("language", "task", "target_language", "punctuate", "keywords", "prompt")
+CHUNKING = ("chunk_duration", "min_silence")
+SEGMENTS = ("word_timestamps", *CHUNKING, "batch_size")
+SUBTITLES = ("max_line_width", "max_line_count", "max_words_per_line", "highlight_words")
 
 
 class _ListModels(argparse.Action):
@@ -46,66 +41,6 @@ def _formats(names: str) -> list[str]:
     return list(FORMATS) if "all" in chosen else chosen
 
 
-_TASKS = ("transcribe", "translate")
-_FIELDS = ", ".join(f"{{{name}}}" for name in NAME_FIELDS)
-
-_RECORDINGS = {
-    "AUDIO": option(
-        "audio or video file, folder of such, pattern in quotes, http(s) address that ffmpeg can "
-        "read, or - for standard input",
-        dest="audio",
-        nargs="+",
-    ),
-    "-r --recursive": flag("search folders within folders, too"),
-}
-_REQUEST = {
-    "--language LANG": option("language spoken, e.g. en (default: the model detects it)"),
-    "--task TASK": option(
-        "transcribe or translate (default: transcribe)", choices=_TASKS, default=_TASKS[0]
-    ),
-    "--target-language LANG": option("language to translate to, e.g. fr"),
-    "--punctuate": flag("with punctuation and capitals"),
-    "--keywords WORDS": option("words to expect: a,b,c or @FILE with one a line"),
-    "--prompt TEXT": option("an instruction of your own, instead of all these"),
-}
-_SEGMENTS = {
-    "--word-timestamps": flag("find the time of each word"),
-    "--chunk-duration S": option("longest segment, in seconds (default: 30)", float),
-    "--min-silence S": option("pause that ends a segment, in seconds (default: 1)", float),
-    "--batch-size N": option("segments decoded at a time (default: 8)", int),
-}
-_FILES = {
-    "-f --output-format FORMAT": option(
-        f"{', '.join(FORMATS)} or all; several with commas (default: txt)",
-        _formats,
-        action="extend",
-    ),
-    "-o --output-dir DIR": option("write files there (default: here)", Path),
-    "--output-name NAME": option(f"name of the files, with {_FIELDS} in it"),
-}
-_EXISTING_FILES = {
-    "--overwrite": flag("replace existing files"),
-    "--resume": flag("skip recordings whose files are there"),
-}
-_BESIDE_FILES = {
-    "--stream": flag("print the text as it is decoded"),
-    "--plot FILE": option("draw sound, pauses, segments and words to a .png"),
-}
-_SUBTITLES = {
-    "--max-line-width N": option("columns in a line", int),
-    "--max-line-count N": option("lines at a time, with --max-line-width", int),
-    "--max-words-per-line N": option("words at a time", int),
-    "--highlight-words": flag("underline each word as it is said"),
-}
-
-#: options by the library's names for them: of the request, of long recordings, of subtitles
-REQUEST, SEGMENTS, SUBTITLES = (
-    tuple(shown.split()[0][2:].replace("-", "_") for shown in table)
-    for table in (_REQUEST, _SEGMENTS, _SUBTITLES)
-)
-CHUNKING = ("chunk_duration", "min_silence")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The options; nothing heavy is imported for them, so that --help answers at once."""
     parser = argparse.ArgumentParser(
@@ -118,27 +53,71 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
         add_help=False,
     )
-    group = parser.add_argument_group
-    add_table(group("recordings"), _RECORDINGS)
+    group, add, add_shared = parser.add_argument_group, common.add_table, common.add_options
+    recordings = {
+        "help": "audio or video file, folder of such, pattern in quotes, http(s) address that "
+        "ffmpeg can read, or - for standard input",
+        "dest": "audio",
+        "nargs": "+",
+    }
+    search = "search folders within folders, too"
+    add(group("recordings"), {"AUDIO": recordings, "-r --recursive": search})
+
     model = group("model")
-    add_model_options(model, "ibm-granite/granite-speech-4.1-2b")
-    add_options(model, "--dtype")
-    text = "list released models, and stop"
-    model.add_argument("--list-models", action=_ListModels, nargs=0, help=text)
-    add_table(group("what to do"), _REQUEST)
-    add_table(group("long recordings"), _SEGMENTS)
+    common.add_model_options(model, "ibm-granite/granite-speech-4.1-2b")
+    add_shared(model, "--dtype")
+    add(model, {"--list-models": "list released models, and stop"}, action=_ListModels, nargs=0)
+
+    tasks = {
+        "help": "transcribe or translate (default: transcribe)",
+        "choices": ("transcribe", "translate"),
+        "default": "transcribe",
+    }
+    request = {
+        "--language LANG": "language spoken, e.g. en (default: the model detects it)",
+        "--task TASK": tasks,
+        "--target-language LANG": "language to translate to, e.g. fr",
+        "--punctuate": "with punctuation and capitals",
+        "--keywords WORDS": "words to expect: a,b,c or @FILE with one a line",
+        "--prompt TEXT": "an instruction of your own, instead of all these",
+    }
+    add(group("what to do"), request)
+    segments = {
+        "--word-timestamps": "find the time of each word",
+        "--chunk-duration S": "longest segment, in seconds (default: 30)",
+        "--min-silence S": "pause that ends a segment, in seconds (default: 1)",
+        "--batch-size N": "segments decoded at a time (default: 8)",
+    }
+    add(group("long recordings"), segments)
+
     output = group("output")
-    add_table(output, _FILES)
-    add_table(output.add_mutually_exclusive_group(), _EXISTING_FILES)
-    add_table(output, _BESIDE_FILES)
-    add_table(group("subtitles (srt and vtt)"), _SUBTITLES)
+    formats = f"{', '.join(FORMATS)} or all; several with commas (default: txt)"
+    add(output, {"-f --output-format FORMAT": formats}, action="extend", type=_formats)
+    fields = ", ".join(f"{{{name}}}" for name in NAME_FIELDS)
+    add(output, {"-o --output-dir DIR": "write files there (default: here)"})
+    add(output, {"--output-name NAME": f"name of the files, with {fields} in it"})
+    existing = {
+        "--overwrite": "replace existing files",
+        "--resume": "skip recordings whose files are there",
+    }
+    add(output.add_mutually_exclusive_group(), existing)
+    add(output, {"--stream": "print the text as it is decoded"})
+    add(output, {"--plot FILE": "draw sound, pauses, segments and words to a .png"})
+    subtitles = {
+        "--max-line-width N": "columns in a line",
+        "--max-line-count N": "lines at a time, with --max-line-width",
+        "--max-words-per-line N": "words at a time",
+        "--highlight-words": "underline each word as it is said",
+    }
+    add(group("subtitles (srt and vtt)"), subtitles)
+
     generation = group("generation")
-    add_options(generation, "--max-tokens", help="limit for a segment (default: by its length)")
-    add_options(generation, "--temperature", "--top-p", "--num-beams", "--seed")
+    add_shared(generation, "--max-tokens", help="limit for a segment (default: by its length)")
+    add_shared(generation, "--temperature", "--top-p", "--num-beams", "--seed")
     other = group("other")
     other.add_argument("-h", "--help", action="help", help="show this")
-    add_console_options(other)
-    add_about_options(other)
+    common.add_console_options(other)
+    common.add_about_options(other)
     return parser
 
 
@@ -173,24 +152,23 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
         raise InputError.must_be("batch_size", args.batch_size, "at least 1")
     if args.audio.count("-") > 1:
         parser.error("standard input (-) can be read only once")
-    plot: Any = args.plot and Path(args.plot)
     if args.plot is not None:
         from ..output.plotting import check_plot
 
-        check_plot(Path(args.plot))
+        check_plot(args.plot)
         if "-" in args.audio:
             parser.error("--plot reads the recording again, which standard input (-) cannot be")
-    check_generation(args)
-    request = explicit_options(args, REQUEST)
+    common.check_generation(args)
+    request = common.explicit_options(args, REQUEST)
     if args.keywords:
         request["keywords"] = _keywords(parser, args.keywords)
 
     from ..processing.request import TranscriptionRequest
     from ..transcription.chunks import ChunkOptions
 
-    ChunkOptions(**explicit_options(args, CHUNKING))
+    ChunkOptions(**common.explicit_options(args, CHUNKING))
     TranscriptionRequest(**request)
-    subtitles = SubtitleOptions(**explicit_options(args, SUBTITLES))
+    subtitles = SubtitleOptions(**common.explicit_options(args, SUBTITLES))
     # none where the text goes to standard output
     to_files = args.output_dir is not None or args.output_name is not None
     formats = list(dict.fromkeys(args.output_format or ["txt"] * to_files))
@@ -205,11 +183,11 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
         formats,
         args.output_dir or Path(),
         None if args.output_name is None else partial(_name, args, args.output_name),
-        plot and (lambda source: plot.with_name(_name(args, plot.name, source))),
+        args.plot and (lambda source: args.plot.with_name(_name(args, args.plot.name, source))),
     )
     if args.resume and not (formats or args.plot):
         parser.error("--resume is for files; it needs -f, -o, --output-name or --plot")
-    options = request | explicit_options(args, SEGMENTS + GENERATION)
+    options = request | common.explicit_options(args, SEGMENTS + common.GENERATION)
     return Usage(found, jobs, options, subtitles)
 
 
