@@ -90,27 +90,23 @@ def plan(
             other = owners.setdefault(_key(str(path)), each.source)
             if other != each.source:
                 both = f"{display_name(other)} and {display_name(each.source)}"
-                raise InputError(
-                    f"{display_name(path)} would be written for both {both}; a name of your own "
-                    "may have {parent} and {stem} in it"
-                )
+                hint = "a name of your own may have {parent} and {stem} in it"
+                raise InputError(f"{display_name(path)} would be written for both {both}; {hint}")
         jobs.append(job)
     return jobs
 
 
 def default_names(inputs: Sequence[Input]) -> list[str]:
     """Names of the outputs, without their ending."""
-    choices = [list(_choices(each)) for each in inputs]
-    taken = [0] * len(inputs)
+    choices = [_choices(each) for each in inputs]
+    names = [next(choice) for choice in choices]
     while True:
-        names = [choice[k] for choice, k in zip(choices, taken, strict=True)]
         counts = Counter(map(_key, names))
-        clashes = [i for i, name in enumerate(names) if counts[_key(name)] > 1]
-        clashes = [i for i in clashes if taken[i] + 1 < len(choices[i])]
-        if not clashes:
+        clashing = {i: choices[i] for i, name in enumerate(names) if counts[_key(name)] > 1}
+        longer = {i: name for i, choice in clashing.items() if (name := next(choice, None))}
+        if not longer:
             return names
-        for i in clashes:
-            taken[i] += 1
+        names = [longer.get(i, name) for i, name in enumerate(names)]
 
 
 def _choices(recording: Input) -> Iterator[str]:

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Generator
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, MlxSpeechError, UnsupportedOptionError
@@ -26,15 +26,26 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(build_parser(), check_usage, run, argv)
 
 
-class Tally:
-    """What has become of the recordings so far."""
+def run(args: argparse.Namespace, console: Console, usage: Usage) -> int:
+    """Do what can be done for each recording, whatever becomes of the others."""
+    return Run(args, console, usage).all()
 
-    def __init__(self, total: int):
-        self.total = total
-        self.done = self.skipped = 0
-        self.failed: list[str] = []
-        #: of those that are done: seconds of audio, and what they took
-        self.audio = self.seconds = 0.0
+
+@dataclass
+class Run:
+    """One call of the command, and what has become of its recordings so far.
+
+    audio, seconds: of those that are done: seconds of audio, and what they took.
+    """
+
+    args: argparse.Namespace
+    console: Console
+    usage: Usage
+    done: int = 0
+    skipped: int = 0
+    failed: list[str] = field(default_factory=list)
+    audio: float = 0.0
+    seconds: float = 0.0
 
     def __str__(self) -> str:
         text = f"{self.done} of {self.total} done"
@@ -44,51 +55,42 @@ class Tally:
         others = ((self.skipped, "skipped"), (len(self.failed), "failed"))
         return text + "".join(f", {count} {what}" for count, what in others if count)
 
-
-def run(args: argparse.Namespace, console: Console, usage: Usage) -> int:
-    """Do what can be done for each recording, whatever becomes of the others."""
-    return Run(args, console, usage).all()
-
-
-class Run:
-    """One call of the command: its recordings, and what has become of them."""
-
-    def __init__(self, args: argparse.Namespace, console: Console, usage: Usage):
-        self._args, self._console, self._usage = args, console, usage
-        self._tally = Tally(len(usage.jobs) + len(usage.found.failures))
+    @property
+    def total(self) -> int:
+        """How many recordings were named."""
+        return len(self.usage.jobs) + len(self.usage.found.failures)
 
     def all(self) -> int:
         """Transcribe all recordings; the exit status."""
-        args, tally = self._args, self._tally
-        for source, error in self._usage.found.failures:
+        for source, error in self.usage.found.failures:
             self._fail(source, error)
-        jobs = [job for job in self._usage.jobs if self._is_to_do(job)]
+        jobs = [job for job in self.usage.jobs if self._is_to_do(job)]
         if jobs:
-            if args.stream or not all(job.files for job in jobs):
+            if self.args.stream or not all(job.files for job in jobs):
                 need_standard_output("open it, or give -o DIR")
             make_folders(jobs)
             if not self._transcribe_all(jobs):
                 return 130
-        if tally.total > 1 or tally.skipped:
-            self._console.note(str(tally))
-            if tally.failed:
-                self._console.note(f"failed: {', '.join(map(display_name, tally.failed))}")
-        return 1 if tally.failed else 0
+        if self.total > 1 or self.skipped:
+            self.console.note(str(self))
+            if self.failed:
+                self.console.note(f"failed: {', '.join(map(display_name, self.failed))}")
+        return 1 if self.failed else 0
 
     def _fail(self, source: str, error: Exception) -> None:
         """Say what is wrong with a recording, and count it."""
-        self._console.error(error, source)
-        self._tally.failed.append(source)
+        self.console.error(error, source)
+        self.failed.append(source)
 
     def _is_to_do(self, job: Job) -> bool:
         """Whether a recording is still to be transcribed, and may be."""
         source = job.input.source
-        if self._args.resume and job.leave_out_finished():
-            self._tally.skipped += 1
-            self._console.detail(f"{display_name(source)}: skipped; it is done")
+        if self.args.resume and job.leave_out_finished():
+            self.skipped += 1
+            self.console.detail(f"{display_name(source)}: skipped; it is done")
             return False
         try:
-            job.check_targets(self._args.overwrite, self._usage.found.inputs)
+            job.check_targets(self.args.overwrite, self.usage.found.inputs)
             return True
         except (InputError, OSError) as error:
             self._fail(source, error)
@@ -96,11 +98,11 @@ class Run:
 
     def _transcribe_all(self, jobs: list[Job]) -> bool:
         """Transcribe one recording after the other; false if Ctrl-C ended it."""
-        loaded = load_named(self._args, self._console)
-        if self._args.word_timestamps:
+        loaded = load_named(self.args, self.console)
+        if self.args.word_timestamps:
             self._check_words(*loaded)
         # a bar would get in between the words
-        silent = self._console.quiet or (self._args.stream and sys.stdout.isatty())
+        silent = self.console.quiet or (self.args.stream and sys.stdout.isatty())
         progress = Progress(len(jobs), silent=silent, bar=sys.stderr.isatty())
         try:
             for index, job in enumerate(jobs, 1):
@@ -113,7 +115,7 @@ class Run:
         except KeyboardInterrupt:
             where = f"at {clock(progress.done)} of {clock(progress.duration)} in {progress.name}"
             resume = "; --resume goes on from there" if all(job.files for job in jobs) else ""
-            print(f"interrupted {where}: {self._tally}{resume}", file=sys.stderr)
+            print(f"interrupted {where}: {self}{resume}", file=sys.stderr)
             return False
         return True
 
@@ -121,10 +123,12 @@ class Run:
         """Transcribe one recording to files or to standard output."""
         import mlx.core as mx
 
+        from ..audio import open_recording
+        from ..output.plotting import plot_transcript
         from ..transcription import stream_transcribe, transcribe
 
         source, name = job.input.source, display_name(job.input.source)
-        args, usage = self._args, self._usage
+        args, usage = self.args, self.usage
         start = time.perf_counter()
         mx.reset_peak_memory()
         with progress.recording(index, name) as update:
@@ -139,18 +143,17 @@ class Run:
         if not (job.files or args.stream):
             print(to_txt(transcript), end="", flush=True)
         if job.plot:
-            plot(job.plot, source, transcript)
+            with open_recording(source) as recording:
+                plot_transcript(job.plot, recording.read, recording.sampling_rate, transcript)
         self._report_segments(name, transcript)
         for path in job.targets:
-            self._console.detail(f"{name}: written to {display_name(path)}")
-        self._console.detail(
-            f"{name}: {transcript.duration:.1f} s of audio in {seconds:.1f} s "
-            f"({transcript.duration / seconds:.1f} x real time), "
-            f"peak memory {mx.get_peak_memory() / 1e9:.2f} GB"
-        )
-        self._tally.done += 1
-        self._tally.audio += transcript.duration
-        self._tally.seconds += seconds
+            self.console.detail(f"{name}: written to {display_name(path)}")
+        audio, peak = transcript.duration, f"peak memory {mx.get_peak_memory() / 1e9:.2f} GB"
+        took = f"{audio:.1f} s of audio in {seconds:.1f} s ({audio / seconds:.1f} x real time)"
+        self.console.detail(f"{name}: {took}, {peak}")
+        self.done += 1
+        self.audio += audio
+        self.seconds += seconds
 
     def _check_words(self, model, processor) -> None:
         """Say where a model does not give the times of words.
@@ -162,26 +165,24 @@ class Run:
 
         if speech_family(model, processor).ctc_vocabulary is not None:
             return
-        name = self._args.model
-        if option := self._usage.subtitles.needs_words:
-            raise UnsupportedOptionError(
-                f"{as_option(option)} needs the times of words, which {name} does not give; "
-                "Granite Speech models do"
-            )
-        self._console.warn(f"{name} gives the times of segments, but not of words")
+        name = self.args.model
+        if option := self.usage.subtitles.needs_words:
+            lack = f"which {name} does not give; Granite Speech models do"
+            raise UnsupportedOptionError(f"{as_option(option)} needs the times of words, {lack}")
+        self.console.warn(f"{name} gives the times of segments, but not of words")
 
     def _report_segments(self, name: str, transcript: Transcript) -> None:
         """Say where a text may not be what was said."""
         if cut := [clock(s.start) for s in transcript.segments if s.truncated]:
             more = f" and {len(cut) - 5} more" if len(cut) > 5 else ""
-            self._console.warn(
+            self.console.warn(
                 f"{name}: the text was cut off in the segments at {', '.join(cut[:5])}{more}: they "
                 "ran into the limit, which --max-tokens raises, or repeated themselves"
             )
         for segment in transcript.segments:
             if segment.retried:
                 at = clock(segment.start)
-                self._console.detail(f"{name}: the segment at {at} repeated itself; decoded again")
+                self.console.detail(f"{name}: the segment at {at} repeated itself; decoded again")
 
 
 def print_deltas(deltas: Generator[TranscriptionDelta, None, Transcript]) -> Transcript:
@@ -201,12 +202,3 @@ def print_deltas(deltas: Generator[TranscriptionDelta, None, Transcript]) -> Tra
     finally:
         if inside:
             print(flush=True)
-
-
-def plot(path: Path, source: str, transcript: Transcript) -> None:
-    """Draw a recording, which is read again for it, and its transcript."""
-    from ..audio import open_recording
-    from ..output.plotting import plot_transcript
-
-    with open_recording(source) as recording:
-        plot_transcript(path, recording.read, recording.sampling_rate, transcript)

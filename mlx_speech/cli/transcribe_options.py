@@ -35,9 +35,8 @@ def _formats(names: str) -> list[str]:
     chosen = [name.strip() for name in names.split(",")]
     for name in chosen:
         if name not in (*FORMATS, "all"):
-            raise argparse.ArgumentTypeError(
-                f"invalid choice: {name!r} (choose from {', '.join(FORMATS)}, all)"
-            )
+            known = ", ".join(FORMATS)
+            raise argparse.ArgumentTypeError(f"invalid choice: {name!r} (choose from {known}, all)")
     return list(FORMATS) if "all" in chosen else chosen
 
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: an underline waits for the next word over pauses up to this, in s, instead of flickering
 LONGEST_HOLD = 0.3
 
+#: does to text what a format needs done
+Escape = Callable[[str], str]
+
 _ARROW = re.compile("-{2,}>")
 
 
@@ -56,13 +59,11 @@ class SubtitleOptions:
             if value is not None and not (whole and value > 0):
                 raise InputError.must_be(name, value, "a whole number above 0")
         if self.max_line_count is not None and self.max_line_width is None:
-            raise InputError.about(
-                "{max_line_count} has no effect without {max_line_width}; give both"
-            )
+            message = "{max_line_count} has no effect without {max_line_width}; give both"
+            raise InputError.about(message)
         if self.max_words_per_line is not None and self.max_line_width is not None:
-            raise InputError.about(
-                "{max_words_per_line} and {max_line_width} exclude each other; choose one"
-            )
+            message = "{max_words_per_line} and {max_line_width} exclude each other; choose one"
+            raise InputError.about(message)
 
     @property
     def needs_words(self) -> str | None:
@@ -85,11 +86,8 @@ def to_srt(transcript: Transcript, options: SubtitleOptions = SubtitleOptions())
     Raises:
         InputError: an option needs the times of words, which the transcript does not have.
     """
-    cues = subtitle_cues(transcript, options)
-    return "\n".join(
-        f"{number}\n{_times(cue, ',')}\n{_ARROW.sub('->', cue.text)}\n"
-        for number, cue in enumerate(cues, 1)
-    )
+    cues = enumerate(subtitle_cues(transcript, options), 1)
+    return "\n".join(f"{n}\n{_times(cue, ',')}\n{_ARROW.sub('->', cue.text)}\n" for n, cue in cues)
 
 
 def to_vtt(transcript: Transcript, options: SubtitleOptions = SubtitleOptions()) -> str:
@@ -103,7 +101,7 @@ def to_vtt(transcript: Transcript, options: SubtitleOptions = SubtitleOptions())
 
 
 def subtitle_cues(
-    transcript: Transcript, options: SubtitleOptions, escape: Callable[[str], str] = str
+    transcript: Transcript, options: SubtitleOptions, escape: Escape = str
 ) -> list[Cue]:
     """The cues of all segments with text, in order.
 
@@ -117,25 +115,20 @@ def subtitle_cues(
     """
     segments = [segment for segment in transcript.segments if one_line(segment.text)]
     if options.needs_words and segments and not any(segment.words for segment in segments):
-        raise InputError.about(
-            "{option} needs the times of words, which this transcript does not have; transcribe "
-            "with {word_timestamps}",
-            option=options.needs_words,
-        )
-    found: list[tuple[float, float, str]] = []
+        message = "{option} needs the times of words, which this transcript does not have; "
+        message += "transcribe with {word_timestamps}"
+        raise InputError.about(message, option=options.needs_words)
+    cues: list[Cue] = []
     for segment in segments:
         pieces, timed = _pieces(segment)
         rtl = is_rtl(segment.text)
         for lines in _cues_of_lines(pieces, options):
-            for start, end, word in _states(lines, options.highlight_words and timed):
+            for start_s, end_s, word in _states(lines, options.highlight_words and timed):
+                start = max(round(1000 * start_s), cues[-1].start + 1 if cues else 0)
+                if cues:
+                    cues[-1] = cues[-1]._replace(end=min(cues[-1].end, start))
                 text = "\n".join(_line_text(line, word, rtl, escape) for line in lines)
-                found.append((start, end, text))
-    cues: list[Cue] = []
-    for start_s, end_s, text in found:
-        start = max(round(1000 * start_s), cues[-1].start + 1 if cues else 0)
-        if cues:
-            cues[-1] = cues[-1]._replace(end=min(cues[-1].end, start))
-        cues.append(Cue(start, max(round(1000 * end_s), start + 1), text))
+                cues.append(Cue(start, max(round(1000 * end_s), start + 1), text))
     return cues
 
 
@@ -151,6 +144,9 @@ class _Piece(NamedTuple):
     word: int
 
 
+_Line = list[_Piece]
+
+
 def _pieces(segment: Segment) -> tuple[list[_Piece], bool]:
     """A segment's text in pieces, and whether their times are those of words."""
     text = one_line(segment.text)
@@ -160,9 +156,8 @@ def _pieces(segment: Segment) -> tuple[list[_Piece], bool]:
     if not timed:
         words = [(0, segment.start, segment.end)]
     pieces = []
-    for number, ((first, start, end), (last, _, _)) in enumerate(
-        pairwise([*words, (len(text), 0.0, 0.0)])
-    ):
+    spans = pairwise([*words, (len(text), 0.0, 0.0)])
+    for number, ((first, start, end), (last, _, _)) in enumerate(spans):
         places = breaks[bisect_left(breaks, first) : bisect_left(breaks, last)]
         parts = [text[a:b] for a, b in pairwise([*places, last])]
         widths = [max(1, columns(part)) for part in parts]
@@ -194,13 +189,13 @@ def _located(text: str, breaks: list[int], words: list[Word]) -> list[tuple[int,
     return [] if any(c.isalnum() for c in text[position:]) else found
 
 
-def _cues_of_lines(pieces: list[_Piece], options: SubtitleOptions) -> Iterator[list[list[_Piece]]]:
+def _cues_of_lines(pieces: list[_Piece], options: SubtitleOptions) -> Iterator[list[_Line]]:
     """What each cue shows: lines of pieces."""
     if words := options.max_words_per_line:
         for _, line in groupby(pieces, lambda piece: piece.word // words):
             yield [list(line)]
         return
-    lines: list[list[_Piece]] = []
+    lines: list[_Line] = []
     used = 0
     width = options.max_line_width or math.inf
     for piece in pieces:
@@ -214,9 +209,7 @@ def _cues_of_lines(pieces: list[_Piece], options: SubtitleOptions) -> Iterator[l
         yield lines[index : index + count]
 
 
-def _states(
-    lines: list[list[_Piece]], highlight: bool
-) -> Iterator[tuple[float, float, int | None]]:
+def _states(lines: list[_Line], highlight: bool) -> Iterator[tuple[float, float, int | None]]:
     """Start and end of each state of a cue in s, and the word that is underlined in it."""
     pieces = [piece for line in lines for piece in line]
     if not highlight:
@@ -232,9 +225,7 @@ def _states(
             yield end, start, None
 
 
-def _line_text(
-    line: list[_Piece], underlined: int | None, rtl: bool, escape: Callable[[str], str]
-) -> str:
+def _line_text(line: _Line, underlined: int | None, rtl: bool, escape: Escape) -> str:
     """A line with its markup.
 
     Players take a line's direction from its first letter. One that begins with a word of the other
