@@ -30,6 +30,7 @@ _NO_TORCH_FILE = (
 _DAMAGED_ZIP = "a truncated or damaged zip; download it again"
 # where a storage lies in the file, by its key: first byte and number of bytes
 _Records = dict[str, tuple[int, int]]
+_ByteOrder = Literal["<", ">"]
 
 
 def read_pytorch_bin(path: str | os.PathLike) -> dict[str, mx.array]:
@@ -75,9 +76,8 @@ def _read(file: BinaryIO, data: mmap.mmap) -> dict[str, mx.array]:
         raise CheckpointError(f"holds a {kind_of(tree)}, not a dict of tensors")
     for name, value in tree.items():
         if not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"not a flat dict of tensors: {shown(name)} holds a {kind_of(value)}"
-            )
+            held = f"{shown(name)} holds a {kind_of(value)}"
+            raise CheckpointError(f"not a flat dict of tensors: {held}")
         if value.storage.key not in records:
             raise CheckpointError(f"the storage of {shown(name)} is missing; download it again")
     if sum(records[key][1] for key in {t.storage.key for t in tree.values()}) > len(data):
@@ -86,44 +86,38 @@ def _read(file: BinaryIO, data: mmap.mmap) -> dict[str, mx.array]:
 
 
 def _arrays(
-    file: BinaryIO, tree: dict[str, Tensor], records: _Records, byteorder: Literal["<", ">"]
+    file: BinaryIO, tree: dict[str, Tensor], records: _Records, byteorder: _ByteOrder
 ) -> dict[str, mx.array]:
     """Read each storage once; all tensors are views of them."""
     flat: dict[tuple[str, ElementType], mx.array] = {}
     arrays = {}
     for name, tensor in tree.items():
-        stored, dtype = tensor.type.stored, tensor.type.dtype
+        key, kind = tensor.storage.key, tensor.storage.type
         if 0 in tensor.size:
-            arrays[name] = mx.zeros(tensor.size, dtype)
+            arrays[name] = mx.zeros(tensor.size, kind.dtype)
             continue
-        place = tensor.storage.key, tensor.type
-        if place not in flat:
-            flat[place] = _flat_array(
-                file, *records[tensor.storage.key], stored.newbyteorder(byteorder), dtype
-            )
-        arrays[name] = mx.as_strided(
-            flat[place],
-            tensor.size,
-            # any number may stand where there is nothing to stride over
-            [step if n > 1 else 0 for n, step in zip(tensor.size, tensor.stride, strict=True)],
-            tensor.storage.start // stored.itemsize + tensor.offset,
-        )
+        if (key, kind) not in flat:
+            flat[key, kind] = _flat_array(file, *records[key], kind, byteorder)
+        # any number may stand where there is nothing to stride over
+        strides = [step if n > 1 else 0 for n, step in zip(tensor.size, tensor.stride, strict=True)]
+        offset = tensor.storage.start // kind.stored.itemsize + tensor.offset
+        arrays[name] = mx.as_strided(flat[key, kind], tensor.size, strides, offset)
     return arrays
 
 
 def _flat_array(
-    file: BinaryIO, start: int, nbytes: int, stored: np.dtype, dtype: mx.Dtype
+    file: BinaryIO, start: int, nbytes: int, kind: ElementType, byteorder: _ByteOrder
 ) -> mx.array:
     """A whole storage; the file is mapped for no longer than it takes to copy it."""
-    count = nbytes // stored.itemsize
+    count = nbytes // kind.stored.itemsize
     if count > MOST_ELEMENTS:
         raise CheckpointError(f"a storage of {count} elements is more than an MLX array can hold")
-    elements = np.memmap(file, stored, "r", start, (count,))
-    array = mx.array(elements.astype(stored.newbyteorder("="), copy=False))
-    return array.view(dtype) if dtype == mx.bfloat16 else array.astype(dtype)
+    elements = np.memmap(file, kind.stored.newbyteorder(byteorder), "r", start, (count,))
+    array = mx.array(elements.astype(kind.stored, copy=False))
+    return array.view(kind.dtype) if kind.dtype == mx.bfloat16 else array.astype(kind.dtype)
 
 
-def _parse_zip(file: BinaryIO, data: mmap.mmap) -> tuple[object, _Records, Literal["<", ">"]]:
+def _parse_zip(file: BinaryIO, data: mmap.mmap) -> tuple[object, _Records, _ByteOrder]:
     """What the pickle describes; start and size in the file by storage key; the byte order."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -142,10 +136,8 @@ def _parse_zip(file: BinaryIO, data: mmap.mmap) -> tuple[object, _Records, Liter
                 f"{shown(name)} in the zip is {how}, which torch.save never does; save it again"
             )
         # the name and the extra field may be longer here than in the zip's directory
-        header = data[entry.header_offset : entry.header_offset + 30]
-        start = entry.header_offset + 30
-        if len(header) == 30:
-            start += sum(struct.unpack("<HH", header[26:]))
+        header = data[entry.header_offset : entry.header_offset + 30].ljust(30)
+        start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
         if header[:4] != b"PK\3\4" or start + entry.file_size > len(data):
             raise CheckpointError(_DAMAGED_ZIP)
         return start, entry.file_size
@@ -169,7 +161,7 @@ def _parse_zip(file: BinaryIO, data: mmap.mmap) -> tuple[object, _Records, Liter
     return tree, records, "<" if order == b"little" else ">"
 
 
-def _parse_legacy(data: mmap.mmap) -> tuple[object, _Records, Literal["<", ">"]]:
+def _parse_legacy(data: mmap.mmap) -> tuple[object, _Records, _ByteOrder]:
     """As `_parse_zip`; the bytes are little-endian always, whatever machine wrote them."""
     unpickler = Unpickler(data)
     if unpickler.load() != _LEGACY_MAGIC:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 import pickle
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -46,25 +46,20 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """Offset and strides count elements from the start of the storage's range."""
+    """Offset and strides count elements, of the storage's type, from the start of its range."""
 
     storage: Storage
-    type: ElementType
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
 
-def _rebuild_tensor(
-    storage, offset, size, stride, _requires_grad=None, _hooks=None, metadata=None, *, kind=None
-) -> Tensor:
+def _rebuild_tensor(storage, offset, size, stride, _grad=None, _hooks=None, metadata=None):
     """A tensor that lies within its storage, or CheckpointError."""
-    if not isinstance(storage, Storage):
-        raise TypeError
+    _first(Storage, storage)
     if metadata:
         raise CheckpointError("refused: a conjugated or negated tensor is no plain one")
-    kind = kind or storage.type
-    itemsize = kind.stored.itemsize
+    itemsize = storage.type.stored.itemsize
     if not (
         isinstance(size, tuple)
         and isinstance(stride, tuple)
@@ -77,24 +72,19 @@ def _rebuild_tensor(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and last >= storage.nbytes // itemsize:
         raise CheckpointError(f"a tensor reaches past the end of storage {shown(storage.key)}")
-    return Tensor(storage, kind, offset, size, stride)
+    return Tensor(storage, offset, size, stride)
 
 
-def _rebuild_tensor_v3(storage, offset, size, stride, _requires_grad, _hooks, kind, metadata=None):
-    if not isinstance(kind, ElementType):
+def _rebuild_tensor_v3(storage, offset, size, stride, _grad, _hooks, kind, metadata=None):
+    storage = replace(_first(Storage, storage), type=_first(ElementType, kind))
+    return _rebuild_tensor(storage, offset, size, stride, metadata=metadata)
+
+
+def _first(kind: type, value, *_ignored):
+    """The first of some arguments, which is of that type."""
+    if not isinstance(value, kind):
         raise TypeError
-    return _rebuild_tensor(storage, offset, size, stride, metadata=metadata, kind=kind)
-
-
-def _give(kind: type):
-    """A function that gives its first argument, which is of that type."""
-
-    def give(value, *_ignored):
-        if not isinstance(value, kind):
-            raise TypeError
-        return value
-
-    return give
+    return value
 
 
 # whatever a pickle may name; only the functions can be called
@@ -114,20 +104,26 @@ _ALLOWED = {
     "torch.uint32": ElementType(np.dtype("u4"), mx.uint32),
     "torch.uint64": ElementType(np.dtype("u8"), mx.uint64),
     "collections.OrderedDict": lambda: {},
-    "torch.Size": _give(tuple),
-    "torch._utils._rebuild_parameter": _give(Tensor),
+    "torch.Size": partial(_first, tuple),
+    "torch._utils._rebuild_parameter": partial(_first, Tensor),
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
 }
 
 
-# operations that are run as Python's unpickler does it
+# whose stubs do not know Python's machine
+_Machine: Any = pickle._Unpickler
+# operations that are run as it does it
 _USED = (
     "PROTO STOP MARK BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET NONE NEWTRUE NEWFALSE BININT1 "
     "BININT2 BININT LONG1 BINFLOAT SHORT_BINUNICODE BINUNICODE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 "
     "TUPLE EMPTY_LIST APPEND APPENDS EMPTY_DICT STACK_GLOBAL BINPERSID REDUCE"
 )
+
+
+def _code(operation: str) -> int:
+    return getattr(pickle, operation)[0]
 
 
 class _Operations(dict):
@@ -138,7 +134,7 @@ class _Operations(dict):
         )
 
 
-class Unpickler(pickle._Unpickler):
+class Unpickler(_Machine):
     """Describes what the pickles of a file describe, one with each `load`.
 
     Dicts (ordered ones too), lists, tuples, numbers and text come out as themselves, tensors as
@@ -148,20 +144,7 @@ class Unpickler(pickle._Unpickler):
         CheckpointError: the pickle is damaged, or asks for anything else.
     """
 
-    # of Python's machine, which its stubs do not know
-    memo: dict[int, Any]
-    stack: list[Any]
-    append: Callable[[Any], None]
-    pop_mark: Callable[[], list[Any]]
-    read: Callable[[int], bytes]
-    readline: Callable[[], bytes]
-
-    dispatch = _Operations(
-        {
-            op: pickle._Unpickler.dispatch[op]
-            for op in (getattr(pickle, n)[0] for n in _USED.split())
-        }
-    )
+    dispatch = _Operations({op: _Machine.dispatch[op] for op in map(_code, _USED.split())})
 
     def __init__(self, file):
         super().__init__(file)
@@ -214,22 +197,17 @@ class Unpickler(pickle._Unpickler):
             raise EOFError
         self.append(self.find_class(module[:-1].decode(), name[:-1].decode()))
 
-    def _set_items(self) -> None:
-        items = self.pop_mark()
+    def _set_items(self, items: list[Any] | None = None) -> None:
+        items = self.pop_mark() if items is None else items
         for key, value in zip(items[::2], items[1::2], strict=True):
-            self._set_item(key, value)
+            _first(dict, self.stack[-1])
+            # nothing else is hashed: a crafted tuple would take forever
+            if not isinstance(key, str):
+                raise CheckpointError(f"a dict has a {kind_of(key)} for a key, not a name")
+            self.stack[-1][key] = value
 
     def _set_one_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._set_item(key, value)
-
-    def _set_item(self, key: object, value: object) -> None:
-        if not isinstance(self.stack[-1], dict):
-            raise TypeError
-        # nothing else is hashed: a crafted tuple would take forever
-        if not isinstance(key, str):
-            raise CheckpointError(f"a dict has a {kind_of(key)} for a key, not a name")
-        self.stack[-1][key] = value
+        self._set_items([self.stack.pop(-2), self.stack.pop()])
 
     def _build(self) -> None:
         """Attributes of an ordered dict, such as the _metadata of a state dict, are left out."""
