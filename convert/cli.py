@@ -44,75 +44,47 @@ def build_parser() -> argparse.ArgumentParser:
         "Exit status: 0 if all went well, 1 if not, 2 for wrong usage.",
     )
     add = parser.add_argument
-    add(
-        "--hf-path",
-        "--model",
-        dest="model",
-        metavar="MODEL",
-        required=True,
-        help="folder or Hugging Face repository",
-    )
+    help = "folder or Hugging Face repository"
+    add("--hf-path", "--model", dest="model", metavar="MODEL", required=True, help=help)
     add_options(parser, "--revision")
-    add(
-        "--mlx-path",
-        default="mlx_model",
-        metavar="FOLDER",
-        help="folder to write; with several numbers of bits it gets -4bit, -8bit and so on at its "
-        "end (default: mlx_model)",
+    help = (
+        "folder to write; with several numbers of bits it gets -4bit, -8bit and so on at its end "
+        "(default: mlx_model)"
     )
+    add("--mlx-path", default="mlx_model", metavar="FOLDER", help=help)
     add("--overwrite", action="store_true", help="replace a model that is there already")
-    add(
-        "--dry-run",
-        action="store_true",
-        help="only tell what would be written: each module, its bits and bytes. Fetches no weights",
-    )
+    help = "only tell what would be written: each module, its bits and bytes. Fetches no weights"
+    add("--dry-run", action="store_true", help=help)
     group = parser.add_argument_group("quantization")
     add = group.add_argument
     add("-q", "--quantize", action="store_true", help="quantize")
-    add(
-        "--q-bits",
-        type=_bits,
-        metavar="N[,N...]",
-        help="2, 3, 4, 5, 6 or 8 bits a weight, or several of them (default: what --q-mode has, "
-        "else 4). For a speech model that is for the decoder; its encoder and projector get 8",
+    help = (
+        "2, 3, 4, 5, 6 or 8 bits a weight, or several of them (default: what --q-mode has, else "
+        "4). For a speech model that is for the decoder; its encoder and projector get 8"
     )
-    add(
-        "--q-group-size",
-        type=int,
-        choices=(32, 64, 128),
-        help="weights that share a scale (default: 64, or what --q-mode has)",
-    )
+    add("--q-bits", type=_bits, metavar="N[,N...]", help=help)
+    help = "weights that share a scale (default: 64, or what --q-mode has)"
+    add("--q-group-size", type=int, choices=(32, 64, 128), help=help)
     add("--q-mode", choices=MODES, default="affine", help="(default: affine)")
-    add(
-        "--quant-predicate",
-        choices=RECIPES,
-        metavar="RECIPE",
-        help="bits of encoder, projector, decoder and what is sensitive in the decoder: "
-        f"{', '.join(f'{name} {_told(recipe)}' for name, recipe in RECIPES.items())} (default: "
-        "speech_4bit for a speech model and all_4bit for a text model, or the same with --q-bits)",
+    recipes = (f"{name} {'-'.join(map(str, vars(r).values()))}" for name, r in RECIPES.items())
+    help = (
+        "bits of encoder, projector, decoder and what is sensitive in the decoder: "
+        f"{', '.join(recipes)} (default: speech_4bit for a speech model and all_4bit for a text "
+        "model, or the same with --q-bits)"
     )
-    add(
-        "-d",
-        "--dequantize",
-        action="store_true",
-        help="undo the quantization of a model; with -q, quantize it anew",
+    add("--quant-predicate", choices=RECIPES, metavar="RECIPE", help=help)
+    help = "undo the quantization of a model; with -q, quantize it anew"
+    add("-d", "--dequantize", action="store_true", help=help)
+    help = "store in this type what is not quantized (default: as it is)"
+    add_options(group, "--dtype", help=help)
+    help = (
+        "add the LoRA adapter to the weights, before they are quantized: for transcription only, "
+        "the model cannot chat without it any more"
     )
-    add_options(
-        group, "--dtype", help="store in this type what is not quantized (default: as it is)"
-    )
-    add(
-        "--fuse-adapter",
-        action="store_true",
-        help="add the LoRA adapter to the weights, before they are quantized: for transcription "
-        "only, the model cannot chat without it any more",
-    )
+    add("--fuse-adapter", action="store_true", help=help)
     add_publish_options(parser)
     add_console_options(parser)
     return parser
-
-
-def _told(recipe: Recipe) -> str:
-    return "-".join(map(str, vars(recipe).values()))
 
 
 def _bits(text: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from ..errors import CheckpointError, HubError, MlxSpeechError
@@ -65,9 +66,8 @@ def resolve_checkpoint(
             )
         return Path(path)
     if os.path.exists(path):
-        raise CheckpointError(
-            f"{name} is a file: give the folder that holds it, {os.path.dirname(path) or '.'}"
-        )
+        parent = os.path.dirname(path) or "."
+        raise CheckpointError(f"{name} is a file: give the folder that holds it, {parent}")
     looks_like_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
     if looks_like_path or isinstance(path_or_repo, os.PathLike):
         raise CheckpointError(
@@ -100,10 +100,9 @@ def repo_id_problem(name: str) -> str | None:
 
 def _fetch_weights(repo_id: str, folder: Path, progress: bool) -> None:
     """Fetch the weights that the small files name, of the same commit."""
-    commit = folder.name
-    weights = _files_to_fetch(repo_id, folder, _listing(repo_id, commit))
+    weights = _weights_of(repo_id, folder)
     if _missing(folder, weights):
-        _download(repo_id, commit, weights, progress)
+        _download(repo_id, folder.name, weights, progress)
     if missing := _missing(folder, weights):
         raise HubError(f"{repo_id}: {_lacks(missing)}: run again with downloads allowed")
 
@@ -130,7 +129,7 @@ def weight_headers(
     repo_id, commit = os.fspath(path_or_repo), folder.name
     if os.path.isdir(os.path.expanduser(repo_id)):
         return {}
-    missing = _missing(folder, _files_to_fetch(repo_id, folder, _listing(repo_id, commit)))
+    missing = _missing(folder, _weights_of(repo_id, folder))
     if any(name.endswith(".bin") for name in missing):
         _fetch_weights(repo_id, folder, progress)
         return {}
@@ -163,8 +162,9 @@ def _listing(repo_id: str, revision: str | None) -> set[str] | None:
         return None
 
 
-def _files_to_fetch(repo_id: str, folder: Path, listing: set[str] | None) -> list[str]:
-    """Name the weight files to fetch; without a listing, judge by what the cache holds."""
+def _weights_of(repo_id: str, folder: Path) -> list[str]:
+    """Name the weight files of a snapshot; without a listing, judge by what the cache holds."""
+    listing = _listing(repo_id, folder.name)
     held = {file.name for file in folder.iterdir()} if listing is None else listing
     if not held & {"config.json", ADAPTER_CONFIG}:
         if listing is None:
@@ -194,26 +194,20 @@ def _download(repo_id: str, revision: str | None, patterns: Sequence[str], progr
     """Bring the files that match into the cache, and return the snapshot's folder."""
     from huggingface_hub import snapshot_download
 
-    def fetch(revision: str | None, patterns: list[str], **options) -> Path:
-        options["tqdm_class"] = None if progress else _hidden_bar()
-        return Path(
-            snapshot_download(repo_id, revision=revision, allow_patterns=patterns, **options)
-        )
-
+    fetch = partial(snapshot_download, repo_id, tqdm_class=None if progress else _hidden_bar())
     with explained(repo_id, revision, lambda: _uncached(repo_id, revision, patterns)):
         # to the Hub's patterns, a slash is a letter as any other
-        folder = fetch(revision, list(patterns), ignore_patterns="*/*")
+        top = fetch(revision=revision, allow_patterns=list(patterns), ignore_patterns="*/*")
+        folder = Path(top)
         listing = _listing(repo_id, folder.name) or ()
         nested = [name for name in listing if "/" in name and _matches(name, patterns)]
         if _missing(folder, nested):
-            fetch(folder.name, nested)
+            fetch(revision=folder.name, allow_patterns=nested)
     return folder
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(
-        fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns
-    )
+    return any(fnmatchcase(name, p) and name.count("/") == p.count("/") for p in patterns)
 
 
 def _hidden_bar() -> type:
@@ -232,12 +226,9 @@ def _uncached(repo_id: str, revision: str | None, patterns: Sequence[str]) -> li
     from huggingface_hub import try_to_load_from_cache
 
     known = _listing(repo_id, revision) or [name for name in patterns if "*" not in name]
-    return [
-        name
-        for name in sorted(known)
-        if _matches(name, patterns)
-        and not isinstance(try_to_load_from_cache(repo_id, name, revision=revision), str)
-    ]
+    cached = partial(try_to_load_from_cache, repo_id, revision=revision)
+    wanted = sorted(name for name in known if _matches(name, patterns))
+    return [name for name in wanted if not isinstance(cached(name), str)]
 
 
 def _lacks(missing: list[str]) -> str:
