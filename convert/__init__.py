@@ -5,11 +5,7 @@ Installed as `mlx_speech.convert`; in a clone also `convert`.
 
 from importlib import import_module
 
-_HOMES = {
-    "conversion": ("convert",),
-    "plan": ("Conversion", "Plan"),
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_HOME = {"convert": "conversion", "Conversion": "plan", "Plan": "plan"}
 
 __all__ = sorted(_HOME)
 

@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 import time
 from collections.abc import Callable
 
-from mlx_speech.checkpoint.quantization import MODES, RECIPES, Recipe
-from mlx_speech.cli.common import (
-    add_console_options,
-    add_options,
-    explicit_options,
-    run_command,
-)
+from mlx_speech.checkpoint.quantization import MODES, RECIPES
+from mlx_speech.cli.common import add_console_options, add_options, explicit_options, run_command
 from mlx_speech.cli.console import Console, as_option
 
 from .plan import Conversion, size
 from .publish import add_publish_options, check_publish_usage, prepare, publish
-
-#: options by the library's names for them
-_OPTIONS = (
-    "quantize",
-    "q_group_size",
-    "q_mode",
-    "quant_predicate",
-    "dtype",
-    "dequantize",
-    "fuse_adapter",
-    "revision",
-    "overwrite",
-    "dry_run",
-)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,44 +26,44 @@ def build_parser() -> argparse.ArgumentParser:
         "Exit status: 0 if all went well, 1 if not, 2 for wrong usage.",
     )
     add = parser.add_argument
-    help = "folder or Hugging Face repository"
-    add("--hf-path", "--model", dest="model", metavar="MODEL", required=True, help=help)
+    text = "folder or Hugging Face repository"
+    add("--hf-path", "--model", dest="model", metavar="MODEL", required=True, help=text)
     add_options(parser, "--revision")
-    help = (
+    text = (
         "folder to write; with several numbers of bits it gets -4bit, -8bit and so on at its end "
         "(default: mlx_model)"
     )
-    add("--mlx-path", default="mlx_model", metavar="FOLDER", help=help)
+    add("--mlx-path", default="mlx_model", metavar="FOLDER", help=text)
     add("--overwrite", action="store_true", help="replace a model that is there already")
-    help = "only tell what would be written: each module, its bits and bytes. Fetches no weights"
-    add("--dry-run", action="store_true", help=help)
+    text = "only tell what would be written: each module, its bits and bytes. Fetches no weights"
+    add("--dry-run", action="store_true", help=text)
     group = parser.add_argument_group("quantization")
     add = group.add_argument
     add("-q", "--quantize", action="store_true", help="quantize")
-    help = (
+    text = (
         "2, 3, 4, 5, 6 or 8 bits a weight, or several of them (default: what --q-mode has, else "
         "4). For a speech model that is for the decoder; its encoder and projector get 8"
     )
-    add("--q-bits", type=_bits, metavar="N[,N...]", help=help)
-    help = "weights that share a scale (default: 64, or what --q-mode has)"
-    add("--q-group-size", type=int, choices=(32, 64, 128), help=help)
+    add("--q-bits", type=_bits, metavar="N[,N...]", help=text)
+    text = "weights that share a scale (default: 64, or what --q-mode has)"
+    add("--q-group-size", type=int, choices=(32, 64, 128), help=text)
     add("--q-mode", choices=MODES, default="affine", help="(default: affine)")
     recipes = (f"{name} {'-'.join(map(str, vars(r).values()))}" for name, r in RECIPES.items())
-    help = (
+    text = (
         "bits of encoder, projector, decoder and what is sensitive in the decoder: "
         f"{', '.join(recipes)} (default: speech_4bit for a speech model and all_4bit for a text "
         "model, or the same with --q-bits)"
     )
-    add("--quant-predicate", choices=RECIPES, metavar="RECIPE", help=help)
-    help = "undo the quantization of a model; with -q, quantize it anew"
-    add("-d", "--dequantize", action="store_true", help=help)
-    help = "store in this type what is not quantized (default: as it is)"
-    add_options(group, "--dtype", help=help)
-    help = (
+    add("--quant-predicate", choices=RECIPES, metavar="RECIPE", help=text)
+    text = "undo the quantization of a model; with -q, quantize it anew"
+    add("-d", "--dequantize", action="store_true", help=text)
+    text = "store in this type what is not quantized (default: as it is)"
+    add_options(group, "--dtype", help=text)
+    text = (
         "add the LoRA adapter to the weights, before they are quantized: for transcription only, "
         "the model cannot chat without it any more"
     )
-    add("--fuse-adapter", action="store_true", help=help)
+    add("--fuse-adapter", action="store_true", help=text)
     add_publish_options(parser)
     add_console_options(parser)
     return parser
@@ -95,9 +77,8 @@ def _bits(text: str) -> tuple[int, ...]:
     except ValueError:
         found = ()
     if not found or len(set(found)) != len(found) or not set(found) <= set(bits):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not one or several of {', '.join(map(str, bits))}"
-        )
+        able = ", ".join(map(str, bits))
+        raise argparse.ArgumentTypeError(f"{text!r} is not one or several of {able}")
     return found
 
 
@@ -125,15 +106,11 @@ def run(args: argparse.Namespace, console: Console, usage: None) -> int:
 
     if not args.dry_run:
         prepare(args, console)
-    bits, start = args.q_bits, time.perf_counter()
-    results = convert(
-        args.model,
-        args.mlx_path,
-        **explicit_options(args, _OPTIONS),
-        q_bits=bits[0] if bits and len(bits) == 1 else bits,
-        progress=not console.quiet,
-        progress_callback=_progress(console),
-    )
+    start = time.perf_counter()
+    # the options have the library's names for them
+    options = explicit_options(args, tuple(inspect.signature(convert).parameters))
+    options |= {"progress": not console.quiet, "progress_callback": _progress(console)}
+    results = convert(args.model, **options)
     console.detail(f"{results[0].source}: converted in {time.perf_counter() - start:.1f} s")
     for result in results:
         tell(result, console, args.dry_run)
@@ -161,9 +138,11 @@ def _progress(console: Console) -> Callable[[int, int], None] | None:
     """What shows on a terminal how far a conversion is."""
     if console.quiet or not sys.stderr.isatty():
         return None
-    return lambda done, total: console.status(
-        f"{size(done)} of {size(total)}" if done < total else ""
-    )
+
+    def show(done: int, total: int) -> None:
+        console.status(f"{size(done)} of {size(total)}" if done < total else "")
+
+    return show
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mlx_speech.checkpoint.hub import resolve_checkpoint
+from mlx_speech.checkpoint.hub import repo_id_problem, resolve_checkpoint
 from mlx_speech.cli.console import Console, as_option
 from mlx_speech.errors import HubError, InputError, MlxSpeechError
 
@@ -22,26 +22,21 @@ def add_publish_options(parser: argparse.ArgumentParser) -> None:
     """`--check`, `--upload-repo` and what belongs to them."""
     group = parser.add_argument_group("checking and uploading")
     add = group.add_argument
-    add(
-        "--check",
-        nargs="*",
-        metavar="AUDIO",
-        help="compare with the original over these recordings (default: a few short English ones "
-        "that come with the package)",
+    text = (
+        "compare with the original over these recordings (default: a few short English ones that "
+        "come with the package)"
     )
-    add(
-        "--max-wer",
-        type=_percentage,
-        metavar="P",
-        help="with --check: above this word error rate, in per cent, the exit status is 1 and "
-        f"nothing is uploaded (default: {MAX_WER:g})",
+    add("--check", nargs="*", metavar="AUDIO", help=text)
+    text = (
+        "with --check: above this word error rate, in per cent, the exit status is 1 and nothing "
+        f"is uploaded (default: {MAX_WER:g})"
     )
-    add(
-        "--upload-repo",
-        metavar="OWNER/NAME",
-        help="upload to this Hugging Face repository, which is created if there is none; with "
-        "several numbers of bits it gets -4bit, -8bit and so on at its end",
+    add("--max-wer", type=_percentage, metavar="P", help=text)
+    text = (
+        "upload to this Hugging Face repository, which is created if there is none; with several "
+        "numbers of bits it gets -4bit, -8bit and so on at its end"
     )
+    add("--upload-repo", metavar="OWNER/NAME", help=text)
     add("--private", action="store_true", help="create the repository as a private one")
 
 
@@ -57,8 +52,6 @@ def _percentage(text: str) -> float:
 
 def check_publish_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse what contradicts itself, before anything is read."""
-    from .upload import check_name
-
     for option in ("check", "upload_repo"):
         if args.dry_run and getattr(args, option) is not None:
             parser.error(f"{as_option(option)} does not go with --dry-run, which writes nothing")
@@ -68,11 +61,9 @@ def check_publish_usage(parser: argparse.ArgumentParser, args: argparse.Namespac
         parser.error("--private is for --upload-repo")
     if args.upload_repo is None:
         return
-    try:
-        for bits in args.q_bits or (None,):
-            check_name(repository(args, bits))
-    except InputError as error:
-        parser.error(f"--upload-repo: {error}")
+    for bits in args.q_bits or (None,):
+        if problem := repo_id_problem(repository(args, bits)):
+            parser.error(f"--upload-repo: {problem}")
     if args.upload_repo == args.model:
         parser.error("--upload-repo is what is converted; give the result another name")
 
@@ -111,17 +102,12 @@ def publish(args: argparse.Namespace, console: Console, results: list[Conversion
         from .check import check
 
         folders = [result.folder for result in results]
-        reports = check(
-            args.model,
-            folders,
-            args.check,
-            revision=args.revision,
-            progress=console.detail,
-        )
+        options = {"revision": args.revision, "progress": console.detail}
+        reports = check(args.model, folders, args.check, **options)
     source = resolve_checkpoint(
         args.model, revision=args.revision, weights=False, also=("README.md",), progress=False
     )
-    failures = 0
+    status = 0
     for result, report in zip(results, reports, strict=True):
         repo_id = args.upload_repo and repository(args, result.bits)
         write_card(result.folder, model_card(result, source, name=repo_id, report=report))
@@ -131,9 +117,8 @@ def publish(args: argparse.Namespace, console: Console, results: list[Conversion
             if repo_id is not None:
                 _upload(args, result, repo_id)
         except MlxSpeechError as error:
-            failures += 1
-            console.error(error)
-    return 1 if failures else 0
+            status = console.error(error)
+    return status
 
 
 def _judge(args: argparse.Namespace, result: Conversion, report: CheckReport) -> None:
@@ -144,10 +129,8 @@ def _judge(args: argparse.Namespace, result: Conversion, report: CheckReport) ->
     limit = MAX_WER if args.max_wer is None else args.max_wer
     if report.total.wer > limit:
         kept = "" if args.upload_repo is None else ", and it was not uploaded"
-        raise InputError(
-            f"{result.folder}: a word error rate of {report.total.wer:.1f} % is above --max-wer "
-            f"{limit:g}{kept}"
-        )
+        found = f"a word error rate of {report.total.wer:.1f} %"
+        raise InputError(f"{result.folder}: {found} is above --max-wer {limit:g}{kept}")
 
 
 def _upload(args: argparse.Namespace, result: Conversion, repo_id: str) -> None:
@@ -157,8 +140,6 @@ def _upload(args: argparse.Namespace, result: Conversion, repo_id: str) -> None:
     try:
         url = upload(result.folder, repo_id, private=args.private, progress=not args.quiet)
     except HubError as error:
-        raise HubError(
-            f"{error}; the model is in {result.folder}, and `hf upload {repo_id} {result.folder}` "
-            "goes on where this ended"
-        ) from error
+        again = f"`hf upload {repo_id} {result.folder}` goes on where this ended"
+        raise HubError(f"{error}; the model is in {result.folder}, and {again}") from error
     print(url, flush=True)

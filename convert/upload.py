@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from mlx_speech.checkpoint.hub import explained, repo_id_problem
@@ -12,16 +11,6 @@ from mlx_speech.errors import HubError, InputError
 
 #: what an earlier model in the repository may have had, and would be taken for this one's
 _REPLACED = ["model*.safetensors", "model.safetensors.index.json"]
-
-
-def check_name(repo_id: str) -> None:
-    """Refuse what cannot be the name of a repository.
-
-    Raises:
-        InputError: it is none, or lacks its owner.
-    """
-    if problem := repo_id_problem(repo_id):
-        raise InputError(problem)
 
 
 def check_token() -> str:
@@ -70,12 +59,16 @@ def upload(
         InputError: `repo_id` is no name of a repository, or that of a public one, but is to be
             private.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, utils
 
-    check_name(repo_id)
+    if problem := repo_id_problem(repo_id):
+        raise InputError(problem)
     _need_token()
     api = HfApi()
-    with explained(repo_id), _progress_bars(progress):
+    with explained(repo_id), ExitStack() as stack:
+        if not progress and not utils.are_progress_bars_disabled():
+            utils.disable_progress_bars()
+            stack.callback(utils.enable_progress_bars)
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
             raise InputError(
@@ -89,22 +82,3 @@ def upload(
             commit_message="MLX weights, converted by mlx_speech",
         )
     return str(url)
-
-
-@contextmanager
-def _progress_bars(shown: bool) -> Iterator[None]:
-    """Switch huggingface_hub's off, if they are not to be shown and are on."""
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    if shown or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
