@@ -7,6 +7,7 @@ tensor), and the tensors' bytes one after the other
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -18,22 +19,6 @@ import mlx.core as mx
 #: most bytes of tensors in one file, unless one alone has more
 SHARD_BYTES = 5 * 10**9
 INDEX = "model.safetensors.index.json"
-
-_TYPES = {
-    mx.bfloat16: "BF16",
-    mx.float16: "F16",
-    mx.float32: "F32",
-    mx.uint32: "U32",
-    mx.uint8: "U8",
-    # of PyTorch's files
-    mx.int64: "I64",
-    mx.int32: "I32",
-    mx.int16: "I16",
-    mx.int8: "I8",
-    mx.bool_: "BOOL",
-    mx.uint16: "U16",
-    mx.uint64: "U64",
-}
 
 
 @dataclass(frozen=True)
@@ -77,7 +62,7 @@ class ShardWriter:
         self._shards = dict(zip(names if count > 1 else ["model.safetensors"], shards, strict=True))
         self._specs = specs
         self._waiting = iter(specs)
-        self._file: BinaryIO | None = None
+        self._file: BinaryIO = io.BytesIO()  # none is open before the first tensor
 
     def write(self, name: str, array: mx.array) -> None:
         """Write the next tensor.
@@ -93,7 +78,6 @@ class ShardWriter:
                 self.close()
                 self._file = (self._folder / file).open("wb")
                 self._file.write(_header(shard))
-        assert self._file is not None  # the first tensor opened one
         self._file.write(_bytes(array))
 
     def finish(self) -> None:
@@ -107,9 +91,7 @@ class ShardWriter:
 
     def close(self) -> None:
         """Close the file that is being written; what is there of it stays."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._file.close()
 
 
 def save_tensors(file: Path, arrays: dict[str, mx.array]) -> None:
@@ -138,12 +120,18 @@ def _header(specs: list[TensorSpec]) -> bytes:
     start = 0
     for spec in specs:
         header[spec.name] = {
-            "dtype": _TYPES[spec.dtype],
+            "dtype": _type_name(spec.dtype),
             "shape": spec.shape,
             "data_offsets": [start, start + spec.nbytes],
         }
         start += spec.nbytes
     return _encoded(header)
+
+
+def _type_name(dtype: mx.Dtype) -> str:
+    """The format's name of a type: `F32` of float32, and so `BF16`, `U8`, `I64` and `BOOL`."""
+    name = str(dtype).rpartition(".")[2].upper()
+    return name.replace("FLOAT", "F").replace("UINT", "U").replace("INT", "I")
 
 
 def _encoded(header: dict) -> bytes:
