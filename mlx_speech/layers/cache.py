@@ -135,9 +135,7 @@ class KVCache:
             self._left_padding = self._left_padding[rows]
 
 
-def reorder_latest(
-    cache: Sequence[KVCache | CrossAttentionCache], rows: mx.array, count: int
-) -> None:
+def reorder_latest(cache: Sequence[Any], rows: mx.array, count: int) -> None:
     """Make row i of every layer what row `rows[i]` was, where these are the same but for the
     `count` latest positions: only those are copied."""
     updates = []
