@@ -1,11 +1,10 @@
 """A recording's samples, checked, mixed and resampled block by block, and kept where they fit."""
 
-from __future__ import annotations
-
 import contextlib
 import numbers
 import tempfile
 from collections.abc import Iterable, Iterator
+from typing import Self
 
 import mlx.core as mx
 import numpy as np
@@ -60,7 +59,7 @@ class Recording:
         with contextlib.suppress(OSError):
             self._file.close()
 
-    def __enter__(self) -> Recording:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception) -> None:

@@ -1,7 +1,5 @@
 """`generate`: a prompt in, token ids out; `prefill`, on which all that generates is built."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Iterator, Sequence

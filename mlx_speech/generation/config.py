@@ -1,7 +1,5 @@
 """What a call of `generate` can ask for."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -122,7 +120,7 @@ class GenerationConfig:
         ids = (self.pad_token_id, *self.eos_token_ids, 0)
         return next(token for token in ids if token is not None)
 
-    def limited(self, prompt_length: int) -> GenerationConfig:
+    def limited(self, prompt_length: int) -> Self:
         """A copy with `max_new_tokens` settled for a prompt of `prompt_length` tokens.
 
         Raises:
@@ -135,7 +133,7 @@ class GenerationConfig:
             raise InputError.about(message, value=self.max_length, length=prompt_length)
         return dataclasses.replace(self, max_new_tokens=self.max_length - prompt_length)
 
-    def updated(self, **changes: Any) -> GenerationConfig:
+    def updated(self, **changes: Any) -> Self:
         """A copy with changes; a `max_length` replaces a `max_new_tokens` that was there before.
 
         Raises:
@@ -147,7 +145,7 @@ class GenerationConfig:
             changes["max_new_tokens"] = None
         return dataclasses.replace(self, **changes)
 
-    def filled_from(self, other: GenerationConfig) -> GenerationConfig:
+    def filled_from(self, other: Self) -> Self:
         """A copy with the token ids that it lacks taken from `other`."""
         names = ("eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
         lacking = [name for name in names if getattr(self, name) is None]

@@ -1,7 +1,5 @@
 """Caches in files, so that a long prompt is fed only once."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import operator

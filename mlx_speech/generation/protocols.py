@@ -1,7 +1,5 @@
 """What strategies and text streaming ask of a model, its caches and its tokenizer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol

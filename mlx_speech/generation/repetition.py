@@ -1,7 +1,5 @@
 """Telling a text that has run into a loop."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 #: a loop is the same few tokens, at most `LONGEST_PERIOD`, again and again: at least `LEAST_TIMES`,

@@ -1,7 +1,5 @@
 """From logits to tokens: penalties, truncation of the distribution, sampling."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx

@@ -1,7 +1,5 @@
 """Token by token: greedy search and sampling."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ keeps those that it would have chosen itself, and its own choice after them. The
 that greedy search gives without a draft, in fewer of the model's steps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import mlx.core as mx

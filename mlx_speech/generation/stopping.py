@@ -1,7 +1,5 @@
 """When an answer has ended."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from ..errors import InputError

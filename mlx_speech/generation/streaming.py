@@ -1,7 +1,5 @@
 """Tokens -> text, and text that appears as soon as it is certain."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal

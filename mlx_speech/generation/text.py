@@ -1,7 +1,5 @@
 """`generate` and `stream_generate`: a prompt as text, an answer as text."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass

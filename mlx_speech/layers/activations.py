@@ -5,8 +5,6 @@ block's time. On a CPU the sigmoid is therefore 1/2 + tanh(x/2)/2, with the tanh
 library: a ratio of two polynomials, one vectorised loop, within 3e-7 of the true value.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import mlx.core as mx

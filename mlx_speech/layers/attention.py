@@ -11,8 +11,6 @@ unfused product silently, so every model here keeps inside them (tests/layers/te
 Keys and values are never tiled to the number of query heads.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import mlx.core as mx

@@ -5,14 +5,12 @@ left alone; an adapted layer adds its low-rank term, or does not, as `use_adapte
 and else as its model does by default.
 """
 
-from __future__ import annotations
-
 import re
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import compress
-from typing import Any, Protocol, get_type_hints
+from typing import Any, Protocol, Self, get_type_hints
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -113,7 +111,7 @@ class LoraConfig:
                 re.compile(pattern)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> LoraConfig:
+    def from_dict(cls, data: dict[str, Any]) -> Self:
         """Read adapter_config.json.
 
         Raises:

@@ -5,8 +5,6 @@ function of the parameters, the rotated dimensions and the positions that are in
 inverse frequencies (dim / 2,) and a factor on queries and keys.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """What every model class offers beside its own call: loading, sizes, generation."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A decoder with a head: a causal language model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack

@@ -1,7 +1,5 @@
 """What every model configuration shares: reading Hugging Face's `config.json` into a dataclass."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from types import UnionType

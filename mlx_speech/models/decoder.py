@@ -1,7 +1,5 @@
 """The one decoder-only transformer. Each family's file says only what differs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypedDict

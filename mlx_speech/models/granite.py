@@ -1,7 +1,5 @@
 """Granite: a Llama-like decoder with four scalars (embeddings, scores, residuals, logits)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

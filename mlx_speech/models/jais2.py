@@ -1,7 +1,5 @@
 """Jais 2: LayerNorm with bias, a squared ReLU without a gate, biases everywhere but in the head."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from typing import ClassVar

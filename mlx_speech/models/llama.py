@@ -1,7 +1,5 @@
 """Llama: the plain decoder, as a language model and as a classifier of texts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Unpack
 

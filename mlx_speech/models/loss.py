@@ -1,7 +1,5 @@
 """Cross-entropy, as models compute it where labels are given."""
 
-from __future__ import annotations
-
 import mlx.core as mx
 import mlx.nn as nn
 

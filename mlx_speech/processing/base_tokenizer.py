@@ -1,7 +1,5 @@
 """What all tokenizers share: ids of the special tokens, batches of texts and of ids."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

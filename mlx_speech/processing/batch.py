@@ -1,7 +1,5 @@
 """What tokenizers, feature extractors and processors return, and rows of token ids as arrays."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Chat templates: Jinja, as checkpoints ship them, in a sandbox."""
 
-from __future__ import annotations
-
 import datetime
 import json
 from collections.abc import Sequence

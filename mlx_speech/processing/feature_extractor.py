@@ -1,7 +1,5 @@
 """What feature extractors share: how they are read, and the recordings that they are given."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

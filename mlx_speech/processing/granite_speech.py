@@ -1,12 +1,10 @@
 """Granite Speech's processor: prompts and recordings -> inputs of the model."""
 
-from __future__ import annotations
-
 import os
 import re
 import reprlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 
@@ -47,7 +45,7 @@ class GraniteSpeechProcessor:
     @classmethod
     def from_pretrained(
         cls, path_or_repo, *, revision: str | None = None, name: str | None = None
-    ) -> GraniteSpeechProcessor:
+    ) -> Self:
         """Read the processor of a local folder or a Hugging Face repository.
 
         Args:

@@ -4,8 +4,6 @@ The algorithm is that of Kaldi's compute-fbank-feats (feat/feature-window.cc, fe
 mel-computations.cc), with the options that fairseq's S2T models were trained with.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache

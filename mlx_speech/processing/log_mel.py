@@ -1,13 +1,11 @@
 """Log-mel features in MLX."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
@@ -87,7 +85,7 @@ class GraniteSpeechFeatureExtractor(FeatureExtractor):
             raise CheckpointError("preprocessor_config.json: win_length is greater than n_fft")
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> GraniteSpeechFeatureExtractor:
+    def from_dict(cls, data: dict[str, Any]) -> Self:
         """From the parsed preprocessor_config.json, which may be empty or have flat mel fields."""
         flat = {k: data[k] for k in MEL_DEFAULTS if k in data}
         nested = data.get("melspec_kwargs") or {}

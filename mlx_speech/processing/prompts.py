@@ -3,8 +3,6 @@
 Sources: the models' cards, and the prompts of ibm-granite's own `granite-speech` library.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What is asked about a recording, whatever the model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A sentencepiece model file, as Llama 2 has, as a vocabulary with merges."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,9 +1,7 @@
 """Speech2Text's processor: recordings and texts -> inputs of the model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 
@@ -43,7 +41,7 @@ class Speech2TextProcessor:
     @classmethod
     def from_pretrained(
         cls, path_or_repo, *, revision: str | None = None, name: str | None = None
-    ) -> Speech2TextProcessor:
+    ) -> Self:
         """Read the processor of a local folder or a Hugging Face repository."""
         folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         frames = Speech2TextConfig.from_dict(read_json(folder)).max_source_positions

@@ -1,14 +1,12 @@
 """Speech2Text's tokenizer: text to ids and back."""
 
-from __future__ import annotations
-
 import os
 import re
 import warnings
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 
@@ -105,9 +103,7 @@ class Speech2TextTokenizer(BaseTokenizer):
             self.tgt_lang = tgt_lang if tgt_lang is not None else self.langs[0]
 
     @classmethod
-    def from_pretrained(
-        cls, path_or_repo, *, revision: str | None = None, **options: Any
-    ) -> Speech2TextTokenizer:
+    def from_pretrained(cls, path_or_repo, *, revision: str | None = None, **options: Any) -> Self:
         """Read the tokenizer of a local folder or a Hugging Face repository.
 
         Args:

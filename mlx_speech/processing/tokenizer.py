@@ -1,10 +1,8 @@
 """A checkpoint's tokenizer: text to ids and back, and its chat template."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 from tokenizers import AddedToken, processors
@@ -80,7 +78,7 @@ class Tokenizer(BaseTokenizer):
     @classmethod
     def from_pretrained(
         cls, path_or_repo, *, revision: str | None = None, name: str | None = None, **options: Any
-    ) -> Tokenizer:
+    ) -> Self:
         """Read the tokenizer of a local folder or a Hugging Face repository.
 
         Args:

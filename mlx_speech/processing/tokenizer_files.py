@@ -1,7 +1,5 @@
 """The files of a tokenizer -> its settings, and an object of the tokenizers library that works."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

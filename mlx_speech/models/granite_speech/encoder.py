@@ -5,8 +5,6 @@ frames and carries Shaw's relative positions (https://arxiv.org/abs/1803.02155),
 self-conditioning on the CTC posteriors at mid depth (https://arxiv.org/abs/2104.02724).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -5,8 +5,6 @@ its convolution. So each keeps only the frames that still wait for those, and ha
 final: block k runs about k attention blocks behind the input, and nothing is computed twice.
 """
 
-from __future__ import annotations
-
 import mlx.core as mx
 
 from ...layers.lora import use_adapter

@@ -1,7 +1,5 @@
 """Granite Speech: encoder, projector and Granite decoder as one model."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Module names are those of the checkpoints (BLIP-2's, after BERT).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """The decoder of Speech2Text: attention to what was said so far and to the recording."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import mlx.core as mx

@@ -3,8 +3,6 @@
 Module names are those of the checkpoints.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,11 +1,9 @@
 """Speech2Text (fairseq S2T, https://arxiv.org/abs/2010.05171): recognition and translation by a
 Transformer encoder-decoder (https://arxiv.org/abs/1706.03762) over filter banks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -67,7 +65,7 @@ class Speech2TextModel(nn.Module):
         self.decoder = Speech2TextDecoder(config)
 
     @classmethod
-    def from_pretrained(cls, path_or_repo, **options) -> Speech2TextModel:
+    def from_pretrained(cls, path_or_repo, **options) -> Self:
         """The same part of a `Speech2TextForConditionalGeneration`; see there."""
         return Speech2TextForConditionalGeneration.from_pretrained(path_or_repo, **options).model
 
