@@ -35,11 +35,14 @@ _HOMES = {
     "models.llama": "LlamaConfig LlamaForCausalLM LlamaForSequenceClassification LlamaModel",
     "models.speech_to_text": "Speech2TextConfig Speech2TextForConditionalGeneration "
     "Speech2TextModel",
-    "processing": "AutoTokenizer GraniteSpeechProcessor LlamaTokenizer Speech2TextProcessor "
-    "Speech2TextTokenizer Tokenizer",
+    "processing.granite_speech": "GraniteSpeechProcessor",
     "processing.kaldi_fbank": "Speech2TextFeatureExtractor",
     "processing.log_mel": "GraniteSpeechFeatureExtractor",
-    "transcription": "Segment Transcript Word stream_transcribe transcribe",
+    "processing.speech_to_text": "Speech2TextProcessor",
+    "processing.speech_to_text_tokenizer": "Speech2TextTokenizer",
+    "processing.tokenizer": "AutoTokenizer LlamaTokenizer Tokenizer",
+    "transcription.pipeline": "stream_transcribe transcribe",
+    "transcription.transcript": "Segment Transcript Word",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -116,8 +116,7 @@ class Chat:
     def __init__(self, session: ChatSession, console: Console):
         self.session = session
         self.console = console
-        #: whether the user has left
-        self.over = False
+        self.over = False  #: whether the user has left
         # files that hold this conversation, and may be written again
         self._own: set[Path] = set()
 

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: a parser or a group of its options
-Options = argparse._ActionsContainer
+Options = argparse._ActionsContainer  #: a parser or a group of its options
 
 #: the model for text and chat where none is named: a speech model as well
 CHAT_MODEL = "ibm-granite/granite-speech-3.3-2b"

@@ -1,24 +1,19 @@
 """Command line: `python -m mlx_speech.transcribe [options] AUDIO...`."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from ..errors import InputError, MlxSpeechError, UnsupportedOptionError
 from ..output.writers import FORMATS, to_txt
+from ..transcription.transcript import Transcript, TranscriptionDelta
 from .common import load_named, need_standard_output, run_command
 from .console import Console, as_option, display_name
 from .outputs import Job, make_folders, write_files
 from .progress import Progress, clock
 from .transcribe_options import Usage, build_parser, check_usage
-
-if TYPE_CHECKING:
-    from ..transcription.transcript import Transcript, TranscriptionDelta
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -125,7 +120,7 @@ class Run:
 
         from ..audio import open_recording
         from ..output.plotting import plot_transcript
-        from ..transcription import stream_transcribe, transcribe
+        from ..transcription.pipeline import stream_transcribe, transcribe
 
         source, name = job.input.source, display_name(job.input.source)
         args, usage = self.args, self.usage

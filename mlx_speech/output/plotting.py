@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 
     from ..transcription.transcript import Segment, Transcript
 
-#: gives samples `start` to `end` of a recording, (n,)
-Read = Callable[[int, int], Any]
-#: where something begins in a direction, and how far it goes
-Extent = tuple[float, float]
+Read = Callable[[int, int], Any]  #: gives samples `start` to `end` of a recording, (n,)
+Extent = tuple[float, float]  #: where something begins in a direction, and how far it goes
 
 #: a row shows this much, in s, or more where the rows would otherwise be too many
 ROW_SECONDS = 20.0
@@ -39,15 +37,13 @@ WIDTH, ROW_HEIGHT, BESIDES, DOTS_PER_INCH = 20.0, 1.3, 0.4, 100
 MARGIN, BETWEEN_ROWS = 0.2, 0.2
 #: highest and lowest samples per row; the memory for a recording's does not grow with its length
 ENVELOPE_POINTS = 2000
-#: samples read at once
-BLOCK = 1 << 20
+BLOCK = 1 << 20  #: samples read at once
 
 #: heights in a row, where the waveform is between -1 and 1
 SEGMENT_BAND = (1.15, 0.6)
 WORD_LANES = ((-1.5, 0.4), (-1.95, 0.4), (-2.4, 0.4))
 BOTTOM, TOP = -2.5, 1.85
-#: inches that a column of 7-point text takes, on the safe side
-COLUMN_INCHES = 0.065
+COLUMN_INCHES = 0.065  #: inches that a column of 7-point text takes, on the safe side
 #: families that have what matplotlib's own has not, where they are installed
 FONTS = ("Arial Unicode MS", "Hiragino Sans", "Noto Sans CJK JP", "Noto Sans Arabic")
 

@@ -5,8 +5,6 @@ the pause between two segments. Lines are filled word by word; a word longer tha
 one to itself, whole.
 """
 
-from __future__ import annotations
-
 import html
 import math
 import re
@@ -15,19 +13,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, groupby, pairwise, zip_longest
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..errors import InputError
+from ..transcription.transcript import Segment, Transcript, Word
 from .line_breaking import columns, is_rtl, line_breaks, one_line
-
-if TYPE_CHECKING:
-    from ..transcription.transcript import Segment, Transcript, Word
 
 #: an underline waits for the next word over pauses up to this, in s, instead of flickering
 LONGEST_HOLD = 0.3
 
-#: does to text what a format needs done
-Escape = Callable[[str], str]
+Escape = Callable[[str], str]  #: does to text what a format needs done
 
 _ARROW = re.compile("-{2,}>")
 

@@ -1,20 +1,15 @@
 """Transcripts as text and as files."""
 
-from __future__ import annotations
-
 import json
 import math
 import string
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..transcription.transcript import Segment, Transcript, Word
 from .line_breaking import one_line
 from .subtitles import SubtitleOptions, to_srt, to_vtt
-
-if TYPE_CHECKING:
-    from ..transcription.transcript import Segment, Transcript, Word
 
 #: what the template of a file's name may hold
 NAME_FIELDS = ("stem", "name", "parent", "model", "language", "task")

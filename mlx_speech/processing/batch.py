@@ -7,8 +7,7 @@ import mlx.core as mx
 
 from ..errors import InputError, UnsupportedOptionError
 
-#: rows of token ids
-TokenRows = Sequence[Sequence[int]] | mx.array
+TokenRows = Sequence[Sequence[int]] | mx.array  #: rows of token ids
 
 
 class BatchEncoding(dict):

@@ -9,8 +9,7 @@ from typing import Any
 from ..checkpoint.folder import read_json
 from ..errors import CheckpointError, InputError
 
-#: Jinja source, or several by name
-Templates = str | dict[str, str] | None
+Templates = str | dict[str, str] | None  #: Jinja source, or several by name
 
 
 def find_chat_templates(folder: Path, tokenizer_config: dict[str, Any]) -> Templates:

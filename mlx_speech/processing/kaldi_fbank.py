@@ -20,10 +20,8 @@ FRAME_MS = 25.0
 SHIFT_MS = 10.0
 PREEMPHASIS = 0.97
 LOW_HZ = 20.0
-#: least energy whose logarithm is taken
-FLOOR = float(np.finfo(np.float32).eps)
-#: frames computed at a time: 13 MB of them
-CHUNK_FRAMES = 4096
+FLOOR = float(np.finfo(np.float32).eps)  #: least energy whose logarithm is taken
+CHUNK_FRAMES = 4096  #: frames computed at a time: 13 MB of them
 
 
 def frame_samples(sampling_rate: float) -> tuple[int, int]:

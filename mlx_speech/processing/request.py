@@ -32,11 +32,9 @@ class TranscriptionRequest:
         for name in ("language", "target_language", "prompt"):
             value = getattr(self, name)
             if not isinstance(value, str | None):
-                text = "{option} is {value!r}, but must be text"
-                raise InputError.about(text, option=name, value=value)
+                raise InputError.must_be(name, value, "text")
         if self.task not in ("transcribe", "translate"):
-            text = "{task} is {value!r}, but must be 'transcribe' or 'translate'"
-            raise InputError.about(text, value=self.task)
+            raise InputError.must_be("task", self.task, "'transcribe' or 'translate'")
         chosen = self.task != "transcribe" or self.punctuate or self.keywords
         named = self.language is not None or self.target_language is not None
         if self.prompt is not None and (chosen or named):
@@ -57,8 +55,7 @@ class TranscriptionRequest:
 
 def _check_keywords(keywords: Sequence[str]) -> None:
     if isinstance(keywords, str) or not isinstance(keywords, Sequence):
-        text = "{keywords} is {value!r}, but must be a list of words"
-        raise InputError.about(text, value=keywords)
+        raise InputError.must_be("keywords", keywords, "a list of words")
     for word in keywords:
         # they are told to the model as one line, with commas between them
         if not (isinstance(word, str) and word.strip() and word.isprintable() and "," not in word):

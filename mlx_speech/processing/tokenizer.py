@@ -307,3 +307,6 @@ class LlamaTokenizer(Tokenizer):
     """
 
     _llama = True
+
+
+AutoTokenizer = Tokenizer  #: by the name under which transformers' examples import it

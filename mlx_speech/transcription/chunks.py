@@ -1,9 +1,8 @@
 """From a recording to chunks that are ready to be decoded, in memory that does not grow with it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 import mlx.core as mx
 import numpy as np
@@ -75,7 +74,7 @@ class AudioChunk:
     levels_db: np.ndarray | None = None
 
     @classmethod
-    def of_span(cls, span: Span, recording: Recording, audio: mx.array) -> AudioChunk:
+    def of_span(cls, span: Span, recording: Recording, audio: mx.array) -> Self:
         """The chunk for a span."""
         end = min(span.end / FRAMES_PER_SECOND, recording.duration)
         begin = span.start / FRAMES_PER_SECOND

@@ -1,11 +1,10 @@
 """What a CTC head's labels stand for, and where the labels of a known text lie in time."""
 
-from __future__ import annotations
-
 import itertools
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -35,7 +34,7 @@ class CTCVocabulary:
     size: int
 
     @classmethod
-    def of_head(cls, output_dim: int) -> CTCVocabulary | None:
+    def of_head(cls, output_dim: int) -> Self | None:
         """The vocabulary of a head of that many labels; None where it is not known: so with the 42
         of Granite Speech 3.2, whose order nobody has published."""
         return cls(output_dim) if output_dim in (256, 348) else None

@@ -1,8 +1,7 @@
 """Voice activity detection (VAD), encoder frame by encoder frame (20 ms each)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 import mlx.core as mx
 import numpy as np
@@ -39,20 +38,19 @@ class SpeechActivity:
     level: np.ndarray
 
     @classmethod
-    def none(cls) -> SpeechActivity:
+    def none(cls) -> Self:
         """That of no frames."""
         return cls(np.zeros(0, bool), np.zeros(0, np.float32))
 
     def __len__(self) -> int:
         return self.speech.size
 
-    def __getitem__(self, frames: slice) -> SpeechActivity:
-        return SpeechActivity(self.speech[frames], self.level[frames])
+    def __getitem__(self, frames: slice) -> Self:
+        return type(self)(self.speech[frames], self.level[frames])
 
-    def __add__(self, later: SpeechActivity) -> SpeechActivity:
-        return SpeechActivity(
-            np.concatenate([self.speech, later.speech]), np.concatenate([self.level, later.level])
-        )
+    def __add__(self, later: Self) -> Self:
+        speech = np.concatenate([self.speech, later.speech])
+        return type(self)(speech, np.concatenate([self.level, later.level]))
 
 
 def ctc_vad(ctc_logits: mx.array, blank: int = 0, space: int | None = None) -> SpeechActivity:

@@ -11,12 +11,13 @@ import commands
 import pytest
 from conftest import DATA
 
-from mlx_speech import AudioError, transcription
+from mlx_speech import AudioError
 from mlx_speech.cli import transcribe_options
 from mlx_speech.cli.inputs import Input
 from mlx_speech.cli.outputs import default_names, plan, write_files
 from mlx_speech.cli.transcribe import main
 from mlx_speech.errors import InputError
+from mlx_speech.transcription import pipeline
 from mlx_speech.transcription.transcript import Segment, Transcript, TranscriptionDelta
 
 AUDIO = DATA / "audio"
@@ -46,7 +47,7 @@ def transcribed(cli, monkeypatch, tmp_path):
         return Transcript(" ".join(texts), None, 10.0, segments)
 
     monkeypatch.setattr("mlx_speech.loading.load", lambda name, **options: (_Model, None))
-    monkeypatch.setattr(transcription, "transcribe", transcribe)
+    monkeypatch.setattr(pipeline, "transcribe", transcribe)
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -245,7 +246,7 @@ class TestFailures:
 class TestInterrupted:
     def test_what_is_finished_is_kept(self, cli, transcribed, monkeypatch):
         touch("a.wav", "b.wav", "c.wav")
-        whole = transcription.transcribe
+        whole = pipeline.transcribe
 
         def interrupted(source, model, **options):
             if source == "b.wav":
@@ -253,7 +254,7 @@ class TestInterrupted:
                 raise KeyboardInterrupt
             return whole(source, model, **options)
 
-        monkeypatch.setattr(transcription, "transcribe", interrupted)
+        monkeypatch.setattr(pipeline, "transcribe", interrupted)
         status, _, err = cli("a.wav", "b.wav", "c.wav", "-o", "out")
         assert status == 130
         assert err.startswith("interrupted at 0:12:34 of 1:00:00 in b.wav: 1 of 3 done (")
@@ -338,7 +339,7 @@ class TestStream:
     @pytest.fixture
     def streamed(self, cli, transcribed, monkeypatch):
         def stream(source, model, **options):
-            whole = transcription.transcribe(source, model, **options)
+            whole = pipeline.transcribe(source, model, **options)
             for index, segment in enumerate(whole.segments):
                 for word in segment.text.split(" "):
                     space = " " if index or word != "first" else ""
@@ -346,7 +347,7 @@ class TestStream:
                 yield TranscriptionDelta("", segment)
             return whole
 
-        monkeypatch.setattr(transcription, "stream_transcribe", stream)
+        monkeypatch.setattr(pipeline, "stream_transcribe", stream)
         touch("a.wav")
 
     def test_a_line_for_each_segment(self, cli, streamed):
@@ -364,7 +365,7 @@ class TestStream:
             yield TranscriptionDelta("first", None)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(transcription, "stream_transcribe", stream)
+        monkeypatch.setattr(pipeline, "stream_transcribe", stream)
         touch("a.wav")
         status, out, err = cli("a.wav", "--stream")
         assert (status, out) == (130, "first\n")

@@ -15,8 +15,9 @@ import pytest
 from commands import Caller, one_line, run, shell
 from conftest import DATA, ROOT, TINY
 
-from mlx_speech import loading, transcription
+from mlx_speech import loading
 from mlx_speech.cli.transcribe import build_parser, main
+from mlx_speech.transcription import pipeline
 from mlx_speech.transcription.pipeline import DEFAULT_MODEL
 from mlx_speech.transcription.transcript import Segment, Transcript
 
@@ -198,7 +199,7 @@ class TestOptions:
                 heard.update(options)
                 return Transcript("", None, 1.0, [])
 
-            monkeypatch.setattr(transcription, "transcribe", transcribe)
+            monkeypatch.setattr(pipeline, "transcribe", transcribe)
             assert cli(GATE, "--keywords", given)[0] == 0
             assert heard["keywords"] == ["MLX", "Jais 2", "Äpfel"]
 
@@ -214,7 +215,7 @@ class TestOptions:
             heard.update(options)
             return Transcript("", None, 1.0, [])
 
-        monkeypatch.setattr(transcription, "transcribe", transcribe)
+        monkeypatch.setattr(pipeline, "transcribe", transcribe)
         assert cli(GATE)[0] == 0
         assert heard == {"task": "transcribe", "punctuate": False, "word_timestamps": False}
         heard.clear()
@@ -265,7 +266,7 @@ class TestOptions:
             ]
             return Transcript("la", None, 999.0, segments)
 
-        monkeypatch.setattr(transcription, "transcribe", transcribe)
+        monkeypatch.setattr(pipeline, "transcribe", transcribe)
         err = cli(GATE, "--verbose")[2]
         assert "at 0:00:00, 0:02:00, 0:04:00, 0:06:00, 0:08:00 and 2 more: they ran into" in err
         assert "the segment at 0:03:00 repeated itself; decoded again" in err

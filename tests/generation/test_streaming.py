@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from mlx_speech.generation import StreamingDetokenizer
-from mlx_speech.processing import Tokenizer
+from mlx_speech.processing.tokenizer import Tokenizer
 
 
 def byte_tokenizer() -> Tokenizer:

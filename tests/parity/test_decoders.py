@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mlx_speech.processing import Tokenizer
+from mlx_speech.processing.tokenizer import Tokenizer
 
 from .random_models import (
     PAD,

@@ -11,7 +11,7 @@ import pytest
 from transformers import GraniteSpeechFeatureExtractor as ReferenceExtractor
 from transformers import GraniteSpeechProcessor as ReferenceProcessor
 
-from mlx_speech.processing import GraniteSpeechProcessor
+from mlx_speech.processing.granite_speech import GraniteSpeechProcessor
 from mlx_speech.processing.log_mel import GraniteSpeechFeatureExtractor
 
 LENGTHS = [257, 319, 320, 321, 400, 479, 480, 511, 512, 1600, 1601, 4799, 4800, 4801, 9599, 16000]

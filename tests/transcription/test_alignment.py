@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from small_tokenizers import LLAMA_MODEL, save
 
 from mlx_speech import InputError, LlamaTokenizer, load_audio
-from mlx_speech.processing import Tokenizer
+from mlx_speech.processing.tokenizer import Tokenizer
 from mlx_speech.transcription.alignment import (
     align_words,
     frame_levels,
