@@ -75,12 +75,8 @@ def model_card(
     if known and conversion.bits is not None:
         carried["base_model_relation"] = "quantized"
     task = "automatic-speech-recognition" if speech else "text-generation"
-    data = ModelCardData(
-        **{"pipeline_tag": task, **carried},
-        base_model=base_model,
-        library_name="mlx",
-        tags=[*tags, _TAG],
-    )
+    about = {"base_model": base_model, "library_name": "mlx", "tags": [*tags, _TAG]}
+    data = ModelCardData(**{"pipeline_tag": task, **carried, **about})
     name = name or conversion.folder.name
     parts = [
         f"# {name.rpartition('/')[2]}",

@@ -5,8 +5,6 @@ computes waits in temporary files for the others: mostly 4 bytes for each entry 
 and each token, which is 100 MB for a minute of speech with Granite Speech.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import os
@@ -15,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import mlx.core as mx
 
@@ -56,7 +54,7 @@ class Difference:
     divergence: float = 0.0
     tokens: int = 0
 
-    def add(self, other: Difference) -> None:
+    def add(self, other: Self) -> None:
         """Take in what was found elsewhere."""
         self.words += other.words
         self.errors += other.errors
@@ -210,10 +208,7 @@ class ModelRunner:
     """A checkpoint, loaded, run over recordings."""
 
     def __init__(
-        self,
-        source: str | os.PathLike,
-        revision: str | None,
-        progress: Callable[[str], None],
+        self, source: str | os.PathLike, revision: str | None, progress: Callable[[str], None]
     ):
         folder = resolve_checkpoint(source, revision=revision)
         self._progress = lambda doing: progress(f"{os.fspath(source)}: {doing}")
@@ -231,9 +226,8 @@ class ModelRunner:
             for audio in job.chunks:
                 (segment,) = job.decoder.decode([audio])
                 segments.append(segment)
-                references.append(
-                    ReferenceSegment(audio.begin, audio.begin + audio.duration, segment.tokens)
-                )
+                end = audio.begin + audio.duration
+                references.append(ReferenceSegment(audio.begin, end, segment.tokens))
                 mx.clear_cache()
             for number, stages in enumerate(self._stages(job.recording, references)):
                 mx.save_safetensors(f"{stem}{number}.safetensors", stages)
@@ -276,11 +270,8 @@ def differences(original: dict[str, mx.array], converted: dict[str, mx.array]) -
     pairs = [(name, value, converted[name]) for name, value in original.items()]
     pairs.append((STAGES[-1], before[:, 0], after[:, 0]))
     squares = {name: (mx.sum((a - b) ** 2).item(), mx.sum(a**2).item()) for name, a, b in pairs}
-    return Difference(
-        squares=squares,
-        divergence=mx.sum(divergences(before, after)).item(),
-        tokens=before.shape[1],
-    )
+    divergence = mx.sum(divergences(before, after)).item()
+    return Difference(squares=squares, divergence=divergence, tokens=before.shape[1])
 
 
 def divergences(before: mx.array, after: mx.array) -> mx.array:

@@ -1,7 +1,5 @@
 """Command line: `python -m mlx_speech.convert [options] --model MODEL`."""
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import sys

@@ -1,7 +1,5 @@
 """Convert a checkpoint module by module: what is in memory is one of them."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -86,16 +84,12 @@ def convert(
         InputError: the arguments contradict each other or what is there.
     """
     several = q_bits if isinstance(q_bits, Sequence) else [q_bits]
-    if not quantize and (
-        several != [None] or q_group_size or q_mode != "affine" or quant_predicate
-    ):
-        raise InputError.about(
-            "{q_bits}, {q_group_size}, {q_mode} and {quant_predicate} need {quantize}"
-        )
+    how = several != [None] or q_group_size or q_mode != "affine" or quant_predicate
+    if how and not quantize:
+        text = "{q_bits}, {q_group_size}, {q_mode} and {quant_predicate} need {quantize}"
+        raise InputError.about(text)
     if not several or len(set(several)) < len(several):
-        raise InputError.about(
-            "{q_bits} is {value}, but must be different numbers", value=list(several)
-        )
+        raise InputError.must_be("q_bits", list(several), "different numbers")
     source = Source.find(path_or_repo, revision, values=not dry_run, progress=progress)
     mlx_path = Path(os.path.expanduser(mlx_path))
     targets = [
@@ -108,29 +102,14 @@ def convert(
                 clean_up(target)
     for target in targets:
         _check_target(target, source.folder, overwrite)
-    options: dict[str, Any] = {
-        "group_size": q_group_size,
-        "mode": q_mode,
-        "recipe": quant_predicate,
-    }
+    asked: dict[str, Any] = {"group_size": q_group_size, "mode": q_mode, "recipe": quant_predicate}
     with _writing(mlx_path), ExitStack() as stack:
         stage = stack.enter_context(source.as_safetensors(None if dry_run else mlx_path))
-        opened = open_model(
-            stage,
-            source.config,
-            quantize=quantize,
-            dequantized=dequantize,
-            dtype=dtype,
-            fuse_adapter=fuse_adapter,
-        )
-        plans = [
-            resolve_quantization(opened.model, bits=bits, **options) if quantize else None
-            for bits in several
-        ]
-        results = [
-            _result(source, opened, target, quantization)
-            for target, quantization in zip(targets, plans, strict=True)
-        ]
+        opened = open_model(stage, source.config, quantize, dequantize, dtype, fuse_adapter)
+        results = []
+        for bits, target in zip(several, targets, strict=True):
+            plan = resolve_quantization(opened.model, bits=bits, **asked) if quantize else None
+            results.append(_result(source, opened, target, plan))
         if not dry_run:
             _write(source, opened, results, overwrite, progress_callback)
     return results
@@ -140,24 +119,17 @@ def _check_target(target: Path, source: Path, overwrite: bool) -> None:
     """Refuse to write over what should stay."""
     if not target.exists() and not target.is_symlink():
         return
+    wrong = ""
     if not target.is_dir():
-        raise InputError.about(
-            "{target} is a file; give another folder as {mlx_path}", target=target
-        )
-    if source.resolve().is_relative_to(target.resolve()):
-        raise InputError.about(
-            "{target} is, or holds, the model to be converted; give another {mlx_path}",
-            target=target,
-        )
-    held = os.listdir(target)
-    if not held:
-        return
-    if not overwrite:
-        raise InputError.about(
-            "{target} exists; give another {mlx_path}, or {overwrite}", target=target
-        )
-    if "config.json" not in held:
-        raise InputError(f"{target} is no model folder and is not overwritten; remove it yourself")
+        wrong = "is a file; give another folder as {mlx_path}"
+    elif source.resolve().is_relative_to(target.resolve()):
+        wrong = "is, or holds, the model to be converted; give another {mlx_path}"
+    elif (held := os.listdir(target)) and not overwrite:
+        wrong = "exists; give another {mlx_path}, or {overwrite}"
+    elif held and "config.json" not in held:
+        wrong = "is no model folder and is not overwritten; remove it yourself"
+    if wrong:
+        raise InputError.about(f"{{target}} {wrong}", target=target)
 
 
 @contextmanager
@@ -216,17 +188,10 @@ def _result(
         default = quantization.default
     elif found := [row.settings for row in rows if row.settings]:
         default = max(found, key=found.count)
-    return Conversion(
-        folder,
-        Plan(tuple(rows)),
-        default.get("bits"),
-        default.get("group_size"),
-        default.get("mode"),
-        None if quantization is None else quantization.name,
-        opened.dtype,
-        source.name,
-        opened.fused_adapter,
-    )
+    usual = (default.get("bits"), default.get("group_size"), default.get("mode"))
+    recipe = None if quantization is None else quantization.name
+    plan, adapter = Plan(tuple(rows)), opened.fused_adapter
+    return Conversion(folder, plan, *usual, recipe, opened.dtype, source.name, adapter)
 
 
 def _note(path, module, quantization, settings, dtype) -> str:
@@ -253,10 +218,8 @@ def _write(
     """Write all results in one pass over the source."""
     total, done = results[0].plan.before, 0
     with ExitStack() as stack:
-        folders = [
-            stack.enter_context(replacing_folder(result.folder, overwrite=overwrite))
-            for result in results
-        ]
+        replaced = [replacing_folder(result.folder, overwrite=overwrite) for result in results]
+        folders = [stack.enter_context(folder) for folder in replaced]
         _check_space(folders[0], results)
         settings = [{row.path: row.settings for row in r.plan.rows} for r in results]
         writers = []

@@ -1,7 +1,5 @@
 """What a check found, as a table for a terminal and for a model card."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 

@@ -5,19 +5,16 @@ tensor), and the tensors' bytes one after the other
 (https://huggingface.co/docs/safetensors, "Format").
 """
 
-from __future__ import annotations
-
 import io
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import mlx.core as mx
 
-#: most bytes of tensors in one file, unless one alone has more
-SHARD_BYTES = 5 * 10**9
+SHARD_BYTES = 5 * 10**9  #: most bytes of tensors in one file, unless one alone has more
 INDEX = "model.safetensors.index.json"
 
 
@@ -30,7 +27,7 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, name: str, array: mx.array) -> TensorSpec:
+    def of(cls, name: str, array: mx.array) -> Self:
         return cls(name, array.dtype, array.shape)
 
     @property

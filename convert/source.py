@@ -1,7 +1,5 @@
 """The checkpoint that is converted: its model, of which nothing is read yet, and its files."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -11,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -59,13 +57,8 @@ class Source:
 
     @classmethod
     def find(
-        cls,
-        path_or_repo: str | os.PathLike,
-        revision: str | None,
-        *,
-        values: bool,
-        progress: bool,
-    ) -> Source:
+        cls, path_or_repo: str | os.PathLike, revision: str | None, *, values: bool, progress: bool
+    ) -> Self:
         """Find it, or fetch it from the Hub; errors are those of `load`.
 
         Args:
@@ -133,7 +126,6 @@ class OpenModel:
 def open_model(
     folder: Path,
     config: dict[str, Any],
-    *,
     quantize: bool,
     dequantized: bool,
     dtype: str | None,
@@ -147,10 +139,7 @@ def open_model(
         InputError: it is asked for what it does not need.
     """
     if dtype not in (None, *_DTYPES):
-        able = ", ".join(_DTYPES)
-        raise InputError.about(
-            "{dtype} is {value!r}, but must be one of {able}", value=dtype, able=able
-        )
+        raise InputError.must_be("dtype", dtype, f"one of {', '.join(_DTYPES)}")
     model: PretrainedModel = lazy_model(folder, config, model_class(config))
     stored: dict[str, int] = {}
     for name, value in tree_flatten(model.parameters()):
@@ -166,23 +155,19 @@ def open_model(
     attach_adapter(model, folder, mx.float32)
     adapted = [(p, m) for p, m in model.named_modules() if isinstance(m, LoRALinear)]
     if fuse_adapter and not adapted:
-        raise InputError.about(
-            "{folder}: there is no adapter to fuse; leave out {fuse_adapter}", folder=folder
-        )
+        text = "{folder}: there is no adapter to fuse; leave out {fuse_adapter}"
+        raise InputError.about(text, folder=folder)
     modules = dict(model.named_modules())
     for path, layer in adapted:
         if fuse_adapter:
             layer.base.weight = fused(layer).astype(chosen)
         parent, _, name = path.rpartition(".")
         setattr(modules[parent], name, layer.base)
-    names = ("r", "lora_alpha", "target_modules")
-    adapter = read_json(folder, ADAPTER_CONFIG) if fuse_adapter else {}
-    return OpenModel(
-        model,
-        str(chosen).rpartition(".")[2],
-        stored,
-        {name: adapter.get(name) for name in names} if fuse_adapter else None,
-    )
+    kept = None
+    if fuse_adapter:
+        adapter = read_json(folder, ADAPTER_CONFIG)
+        kept = {name: adapter.get(name) for name in ("r", "lora_alpha", "target_modules")}
+    return OpenModel(model, str(chosen).rpartition(".")[2], stored, kept)
 
 
 def _check_quantized(
@@ -205,9 +190,8 @@ def _check_quantized(
                 folder=folder,
             )
     if dequantized and not found:
-        raise CheckpointError.about(
-            "{folder}: not quantized; leave out {dequantize}", folder=folder
-        )
+        text = "{folder}: not quantized; leave out {dequantize}"
+        raise CheckpointError.about(text, folder=folder)
 
 
 def fused(layer: LoRALinear) -> mx.array:

@@ -1,7 +1,5 @@
 """A converted model -> a repository on the Hugging Face Hub, by huggingface_hub's own uploading."""
 
-from __future__ import annotations
-
 import os
 from contextlib import ExitStack
 from pathlib import Path

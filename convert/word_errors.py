@@ -1,7 +1,5 @@
 """Word errors: how far one transcript is from another."""
 
-from __future__ import annotations
-
 
 def word_errors(reference: str, hypothesis: str) -> int:
     """Fewest words to insert, delete or replace to make `hypothesis` of `reference`.

@@ -16,10 +16,8 @@ from .layers.cache import KVCache
 from .transcription.pipeline import transcribe
 from .transcription.transcript import Transcript
 
-#: the pieces of a reply, as they come
-Replies = Generator[GenerationResponse, None, None]
-#: limit on a reply, where nothing is said and the context has room
-REPLY_TOKENS = 512
+Replies = Generator[GenerationResponse, None, None]  #: the pieces of a reply, as they come
+REPLY_TOKENS = 512  #: limit on a reply, where nothing is said and the context has room
 
 
 class ChatSession:
@@ -54,8 +52,7 @@ class ChatSession:
 
     def reset(self) -> None:
         """Forget the conversation."""
-        #: what was said, `{"role": ..., "content": ...}`
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[dict[str, str]] = []  #: what was said, `{"role": ..., "content": ...}`
         if self.system is not None:
             self.messages.append({"role": "system", "content": self.system})
         self._start_over()
@@ -74,8 +71,7 @@ class ChatSession:
         """
         return transcribe(audio, (self.model, self.processor), **options)
 
-    #: the same by its older name
-    listen = transcribe
+    listen = transcribe  #: the same by its older name
 
     def send(self, text: str, **options: Any) -> str:
         """The reply to a message; options as for the session."""

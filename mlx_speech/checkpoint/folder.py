@@ -1,7 +1,5 @@
 """The files of a checkpoint folder: which there are, and the JSON among them."""
 
-from __future__ import annotations
-
 import json
 import os
 from fnmatch import fnmatchcase
@@ -12,12 +10,8 @@ from ..errors import CheckpointError
 
 #: what configurations and processors are read from
 SMALL_FILES = (
-    "*.json",
-    "*.jinja",
-    "additional_chat_templates/*.jinja",
-    "*.model",
-    "*vocab*.txt",
-    "*merges*.txt",
+    *("*.json", "*.jinja", "additional_chat_templates/*.jinja"),
+    *("*.model", "*vocab*.txt", "*merges*.txt"),
 )
 # best first: index of shards, single file, other names for it
 _WEIGHTS = (

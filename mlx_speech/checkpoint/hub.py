@@ -5,8 +5,6 @@ loading reads is fetched: first the small files, then the weights that they name
 wherever there are any.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -169,9 +167,8 @@ def _weights_of(repo_id: str, folder: Path) -> list[str]:
     if not held & {"config.json", ADAPTER_CONFIG}:
         if listing is None:
             raise HubError(f"{repo_id}: {_lacks(['config.json'])}: run again with a connection")
-        raise CheckpointError(
-            f"{repo_id} is not a model that can be loaded: it holds no config.json"
-        )
+        message = f"{repo_id} is not a model that can be loaded: it holds no config.json"
+        raise CheckpointError(message)
     names = weight_files(folder, held, repo_id)
     if not names and listing is None and "config.json" in held:
         names = ["model.safetensors"]
@@ -179,9 +176,8 @@ def _weights_of(repo_id: str, folder: Path) -> list[str]:
         names.append(ADAPTER_WEIGHTS)
 
     if not names:
-        raise CheckpointError(
-            f"{repo_id} ships {NO_WEIGHTS}: choose another repository or revision"
-        )
+        message = f"{repo_id} ships {NO_WEIGHTS}: choose another repository or revision"
+        raise CheckpointError(message)
     if listing is not None and (absent := set(names) - listing):
         raise CheckpointError(
             f"{repo_id}: its index of weights names {min(absent)}, which the repository does not "
@@ -240,9 +236,7 @@ def _lacks(missing: list[str]) -> str:
 
 @contextmanager
 def explained(
-    repo_id: str | None,
-    revision: str | None = None,
-    missing: Callable[[], list[str]] | None = None,
+    repo_id: str | None, revision: str | None = None, missing: Callable[[], list[str]] | None = None
 ) -> Iterator[None]:
     """Within it, what goes wrong with the Hub becomes a `HubError` of one line.
 

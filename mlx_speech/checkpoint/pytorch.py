@@ -5,8 +5,6 @@ bytes: since torch 1.6 in a zip without compression (NAME/data.pkl, NAME/data/KE
 after the other in one file ("legacy"). The formats are those of torch/serialization.py.
 """
 
-from __future__ import annotations
-
 import io
 import mmap
 import os
@@ -51,9 +49,8 @@ def read_pytorch_bin(path: str | os.PathLike) -> dict[str, mx.array]:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _read(file, data)
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path.parent}: {path.name} is missing; download it again"
-        ) from error
+        message = f"{path.parent}: {path.name} is missing; download it again"
+        raise CheckpointError(message) from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except CheckpointError as error:
@@ -66,9 +63,8 @@ def _read(file: BinaryIO, data: mmap.mmap) -> dict[str, mx.array]:
     elif data[:1] == pickle.PROTO:
         tree, records, byteorder = _parse_legacy(data)
     elif data[257:262] == b"ustar":
-        raise CheckpointError(
-            "in the tar format of torch before 0.2; load and save it once with torch"
-        )
+        message = "in the tar format of torch before 0.2; load and save it once with torch"
+        raise CheckpointError(message)
     else:
         raise CheckpointError(_NO_TORCH_FILE)
 

@@ -94,9 +94,8 @@ class Quantization:
         requested = self.requested(path, module)
         if not requested:
             return False
-        group_size = fitting_group(
-            module.weight.shape[-1], requested["group_size"], requested["mode"]
-        )
+        wanted = (requested["group_size"], requested["mode"])
+        group_size = fitting_group(module.weight.shape[-1], *wanted)
         return group_size is not None and {**requested, "group_size": group_size}
 
     def requested(self, path: str, module: nn.Module) -> dict[str, Any] | None:
@@ -116,9 +115,8 @@ class Quantization:
             raise InputError(f"the predicate gives {answer!r} for {path}, not a bool or a dict")
         if answer is False:
             return None
-        return checked(
-            {**self.default, **(answer if isinstance(answer, dict) else {})}, f"{path}: "
-        )
+        changes = answer if isinstance(answer, dict) else {}
+        return checked({**self.default, **changes}, f"{path}: ")
 
     def _bits(self, path: str) -> int:
         part = part_of(path)
@@ -158,24 +156,14 @@ def checked(settings: dict[str, Any], whose: str = "") -> dict[str, Any]:
         raise InputError(f"{whose}{min(extra)} is no setting of a quantization")
     mode = settings["mode"]
     if mode not in MODES:
-        able = ", ".join(MODES)
-        raise InputError.about(
-            "{whose}{q_mode} is {mode!r}, but must be one of {able}",
-            whose=whose,
-            mode=mode,
-            able=able,
-        )
+        text = "{whose}{q_mode} is {mode!r}, but must be one of {able}"
+        raise InputError.about(text, whose=whose, mode=mode, able=", ".join(MODES))
     for name, possible in zip(("group_size", "bits"), MODES[mode], strict=True):
         if settings[name] not in possible:
+            text = "{whose}{option} is {value!r}, but {mode} has {able}"
+            values = {"whose": whose, "value": settings[name], "mode": mode}
             able = ", ".join(map(str, sorted(possible)))
-            raise InputError.about(
-                "{whose}{option} is {value!r}, but {mode} has {able}",
-                option=f"q_{name}",
-                whose=whose,
-                value=settings[name],
-                mode=mode,
-                able=able,
-            )
+            raise InputError.about(text, option=f"q_{name}", able=able, **values)
     return settings
 
 
@@ -206,22 +194,13 @@ def resolve_quantization(
     checked({"group_size": size, "bits": width, "mode": mode})
     if isinstance(recipe, str):
         if recipe not in RECIPES:
-            raise InputError.about(
-                "{quant_predicate} is {recipe!r}, but must be one of {able}",
-                recipe=recipe,
-                able=", ".join(RECIPES),
-            )
+            raise InputError.must_be("quant_predicate", recipe, f"one of {', '.join(RECIPES)}")
         if bits is not None:
-            raise InputError.about(
-                "{quant_predicate} {recipe} says how many bits; leave out {q_bits}", recipe=recipe
-            )
+            text = "{quant_predicate} {recipe} says how many bits; leave out {q_bits}"
+            raise InputError.about(text, recipe=recipe)
         if not set(vars(RECIPES[recipe]).values()) & set(possible):
-            raise InputError.about(
-                "{q_mode} {mode} has {bits} bits, which {recipe} has not",
-                mode=mode,
-                bits=possible[0],
-                recipe=recipe,
-            )
+            text = "{q_mode} {mode} has {bits} bits, which {recipe} has not"
+            raise InputError.about(text, mode=mode, bits=possible[0], recipe=recipe)
         return Quantization(RECIPES[recipe], recipe, mode, size)
     speech = any(re.match(PARTS["encoder"], path) for path, _ in model.named_modules())
     name = "custom" if recipe else f"{'speech' if speech else 'all'}_{width}bit"
@@ -289,14 +268,9 @@ def dequantize(model: nn.Module, dtype: mx.Dtype) -> None:
     def plain(module: nn.Module) -> nn.Module:
         if not isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
             return module
-        weight = mx.dequantize(
-            module.weight,
-            module.scales,
-            module.get("biases"),
-            group_size=module.group_size,
-            bits=module.bits,
-            mode=module.mode,
-        )
+        settings = {name: getattr(module, name) for name in ("group_size", "bits", "mode")}
+        parts = (module.weight, module.scales, module.get("biases"))
+        weight = mx.dequantize(*parts, **settings)
         rows, inputs = weight.shape
         if isinstance(module, nn.QuantizedEmbedding):
             layer = nn.Embedding(rows, inputs)

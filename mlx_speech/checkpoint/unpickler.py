@@ -7,8 +7,6 @@ That is the unpickler written in Python: the one in C gives no say in what is ha
 crafted tuple takes forever, and has an array for a memo, as long as a crafted number says.
 """
 
-from __future__ import annotations
-
 import math
 import pickle
 import struct
@@ -148,8 +146,7 @@ class Unpickler(_Machine):
 
     def __init__(self, file):
         super().__init__(file)
-        #: whole storages by key
-        self.storages: dict[str, Storage] = {}
+        self.storages: dict[str, Storage] = {}  #: whole storages by key
 
     def load(self) -> object:
         self.memo.clear()
@@ -158,9 +155,8 @@ class Unpickler(_Machine):
         except EOFError as error:
             raise CheckpointError("a truncated file; download it again") from error
         except (AttributeError, TypeError) as error:
-            raise CheckpointError(
-                "refused: its pickle does something else than describe plain tensors"
-            ) from error
+            message = "refused: its pickle does something else than describe plain tensors"
+            raise CheckpointError(message) from error
         except (pickle.UnpicklingError, LookupError, ValueError, struct.error) as error:
             raise CheckpointError("its pickle is damaged; download it again") from error
 

@@ -1,7 +1,5 @@
 """Tensors of a checkpoint folder -> a model: read, renamed, assigned, cast, with the adapter."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -138,9 +136,8 @@ def read_safetensors(file: Path) -> dict[str, mx.array]:
     try:
         return mx.load(str(file))
     except RuntimeError as error:
-        raise CheckpointError(
-            f"{file}: not a whole safetensors file; download it again ({error})"
-        ) from error
+        message = f"{file}: not a whole safetensors file; download it again ({error})"
+        raise CheckpointError(message) from error
 
 
 def assign_weights(model: nn.Module, weights: dict[str, mx.array], folder: Path) -> None:
@@ -178,12 +175,7 @@ def assign_weights(model: nn.Module, weights: dict[str, mx.array], folder: Path)
 
 def cast(model: nn.Module, dtype: mx.Dtype) -> None:
     """Have a model's floating-point tensors in one type."""
-    model.update(
-        tree_map(
-            lambda v: v.astype(dtype) if _is_floating(v) else v,
-            model.parameters(),
-        )
-    )
+    model.update(tree_map(lambda v: v.astype(dtype) if _is_floating(v) else v, model.parameters()))
 
 
 def _is_floating(array: mx.array) -> bool:

@@ -74,11 +74,11 @@ class GenerationConfig:
         for kind, what in ((Integral, "an integer"), (Real, "a number")):
             for name, value in given.items():
                 if _RULES[name][0] is kind and not isinstance(value, kind):
-                    raise _refused(name, value, what)
+                    raise InputError.must_be(name, value, what)
         for name, value in given.items():
             _, holds, rule = _RULES[name]
             if not holds(value):
-                raise _refused(name, value, rule)
+                raise InputError.must_be(name, value, rule)
         if "" in self.stop_texts:
             raise InputError("an empty stop string would end every answer")
         if any("\ud800" <= character <= "\udfff" for t in self.stop_texts for character in t):
@@ -175,8 +175,3 @@ class GenerationConfig:
             return cls(**found)
         except InputError as error:  # its names are the file's, not options that a user gave
             raise CheckpointError(f"the checkpoint's generation defaults: {error}") from None
-
-
-def _refused(option: str, value: Any, rule: str) -> InputError:
-    message = "{option} is {value!r}, but must be {rule}"
-    return InputError.about(message, option=option, value=value, rule=rule)

@@ -39,8 +39,7 @@ class StopStringFilter:
     def __init__(self, strings: Sequence[str]):
         self._strings = strings
         self._held = ""
-        #: whether one of the strings has come
-        self.reached = False
+        self.reached = False  #: whether one of the strings has come
 
     def add(self, piece: str) -> str:
         """What of the text so far is certain to come before the string."""

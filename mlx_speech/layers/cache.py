@@ -41,10 +41,9 @@ def make_cache(
         InputError: options that do not go together.
     """
     if kv_bits not in (None, 4, 8):
-        raise InputError.about("{kv_bits} is {value!r}, but must be 4 or 8", value=kv_bits)
+        raise InputError.must_be("kv_bits", kv_bits, "4 or 8")
     if kv_group_size not in (32, 64, 128):
-        template = "{kv_group_size} is {value!r}, but must be 32, 64 or 128"
-        raise InputError.about(template, value=kv_group_size)
+        raise InputError.must_be("kv_group_size", kv_group_size, "32, 64 or 128")
     if max_kv_size is not None and kv_bits is not None:
         raise InputError.about("{max_kv_size} and {kv_bits} do not go together; choose one")
     if max_kv_size is not None:

@@ -14,8 +14,7 @@ from .base import ModelOutput, PretrainedModel
 from .decoder import DecoderConfig, DecoderInputs, DecoderModel
 from .loss import causal_lm_loss
 
-#: positions of a prompt that are fed at once
-PREFILL_STEP_SIZE = 2048
+PREFILL_STEP_SIZE = 2048  #: positions of a prompt that are fed at once
 PREFILL_OPTIONS = ("prefill_step_size", "prompt_progress_callback")
 
 
@@ -108,8 +107,7 @@ class CausalLM(PretrainedModel):
             InputError: `prefill_step_size` is not positive.
         """
         if not isinstance(prefill_step_size, int) or prefill_step_size < 1:
-            template = "{prefill_step_size} is {value!r}, but must be at least 1"
-            raise InputError.about(template, value=prefill_step_size)
+            raise InputError.must_be("prefill_step_size", prefill_step_size, "at least 1")
         length = input_ids.shape[1]
         cache[0].prompt_length = cache[0].length + length
         for start in range(0, length, prefill_step_size):

@@ -9,8 +9,7 @@ from ..checkpoint.folder import read_json
 from ..checkpoint.hub import resolve_checkpoint
 from ..errors import CheckpointError
 
-#: default of a field that `__post_init__` works out from the others
-DERIVED: Any = None
+DERIVED: Any = None  #: default of a field that `__post_init__` works out from the others
 
 
 @dataclass(kw_only=True)

@@ -5,8 +5,7 @@ import mlx.nn as nn
 
 from ..errors import InputError
 
-#: label of a position that does not count
-IGNORED = -100
+IGNORED = -100  #: label of a position that does not count
 
 
 def cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
