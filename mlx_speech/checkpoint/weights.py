@@ -135,7 +135,7 @@ def read_safetensors(file: Path) -> dict[str, mx.array]:
         raise CheckpointError(f"{file.parent}: {file.name} is missing; download it again")
     try:
         return mx.load(str(file))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: a header that is not UTF-8
         message = f"{file}: not a whole safetensors file; download it again ({error})"
         raise CheckpointError(message) from error
 

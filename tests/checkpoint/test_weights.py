@@ -84,8 +84,10 @@ def test_files_that_are_missing_or_damaged(tmp_path):
     mx.save_safetensors(str(path), tensors())
     assert mx.array_equal(read_safetensors(path)["bias"], tensors()["bias"])
     whole = path.read_bytes()
-    for cut in (0, 7, 40, len(whole) - 1):
-        path.write_bytes(whole[:cut])
+    name = whole.index(b"bias")
+    not_utf8 = whole[:name] + b"\xff" + whole[name + 1 :]
+    for damaged in (b"", whole[:7], whole[:40], whole[:-1], not_utf8):
+        path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match="not a whole safetensors file"):
             read_safetensors(path)
 
