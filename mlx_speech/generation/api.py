@@ -171,10 +171,9 @@ def _check_cache(
     if padding is not None and any(padding) and not cache[0].padded:
         raise InputError("past_key_values was made without the left_padding of these prompts")
     if cache[0].length >= prompt_length:
-        raise InputError(
-            f"past_key_values holds {cache[0].length} positions already, and the prompt has only "
-            f"{prompt_length}; give the whole conversation, or trim the cache"
-        )
+        lengths = f"{cache[0].length} positions already, and the prompt has only {prompt_length}"
+        remedy = "give the whole conversation, or trim the cache"
+        raise InputError(f"past_key_values holds {lengths}; {remedy}")
 
 
 def _prefill_draft(
@@ -185,10 +184,8 @@ def _prefill_draft(
     cache = model.make_cache()
     logits, step = model.prefill(prompt, cache)
     if logits.shape[-1] != vocab_size:
-        raise InputError(
-            f"the draft model knows {logits.shape[-1]} tokens, the model {vocab_size}; they need "
-            "the same tokenizer"
-        )
+        sizes = f"{logits.shape[-1]} tokens, the model {vocab_size}"
+        raise InputError(f"the draft model knows {sizes}; they need the same tokenizer")
     return step, cache
 
 
@@ -202,18 +199,17 @@ def check_prompt(prompt: mx.array, vocab_size: int) -> None:
     least, greatest = mx.min(prompt).item(), mx.max(prompt).item()
     suspect = least if least < 0 else greatest
     if not 0 <= suspect < vocab_size:
+        remedy = "after adding tokens to a tokenizer, call model.resize_token_embeddings"
         raise InputError(
-            f"input_ids hold {suspect}, the model knows 0 to {vocab_size - 1}; "
-            "after adding tokens to a tokenizer, call model.resize_token_embeddings"
+            f"input_ids hold {suspect}, the model knows 0 to {vocab_size - 1}; {remedy}"
         )
 
 
 def check_generates(model: object) -> None:
     """Raises `UnsupportedOptionError` for a model without a language model's head."""
     if not hasattr(model, "prefill"):
-        raise UnsupportedOptionError(
-            f"a {type(model).__name__} generates no text; that takes a language model with its head"
-        )
+        needed = "that takes a language model with its head"
+        raise UnsupportedOptionError(f"a {type(model).__name__} generates no text; {needed}")
 
 
 def check_context(model: GenerativeModel, prompt_tokens: int, new_tokens: int) -> None:

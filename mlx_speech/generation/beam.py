@@ -53,8 +53,7 @@ class Beams:
         at_limit = length == config.limit
         ends = [at_limit or self.stopping(h.tokens) for _, h in candidates]
         # those that end count only among the first `num_beams`; the rest are there to go on from
-        best = zip(candidates[: config.num_beams], ends, strict=False)
-        for (_, hypothesis), end in best:
+        for (_, hypothesis), end in zip(candidates[: config.num_beams], ends, strict=False):
             if end:
                 score = float(np.float32(hypothesis.score) / length**config.length_penalty)
                 self.finished.append(replace(hypothesis, score=score))

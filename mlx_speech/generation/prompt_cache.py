@@ -83,10 +83,8 @@ def load_prompt_cache(
         if header["format"] != _FORMAT:
             raise CheckpointError(f"{path}: written by another version of this program")
         if header["model"] != fingerprint(model):
-            raise CheckpointError(
-                f"{path}: belongs to another model than {model.folder or 'this one'} (other "
-                "weights, configuration or number type)"
-            )
+            this = f"{model.folder or 'this one'} (other weights, configuration or number type)"
+            raise CheckpointError(f"{path}: belongs to another model than {this}")
         return _read(arrays, header, len(model.make_cache())), dict(header["metadata"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a prompt cache of this program") from error

@@ -27,12 +27,11 @@ def forced_bos(token: int) -> LogitsProcessor:
     def process(tokens: mx.array, scores: mx.array) -> mx.array:
         if tokens.shape[1] > 1:
             return scores
-        vocab_size = scores.shape[-1]
-        if not 0 <= token < vocab_size:
-            raise InputError(
-                f"forced_bos_token_id is {token}, but the vocabulary has {vocab_size} tokens"
-            )
-        forced = mx.where(mx.arange(vocab_size) == token, 0.0, -mx.inf)
+        size = scores.shape[-1]
+        if not 0 <= token < size:
+            message = f"forced_bos_token_id is {token}, but the vocabulary has {size} tokens"
+            raise InputError(message)
+        forced = mx.where(mx.arange(size) == token, 0.0, -mx.inf)
         return mx.broadcast_to(forced, scores.shape)
 
     return process
@@ -85,9 +84,7 @@ def make_sampler(config: GenerationConfig) -> Callable[[mx.array], mx.array]:
 
     def sample(logits: mx.array) -> mx.array:
         nonlocal key
-        subkey = None
-        if key is not None:
-            key, subkey = mx.random.split(key)
+        key, subkey = (None, None) if key is None else mx.random.split(key)
         return mx.random.categorical(truncate(logits, config), key=subkey)
 
     return sample

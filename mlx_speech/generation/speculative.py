@@ -54,16 +54,12 @@ def speculative_search(
                 drafts.append(unseen)
             fed = mx.concatenate([token, *drafts], axis=1)
             checked = run.step(fed)
-            choices = [
-                sample(checked[:, i], mx.concatenate([history, *drafts[:i]], axis=1))
-                for i in range(count + 1)
-            ]
-            own_tokens, own_logprobs = (
-                mx.concatenate(list(part), axis=1)[0] for part in zip(*choices, strict=True)
-            )
-            mx.eval(fed, own_tokens, own_logprobs)
+            contexts = (mx.concatenate([history, *drafts[:i]], axis=1) for i in range(count + 1))
+            choices = [sample(checked[:, i], context) for i, context in enumerate(contexts)]
+            own = [mx.concatenate(list(part), axis=1)[0] for part in zip(*choices, strict=True)]
+            mx.eval(fed, *own)
             proposed = fed[0, 1:].tolist()
-            chosen, logprobs = own_tokens.tolist(), own_logprobs.tolist()
+            chosen, logprobs = (part.tolist() for part in own)
             agreed = next((i for i in range(count) if proposed[i] != chosen[i]), count)
             chosen, logprobs = chosen[: agreed + 1], logprobs[: agreed + 1]
 

@@ -97,9 +97,8 @@ def _prefill(
 ) -> tuple[Prefilled, TextTokenizer, int, float]:
     """Feed a prompt; gives the run, the tokenizer, how many tokens were fed, and when it began."""
     if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedOptionError(
-            f"a {model.config.model_type} model answers recordings, not texts; transcribe them"
-        )
+        what = f"a {model.config.model_type} model answers recordings, not texts; transcribe them"
+        raise UnsupportedOptionError(what)
     tokenizer = text_tokenizer(processor)
     ids = prompt_ids(tokenizer, prompt)
     cache = options.get("past_key_values")

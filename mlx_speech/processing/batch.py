@@ -35,9 +35,8 @@ def check_arrays(return_tensors: str, padding: bool | str, lengths: Sequence[int
         UnsupportedOptionError: arrays of another kind, or another padding.
     """
     if return_tensors not in ("mlx", "pt", "np"):
-        raise UnsupportedOptionError(
-            f"return_tensors={return_tensors!r}: there are only MLX arrays; leave it out"
-        )
+        message = f"return_tensors={return_tensors!r}: there are only MLX arrays; leave it out"
+        raise UnsupportedOptionError(message)
     if padding not in (True, False, "longest"):
         raise UnsupportedOptionError(f"padding={padding!r} is neither True nor False")
     if not padding and len(set(lengths)) > 1:

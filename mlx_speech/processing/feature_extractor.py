@@ -44,10 +44,8 @@ class FeatureExtractor:
 
 def too_short(num_samples: int, least: int, least_ms: float) -> AudioError:
     """The error for a recording of fewer samples than features can be computed from."""
-    return AudioError(
-        f"a recording of {num_samples} samples is too short: at least {least} samples "
-        f"({least_ms:.0f} ms) are needed"
-    )
+    needed = f"at least {least} samples ({least_ms:.0f} ms) are needed"
+    return AudioError(f"a recording of {num_samples} samples is too short: {needed}")
 
 
 def mono_recordings(audios) -> list[mx.array]:
@@ -57,10 +55,9 @@ def mono_recordings(audios) -> list[mx.array]:
             audios = [audios]
         arrays = [mx.array(audio) for audio in audios]
     except (TypeError, ValueError) as error:
-        raise InputError(
-            f"audio is no samples, but of type {type(audios).__name__}: expected one or more float "
-            "arrays (mlx_speech.load_audio reads files)"
-        ) from error
+        expected = "one or more float arrays (mlx_speech.load_audio reads files)"
+        given = f"audio is no samples, but of type {type(audios).__name__}"
+        raise InputError(f"{given}: expected {expected}") from error
     if not arrays:
         raise InputError("no audio given")
     return [_checked(array) for array in arrays]
@@ -68,10 +65,8 @@ def mono_recordings(audios) -> list[mx.array]:
 
 def _checked(array: mx.array) -> mx.array:
     if not mx.issubdtype(array.dtype, mx.floating):
-        raise AudioError(
-            f"audio samples are {array.dtype}; expected floats between -1 and 1 "
-            f"(mlx_speech.load_audio scales integers)"
-        )
+        expected = "floats between -1 and 1 (mlx_speech.load_audio scales integers)"
+        raise AudioError(f"audio samples are {array.dtype}; expected {expected}")
     if array.ndim != 1:
         raise AudioError(f"an audio array of shape {array.shape} is not mono: expected (samples,)")
     array = array.astype(mx.float32)

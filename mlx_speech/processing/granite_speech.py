@@ -186,10 +186,8 @@ class GraniteSpeechProcessor:
         """Parts as one string: the templates know no others, and would drop the audio."""
         content = message.get("content") if isinstance(message, dict) else None
         if not isinstance(content, str | list | tuple) or not isinstance(message.get("role"), str):
-            raise InputError(
-                "a message is {'role': ..., 'content': ...}, with text or a list of parts, but one "
-                f"is {_shown(message)}"
-            )
+            form = "{'role': ..., 'content': ...}, with text or a list of parts"
+            raise InputError(f"a message is {form}, but one is {_shown(message)}")
         if isinstance(content, str):
             return message
         text = ""

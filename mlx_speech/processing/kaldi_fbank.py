@@ -175,9 +175,8 @@ class Speech2TextFeatureExtractor(FeatureExtractor):
         """
         if sampling_rate not in (None, self.sampling_rate):
             rates = f"{sampling_rate} Hz, this checkpoint needs {self.sampling_rate} Hz"
-            raise InputError(
-                f"the audio has a rate of {rates}: resample it with mlx_speech.load_audio"
-            )
+            message = f"the audio has a rate of {rates}: resample it with mlx_speech.load_audio"
+            raise InputError(message)
         options: Any = {"dither": self.dither, "seed": seed}
         features = [
             self.normalize(fbank(samples, self.sampling_rate, self.num_mel_bins, **options))

@@ -18,10 +18,7 @@ from .feature_extractor import FeatureExtractor, mono_recordings, too_short
 
 Reader = Callable[[int, int], mx.array]
 #: `melspec_kwargs` of a checkpoint that says nothing
-MEL_DEFAULTS = {
-    "sample_rate": 16000,
-    **{"n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 80},
-}
+_DEFAULTS = {"sample_rate": 16000, "n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 80}
 
 
 @lru_cache
@@ -70,24 +67,23 @@ class GraniteSpeechFeatureExtractor(FeatureExtractor):
 
     def __post_init__(self):
         given = self.melspec_kwargs or {}
-        if unknown := given.keys() - MEL_DEFAULTS.keys():
+        if unknown := given.keys() - _DEFAULTS.keys():
             raise CheckpointError(f"preprocessor_config.json: unsupported {', '.join(unknown)}")
-        self.melspec_kwargs = {**MEL_DEFAULTS, "sample_rate": self.sampling_rate, **given}
+        self.melspec_kwargs = {**_DEFAULTS, "sample_rate": self.sampling_rate, **given}
         for name, value in (*vars(self).items(), *self.melspec_kwargs.items()):
             if name != "melspec_kwargs" and not (isinstance(value, int) and value > 0):
                 raise CheckpointError(f"preprocessor_config.json: {name} is {value!r}")
-        if self.melspec_kwargs["sample_rate"] != self.sampling_rate:
-            raise CheckpointError(
-                f"preprocessor_config.json: sampling_rate {self.sampling_rate} contradicts the "
-                f"sample_rate {self.melspec_kwargs['sample_rate']} of melspec_kwargs"
-            )
+        rate = self.melspec_kwargs["sample_rate"]
+        if rate != self.sampling_rate:
+            rates = f"sampling_rate {self.sampling_rate} contradicts the sample_rate {rate}"
+            raise CheckpointError(f"preprocessor_config.json: {rates} of melspec_kwargs")
         if self.melspec_kwargs["win_length"] > self.melspec_kwargs["n_fft"]:
             raise CheckpointError("preprocessor_config.json: win_length is greater than n_fft")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """From the parsed preprocessor_config.json, which may be empty or have flat mel fields."""
-        flat = {k: data[k] for k in MEL_DEFAULTS if k in data}
+        flat = {k: data[k] for k in _DEFAULTS if k in data}
         nested = data.get("melspec_kwargs") or {}
         if not isinstance(nested, dict):
             raise CheckpointError(f"preprocessor_config.json: melspec_kwargs is {nested!r}")

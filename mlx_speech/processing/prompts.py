@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UnsupportedOptionError
-from .request import TranscriptionRequest
+from .request import TASKS, TranscriptionRequest
 
 TRANSCRIBE = "can you transcribe the speech into a written format?"
 TRANSCRIBE_PUNCTUATED = "transcribe the speech with proper punctuation and capitalization."
@@ -31,7 +31,7 @@ LANGUAGES = {
     "zh": "Mandarin",
 }
 
-_CARD_SYSTEM = (
+_CARD = (
     "Knowledge Cutoff Date: April 2024.\nToday's Date: {}.\n"
     "You are Granite, developed by IBM. You are a helpful AI assistant"
 )
@@ -42,7 +42,6 @@ class PromptStyle:
     """How a family of models is spoken to.
 
     title: for messages.
-    translate: the instruction for a translation, with a place for the language.
     targets: codes of the languages that it translates to.
     punctuates: whether it knows the instruction for punctuation and capitals.
     keyword_tasks: the tasks in which it takes keywords, words to expect.
@@ -53,7 +52,6 @@ class PromptStyle:
     """
 
     title: str
-    translate: str = TRANSLATE
     targets: tuple[str, ...] = tuple(LANGUAGES)
     punctuates: bool = False
     keyword_tasks: tuple[str, ...] = ()
@@ -95,16 +93,14 @@ class PromptStyle:
 
     def _translate(self, request: TranscriptionRequest) -> str:
         if request.language is not None:
-            raise UnsupportedOptionError(
-                f"{self.title} detects the language that it translates from"
-            )
+            message = f"{self.title} detects the language that it translates from"
+            raise UnsupportedOptionError(message)
         code = language_code(request.target_language or "")
         name = LANGUAGES[code]
         if code not in self.targets:
-            raise UnsupportedOptionError(
-                f"{self.title} does not translate to {name}, but to {', '.join(self.targets)}"
-            )
-        return (TRANSLATE_PUNCTUATED if request.punctuate else self.translate).format(name)
+            message = f"{self.title} does not translate to {name}, but to {', '.join(self.targets)}"
+            raise UnsupportedOptionError(message)
+        return (TRANSLATE_PUNCTUATED if request.punctuate else TRANSLATE).format(name)
 
     def _require(self, option: str, asked: Any, what: str, trained: Callable) -> None:
         if asked and not trained(self):
@@ -117,20 +113,14 @@ class PromptStyle:
 GRANITE_3 = PromptStyle(
     "Granite Speech 3.x",
     targets=("en", "fr", "de", "es", "pt", "ja", "zh"),
-    system=_CARD_SYSTEM.format("April 9, 2025"),
+    system=_CARD.format("April 9, 2025"),
 )
 GRANITE_4_0 = PromptStyle("Granite 4.0 Speech", keyword_tasks=("transcribe",))
 GRANITE_4_1 = PromptStyle(
-    "Granite Speech 4.1",
-    punctuates=True,
-    keyword_tasks=("transcribe", "translate"),
-    names_language=True,
+    "Granite Speech 4.1", punctuates=True, keyword_tasks=TASKS, names_language=True
 )
 GRANITE_4_1_PLUS = PromptStyle(
-    "Granite Speech 4.1 Plus",
-    targets=(),
-    after_audio=" ",
-    system=_CARD_SYSTEM.format("December 19, 2024"),
+    "Granite Speech 4.1 Plus", targets=(), after_audio=" ", system=_CARD.format("December 19, 2024")
 )
 GRANITE_5_0 = PromptStyle(
     "Granite Speech 5.0", punctuates=True, keyword_tasks=("transcribe",), names_language=True

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 
+TASKS = ("transcribe", "translate")
+
 
 @dataclass(frozen=True)
 class TranscriptionRequest:
@@ -33,15 +35,13 @@ class TranscriptionRequest:
             value = getattr(self, name)
             if not isinstance(value, str | None):
                 raise InputError.must_be(name, value, "text")
-        if self.task not in ("transcribe", "translate"):
+        if self.task not in TASKS:
             raise InputError.must_be("task", self.task, "'transcribe' or 'translate'")
         chosen = self.task != "transcribe" or self.punctuate or self.keywords
         named = self.language is not None or self.target_language is not None
         if self.prompt is not None and (chosen or named):
-            raise InputError.about(
-                "{prompt} takes the place of {task}, {language}, {target_language}, {punctuate} "
-                "and {keywords}; leave them out"
-            )
+            others = "{task}, {language}, {target_language}, {punctuate} and {keywords}"
+            raise InputError.about("{prompt} takes the place of " + others + "; leave them out")
         if self.keywords is not None:
             _check_keywords(self.keywords)
             if self.keywords and self.punctuate:

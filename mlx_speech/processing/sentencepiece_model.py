@@ -26,26 +26,20 @@ def read_sentencepiece(file: Path) -> dict[str, Any]:
     if not _is_bpe(model):
         raise CheckpointError(f"{file}: a sentencepiece model, but not of byte-pair encoding (BPE)")
     vocab = {text: i for i, text in enumerate(pieces)}
-    return {
-        "added_tokens": [
-            {
-                **{"id": i, "content": text, "special": model.is_control(i)},
-                **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
-            }
-            for i, text in enumerate(pieces)
-            if model.is_control(i) or _is_user_defined(model, i, text)
-        ],
-        "model": {
-            "vocab": vocab,
-            "merges": [
-                (text[:cut], text[cut:])
-                for text in vocab
-                for cut in range(1, len(text))
-                if text[:cut] in vocab and text[cut:] in vocab
-            ],
-            "unk_token": pieces[model.unk_id()],
-        },
-    }
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added_tokens = [
+        {"id": i, "content": text, "special": model.is_control(i), **flags}
+        for i, text in enumerate(pieces)
+        if model.is_control(i) or _is_user_defined(model, i, text)
+    ]
+    merges = [
+        (text[:cut], text[cut:])
+        for text in vocab
+        for cut in range(1, len(text))
+        if text[:cut] in vocab and text[cut:] in vocab
+    ]
+    bpe = {"vocab": vocab, "merges": merges, "unk_token": pieces[model.unk_id()]}
+    return {"added_tokens": added_tokens, "model": bpe}
 
 
 def _is_bpe(model) -> bool:

@@ -75,9 +75,8 @@ class Speech2TextProcessor:
         code = find_language(request.target_language, _NAMES)
         if code not in self.tokenizer.langs:
             able = ", ".join(self.tokenizer.langs) or "one language, without being told"
-            raise UnsupportedOptionError(
-                f"this model does not translate to {request.target_language!r}, but to {able}"
-            )
+            asked = f"this model does not translate to {request.target_language!r}"
+            raise UnsupportedOptionError(f"{asked}, but to {able}")
         return code
 
     def speech_inputs(

@@ -154,9 +154,8 @@ class Speech2TextTokenizer(BaseTokenizer):
                 f"this checkpoint writes one language and cannot be asked for {language!r}; "
                 "the multilingual ones can, such as facebook/s2t-medium-mustc-multilingual-st"
             )
-        raise UnsupportedOptionError(
-            f"this checkpoint does not translate to {language!r}, but to {', '.join(self.langs)}"
-        )
+        message = f"this checkpoint does not translate to {language!r}, but to "
+        raise UnsupportedOptionError(message + ", ".join(self.langs))
 
     def _id_of(self, token: str) -> int:
         return self.encoder[token]

@@ -70,7 +70,10 @@ class Tokenizer(BaseTokenizer):
         self.config = dict(config)
         self.chat_template = chat_template
         self.padding_side = config.get("padding_side", "left")
-        self._added = self._find_added()
+        around = backend.encode("").ids  # which of the two the backend adds by itself
+        bos = around[:1] == [self.bos_token_id]
+        eos = around[bos:][-1:] == [self.eos_token_id]
+        self._added = {"bos_token": bos, "eos_token": eos}
         told = {name: config.get(f"add_{name}") for name in self._added}
         if told := {name: value for name, value in told.items() if value is not None}:
             self._add_around(told)
@@ -93,9 +96,8 @@ class Tokenizer(BaseTokenizer):
             InputError: there is no such option.
         """
         if unknown := ", ".join(sorted(options.keys() - _OPTIONS)):
-            raise InputError(
-                f"a tokenizer has no option {unknown}, but {', '.join(sorted(_OPTIONS))}"
-            )
+            known = ", ".join(sorted(_OPTIONS))
+            raise InputError(f"a tokenizer has no option {unknown}, but {known}")
         folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
         backend, config = read_tokenizer(folder, options, llama=cls._llama)
         return cls(backend, config, find_chat_templates(folder, config))
@@ -198,10 +200,8 @@ class Tokenizer(BaseTokenizer):
         named = dict(special_tokens)
         further = named.pop("extra_special_tokens", [])
         if unknown := ", ".join(sorted(named.keys() - set(SPECIAL_TOKENS))):
-            names = ", ".join(SPECIAL_TOKENS)
-            raise InputError(
-                f"no special token is called {unknown}, but {names} and extra_special_tokens"
-            )
+            known = f"{', '.join(SPECIAL_TOKENS)} and extra_special_tokens"
+            raise InputError(f"no special token is called {unknown}, but {known}")
         tokens = [*named.values(), *further]
         if not all(isinstance(token, str) and token for token in tokens):
             raise InputError(f"special tokens have to be text: {tokens}")
@@ -219,10 +219,9 @@ class Tokenizer(BaseTokenizer):
         """Let encoding put around a text what `add_bos_token` and `add_eos_token` say, no more."""
         tokens = {name: self.special_token(name) for name, added in self._added.items() if added}
         parts = (tokens.get("bos_token"), "$A", tokens.get("eos_token"))
-        self.backend.post_processor = processors.TemplateProcessing(
-            single=[part for part in parts if part],
-            special_tokens=[(t, self._id_of(t)) for t in set(tokens.values()) if t],
-        )
+        single = [part for part in parts if part]
+        ids = [(t, self._id_of(t)) for t in set(tokens.values()) if t]
+        self.backend.post_processor = processors.TemplateProcessing(single, special_tokens=ids)
 
     def _add_around(self, added: dict[str, bool]) -> None:
         for name, value in added.items():
@@ -231,18 +230,10 @@ class Tokenizer(BaseTokenizer):
         self._added |= added
         self.update_post_processor()
 
-    def _find_added(self) -> dict[str, bool]:
-        """Which of the two the backend adds by itself."""
-        around = self.backend.encode("").ids
-        bos = around[:1] == [self.bos_token_id]
-        return {"bos_token": bos, "eos_token": around[bos:][-1:] == [self.eos_token_id]}
-
     def _set_special_token(self, name: str, token: str | None) -> None:
         if token is not None and self._id_of(token) is None:
-            raise InputError(
-                f"{token!r} is no token of this tokenizer; to add it: "
-                f'add_special_tokens({{"{name}": "{token}"}})'
-            )
+            remedy = f'add_special_tokens({{"{name}": "{token}"}})'
+            raise InputError(f"{token!r} is no token of this tokenizer; to add it: {remedy}")
         self.config[name] = token
         if self._added.get(name):
             self.update_post_processor()
