@@ -47,10 +47,9 @@ def generate(model, input_ids: mx.array | None = None, **kwargs: Any) -> mx.arra
         UnsupportedOptionError: the model generates nothing.
     """
     run = prefill(model, input_ids, **kwargs)
-    rows = run.rows()
-    longest = max(len(row.tokens) for row in rows)
-    fill = run.config.fill_token_id
-    filled = [row.tokens + [fill] * (longest - len(row.tokens)) for row in rows]
+    rows = [row.tokens for row in run.rows()]
+    longest, fill = max(map(len, rows)), run.config.fill_token_id
+    filled = [row + [fill] * (longest - len(row)) for row in rows]
     return mx.concatenate([run.prompt, mx.array(filled, run.prompt.dtype)], axis=1)
 
 
@@ -199,10 +198,9 @@ def check_prompt(prompt: mx.array, vocab_size: int) -> None:
     least, greatest = mx.min(prompt).item(), mx.max(prompt).item()
     suspect = least if least < 0 else greatest
     if not 0 <= suspect < vocab_size:
+        found = f"input_ids hold {suspect}, the model knows 0 to {vocab_size - 1}"
         remedy = "after adding tokens to a tokenizer, call model.resize_token_embeddings"
-        raise InputError(
-            f"input_ids hold {suspect}, the model knows 0 to {vocab_size - 1}; {remedy}"
-        )
+        raise InputError(f"{found}; {remedy}")
 
 
 def check_generates(model: object) -> None:

@@ -169,8 +169,7 @@ class GenerationConfig:
             names.append("decoder_start_token_id")
             kept += ["max_length", "forced_bos_token_id"]
         found: dict[str, Any] = {n: data[n] for n in kept if data.get(n) is not None}
-        for name in names:
-            found[name] = next((p[name] for p in places if p.get(name) is not None), None)
+        found |= {n: next((p[n] for p in places if p.get(n) is not None), None) for n in names}
         try:
             return cls(**found)
         except InputError as error:  # its names are the file's, not options that a user gave

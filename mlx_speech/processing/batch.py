@@ -74,10 +74,9 @@ def pad_rows(
         added = [value] * (longest - len(row))
         return added + row if side == "left" else row + added
 
-    return BatchEncoding(
-        input_ids=mx.array([filled(row, fill) for row in rows], mx.int32),
-        attention_mask=mx.array([filled(row, 0) for row in masks], mx.int32),
-    )
+    ids = mx.array([filled(row, fill) for row in rows], mx.int32)
+    mask = mx.array([filled(row, 0) for row in masks], mx.int32)
+    return BatchEncoding(input_ids=ids, attention_mask=mask)
 
 
 def stack_padded(arrays: Sequence[mx.array], fill: float = 0.0) -> tuple[mx.array, mx.array]:

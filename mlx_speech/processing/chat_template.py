@@ -49,10 +49,9 @@ def choose_chat_template(templates: Templates, wanted: str | None, tools: Any) -
         if wanted is None:
             wanted = "tool_use" if tools is not None and "tool_use" in templates else "default"
             if wanted not in templates:
-                raise InputError(
-                    "this checkpoint has several chat templates, and none is the default: choose "
-                    f"with chat_template one of {', '.join(sorted(templates))}"
-                )
+                what = "this checkpoint has several chat templates, and none is the default"
+                names = ", ".join(sorted(templates))
+                raise InputError(f"{what}: choose with chat_template one of {names}")
         return templates.get(wanted, wanted)
     found = templates if wanted is None else wanted
     if found is None:

@@ -73,9 +73,9 @@ class GraniteSpeechProcessor:
             if found != expected:
                 both = f"{found} for the feature extractor, but {expected:g} for the model"
                 raise CheckpointError(f"{folder}: {what} is {both}")
-        processor = read_json(folder, "processor_config.json", required=False)
-        token = processor.get("audio_token", "<|audio|>")
+        shared = read_json(folder, "processor_config.json", required=False)
         prompts = prompt_style(model_type, config.audio_token_index, name)
+        token = shared.get("audio_token", "<|audio|>")
         return cls(features, Tokenizer.from_pretrained(folder), token, prompts=prompts)
 
     def __call__(

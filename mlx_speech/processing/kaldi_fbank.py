@@ -24,12 +24,6 @@ FLOOR = float(np.finfo(np.float32).eps)  #: least energy whose logarithm is take
 CHUNK_FRAMES = 4096  #: frames computed at a time: 13 MB of them
 
 
-def frame_samples(sampling_rate: float) -> tuple[int, int]:
-    """Length of a frame and distance to the next one, in samples."""
-    # multiplied in this order: at some rates another one rounds to another integer
-    return int(sampling_rate * FRAME_MS * 0.001), int(sampling_rate * SHIFT_MS * 0.001)
-
-
 @lru_cache
 def frame_spectrum(frame: int) -> mx.array:
     """What makes a frame's spectrum: (frame, 2 * bins) float64, real parts, then imaginary ones.
@@ -99,7 +93,8 @@ def fbank(
     Raises:
         AudioError: the recording is shorter than a frame.
     """
-    frame, shift = frame_samples(sampling_rate)
+    # multiplied in this order: at some rates another one rounds to another integer
+    frame, shift = int(sampling_rate * FRAME_MS * 0.001), int(sampling_rate * SHIFT_MS * 0.001)
     if samples.size < frame:
         raise too_short(samples.size, frame, FRAME_MS)
     num_frames = 1 + (samples.size - frame) // shift
@@ -178,10 +173,9 @@ class Speech2TextFeatureExtractor(FeatureExtractor):
             message = f"the audio has a rate of {rates}: resample it with mlx_speech.load_audio"
             raise InputError(message)
         options: Any = {"dither": self.dither, "seed": seed}
-        features = [
-            self.normalize(fbank(samples, self.sampling_rate, self.num_mel_bins, **options))
-            for samples in mono_recordings(raw_speech)
-        ]
+        recordings = mono_recordings(raw_speech)
+        energies = (fbank(r, self.sampling_rate, self.num_mel_bins, **options) for r in recordings)
+        features = [self.normalize(of_recording) for of_recording in energies]
         check_arrays(return_tensors, padding, [len(f) for f in features], "recordings")
         padded, mask = stack_padded(features, self.padding_value)
         return BatchEncoding(input_features=padded, attention_mask=mask.astype(mx.int32))

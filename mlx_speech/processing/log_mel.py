@@ -115,11 +115,8 @@ class GraniteSpeechFeatureExtractor(FeatureExtractor):
         features = [self.log_mel(audio) for audio in mono_recordings(audios)]
         lengths = [len(f) for f in features]
         sizes = [self.num_audio_tokens(length) for length in lengths]
-        result: dict[str, Any] = {
-            "input_features": stack_padded(features)[0],
-            "input_features_mask": length_mask(sizes),
-            "audio_embed_sizes": sizes,
-        }
+        result: dict[str, Any] = {"input_features": stack_padded(features)[0]}
+        result |= {"input_features_mask": length_mask(sizes), "audio_embed_sizes": sizes}
         if len(set(lengths)) > 1:
             result["feature_lengths"] = mx.array(lengths)
         return result

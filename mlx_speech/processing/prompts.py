@@ -77,7 +77,15 @@ class PromptStyle:
         self._require("task", translates, "translation", lambda s: s.targets)
         listed = KEYWORDS.format(", ".join(keywords)) if keywords else ""
         if translates:
-            return self._translate(request) + listed
+            if language is not None:
+                message = f"{self.title} detects the language that it translates from"
+                raise UnsupportedOptionError(message)
+            code = language_code(request.target_language or "")
+            if code not in self.targets:
+                able = f"{LANGUAGES[code]}, but to {', '.join(self.targets)}"
+                raise UnsupportedOptionError(f"{self.title} does not translate to {able}")
+            asked = TRANSLATE_PUNCTUATED if punctuate else TRANSLATE
+            return asked.format(LANGUAGES[code]) + listed
         plain = TRANSCRIBE_PUNCTUATED if punctuate else TRANSCRIBE
         if keywords:
             plain = TRANSCRIBE_KEYWORDS + listed
@@ -90,17 +98,6 @@ class PromptStyle:
             message = "{title} takes the language only together with punctuation ({punctuate})"
             raise UnsupportedOptionError.about(message, title=self.title)
         return TRANSCRIBE_LANGUAGE.format(spoken)
-
-    def _translate(self, request: TranscriptionRequest) -> str:
-        if request.language is not None:
-            message = f"{self.title} detects the language that it translates from"
-            raise UnsupportedOptionError(message)
-        code = language_code(request.target_language or "")
-        name = LANGUAGES[code]
-        if code not in self.targets:
-            message = f"{self.title} does not translate to {name}, but to {', '.join(self.targets)}"
-            raise UnsupportedOptionError(message)
-        return (TRANSLATE_PUNCTUATED if request.punctuate else TRANSLATE).format(name)
 
     def _require(self, option: str, asked: Any, what: str, trained: Callable) -> None:
         if asked and not trained(self):

@@ -65,11 +65,9 @@ class Speech2TextProcessor:
         """
         for name in ("language", "prompt", "punctuate", "keywords"):
             if getattr(request, name):
-                refusal = (
-                    "{option}: Speech2Text models take no instruction but a target language; "
-                    "Granite Speech models do"
-                )
-                raise UnsupportedOptionError.about(refusal, option=name)
+                able = "take no instruction but a target language; Granite Speech models do"
+                message = "{option}: Speech2Text models " + able
+                raise UnsupportedOptionError.about(message, option=name)
         if request.target_language is None:
             return None
         code = find_language(request.target_language, _NAMES)

@@ -88,11 +88,9 @@ class Speech2TextTokenizer(BaseTokenizer):
         rows = zip(self.langs, ids, map(self.encoder.get, self.lang_tokens), strict=True)
         differing = [f"{lang} is {spm} and {vocab}" for lang, spm, vocab in rows if spm != vocab]
         if differing:
-            message = (
-                f"{vocab_file}: SentencePiece and the vocabulary differ about target languages, "
-                f"{', '.join(differing)}; SentencePiece's ids are used, as in transformers"
-            )
-            warnings.warn(message, stacklevel=2)
+            what = "SentencePiece and the vocabulary differ about target languages"
+            rule = "SentencePiece's ids are used, as in transformers"
+            warnings.warn(f"{vocab_file}: {what}, {', '.join(differing)}; {rule}", stacklevel=2)
         special = [*named, *self.lang_tokens, *additional_special_tokens]
         self.all_special_tokens = list(dict.fromkeys(special))
         self.all_special_ids = self.convert_tokens_to_ids(self.all_special_tokens)
@@ -150,10 +148,9 @@ class Speech2TextTokenizer(BaseTokenizer):
         if language in self.lang_code_to_id:
             return self.lang_code_to_id[language]
         if not self.langs:
-            raise UnsupportedOptionError(
-                f"this checkpoint writes one language and cannot be asked for {language!r}; "
-                "the multilingual ones can, such as facebook/s2t-medium-mustc-multilingual-st"
-            )
+            able = "the multilingual ones can, such as facebook/s2t-medium-mustc-multilingual-st"
+            message = f"this checkpoint writes one language and cannot be asked for {language!r}"
+            raise UnsupportedOptionError(f"{message}; {able}")
         message = f"this checkpoint does not translate to {language!r}, but to "
         raise UnsupportedOptionError(message + ", ".join(self.langs))
 

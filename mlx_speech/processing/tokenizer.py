@@ -276,11 +276,10 @@ class Tokenizer(BaseTokenizer):
         """
         if asked := [name for name in _NOT_SUPPORTED if variables.pop(name, None)]:
             raise UnsupportedOptionError(f"apply_chat_template does not support {', '.join(asked)}")
-        variables = {**self._special_tokens(), **variables}
         variables |= {"tools": tools, "documents": documents}
         variables["add_generation_prompt"] = add_generation_prompt
         template = choose_chat_template(self.chat_template, chat_template, tools)
-        prompt = render_chat(template, messages, **variables)
+        prompt = render_chat(template, messages, **{**self._special_tokens(), **variables})
         if not tokenize:
             return prompt
         encoding = self(prompt, add_special_tokens=False, return_tensors=return_tensors)

@@ -15,7 +15,6 @@ JSON_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
 #: in the order in which new ones get their ids
 SPECIAL_TOKENS = [f"{n}_token" for n in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
-_LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 _LLAMA_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -39,7 +38,8 @@ def read_tokenizer(
             # which says itself what is put around a text; these are for tokenizer.model
             config.pop("add_bos_token", None)
             config.pop("add_eos_token", None)
-            llama = llama or config.get("tokenizer_class") in _LLAMA_CLASSES
+            kind = config.get("tokenizer_class")
+            llama = llama or kind in ("LlamaTokenizer", "LlamaTokenizerFast")
             # some of Llama 3 say so, too, but encode bytes as GPT-2's: the file says all about it
             llama = llama and b'"ByteLevel"' not in file.read_bytes()
         elif not (folder / SENTENCEPIECE_FILE).is_file():
