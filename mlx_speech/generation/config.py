@@ -21,7 +21,6 @@ _RULES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
     "min_p": (Real, lambda p: 0 <= p <= 1, "within 0 and 1"),
     "repetition_penalty": (Real, lambda penalty: penalty > 0, "above 0"),
     "length_penalty": (Real, lambda penalty: True, ""),
-    "early_stopping": (object, lambda e: e in (True, False, "never"), "a bool or 'never'"),
     "seed": (Integral, lambda seed: 0 <= seed < 2**64, "within 0 and 2**64 - 1"),
 }
 
@@ -79,6 +78,8 @@ class GenerationConfig:
             _, holds, rule = _RULES[name]
             if not holds(value):
                 raise InputError.must_be(name, value, rule)
+        if self.early_stopping not in (True, False, "never"):
+            raise InputError.must_be("early_stopping", self.early_stopping, "a bool or 'never'")
         if "" in self.stop_texts:
             raise InputError("an empty stop string would end every answer")
         if any("\ud800" <= character <= "\udfff" for t in self.stop_texts for character in t):

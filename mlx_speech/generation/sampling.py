@@ -14,7 +14,7 @@ LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 def logits_processors(config: GenerationConfig) -> list[LogitsProcessor]:
     """What to apply to the scores of the next token, in order, whatever the strategy."""
     processors = []
-    if config.repetition_penalty != 1.0:
+    if config.repetition_penalty not in (None, 1.0):
         processors.append(repetition_penalty(config.repetition_penalty))
     if config.forced_bos_token_id is not None:
         processors.append(forced_bos(config.forced_bos_token_id))

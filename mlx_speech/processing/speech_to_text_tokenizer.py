@@ -72,9 +72,8 @@ class Speech2TextTokenizer(BaseTokenizer):
         self.decoder = {index: piece for piece, index in self.encoder.items()}
         self.sp_model = _read_spm(Path(spm_file), sp_model_kwargs or {})
         self.do_upper_case, self.do_lower_case = do_upper_case, do_lower_case
-        self.bos_token, self.eos_token = bos_token, eos_token
-        self.pad_token, self.unk_token = pad_token, unk_token
         named = [bos_token, eos_token, unk_token, pad_token]
+        self.bos_token, self.eos_token, self.unk_token, self.pad_token = named
         if lost := [token for token in named if token not in self.encoder]:
             raise CheckpointError(f"{vocab_file}: lacks the special token {lost[0]}")
         if lang_codes is not None and lang_codes not in LANGUAGES:
