@@ -138,8 +138,10 @@ class GenerationConfig:
         """A copy with changes; a `max_length` replaces a `max_new_tokens` that was there before.
 
         Raises:
-            InputError: two options contradict each other.
+            InputError: there is no such option, or two contradict each other.
         """
+        if unknown := changes.keys() - {f.name for f in dataclasses.fields(self)}:
+            raise InputError(f"unsupported generation option {', '.join(sorted(unknown))}")
         if changes.get("max_length") is not None:
             if changes.get("max_new_tokens") is not None:
                 raise InputError.about("give {max_length} or {max_new_tokens}, not both")

@@ -60,3 +60,12 @@ class TestOptions:
 
         assert draw(1) == draw(1)
         assert draw(1) != draw(2)
+
+
+def test_updates():
+    config = GenerationConfig(max_new_tokens=5)
+    assert config.updated(max_length=9) == GenerationConfig(max_length=9)
+    with pytest.raises(InputError, match="give max_length or max_new_tokens, not both"):
+        config.updated(max_length=9, max_new_tokens=3)
+    with pytest.raises(InputError, match="unsupported generation option foo"):
+        config.updated(foo=1)
