@@ -191,7 +191,9 @@ class Speech2TextTokenizer(BaseTokenizer):
     ) -> list[str]:
         """Pieces and special tokens of ids; `unk_token` for those beyond the vocabulary."""
         skipped = self.all_special_ids if skip_special_tokens else ()
-        return [self.decoder.get(i, self.unk_token) for i in as_ids(ids) if i not in skipped]
+        return [
+            self.decoder.get(i, self.unk_token) for i in map(int, as_ids(ids)) if i not in skipped
+        ]
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Text of pieces and special tokens; a space follows each of the latter."""
