@@ -104,7 +104,7 @@ class TestSegmenter:
                 after = min((p for p, q in pauses if p >= b and q - p >= min_silence), default=size)
                 first = next(p for p, q in runs if p >= before)
                 last = max(q for p, q in runs if q <= after)
-                # the stretch on one of the sides, or what a cut left of it, was short or joined before
+                # the stretch on one of the sides, or what a cut left of it, was short or joined
                 left = max(first, inside[0].first)
                 assert a - left < SHORT_FRAMES or last - b < SHORT_FRAMES or inside[0].first < first
         for span in spans:
