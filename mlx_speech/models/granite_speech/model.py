@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack, get_type_hints
 
 import mlx.core as mx
-import numpy as np
 
 from ...errors import CheckpointError, InputError
 from ...generation.search import Step
@@ -183,7 +182,10 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         embeds = self.embed_text(input_ids)
         features = embeds[:0, 0] if audio_features is None else audio_features.flatten(0, 1)
         if audio_features is not None and input_features_mask is not None:
-            features = features[mx.array(np.flatnonzero(input_features_mask != 0))]
+            valid = input_features_mask.flatten() != 0
+            index = mx.arange(valid.size)
+            first = mx.argsort(mx.where(valid, index, valid.size + index))
+            features = features[first[: valid.sum().item()]]
         num_tokens = is_audio.sum().item()
         if num_tokens != len(features):
             raise InputError(
