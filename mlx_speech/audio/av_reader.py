@@ -1,4 +1,9 @@
-"""Audio and video of any container, by PyAV, whose wheels bring FFmpeg's libraries along."""
+"""Audio and video of any container, by PyAV, whose wheels bring FFmpeg's libraries along.
+
+What is read is on the container's timeline: where its timestamps leave a gap, there is silence.
+Parts that cannot be decoded are silence, too, and a remark of the recording names them; where they
+are more than a few, or the end is missing, the file is refused, whatever its codec.
+"""
 
 import io
 import re
@@ -11,9 +16,14 @@ import numpy as np
 
 from ..errors import AudioError
 from .headers import damaged
-from .recording import BLOCK_FRAMES, Recording, checked_rate, record
+from .recording import BLOCK_FRAMES, Channel, Recording, checked_rate, record
 
 _FETCH_SECONDS = 60  #: how long an address may say nothing
+_LEAST_GAP_SECONDS = 0.1  #: timestamps are rounded, and clocks drift
+_LONGEST_GAP_SECONDS = 6 * 3600  #: where it would be longer, a timestamp is wrong
+#: more damage is an error: seconds, or the share of a track where that is more
+_MOST_DAMAGE_SECONDS, _MOST_DAMAGE = 2.0, 0.05
+_SILENT_PEAK = 1e-3  #: a track that has no sample above it (-60 dB) is silent
 #: containers that name no other files: no playlists, pictures or devices
 _FORMATS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dts,dtshd,eac3,flac,flv,matroska,mov,mp3,mpc,"
@@ -26,27 +36,64 @@ _ADDRESS = {
     "protocol_whitelist": "http,https,tcp,tls,crypto,httpproxy",
     "rw_timeout": str(_FETCH_SECONDS * 1_000_000),
 }
+#: formats whose packets carry times; in the others they are counted
+_TIMED = {"asf", "flac", "flv", "hls", "matroska", "mov", "mpegts", "nut", "ogg"}
+#: formats whose header tells the length
+_MEASURED = {"ape", "flac", "matroska", "mov", "ogg", "tak", "tta", "wv"}
+_LENGTH_SLACK_SECONDS = 0.5
+_GAPLESS = {"flac", "ogg"}  #: what is missing in these is damage
 Messages = list[tuple[int, str, str]]  #: what FFmpeg's libraries log: (level, who, message) each
-#: what they tell of data that is missing, and only log
-_DATA_LOST = re.compile("partial file|end(ed|s) prematurely|exceeds containing|CRC mismatch")
-_TRANSFER_LOST = re.compile("ends prematurely|Input/output error|timed out")
+#: what they tell of an end that is missing, and of damage to a container, and only log
+_CUT_SHORT = re.compile("partial file|end(ed|s) prematurely|Input/output error|timed out")
+_CONTAINER_DAMAGED = re.compile("CRC mismatch|exceeds containing")
+#: what an MP3 file may have between its frames, where files were joined, and players skip
+_MP3_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"Xing", b"Info", b"LAME")
 
 
-def read_media(source: io.FileIO | str, name: str, target: float, *, joined: bool) -> Recording:
-    """The first audio track of a file, or of what is at an http(s) address.
+def read_media(
+    source: io.FileIO | str,
+    name: str,
+    target: float,
+    track: int | None = None,
+    channel: Channel = None,
+) -> Recording:
+    """An audio track of a file, or of what is at an http(s) address.
 
     Args:
-        joined: junk between its frames is no damage, as in joined MP3 files: players skip it.
+        track: its number among the audio tracks, from 1; None: the first that is not silent, or
+            the first where all are.
+        channel: see `record`.
 
     Raises:
-        AudioError: it has none, is in no format that FFmpeg reads, damaged, or cut short.
+        AudioError: there is none, or none of this number; or it is in no format that FFmpeg reads,
+            damaged, or cut short.
     """
+    first, count = _read_track(source, name, target, track or 1, channel)
+    if track is not None or count == 1:
+        return first
+    chosen, number = first, 1
+    while chosen.peak < _SILENT_PEAK and number < count:
+        number += 1
+        chosen, _ = _read_track(source, name, target, number, channel)
+    if chosen.peak < _SILENT_PEAK:
+        chosen, number = first, 1
+    why = "the first" if number == 1 else f"the first that is not silent, number {number},"
+    chosen.remarks.append(f"of its {count} audio tracks {why} was read")
+    return chosen
+
+
+def _read_track(
+    source: io.FileIO | str, name: str, target: float, number: int, channel: Channel
+) -> tuple[Recording, int]:
+    """The audio track of this number, and how many there are; errors as in `read_media`."""
     import av
 
     fetched = isinstance(source, str)
     how: dict[str, Any] = {"options": _FILE, "metadata_errors": "replace"}
     if fetched:
         how |= {"options": _ADDRESS, "timeout": _FETCH_SECONDS}
+    else:
+        source.seek(0)
     with _log() as messages:
         try:
             with av.open(source, **how) as container:
@@ -55,11 +102,18 @@ def read_media(source: io.FileIO | str, name: str, target: float, *, joined: boo
                     raise AudioError(
                         f"{name} is not audio, or a video without sound: it has no audio track"
                     )
-                if tracks[0].codec_context is None:
+                if number > len(tracks):
+                    raise AudioError(
+                        f"{name} has {len(tracks)} audio tracks, and none with number {number}"
+                    )
+                track = tracks[number - 1]
+                if track.codec_context is None:
                     raise ValueError("there is no decoder for its audio")
-                rate = checked_rate(tracks[0].rate, f"the sampling rate of {name}")
-                blocks = _checked(_blocks(container, tracks[0], joined), messages, joined, name)
-                return record(blocks, rate, target, name)
+                rate = checked_rate(track.rate, f"the sampling rate of {name}")
+                samples = _Samples(container, track, name, messages)
+                recording = record(samples.blocks(), rate, target, name, channel)
+                recording.remarks += samples.remarks()
+                return recording, len(tracks)
         except (av.FFmpegError, OSError, ValueError) as error:
             reason = _reason(error, messages)
             if fetched and not isinstance(error, av.InvalidDataError):
@@ -71,51 +125,163 @@ def read_media(source: io.FileIO | str, name: str, target: float, *, joined: boo
             ) from None
 
 
-def _checked(
-    blocks: Iterator[np.ndarray], messages: Messages, joined: bool, name: str
-) -> Iterator[np.ndarray]:
-    """The blocks; raises where data is missing."""
-    import av
+class _Samples:
+    """The samples of a track, and what was wrong with it.
 
-    try:
-        yield from blocks
-    except (av.FFmpegError, OSError) as error:
-        raise damaged(name, _reason(error, messages)) from None
-    lost = _TRANSFER_LOST if joined else _DATA_LOST
-    for _, _, message in messages:
-        if lost.search(message):
-            raise damaged(name, _one_line(message))
+    The one rule for damage: what a decoder refuses, or complains of, is a remark, and silence where
+    nothing came of it, up to two seconds, or a twentieth of a longer track. More of it is an error,
+    and so is an end that is missing.
+    """
 
+    def __init__(self, container: Any, track: Any, name: str, messages: Messages):
+        self._container, self._track, self._name = container, track, name
+        self._messages = messages
+        self._rate: int = track.rate
+        self._kinds = set(container.format.name.split(","))
+        self._start = (container.start_time or 0) / 1_000_000
+        self._frames = 0
+        self._told = len(messages)  # opening it looks at other places
+        self._lost = 0.0  # seconds
+        self._damage: list[float] = []  # seconds at which packets were damaged
+        self._ends_whole = True
+        # the checksums of FLAC and AC-3 tell of damage
+        track.codec_context.options = {"err_detect": "crccheck"}
 
-def _blocks(container: Any, track: Any, joined: bool) -> Iterator[np.ndarray]:
-    """Blocks (frames, channels) in float32 at the rate that the track begins with."""
-    import av
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Blocks (frames, channels) in float32 at the rate that the track begins with.
 
-    rate, setup = track.rate, None
-    resampler: Any = None
-    waiting: list[np.ndarray] = []  # a decoder's own blocks are a few hundred frames
-    frames = 0
-    for packet in container.demux(track):
+        Raises:
+            AudioError: too much is damaged, or the end is missing.
+        """
+        import av
+
+        waiting: list[np.ndarray] = []  # a decoder's own blocks are a few hundred frames
+        frames = 0
         try:
-            decoded = packet.decode()
-        except av.InvalidDataError:
-            if not joined:
-                raise
-            continue
-        for frame in decoded:
-            found = (frame.format.name, frame.layout.name, frame.sample_rate)
-            # where the setup changes, the number of channels may be another from here on
-            if waiting and (found != setup or frames >= BLOCK_FRAMES):
+            for part in self._parts():
+                # the number of channels may be another from here on
+                if waiting and (len(part) != len(waiting[0]) or frames >= BLOCK_FRAMES):
+                    yield np.concatenate(waiting, axis=1).T
+                    waiting, frames = [], 0
+                waiting.append(part)
+                frames += part.shape[1]
+            if waiting:
                 yield np.concatenate(waiting, axis=1).T
-                waiting, frames = [], 0
-            if found != setup:
-                setup, resampler = found, av.AudioResampler("fltp", frame.layout, rate)
-            frame.pts = None  # gaps are not filled
-            parts = [frame] if found[::2] == ("fltp", rate) else resampler.resample(frame)
-            waiting += [part.to_ndarray() for part in parts]
-            frames += frame.samples
-    if waiting:
-        yield np.concatenate(waiting, axis=1).T
+        except (av.FFmpegError, OSError) as error:
+            raise damaged(self._name, _reason(error, self._messages)) from None
+        self._check_end()
+
+    def remarks(self) -> list[str]:
+        """What was damaged, once all is read."""
+        if not self._damage:
+            return []
+        places = [f"{at:.1f}" for at in self._damage]
+        more = f" and {len(places) - 5} places more" if len(places) > 5 else ""
+        return [f"it is damaged at {', '.join(places[:5])} s{more}; the rest was read"]
+
+    def _parts(self) -> Iterator[np.ndarray]:
+        """As `blocks`, frame by frame: (channels, samples), with silence where some are missing."""
+        import av
+
+        setup: tuple | None = None
+        resampler: Any = None
+        for packet in self._demuxed():
+            refused = False
+            try:
+                decoded = packet.decode()
+            except av.InvalidDataError:
+                decoded, refused = [], True
+            complained = self._complained(packet, refused)
+            if packet.size or complained:  # the last one is empty
+                self._ends_whole = not complained
+            if complained:
+                seconds = float((packet.duration or 0) * packet.time_base)
+                self._add_damage(seconds)
+                if not decoded:
+                    yield from self._silence(seconds)
+            for frame in decoded:
+                found = (frame.format.name, frame.layout.name, frame.sample_rate)
+                if found != setup:
+                    yield from self._resampled(resampler, None)
+                    setup, resampler = found, None
+                    if found[::2] != ("fltp", self._rate):
+                        resampler = av.AudioResampler("fltp", frame.layout, self._rate)
+                if self._kinds & _TIMED and frame.time is not None:
+                    gap = self._gap(frame.time)
+                    if gap and (complained or self._kinds & _GAPLESS):
+                        self._add_damage(gap)
+                    yield from self._silence(gap)
+                frame.pts = None
+                yield from self._resampled(resampler, frame)
+        yield from self._resampled(resampler, None)
+
+    def _demuxed(self) -> Iterator[Any]:
+        """The track's packets, and an empty one at their end."""
+        import av
+
+        try:
+            yield from self._container.demux(self._track)
+        except av.InvalidDataError:
+            # what follows an Ogg stream and is none; the length tells whether it is its end
+            if not self._kinds & {"ogg"}:
+                raise
+
+    @property
+    def _seconds(self) -> float:
+        """Of what is read so far."""
+        return self._frames / self._rate
+
+    def _resampled(self, resampler: Any, frame: Any) -> Iterator[np.ndarray]:
+        """A frame, or with None what the resampler still holds, at the track's rate."""
+        parts = resampler.resample(frame) if resampler else [frame]
+        for part in filter(None, parts):
+            self._frames += part.samples
+            yield part.to_ndarray()
+
+    def _gap(self, time: float) -> float:
+        """Seconds that are missing before a frame with this timestamp."""
+        missing = time - self._start - self._seconds
+        if missing > _LONGEST_GAP_SECONDS:
+            self._start += missing
+            self._kinds -= _MEASURED  # nor is the length right
+        return missing if _LEAST_GAP_SECONDS < missing <= _LONGEST_GAP_SECONDS else 0.0
+
+    def _silence(self, seconds: float) -> Iterator[np.ndarray]:
+        count = round(seconds * self._rate)
+        self._frames += count
+        for start in range(0, count, BLOCK_FRAMES):
+            yield np.zeros((1, min(BLOCK_FRAMES, count - start)), np.float32)
+
+    def _complained(self, packet: Any, refused: bool) -> bool:
+        """Whether the libraries told of damage since the last packet, or `refused` this one."""
+        told, self._told = self._messages[self._told :], len(self._messages)
+        codec = self._track.codec_context.codec.name
+        damaged = any(who == codec or _CONTAINER_DAMAGED.search(what) for _, who, what in told)
+        if self._kinds & {"mp3"} and any(tag in bytes(packet) for tag in _MP3_TAGS):
+            return False
+        return refused or damaged
+
+    def _add_damage(self, seconds: float) -> None:
+        """To what is read so far."""
+        self._lost += seconds
+        if not self._damage or self._seconds > self._damage[-1] + 1:
+            self._damage.append(self._seconds)
+
+    def _check_end(self) -> None:
+        """Raises `AudioError` where the end is missing, or too much is damaged."""
+        told = [_one_line(message) for *_, message in self._messages]
+        reasons = [message for message in told if _CUT_SHORT.search(message)]
+        # with a picture, the length may be the picture's
+        if self._kinds & _MEASURED and len(self._container.streams) == 1:
+            length = (self._container.duration or 0) / 1_000_000
+            if self._seconds < length - _LENGTH_SLACK_SECONDS:
+                reasons.append(f"{self._seconds:.1f} of {length:.1f} s are there")
+        if not self._ends_whole:
+            reasons.append(told[-1] if told else "its end cannot be decoded")
+        if self._lost > max(_MOST_DAMAGE_SECONDS, _MOST_DAMAGE * self._seconds):
+            reasons.append(f"{self._lost:.1f} of {self._seconds:.1f} s cannot be decoded")
+        if reasons:
+            raise damaged(self._name, reasons[0])
 
 
 _log_lock = threading.Lock()

@@ -1,17 +1,26 @@
-"""What the headers of sound files promise, checked where libsndfile believes them or guesses."""
+"""What the headers of sound files promise, against what is there."""
 
 import io
 import os
+import re
 import struct
 
 from ..errors import AudioError
 
 #: what to do with a damaged recording, for messages
 _SALVAGE = "get a whole copy, or have an audio editor save what is readable of it"
-
-# From here on, the size in a WAV header is what a program writes that cannot know it: sox, arecord
-# and ffmpeg, when they write to a pipe.
-_UNKNOWN_WAV_BYTES = 0x7FFFF000
+# Writers count headers and padding in, or out; what lacks less than this is whole.
+_SLACK_BYTES = 256
+# From here on, the size in a WAV or AIFF header is what a program writes that cannot know it: sox,
+# arecord and ffmpeg, when they write to a pipe.
+_UNKNOWN_SIZE = 0x7F000000
+_UNKNOWN_SIZES = {1_000_000_000, 1_500_000_000, 2_000_000_000}  # likewise, of other programs
+_LONGEST_OGG_PAGE = 65307
+_LONGEST_MP3_FRAME = 1441
+_W64_RIFF, _W64_DATA = (
+    tag + bytes.fromhex(rest)
+    for tag, rest in ((b"riff", "2e91cf11a5d628db04c10000"), (b"data", "f3acd3118cd100c04f8edb8a"))
+)
 
 
 def damaged(name: str, reason: str = "") -> AudioError:
@@ -20,81 +29,130 @@ def damaged(name: str, reason: str = "") -> AudioError:
     return AudioError(f"{name} is damaged or cut short{detail}: {_SALVAGE}")
 
 
-class _Patched(io.FileIO):
-    """A file with 4 bytes that read as 0xFF, whatever they are."""
+def check_length(file: io.FileIO, name: str) -> bool:
+    """Whether libsndfile would read all of a file.
 
-    def __init__(self, file: io.FileIO, position: int):
-        super().__init__(file.fileno(), closefd=False)
-        self._position = position
+    It shortens a recording silently to what is there, believes a length of 0, guesses the length of
+    an MP3 file, and stops after the first of joined MP3 or Ogg streams, and where one is damaged.
 
-    def readinto(self, buffer) -> int:
-        first = self._position - self.tell()
-        length = super().readinto(buffer)
-        with memoryview(buffer).cast("B") as view:
-            for at in range(max(0, first), min(first + 4, length)):
-                view[at] = 0xFF
-        return length
-
-
-def checked_size(file: io.FileIO, name: str) -> io.FileIO:
-    """The file, or a view with its size set where a WAV writer left 0; raises if data is missing.
-
-    libsndfile shortens a recording silently to what is there, and believes a length of 0.
+    Raises:
+        AudioError: the header promises more than there is.
     """
     size = file.seek(0, os.SEEK_END)
-    head = _read_at(file, 0, 12)
-    missing = False
-    order = {b"RIFF": "<", b"RF64": "<", b"RIFX": ">", b"FORM": ">"}.get(head[:4])
+    head = _read_at(file, 0, 40)
     if head[:4] == b"RIFF" and size > 1 << 32:
         raise AudioError(f"{name} is a WAV file over 4 GiB, which hides its length: make it FLAC")
-    if order and head[8:] in (b"WAVE", b"AIFF", b"AIFC"):
-        at, long_length = 12, 0
-        while len(chunk := _read_at(file, at, 8)) == 8:
-            tag, length = struct.unpack(f"{order}4sI", chunk)
-            if tag in (b"data", b"SSND"):
-                whole_length = struct.unpack(f"{order}I", head[4:8])[0] + 8
-                left = size - at - 8
-                if head[8:] == b"WAVE" and not length and left and whole_length != size:
-                    file = _Patched(file, at + 4)
-                missing = left < (length if length < _UNKNOWN_WAV_BYTES else long_length)
-                break
-            if tag == b"ds64":  # RF64: the sizes that take more than 32 bits
-                long_length = int.from_bytes(_read_at(file, at + 16, 8), "little")
-            at += 8 + length + length % 2
+    trusted, end = True, 0
+    if head[8:12] in (b"WAVE", b"AIFF", b"AIFC"):
+        start, end = _chunk_end(file, head)
+        # of a size of 0 the header as a whole says whether it is meant
+        whole = int.from_bytes(head[4:8], "little") + 8
+        trusted = head[8:12] != b"WAVE" or end > start or size <= start or whole == size
+    elif head[:4] == b"caff":
+        end = _caf_end(file)
+    elif head[:16] == _W64_RIFF:
+        end = _w64_end(file)
+    elif head[:4] == b".snd":
+        start, length = struct.unpack(">II", head[4:12])
+        end = start + length if length < _UNKNOWN_SIZE else 0
+    elif head[:7] == b"NIST_1A":
+        end = _sphere_end(file)
+    elif head[:19] == b"Creative Voice File":
+        end = _voc_end(file, size)
     elif head[:4] == b"OggS":
-        tail = _read_at(file, max(0, size - 65307), 65307)  # the longest page
-        # Where something longer follows the last page, the tail is as long as any page.
-        page = tail[max(0, tail.rfind(b"OggS")) :]
-        missing = len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
-    if missing:
+        trusted, end = False, _ogg_end(file, size)
+    elif head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):
+        trusted, end = False, _mp3_end(file, head)
+    if end > size + _SLACK_BYTES:
         raise AudioError(f"{name} is cut short, its header promises more: {_SALVAGE}")
     file.seek(0)
-    return file
+    return trusted
 
 
-def lacks_length(file: io.FileIO) -> bool:
-    """Whether it is an MP3 file that does not state its length, or not of all of it.
+def _chunk_end(file: io.FileIO, head: bytes) -> tuple[int, int]:
+    """Where the samples of WAV or AIFF begin, and where they end by the header; 0: unknown."""
+    order = ">" if head[:4] in (b"RIFX", b"FORM") else "<"
+    at, long_length = 12, 0
+    while len(chunk := _read_at(file, at, 8)) == 8:
+        tag, length = struct.unpack(f"{order}4sI", chunk)
+        at += 8
+        if tag in (b"data", b"SSND"):
+            if length >= _UNKNOWN_SIZE or length in _UNKNOWN_SIZES:
+                return at, at + long_length if long_length else 0
+            return at, at + length
+        if tag == b"ds64":  # RF64: the sizes that take more than 32 bits
+            long_length = int.from_bytes(_read_at(file, at + 8, 8), "little")
+        at += length + length % 2
+    return at, 0
 
-    libsndfile stops at a length that it guesses from the first frame where none is stated, and
-    after the first of several joined files.
-    """
-    head = _read_at(file, 0, 10)
+
+def _caf_end(file: io.FileIO) -> int:
+    at = 8
+    while len(chunk := _read_at(file, at, 12)) == 12:
+        tag, length = struct.unpack(">4sq", chunk)
+        at += 12
+        if tag == b"data" or length < 0:
+            return at + length if length >= 0 else 0  # -1: unknown
+        at += length
+    return 0
+
+
+def _w64_end(file: io.FileIO) -> int:
+    at = 40
+    while len(chunk := _read_at(file, at, 24)) == 24:
+        length = int.from_bytes(chunk[16:], "little")
+        if chunk[:16] == _W64_DATA:
+            return at + length
+        at += max(24, length + -length % 8)
+    return 0
+
+
+def _sphere_end(file: io.FileIO) -> int:
+    header = _read_at(file, 0, 1024).decode("latin-1")
+    if "pcm" not in (re.findall(r"sample_coding -s\d+ (\S+)", header) or ["pcm"]):
+        return 0  # compressed
+    numbers = dict(re.findall(r"(\w+) -i (\d+)", header))
+    counts = [int(numbers.get(n, 0)) for n in ("sample_count", "sample_n_bytes", "channel_count")]
+    return int(header[8:16].strip() or 0) + counts[0] * counts[1] * counts[2]
+
+
+def _voc_end(file: io.FileIO, size: int) -> int:
+    at = int.from_bytes(_read_at(file, 20, 2), "little")
+    while at < size and (block := _read_at(file, at, 4))[:1] not in (b"", b"\0"):
+        at += 4 + int.from_bytes(block[1:], "little")
+    return at
+
+
+def _ogg_end(file: io.FileIO, size: int) -> int:
+    """Where the last page ends; beyond all slack, where not even its header is whole."""
+    start = max(0, size - _LONGEST_OGG_PAGE)
+    tail = _read_at(file, start, _LONGEST_OGG_PAGE)
+    at = tail.rfind(b"OggS")
+    if at < 0:
+        # something longer follows, and the tail is no longer than any page
+        return 0
+    page = tail[at:]
+    if len(page) < 27 or len(page) < 27 + page[26]:
+        return size + _SLACK_BYTES + 1
+    missing = 27 + page[26] + sum(page[27 : 27 + page[26]]) - len(page)
+    return size + (_SLACK_BYTES + 1 if missing > 0 else 0)
+
+
+def _mp3_end(file: io.FileIO, head: bytes) -> int:
+    """By the number of bytes in the Xing header, which is in the first frame if there is one."""
     start = 0
     if head[:3] == b"ID3":  # a tag of 7 bits a byte before the first frame
-        a, b, c, d = head[6:]
+        a, b, c, d = head[6:10].ljust(4, b"\0")
         start = 10 + (a << 21 | b << 14 | c << 7 | d)
     first = _read_at(file, start, 4096)
-    sync = len(first) - len(first.lstrip(b"\0"))
-    frame = int.from_bytes(first[sync : sync + 2], "big")
-    if frame & 0xFFE6 != 0xFFE2:  # an MPEG frame of layer III
-        return False
     at = max(first.find(b"Xing"), first.find(b"Info"))
     # Behind the mark: flags (1: has a number of frames, 2: has one of bytes), frames, bytes.
     if at < 0 or len(first) < at + 16 or first[at + 7] & 3 != 3:
-        return True
-    length = int.from_bytes(first[at + 12 : at + 16], "big")
-    rest = _read_at(file, start + sync + length, 129)
-    return bool(rest) and not (rest[:3] == b"TAG" and len(rest) == 128)  # a tag ends many files
+        return 0
+    frames, length = struct.unpack(">II", first[at + 8 : at + 16])
+    # programs disagree on which of the first frames to count
+    frame = min(_LONGEST_MP3_FRAME, length // max(frames, 1))
+    return start + max(0, first.find(b"\xff")) + length - 2 * frame
 
 
 def _read_at(file: io.FileIO, position: int, length: int) -> bytes:

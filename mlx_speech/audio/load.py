@@ -13,15 +13,15 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import mlx.core as mx
 import numpy as np
 
-from ..errors import AudioError
+from ..errors import AudioError, InputError
 from .av_reader import read_media
-from .headers import lacks_length
-from .recording import BLOCK_FRAMES, Recording, checked_rate, disk_errors, record
+from .headers import check_length
+from .recording import BLOCK_FRAMES, Channel, Recording, checked_rate, disk_errors, record
 from .soundfile_reader import NotDecodedError, read_sound
 
 SAMPLING_RATE = 16000
@@ -41,45 +41,70 @@ _PATH_ERRORS: dict[type[Exception], str] = {
 
 
 def load_audio(
-    source: AudioSource, sampling_rate: int | None = None, target_sampling_rate: int = SAMPLING_RATE
+    source: AudioSource,
+    sampling_rate: int | None = None,
+    target_sampling_rate: int = SAMPLING_RATE,
+    *,
+    audio_track: int | None = None,
+    channel: Channel = None,
 ) -> mx.array:
     """Read a recording as mono float32 samples, shape (samples,), at `target_sampling_rate` hertz.
 
-    Channels are averaged, and other rates resampled. Full scale is -1 to 1.
+    Other rates are resampled. Full scale is -1 to 1. A file's samples are on its timeline: silence
+    stands where its timestamps leave a gap.
 
     Args:
-        source: path of an audio or video file (its first audio track is read), or http(s) address
-            of one, or "-" for the bytes of one on standard input, or samples: a NumPy or MLX array
-            of shape (samples,) or (channels, samples), with at most 64 channels and fewer channels
-            than samples. float arrays have full scale 1, int8, int16 and int32 arrays that of their
-            type, and uint8 arrays are silent at 128.
+        source: path of an audio or video file, or http(s) address of one, or "-" for the bytes of
+            one on standard input, or samples: a NumPy or MLX array of shape (samples,) or
+            (channels, samples), with at most 64 channels and fewer channels than samples. float
+            arrays have full scale 1, int8, int16 and int32 arrays that of their type, and uint8
+            arrays are silent at 128.
         sampling_rate: rate of an array in hertz; required with one, and an error with a file, which
             states its own.
         target_sampling_rate: rate of the result in hertz.
+        audio_track: number of the audio track of a file, from 1; None: the first that is not
+            silent.
+        channel: number of the channel to read, from 1; "mix": the mean of all; None: the mean, but
+            one channel where they cancel each other out.
 
     Raises:
+        InputError: `audio_track` or `channel` is none of these.
         AudioError: the source is missing, unreadable, not audio, damaged, cut short or empty; its
             samples are not finite, or are integers passed as floats; it is an array of the wrong
             rank or type; or a rate is missing or impossible.
     """
-    with open_recording(source, sampling_rate, target_sampling_rate) as recording:
+    which: dict[str, Any] = {"audio_track": audio_track, "channel": channel}
+    with open_recording(source, sampling_rate, target_sampling_rate, **which) as recording:
         return recording.read()
 
 
 def open_recording(
-    source: AudioSource, sampling_rate: int | None = None, target_sampling_rate: int = SAMPLING_RATE
+    source: AudioSource,
+    sampling_rate: int | None = None,
+    target_sampling_rate: int = SAMPLING_RATE,
+    *,
+    audio_track: int | None = None,
+    channel: Channel = None,
 ) -> Recording:
     """Decode a recording of any length, to be read part by part; memory holds a part of it only.
 
     Arguments are those of `load_audio`, and so are the errors. `Recording` says where it is kept.
     """
     target = checked_rate(target_sampling_rate, "target_sampling_rate")
+    for option, number in (("audio_track", audio_track), ("channel", channel)):
+        if number is None or (option == "channel" and number == "mix"):
+            continue
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            or_mix = " or 'mix'" if option == "channel" else ""
+            raise InputError.must_be(option, number, f"the number of one, from 1{or_mix}")
     if isinstance(source, (np.ndarray, mx.array)):
         if sampling_rate is None:
             message = "an array does not tell its sampling rate: pass sampling_rate, in hertz"
             raise AudioError(message)
         rate = checked_rate(sampling_rate, "sampling_rate")
-        return record(_array_blocks(source), rate, target, "the array")
+        if audio_track is not None:
+            raise InputError.about("{audio_track} is for files: an array has channels alone")
+        return record(_array_blocks(source), rate, target, "the array", channel)
     if not isinstance(source, (str, os.PathLike)):
         raise AudioError(
             f"audio is a path, '-' or an array, but a {type(source).__name__} was given"
@@ -97,8 +122,7 @@ def open_recording(
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
         if not path.lower().startswith(("http://", "https://")):
             raise AudioError(f"{name} is an address, not a file: download it first")
-        joined = re.search(r"\.mp3($|[?#])", path, re.IGNORECASE) is not None
-        return read_media(path, name, target, joined=joined)
+        return read_media(path, name, target, audio_track, channel)
     with contextlib.ExitStack() as stack:
         if from_stdin:
             file = spool_to_disk(sys.stdin.buffer, name, stack)
@@ -109,12 +133,10 @@ def open_recording(
                 file = spool_to_disk(file, name, stack)  # a pipe cannot seek
         if not os.fstat(file.fileno()).st_size:
             raise AudioError(f"{name} is empty (0 bytes): record or copy it again")
-        joined = lacks_length(file)
-        if not joined:
+        if check_length(file, name) and audio_track in (None, 1):
             with contextlib.suppress(NotDecodedError):
-                return read_sound(file, name, target)
-        file.seek(0)
-        return read_media(file, name, target, joined=joined)
+                return read_sound(file, name, target, channel)
+        return read_media(file, name, target, audio_track, channel)
 
 
 def _array_blocks(array: np.ndarray | mx.array) -> Iterator[np.ndarray]:

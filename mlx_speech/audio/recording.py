@@ -4,7 +4,7 @@ import contextlib
 import numbers
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Self
+from typing import Literal, Self, TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -17,6 +17,10 @@ _MEMORY_SAMPLES = 600 * 16000
 _SAMPLE_BYTES = 4
 # No recording is 40 dB over full scale; integers in a float array are, when not nearly silent.
 _MAX_PEAK = 100.0
+# A mean of up to 64 channels holds at least a 64th of their mean power, unless they cancel out.
+_LEAST_MIXED_POWER = 0.01
+
+Channel: TypeAlias = int | Literal["mix"] | None  #: which channel to read, see `record`
 
 
 class Recording:
@@ -29,6 +33,8 @@ class Recording:
     Attributes:
         sampling_rate: in hertz.
         size: number of samples.
+        peak: greatest magnitude in any channel, as it was recorded.
+        remarks: what a user should know of how it was read, a sentence each.
     """
 
     def __init__(self, sampling_rate: float):
@@ -36,6 +42,8 @@ class Recording:
         whole = int(sampling_rate)
         self.sampling_rate = whole if whole == sampling_rate else sampling_rate
         self.size = 0
+        self.peak = 0.0
+        self.remarks: list[str] = []
 
     @property
     def duration(self) -> float:
@@ -69,12 +77,19 @@ class Recording:
         self.close()
 
 
-def record(blocks: Iterable[np.ndarray], rate: float, target: float, name: str) -> Recording:
-    """float32 blocks (frames, channels) at `rate` -> mean of the channels at `target`.
+def record(
+    blocks: Iterable[np.ndarray], rate: float, target: float, name: str, channel: Channel = None
+) -> Recording:
+    """float32 blocks (frames, channels) at `rate` -> one channel at `target`.
+
+    Args:
+        channel: the number of the one to take, from 1; or "mix": the mean of all; or None: the
+            mean, but where it loses nearly all that the channels hold, as when one is the negative
+            of the other, the louder of them.
 
     Raises:
         AudioError: there are no samples, or they are not finite, or integers passed as floats; or
-            they do not fit the disk. `name` says whose they are.
+            they do not fit the disk; or there is no such channel. `name` says whose they are.
     """
     resampler = None
     if rate != target:
@@ -82,6 +97,7 @@ def record(blocks: Iterable[np.ndarray], rate: float, target: float, name: str) 
 
         resampler = soxr.ResampleStream(rate, target, 1, dtype="float32", quality="HQ")
     frames, peak, whole_numbers = 0, 0.0, True
+    mixer = _Mixer(channel, name)
     with contextlib.ExitStack() as stack:
         recording = stack.enter_context(Recording(target))
         for block in filter(len, blocks):
@@ -90,7 +106,7 @@ def record(blocks: Iterable[np.ndarray], rate: float, target: float, name: str) 
             frames += len(block)
             peak = max(peak, float(np.abs(block).max()))
             whole_numbers = whole_numbers and bool((block == np.rint(block)).all())
-            mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+            mono = mixer(block)
             with disk_errors(name):
                 recording.append(resampler.resample_chunk(mono) if resampler else mono)
         refuse_integers(peak, whole_numbers, name)
@@ -101,8 +117,42 @@ def record(blocks: Iterable[np.ndarray], rate: float, target: float, name: str) 
         if not recording.size:
             what = f"only {frames} samples, too few to resample" if frames else "no samples"
             raise AudioError(f"{name} holds {what}: nothing was recorded")
+        recording.peak = peak
+        recording.remarks += mixer.remarks
         stack.pop_all()  # it stays open
         return recording
+
+
+class _Mixer:
+    """Blocks (frames, channels) -> (frames,); `channel` as in `record`."""
+
+    def __init__(self, channel: Channel, name: str):
+        self._channel, self._name = channel, name
+        self._louder: int | None = None
+        self.remarks: list[str] = []
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        count = block.shape[1]
+        if isinstance(self._channel, int):
+            # silence in a gap has one channel, whatever the rest has
+            if self._channel > count and block.any():
+                raise AudioError(f"{self._name} has {count} channels, and none is {self._channel}")
+            return block[:, min(self._channel, count) - 1]
+        if count == 1:
+            return block[:, 0]
+        mixed = block.mean(axis=1)
+        if self._channel == "mix":
+            return mixed
+        power = np.square(block).mean(axis=0)
+        if np.square(mixed).mean() >= _LEAST_MIXED_POWER * power.mean():
+            return mixed
+        if self._louder is None:
+            self._louder = int(power.argmax())
+            self.remarks = [
+                "its channels cancel each other out in the mean of them: channel"
+                f" {self._louder + 1} alone was read there"
+            ]
+        return block[:, min(self._louder, count - 1)]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,229 @@
+"""What is wrong inside a file: gaps, damage, tracks and channels."""
+
+from __future__ import annotations
+
+import re
+
+import av
+import numpy as np
+import pytest
+from media import encoded, frames_for, load, make, refused, sine, write
+
+from mlx_speech.audio import SAMPLING_RATE, load_audio, open_recording
+from mlx_speech.errors import InputError
+
+NOISE = 0.1 * np.random.default_rng(0).standard_normal(8 * SAMPLING_RATE).astype(np.float32)
+
+
+def remarks(source, **options):
+    with open_recording(source, **options) as recording:
+        return recording.remarks
+
+
+def dense(path, kind):
+    """`path` with 8 s of noise, which no part of can be foreseen."""
+    if kind in ("flac", "ogg", "mp3"):
+        return write(path, encoded(NOISE, format=kind.upper()))
+    return make(path, NOISE)
+
+
+class TestTimeline:
+    @pytest.mark.parametrize("kind", ["mp4", "mov", "mkv", "ts"])
+    def test_a_track_that_begins_after_the_picture(self, tmp_path, kind):
+        whole = np.concatenate([np.zeros(3 * SAMPLING_RATE), sine(seconds=2)])
+        late = shifted(tmp_path / f"late.{kind}", 3.0, sine(seconds=2), video=6.0)
+        samples = load(late)
+        assert len(samples) == pytest.approx(len(whole), abs=0.1 * SAMPLING_RATE)
+        assert np.abs(samples[: int(2.9 * SAMPLING_RATE)]).max() < 1e-3
+        assert np.abs(samples[int(3.2 * SAMPLING_RATE) :][:8000]).max() > 0.4
+
+    @pytest.mark.parametrize("kind", ["mp4", "mov", "mkv", "mka", "webm", "ts"])
+    def test_packets_that_are_missing_are_silence(self, tmp_path, kind):
+        whole = make(tmp_path / f"whole.{kind}", sine(seconds=6), rate=48000 // 3)
+        part = without(whole, tmp_path / f"gap.{kind}", 2.0, 4.0)
+        samples = load(part)
+        assert len(samples) == pytest.approx(6 * SAMPLING_RATE, abs=0.15 * SAMPLING_RATE)
+        loud = np.abs(samples[: 6 * SAMPLING_RATE - 4000]).reshape(-1, 400).max(axis=1) > 0.1
+        seconds = np.flatnonzero(~loud[4:]) / 40 + 0.1
+        assert seconds.min() == pytest.approx(2.0, abs=0.15)
+        assert seconds.max() == pytest.approx(4.0, abs=0.15)
+        assert loud.sum() == pytest.approx(4 * 40, abs=12)
+
+    def test_a_timestamp_days_ahead_is_wrong(self, tmp_path):
+        path = without(
+            make(tmp_path / "a.mka", sine(seconds=4)), tmp_path / "b.mka", 2, 2, leap=10**6
+        )
+        assert len(load(path)) == pytest.approx(4 * SAMPLING_RATE, abs=0.3 * SAMPLING_RATE)
+
+
+def shifted(path, start, samples, video):
+    """A track that begins `start` seconds after the picture."""
+    kind = path.suffix[1:]
+    with av.open(str(path), "w", format={"mkv": "matroska", "ts": "mpegts"}.get(kind, kind)) as out:
+        pictures = out.add_stream("mpeg4", rate=10, width=64, height=48)
+        stream = out.add_stream("aac", rate=SAMPLING_RATE, layout="mono")
+        for number in range(round(video * 10)):
+            out.mux(
+                pictures.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), number, np.uint8)))
+            )
+        out.mux(pictures.encode(None))
+        for frame in frames_for(stream, np.asarray(samples, np.float32), SAMPLING_RATE):
+            frame.pts += round(start * SAMPLING_RATE)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+def without(whole, path, start, end, leap=0.0):
+    """A copy that lacks the packets from `start` to `end` s; later ones are `leap` s ahead."""
+    with av.open(str(whole)) as source, av.open(str(path), "w") as out:
+        track = source.streams.audio[0]
+        copy = out.add_stream_from_template(track)
+        first = float((source.start_time or 0) / av.time_base)
+        for packet in source.demux(track):
+            if packet.dts is None:
+                continue
+            time = float(packet.pts * packet.time_base) - first
+            if not start <= time < end:
+                if time >= end:
+                    packet.pts += round(leap / packet.time_base)
+                    packet.dts += round(leap / packet.time_base)
+                packet.stream = copy
+                out.mux(packet)
+    return path
+
+
+class TestDamage:
+    KINDS = ("aac", "flac", "m4a", "mka", "mov", "ogg", "opus", "ts", "webm")
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_one_place_is_named_and_the_rest_read(self, tmp_path, kind):
+        data = bytearray(dense(tmp_path / f"whole.{kind}", kind).read_bytes())
+        middle = len(data) // 2
+        data[middle : middle + 40] = np.random.default_rng(1).bytes(40)
+        path = write(tmp_path / f"bad.{kind}", data)
+        (remark,) = remarks(path)
+        place = float(re.fullmatch(r"it is damaged at (.*) s; the rest was read", remark)[1])
+        assert 2.5 < place < 4.5
+        whole, samples = load(tmp_path / f"whole.{kind}"), load(path)
+        assert len(samples) == pytest.approx(len(whole), abs=0.1 * SAMPLING_RATE)
+        # what follows is where it was
+        np.testing.assert_allclose(samples[-16000:-4000], whole[-16000:-4000], atol=0.02)
+
+    @pytest.mark.parametrize("kind", [*KINDS, "mp3"])
+    def test_many_places_are_an_error(self, tmp_path, kind):
+        data = bytearray(dense(tmp_path / f"whole.{kind}", kind).read_bytes())
+        randomness = np.random.default_rng(1)
+        for start in range(3000, len(data) - 3000, 250):
+            data[start : start + 40] = randomness.bytes(40)
+        assert "damaged" in refused(write(tmp_path / f"bad.{kind}", data))
+
+    # of aac and ts only frames that are cut through tell of it
+    @pytest.mark.parametrize("kind", [*KINDS, "mp3", "wma"])
+    @pytest.mark.parametrize("part", [0.5, 0.8])
+    def test_an_end_that_is_missing_is_an_error(self, tmp_path, kind, part):
+        whole = dense(tmp_path / f"whole.{kind}", kind).read_bytes()
+        path = write(tmp_path / f"part.{kind}", whole[: int(len(whole) * part)])
+        assert re.search("damaged|cut short", refused(path))
+
+    def test_what_joined_mp3_files_have_between_them_is_none(self, tmp_path):
+        data = encoded(NOISE, format="MP3")
+        tag = b"ID3\3\0\0\0\0\x4e\x10" + bytes(10000)
+        path = write(tmp_path / "joined.mp3", data + b"TAG" + bytes(125) + tag + data)
+        assert remarks(path) == []
+        assert len(load(path)) == pytest.approx(16 * SAMPLING_RATE, rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["ogg", "opus", "oga"])
+def test_joined_ogg_streams_are_all_read(tmp_path, kind):
+    first, second = sine(seconds=3), sine(seconds=2, hertz=880)
+    if kind == "ogg":
+        parts = [encoded(samples, format="OGG") for samples in (first, second)]
+    else:
+        parts = [
+            make(tmp_path / f"{n}.{kind}", s).read_bytes() for n, s in enumerate((first, second))
+        ]
+    for joined, seconds in ((parts[0] + parts[1], 5), (parts[0] + parts[0], 6)):
+        path = write(tmp_path / f"joined.{kind}", joined)
+        assert len(load(path)) == pytest.approx(seconds * SAMPLING_RATE, rel=0.03)
+        assert remarks(path) == []
+
+
+class TestTracks:
+    def test_the_first_with_sound(self, tmp_path):
+        tracks = [np.zeros(32000), np.zeros(32000), sine(seconds=2), sine(seconds=2, hertz=880)]
+        path = make(tmp_path / "talk.mkv", *tracks)
+        assert remarks(path) == [
+            "of its 4 audio tracks the first that is not silent, number 3, was read"
+        ]
+        assert _pitch(load(path)) == pytest.approx(440, abs=5)
+        assert _pitch(load(path, audio_track=4)) == pytest.approx(880, abs=5)
+        assert remarks(path, audio_track=3) == []
+        assert np.abs(load(path, audio_track=1)).max() < 1e-3
+
+    def test_the_first_where_all_have_it(self, tmp_path):
+        path = make(tmp_path / "talk.mp4", sine(), sine(hertz=880))
+        assert remarks(path) == ["of its 2 audio tracks the first was read"]
+        assert _pitch(load(path)) == pytest.approx(440, abs=5)
+
+    def test_all_silent(self, tmp_path):
+        path = make(tmp_path / "talk.mp4", np.zeros(16000), np.zeros(32000))
+        assert remarks(path) == ["of its 2 audio tracks the first was read"]
+        assert len(load(path)) == pytest.approx(16000, abs=2000)
+
+    @pytest.mark.parametrize("number", [0, -1, True, 1.0, "1"])
+    def test_no_number(self, number):
+        with pytest.raises(InputError, match=r"audio_track is .*, but must be the number of one"):
+            load_audio("talk.mp4", audio_track=number)
+
+    def test_no_such_track(self, tmp_path):
+        path = make(tmp_path / "talk.mp4", sine(), sine())
+        assert "talk.mp4 has 2 audio tracks, and none with number 3" in refused(path, audio_track=3)
+        path = write(tmp_path / "talk.wav", encoded(sine(), format="WAV"))
+        assert "has 1 audio tracks" in refused(path, audio_track=2)
+        assert len(load(path, audio_track=1)) == 16000
+
+    def test_arrays_have_none(self):
+        with pytest.raises(InputError, match="audio_track is for files"):
+            load_audio(sine(), 16000, audio_track=1)
+
+
+class TestChannels:
+    OPPOSITE = np.stack([sine(), -sine()], axis=1)
+
+    def test_channels_that_cancel_each_other_out(self, tmp_path):
+        path = write(tmp_path / "phase.wav", encoded(self.OPPOSITE, format="WAV"))
+        np.testing.assert_allclose(load(path), sine(), atol=1e-4)
+        assert remarks(path) == [
+            "its channels cancel each other out in the mean of them: channel 1 alone was read there"
+        ]
+        np.testing.assert_allclose(load(self.OPPOSITE.T, 16000), sine(), atol=1e-4)
+
+    def test_the_louder_one(self):
+        array = np.stack([sine(amplitude=0.4), -sine(amplitude=0.41)])
+        np.testing.assert_allclose(load(array, 16000), array[1], atol=1e-6)
+
+    def test_others_are_averaged(self):
+        one_of_many = np.zeros((60, 16000), np.float32)
+        one_of_many[7] = sine()
+        np.testing.assert_allclose(load(one_of_many, 16000), sine() / 60, atol=1e-6)
+        apart = np.stack([sine(), sine(hertz=880)])
+        np.testing.assert_allclose(load(apart, 16000), apart.mean(axis=0), atol=1e-6)
+
+    def test_a_chosen_one(self, tmp_path):
+        np.testing.assert_allclose(load(self.OPPOSITE.T, 16000, channel=2), -sine(), atol=1e-6)
+        assert np.abs(load(self.OPPOSITE.T, 16000, channel="mix")).max() < 1e-6
+        path = write(tmp_path / "phase.wav", encoded(self.OPPOSITE, format="WAV"))
+        np.testing.assert_allclose(load(path, channel=2), -sine(), atol=1e-4)
+        assert remarks(path, channel=2) == []
+        assert "has 2 channels, and none is 3" in refused(path, channel=3)
+
+    @pytest.mark.parametrize("channel", [0, -1, True, 1.0, "left"])
+    def test_none(self, channel):
+        with pytest.raises(InputError, match=r"channel is .*, but must be .* or 'mix'"):
+            load_audio(sine(), 16000, channel=channel)
+
+
+def _pitch(samples):
+    spectrum = np.abs(np.fft.rfft(samples[4000:12000] * np.hanning(8000)))
+    return spectrum.argmax() * 2
