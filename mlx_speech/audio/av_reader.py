@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import AudioError
-from .headers import damaged
+from .headers import damaged, tells_length
 from .recording import BLOCK_FRAMES, Channel, Recording, checked_rate, record
 
 _FETCH_SECONDS = 60  #: how long an address may say nothing
@@ -89,10 +89,12 @@ def _read_track(
     import av
 
     fetched = isinstance(source, str)
+    measured = True
     how: dict[str, Any] = {"options": _FILE, "metadata_errors": "replace"}
     if fetched:
         how |= {"options": _ADDRESS, "timeout": _FETCH_SECONDS}
     else:
+        measured = tells_length(source)
         source.seek(0)
     with _log() as messages:
         try:
@@ -110,7 +112,7 @@ def _read_track(
                 if track.codec_context is None:
                     raise ValueError("there is no decoder for its audio")
                 rate = checked_rate(track.rate, f"the sampling rate of {name}")
-                samples = _Samples(container, track, name, messages)
+                samples = _Samples(container, track, name, messages, measured)
                 recording = record(samples.blocks(), rate, target, name, channel)
                 recording.remarks += samples.remarks()
                 return recording, len(tracks)
@@ -133,11 +135,13 @@ class _Samples:
     and so is an end that is missing.
     """
 
-    def __init__(self, container: Any, track: Any, name: str, messages: Messages):
+    def __init__(self, container: Any, track: Any, name: str, messages: Messages, measured: bool):
         self._container, self._track, self._name = container, track, name
         self._messages = messages
         self._rate: int = track.rate
         self._kinds = set(container.format.name.split(","))
+        # with a picture, the length may be the picture's
+        self._measured = measured and self._kinds & _MEASURED and len(container.streams) == 1
         self._start = (container.start_time or 0) / 1_000_000
         self._frames = 0
         self._told = len(messages)  # opening it looks at other places
@@ -219,12 +223,14 @@ class _Samples:
         """The track's packets, and an empty one at their end."""
         import av
 
-        try:
-            yield from self._container.demux(self._track)
-        except av.InvalidDataError:
-            # what follows an Ogg stream and is none; the length tells whether it is its end
-            if not self._kinds & {"ogg"}:
-                raise
+        while True:
+            try:
+                yield from self._container.demux(self._track)
+                return
+            except av.InvalidDataError:
+                # 64 kB that are no Ogg, from behind which it goes on
+                if not self._kinds & {"ogg"}:
+                    raise
 
     @property
     def _seconds(self) -> float:
@@ -243,7 +249,7 @@ class _Samples:
         missing = time - self._start - self._seconds
         if missing > _LONGEST_GAP_SECONDS:
             self._start += missing
-            self._kinds -= _MEASURED  # nor is the length right
+            self._measured = False  # nor is the length right
         return missing if _LEAST_GAP_SECONDS < missing <= _LONGEST_GAP_SECONDS else 0.0
 
     def _silence(self, seconds: float) -> Iterator[np.ndarray]:
@@ -271,8 +277,7 @@ class _Samples:
         """Raises `AudioError` where the end is missing, or too much is damaged."""
         told = [_one_line(message) for *_, message in self._messages]
         reasons = [message for message in told if _CUT_SHORT.search(message)]
-        # with a picture, the length may be the picture's
-        if self._kinds & _MEASURED and len(self._container.streams) == 1:
+        if self._measured:
             length = (self._container.duration or 0) / 1_000_000
             if self._seconds < length - _LENGTH_SLACK_SECONDS:
                 reasons.append(f"{self._seconds:.1f} of {length:.1f} s are there")

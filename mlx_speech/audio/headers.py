@@ -123,15 +123,22 @@ def _voc_end(file: io.FileIO, size: int) -> int:
     return at
 
 
+def tells_length(file: io.FileIO) -> bool:
+    """Whether the length that FFmpeg tells is no guess, as it is of Ogg with much else behind it."""
+    return _read_at(file, 0, 4) != b"OggS" or bool(_last_ogg_page(file))
+
+
+def _last_ogg_page(file: io.FileIO) -> bytes:
+    """From the last page on, or nothing where more follows it than any page takes."""
+    tail = _read_at(file, max(0, file.seek(0, os.SEEK_END) - _LONGEST_OGG_PAGE), _LONGEST_OGG_PAGE)
+    return tail[at:] if (at := tail.rfind(b"OggS")) >= 0 else b""
+
+
 def _ogg_end(file: io.FileIO, size: int) -> int:
     """Where the last page ends; beyond all slack, where not even its header is whole."""
-    start = max(0, size - _LONGEST_OGG_PAGE)
-    tail = _read_at(file, start, _LONGEST_OGG_PAGE)
-    at = tail.rfind(b"OggS")
-    if at < 0:
-        # something longer follows, and the tail is no longer than any page
+    page = _last_ogg_page(file)
+    if not page:
         return 0
-    page = tail[at:]
     if len(page) < 27 or len(page) < 27 + page[26]:
         return size + _SLACK_BYTES + 1
     missing = 27 + page[26] + sum(page[27 : 27 + page[26]]) - len(page)

@@ -114,7 +114,7 @@ class TestDamage:
     def test_many_places_are_an_error(self, tmp_path, kind):
         data = bytearray(dense(tmp_path / f"whole.{kind}", kind).read_bytes())
         randomness = np.random.default_rng(1)
-        for start in range(3000, len(data) - 3000, 250):
+        for start in range(3000, len(data) - 3000, 100):
             data[start : start + 40] = randomness.bytes(40)
         assert "damaged" in refused(write(tmp_path / f"bad.{kind}", data))
 

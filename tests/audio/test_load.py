@@ -338,7 +338,7 @@ def test_files_cut_in_the_middle(tmp_path, kind):
 
 def test_ogg_with_something_behind_it(tmp_path):
     data = encoded(sine(), format="OGG")
-    is_sine(load(write(tmp_path / "tagged.ogg", data + bytes(70_000))), tolerance=0.02)
+    is_sine(load(write(tmp_path / "tagged.ogg", data + bytes(70_000))), tolerance=0.02, slack=0.01)
 
 
 def test_wav_over_4_gib(tmp_path):
@@ -347,21 +347,16 @@ def test_wav_over_4_gib(tmp_path):
     assert re.search(r"huge\.wav is a WAV file over 4 GiB", refused(path))
 
 
-@pytest.mark.parametrize("lost", [1, 1000])
-def test_wav_that_lacks_its_last_bytes(tmp_path, lost):
-    path = write(tmp_path / "part.wav", encoded(sine(), format="WAV")[:-lost])
+def test_wav_that_lacks_its_last_bytes(tmp_path):
+    data = encoded(sine(), format="WAV")
+    assert len(load(write(tmp_path / "whole.wav", data[:-2]))) == SAMPLING_RATE - 1
+    path = write(tmp_path / "part.wav", data[:-1000])
     assert re.search("is cut short, its header promises more", refused(path))
 
 
 def test_wav_without_a_data_chunk(tmp_path):
     path = write(tmp_path / "part.wav", encoded(sine(), format="WAV")[:40])
     assert re.search(r"part\.wav is not audio, or .*damaged", refused(path))
-
-
-def test_flac_with_a_damaged_frame(tmp_path):
-    data = bytearray(encoded(sine(seconds=8), format="FLAC"))
-    data[len(data) // 2] ^= 0xFF
-    assert re.search("damaged or cut short", refused(write(tmp_path / "bad.flac", data)))
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "notes.m4a", "notes"])
