@@ -91,7 +91,7 @@ def _read_track(
     fetched = isinstance(source, str)
     measured = True
     how: dict[str, Any] = {"options": _FILE, "metadata_errors": "replace"}
-    if fetched:
+    if isinstance(source, str):
         how |= {"options": _ADDRESS, "timeout": _FETCH_SECONDS}
     else:
         measured = tells_length(source)

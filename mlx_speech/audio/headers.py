@@ -124,7 +124,7 @@ def _voc_end(file: io.FileIO, size: int) -> int:
 
 
 def tells_length(file: io.FileIO) -> bool:
-    """Whether the length that FFmpeg tells is no guess, as it is of Ogg with much else behind it."""
+    """Whether FFmpeg knows the length; of Ogg with much else behind it, it guesses."""
     return _read_at(file, 0, 4) != b"OggS" or bool(_last_ogg_page(file))
 
 
