@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import AudioError
 from .headers import damaged, tells_length
-from .recording import BLOCK_FRAMES, Channel, Recording, checked_rate, record
+from .recording import BLOCK_FRAMES, Channel, Recording, checked_rate, chosen_track, record
 
 _FETCH_SECONDS = 60  #: how long an address may say nothing
 _LEAST_GAP_SECONDS = 0.1  #: timestamps are rounded, and clocks drift
@@ -68,24 +68,21 @@ def read_media(
         AudioError: there is none, or none of this number; or it is in no format that FFmpeg reads,
             damaged, or cut short.
     """
-    first, count = _read_track(source, name, target, track or 1, channel)
-    if track is not None or count == 1:
-        return first
-    chosen, number = first, 1
-    while chosen.peak < _SILENT_PEAK and number < count:
-        number += 1
-        chosen, _ = _read_track(source, name, target, number, channel)
-    if chosen.peak < _SILENT_PEAK:
-        chosen, number = first, 1
-    why = "the first" if number == 1 else f"the first that is not silent, number {number},"
-    chosen.remarks.append(f"of its {count} audio tracks {why} was read")
+    first = chosen = _read_track(source, name, target, track or 1, channel)
+    if track is None:
+        while chosen.peak < _SILENT_PEAK and chosen.track < chosen.tracks:
+            chosen = _read_track(source, name, target, chosen.track + 1, channel)
+        if chosen.peak < _SILENT_PEAK:
+            chosen = first
+        if chosen.tracks > 1:
+            chosen.remarks.append(chosen_track(chosen, "not silent"))
     return chosen
 
 
 def _read_track(
     source: io.FileIO | str, name: str, target: float, number: int, channel: Channel
-) -> tuple[Recording, int]:
-    """The audio track of this number, and how many there are; errors as in `read_media`."""
+) -> Recording:
+    """The audio track of this number; errors as in `read_media`."""
     import av
 
     fetched = isinstance(source, str)
@@ -115,7 +112,8 @@ def _read_track(
                 samples = _Samples(container, track, name, messages, measured)
                 recording = record(samples.blocks(), rate, target, name, channel)
                 recording.remarks += samples.remarks()
-                return recording, len(tracks)
+                recording.track, recording.tracks = number, len(tracks)
+                return recording
         except (av.FFmpegError, OSError, ValueError) as error:
             reason = _reason(error, messages)
             if fetched and not isinstance(error, av.InvalidDataError):

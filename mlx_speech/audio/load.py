@@ -91,12 +91,7 @@ def open_recording(
     Arguments are those of `load_audio`, and so are the errors. `Recording` says where it is kept.
     """
     target = checked_rate(target_sampling_rate, "target_sampling_rate")
-    for option, number in (("audio_track", audio_track), ("channel", channel)):
-        if number is None or (option == "channel" and number == "mix"):
-            continue
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            or_mix = " or 'mix'" if option == "channel" else ""
-            raise InputError.must_be(option, number, f"the number of one, from 1{or_mix}")
+    check_reading(audio_track, channel)
     if isinstance(source, (np.ndarray, mx.array)):
         if sampling_rate is None:
             message = "an array does not tell its sampling rate: pass sampling_rate, in hertz"
@@ -137,6 +132,16 @@ def open_recording(
             with contextlib.suppress(NotDecodedError):
                 return read_sound(file, name, target, channel)
         return read_media(file, name, target, audio_track, channel)
+
+
+def check_reading(audio_track: int | None, channel: Channel) -> None:
+    """Raises `InputError` where these can be none of a recording's."""
+    for option, number in (("audio_track", audio_track), ("channel", channel)):
+        if number is None or (option == "channel" and number == "mix"):
+            continue
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            or_mix = " or 'mix'" if option == "channel" else ""
+            raise InputError.must_be(option, number, f"the number of one, from 1{or_mix}")
 
 
 def _array_blocks(array: np.ndarray | mx.array) -> Iterator[np.ndarray]:

@@ -33,7 +33,8 @@ class Recording:
     Attributes:
         sampling_rate: in hertz.
         size: number of samples.
-        peak: greatest magnitude in any channel, as it was recorded.
+        peak: greatest magnitude.
+        track, tracks: number of the audio track that it is, from 1, and how many the file has.
         remarks: what a user should know of how it was read, a sentence each.
     """
 
@@ -43,6 +44,7 @@ class Recording:
         self.sampling_rate = whole if whole == sampling_rate else sampling_rate
         self.size = 0
         self.peak = 0.0
+        self.track = self.tracks = 1
         self.remarks: list[str] = []
 
     @property
@@ -61,6 +63,7 @@ class Recording:
         """Add (n,) float32 samples, before any is read."""
         self._file.write(np.ascontiguousarray(samples).data)
         self.size += len(samples)
+        self.peak = max(self.peak, float(np.abs(samples).max(initial=0.0)))
 
     def close(self) -> None:
         # what a full disk refused is tried once more, and refused once more
@@ -117,10 +120,16 @@ def record(
         if not recording.size:
             what = f"only {frames} samples, too few to resample" if frames else "no samples"
             raise AudioError(f"{name} holds {what}: nothing was recorded")
-        recording.peak = peak
         recording.remarks += mixer.remarks
         stack.pop_all()  # it stays open
         return recording
+
+
+def chosen_track(recording: Recording, what: str) -> str:
+    """The remark on why this track of several was read: it is the first that is `what`."""
+    number = recording.track
+    why = "the first" if number == 1 else f"the first that is {what}, number {number},"
+    return f"of its {recording.tracks} audio tracks {why} was read"
 
 
 class _Mixer:

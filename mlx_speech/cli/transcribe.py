@@ -138,7 +138,8 @@ class Run:
         if not (job.files or args.stream):
             print(to_txt(transcript), end="", flush=True)
         if job.plot:
-            with open_recording(source) as recording:
+            reading = {"audio_track": args.audio_track, "channel": args.channel}
+            with open_recording(source, **reading) as recording:
                 plot_transcript(job.plot, recording.read, recording.sampling_rate, transcript)
         self._report_segments(name, transcript)
         for path in job.targets:
@@ -167,7 +168,9 @@ class Run:
         self.console.warn(f"{name} gives the times of segments, but not of words")
 
     def _report_segments(self, name: str, transcript: Transcript) -> None:
-        """Say where a text may not be what was said."""
+        """Say where a text may not be what was said, or why there is none."""
+        for remark in transcript.remarks:
+            self.console.warn(f"{name}: {remark}")
         if cut := [clock(s.start) for s in transcript.segments if s.truncated]:
             more = f" and {len(cut) - 5} more" if len(cut) > 5 else ""
             self.console.warn(

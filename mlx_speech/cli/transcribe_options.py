@@ -16,7 +16,9 @@ from .console import as_option
 from .inputs import Found, find_inputs
 from .outputs import Job, plan
 
-#: options by the library's names for them: of the request, of long recordings, of subtitles
+#: options by the library's names for them: of recordings, of the request, of long ones, of
+#: subtitles
+READING = ("audio_track", "channel")
 REQUEST = ("language", "task", "target_language", "punctuate", "keywords", "prompt")
 CHUNKING = ("chunk_duration", "min_silence")
 SEGMENTS = ("word_timestamps", *CHUNKING, "batch_size")
@@ -40,6 +42,16 @@ def _formats(names: str) -> list[str]:
     return list(FORMATS) if "all" in chosen else chosen
 
 
+def _channel(given: str) -> int | str:
+    if given == "mix":
+        return given
+    try:
+        return int(given)
+    except ValueError:
+        message = f"{given!r} is neither the number of one, from 1, nor mix"
+        raise argparse.ArgumentTypeError(message) from None
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The options; nothing heavy is imported for them, so that --help answers at once."""
     parser = argparse.ArgumentParser(
@@ -54,13 +66,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group, add, add_shared = parser.add_argument_group, common.add_table, common.add_options
     recordings = {
-        "help": "audio or video file, folder of such, pattern in quotes, http(s) address that "
-        "ffmpeg can read, or - for standard input",
+        "help": "audio or video file, folder of such, pattern in quotes, http(s) address, or - "
+        "for standard input",
         "dest": "audio",
         "nargs": "+",
     }
     search = "search folders within folders, too"
-    add(group("recordings"), {"AUDIO": recordings, "-r --recursive": search})
+    channel = {"help": "the only channel to read; mix: the mean of all", "type": _channel}
+    reading = {
+        "-r --recursive": search,
+        "--audio-track N": "audio track of a file (default: first with speech)",
+        "--channel N|mix": channel,
+    }
+    add(group("recordings"), {"AUDIO": recordings, **reading})
 
     model = group("model")
     common.add_model_options(model, "ibm-granite/granite-speech-4.1-2b")
@@ -162,9 +180,11 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
     if args.keywords:
         request["keywords"] = _keywords(parser, args.keywords)
 
+    from ..audio.load import check_reading
     from ..processing.request import TranscriptionRequest
     from ..transcription.chunks import ChunkOptions
 
+    check_reading(args.audio_track, args.channel)
     ChunkOptions(**common.explicit_options(args, CHUNKING))
     TranscriptionRequest(**request)
     subtitles = SubtitleOptions(**common.explicit_options(args, SUBTITLES))
@@ -186,7 +206,7 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
     )
     if args.resume and not (formats or args.plot):
         parser.error("--resume is for files; it needs -f, -o, --output-name or --plot")
-    options = request | common.explicit_options(args, SEGMENTS + common.GENERATION)
+    options = request | common.explicit_options(args, READING + SEGMENTS + common.GENERATION)
     return Usage(found, jobs, options, subtitles)
 
 

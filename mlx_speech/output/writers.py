@@ -5,6 +5,7 @@ import math
 import string
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..transcription.transcript import Segment, Transcript, Word
@@ -31,8 +32,8 @@ def to_tsv(transcript: Transcript) -> str:
 
 
 def to_json(transcript: Transcript, model: str) -> str:
-    """Everything but the token ids; times in seconds, to the millisecond. What is not a finite
-    number is null."""
+    """Everything but the token ids; times in seconds, to the millisecond; `remarks` where there are
+    any. What is not a finite number is null."""
     segments = [
         {
             **_times(segment),
@@ -45,13 +46,15 @@ def to_json(transcript: Transcript, model: str) -> str:
         }
         for segment in transcript.segments
     ]
-    document = {
+    document: dict[str, Any] = {
         "text": transcript.text,
         "language": transcript.language,
         "duration": round(transcript.duration, 3),
         "model": model,
         "segments": segments,
     }
+    if transcript.remarks:
+        document["remarks"] = transcript.remarks
     return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
 
 

@@ -1,5 +1,6 @@
 """From a recording to chunks that are ready to be decoded, in memory that does not grow with it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Self
@@ -11,7 +12,7 @@ from ..audio import Recording
 from ..errors import InputError
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .segmenter import Segmenter, Span
-from .vad import EnergyVAD, SpeechActivity, SpeechRegions
+from .vad import SILENCE_DBFS, EnergyVAD, SpeechActivity, SpeechRegions
 
 #: speech sets in and fades out too faintly to stand out: up to these frames of it are missed.
 #: Times of segments are given with them; pauses are taken as they are detected, longer than they
@@ -130,12 +131,35 @@ def energy_chunks(
     """
     longest = min(options.chunk_duration, max_seconds or options.chunk_duration)
     finder = SpanFinder(replace(options, chunk_duration=longest).segmenter(1))
-    part = _PART_FRAMES * FRAME_SAMPLES
-    for start in range(0, recording.size, part):
-        last = start + part >= recording.size
-        for span in finder.push(recording.read(start, start + part), last=last):
+    for samples, last in _parts(recording):
+        for span in finder.push(samples, last=last):
             # what is left after the last frame, less than half of one, belongs to it
             rest = recording.size - span.end * FRAME_SAMPLES
             end = None if rest < FRAME_SAMPLES // 2 else span.end * FRAME_SAMPLES
             samples = recording.read(span.start * FRAME_SAMPLES, end)
             yield AudioChunk.of_span(span, recording, samples)
+
+
+def why_empty(recording: Recording, segments: int) -> str:
+    """Why a recording gave no text.
+
+    Args:
+        segments: how many were decoded.
+    """
+    if segments:
+        return f"the model wrote none for what may be speech ({segments} segments)"
+    if recording.peak < 10 ** (SILENCE_DBFS / 20):
+        return "it is silent"
+    vad = EnergyVAD()
+    sound = [vad.push(part).speech.any() for part, _ in _parts(recording)]
+    if any(sound) or vad.finish().speech.any():
+        return "no speech was found in its sound"
+    peak = 20 * math.log10(recording.peak)
+    return f"nothing stands out from its noise floor as speech would (its peak is {peak:.0f} dBFS)"
+
+
+def _parts(recording: Recording) -> Iterator[tuple[mx.array, bool]]:
+    """The samples in parts, and whether each is the last."""
+    part = _PART_FRAMES * FRAME_SAMPLES
+    for start in range(0, recording.size, part):
+        yield recording.read(start, start + part), start + part >= recording.size

@@ -7,19 +7,21 @@ makes segments of these.
 
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 
 from ..audio import SAMPLING_RATE, Recording, open_recording
 from ..audio.load import AudioSource
+from ..audio.recording import Channel, chosen_track
 from ..errors import CheckpointError, InputError, UnsupportedOptionError
 from ..generation.protocols import GenerativeModel
 from ..loading import architecture, load
 from ..processing.request import TranscriptionRequest
-from .chunks import AudioChunk, ChunkOptions
+from .chunks import AudioChunk, ChunkOptions, why_empty
 from .family import SpeechFamily, SpeechProcessor
 from .segment_decoder import SegmentDecoder
 from .transcript import Segment, Transcript, TranscriptionDelta
@@ -38,6 +40,8 @@ def transcribe(
     model: Model = DEFAULT_MODEL,
     *,
     sampling_rate: int | None = None,
+    audio_track: int | None = None,
+    channel: Channel = None,
     language: str | None = None,
     task: str = "transcribe",
     target_language: str | None = None,
@@ -54,12 +58,16 @@ def transcribe(
 ) -> Transcript:
     """Transcribe or translate one recording of any length.
 
-    It is cut into segments where nobody speaks; what has no speech in it gives no text.
+    It is cut into segments where nobody speaks; what has no speech in it gives no text, and a
+    remark that says so.
 
     Args:
         audio: path of a file, `"-"` for standard input, or samples (see `load_audio`).
         model: a folder or repository id, or what `load` returned, to load it only once.
         sampling_rate: of the samples, in Hz, where `audio` is an array.
+        audio_track: number of the audio track of a file, from 1; unset, the first with speech.
+        channel: number of the channel to read, from 1, or `"mix"`, the mean of all; unset, the
+            mean, but one channel where they cancel each other out.
         language: the language spoken, code or English name; unset, the model detects it.
         task: `"transcribe"` or `"translate"`.
         target_language: what to translate to, code or English name.
@@ -91,10 +99,17 @@ def transcribe(
     request = TranscriptionRequest(task, language, target_language, punctuate, prompt, keywords)
     chunking = ChunkOptions(chunk_duration, min_silence)
     options["max_new_tokens"] = max_new_tokens
-    job = prepare(audio, model, sampling_rate, request, chunking, word_timestamps, options)
-    with job.recording:
-        batches = job.batches(batch_size, progress)
-        return job.transcript([s for batch in batches for s in job.decoder.decode(batch)])
+    reading = {"sampling_rate": sampling_rate, "audio_track": audio_track, "channel": channel}
+    job = prepare(audio, model, reading, request, chunking, word_timestamps, options)
+    transcripts = []
+    for track in job.tracks():
+        with track.recording:
+            batches = track.batches(batch_size, progress)
+            segments = [s for batch in batches for s in track.decoder.decode(batch)]
+            transcripts.append(track.transcript(segments))
+        if transcripts[-1].text:
+            break
+    return _with_text(transcripts)
 
 
 def stream_transcribe(
@@ -102,6 +117,8 @@ def stream_transcribe(
     model: Model = DEFAULT_MODEL,
     *,
     sampling_rate: int | None = None,
+    audio_track: int | None = None,
+    channel: Channel = None,
     language: str | None = None,
     task: str = "transcribe",
     target_language: str | None = None,
@@ -125,24 +142,63 @@ def stream_transcribe(
     request = TranscriptionRequest(task, language, target_language, punctuate, prompt, keywords)
     chunking = ChunkOptions(chunk_duration, min_silence)
     options["max_new_tokens"] = max_new_tokens
-    job = prepare(audio, model, sampling_rate, request, chunking, word_timestamps, options, True)
-    return job.stream(progress)
+    reading = {"sampling_rate": sampling_rate, "audio_track": audio_track, "channel": channel}
+    job = prepare(audio, model, reading, request, chunking, word_timestamps, options, True)
+    return _stream(job, progress)
+
+
+def _stream(
+    job: "Job", progress: Progress | None
+) -> Generator[TranscriptionDelta, None, Transcript]:
+    transcripts = []
+    for track in job.tracks():
+        with track.recording:
+            segments = yield from track.stream(progress)
+            transcripts.append(track.transcript(segments))
+        if transcripts[-1].text:
+            break
+    return _with_text(transcripts)
+
+
+def _with_text(transcripts: list[Transcript]) -> Transcript:
+    """That of the last audio track, or where that has no text either, of the first."""
+    chosen = transcripts[-1] if transcripts[-1].text else transcripts[0]
+    if len(transcripts) > 1 and not chosen.text:
+        chosen.remarks.append("nor was speech found in its other audio tracks")
+    return chosen
 
 
 @dataclass
 class Job:
     """A recording and what is to be done with it; `prepare` makes it.
 
-    chunks: the parts of it that have speech, found as they are asked for.
+    find_chunks: finds the parts of it that have speech, as they are asked for.
     decoder: makes segments of them.
     language: code of the text's, if one was asked for.
+    read_track: reads another audio track, unless one was chosen.
     """
 
     recording: Recording
-    chunks: Iterable[AudioChunk]
+    find_chunks: Callable[[Recording], Iterable[AudioChunk]]
     decoder: SegmentDecoder
     language: str | None
+    read_track: Callable[[int], Recording] | None = None
     regions: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def chunks(self) -> Iterable[AudioChunk]:
+        """The parts of the recording that have speech, found as they are asked for."""
+        return self.find_chunks(self.recording)
+
+    def tracks(self) -> Iterator[Self]:
+        """This, and the same for each audio track after it, unless one was chosen."""
+        yield self
+        if self.read_track is None:
+            return
+        for number in range(self.recording.track + 1, self.recording.tracks + 1):
+            recording = self.read_track(number)
+            recording.remarks.append(chosen_track(recording, "with speech"))
+            yield replace(self, recording=recording, regions=[])
 
     def batches(self, size: int, progress: Progress | None) -> Iterator[list[AudioChunk]]:
         """The chunks, so many at a time; each batch is decoded before the next is asked for."""
@@ -157,25 +213,31 @@ class Job:
             report(min(batch[-1].begin + batch[-1].duration, duration), duration)
         report(duration, duration)
 
-    def stream(self, progress: Progress | None) -> Generator[TranscriptionDelta, None, Transcript]:
-        """The text piece by piece, chunk by chunk; returns the transcript."""
+    def stream(
+        self, progress: Progress | None
+    ) -> Generator[TranscriptionDelta, None, list[Segment]]:
+        """The text piece by piece, chunk by chunk; returns the segments."""
         segments: list[Segment] = []
-        with self.recording:
-            for (chunk,) in self.batches(1, progress):
-                gap = " " if any(segment.text for segment in segments) else ""
-                segments.append((yield from self.decoder.stream(chunk, gap)))
-        return self.transcript(segments)
+        for (chunk,) in self.batches(1, progress):
+            gap = " " if any(segment.text for segment in segments) else ""
+            segments.append((yield from self.decoder.stream(chunk, gap)))
+        return segments
 
     def transcript(self, segments: list[Segment]) -> Transcript:
         """All segments together."""
         text = " ".join(segment.text for segment in segments if segment.text)
-        return Transcript(text, self.language, self.recording.duration, segments, self.regions)
+        remarks = list(self.recording.remarks)
+        if not text:
+            remarks.append(f"no text: {why_empty(self.recording, len(segments))}")
+        return Transcript(
+            text, self.language, self.recording.duration, segments, self.regions, remarks
+        )
 
 
 def prepare(
     audio: AudioSource,
     model: Model,
-    sampling_rate: int | None = None,
+    reading: dict[str, Any] | None = None,
     request: TranscriptionRequest = TranscriptionRequest(),
     chunking: ChunkOptions = ChunkOptions(),
     word_timestamps: bool = False,
@@ -185,6 +247,7 @@ def prepare(
     """Load what is to be transcribed, and settle how; errors as in `transcribe`.
 
     Args:
+        reading: further arguments of `open_recording`.
         options: of generation.
         streaming: texts are to come piece by piece.
     """
@@ -205,9 +268,16 @@ def prepare(
         )
     language = family.text_language(request)
     decoder = SegmentDecoder(*model, family, request, options or {}, word_timestamps, streaming)
-    recording = open_recording(audio, sampling_rate)
-    chunks = family.chunks(recording, chunking, for_alignment=decoder.vocabulary is not None)
-    return Job(recording, chunks, decoder, language)
+    read = partial(open_recording, audio, **reading or {})
+    chosen = (reading or {}).get("audio_track")
+    for_alignment = decoder.vocabulary is not None
+    return Job(
+        read(),
+        partial(family.chunks, options=chunking, for_alignment=for_alignment),
+        decoder,
+        language,
+        None if chosen else lambda track: read(audio_track=track),
+    )
 
 
 def speech_family(model: GenerativeModel, processor: SpeechProcessor) -> SpeechFamily:

@@ -44,6 +44,7 @@ class Transcript:
 
     language: code of the text's, if it was asked for; the models do not say which they detected.
     regions: start and end of each speech region, without pauses inside segments; None: unknown.
+    remarks: what to know of how it was read and why there is no text, without the recording's name.
     """
 
     text: str
@@ -51,6 +52,7 @@ class Transcript:
     duration: float
     segments: list[Segment]
     regions: list[tuple[float, float]] | None = field(default=None, repr=False, compare=False)
+    remarks: list[str] = field(default_factory=list, compare=False)
 
 
 @dataclass

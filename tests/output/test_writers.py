@@ -45,6 +45,12 @@ def test_tsv_is_three_columns_whatever_is_said():
 
 
 class TestJson:
+    def test_remarks_where_there_are_any(self):
+        made = transcript()
+        made.remarks = ["no text: it is silent"]
+        read = json.loads(FORMATS["json"](made, "tiny", SubtitleOptions()))
+        assert read["remarks"] == ["no text: it is silent"]
+
     def test_everything_is_there(self):
         made = many_scripts()
         read = json.loads(FORMATS["json"](made, "org/tiny", SubtitleOptions()))
