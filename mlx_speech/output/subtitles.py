@@ -1,8 +1,8 @@
 """Transcripts as subtitles: SubRip (srt) and WebVTT (vtt).
 
-A segment becomes a cue, or several where the options limit what one may show; no cue reaches over
-the pause between two segments. Lines are filled word by word; a word longer than a line has
-one to itself, whole.
+A segment becomes a cue, or several where the options limit what one may show. None overlap; none
+reaches over the pause between two segments, but to be shown for as long as reading takes. Lines are
+filled word by word; a word longer than a line has one to itself, whole.
 """
 
 import html
@@ -21,6 +21,9 @@ from .line_breaking import columns, is_rtl, line_breaks, one_line
 
 #: an underline waits for the next word over pauses up to this, in s, instead of flickering
 LONGEST_HOLD = 0.3
+#: a cue is shown for so long, in ms, unless the next one comes before: 20 pictures of a film, the
+#: least that subtitlers allow
+SHORTEST_CUE_MS = 833
 
 Escape = Callable[[str], str]  #: does to text what a format needs done
 
@@ -123,7 +126,8 @@ def subtitle_cues(
                 if cues:
                     cues[-1] = cues[-1]._replace(end=min(cues[-1].end, start))
                 text = "\n".join(_line_text(line, word, rtl, escape) for line in lines)
-                cues.append(Cue(start, max(round(1000 * end_s), start + 1), text))
+                end = max(round(1000 * end_s), start + SHORTEST_CUE_MS)
+                cues.append(Cue(start, end, text))
     return cues
 
 

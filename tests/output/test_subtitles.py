@@ -158,7 +158,7 @@ class TestLines:
         options = SubtitleOptions(max_line_width=7, max_line_count=2)
         said = spoken("aaa bbb ccc ddd eee", 10)
         assert texts(options, said) == ["aaa bbb\nccc ddd", "eee"]
-        assert times(options, said) == [(10000, 12000), (12000, 12500)]
+        assert times(options, said) == [(10000, 12000), (12000, 12833)]
 
     def test_no_cue_goes_over_a_segments_end(self):
         options = SubtitleOptions(max_line_width=40, max_line_count=2)
@@ -301,13 +301,18 @@ class TestTimes:
         assert in_ms(parse_vtt(to_vtt(said))[0].end_time) == 450001250
 
     def test_rounding_carries(self):
-        assert "00:00:59,999 --> 00:01:00,000" in to_srt(transcript(segment("a", 59.9991, 59.9996)))
+        assert "00:00:58,999 --> 00:01:00,000" in to_srt(transcript(segment("a", 58.9991, 59.9996)))
 
     def test_no_cue_is_empty_or_out_of_order(self):
         words = [("a", 1.0, 1.0), ("b", 1.0, 1.0001), ("c", 1.0002, 1.0003), ("d", 1.5, 1.2)]
         said = segment("a b c d", 1, 1.5, words)
         one = SubtitleOptions(max_words_per_line=1)
-        assert times(one, said) == [(1000, 1001), (1001, 1002), (1002, 1003), (1500, 1501)]
+        assert times(one, said) == [(1000, 1001), (1001, 1002), (1002, 1500), (1500, 2333)]
+
+    def test_cues_last_long_enough_where_nothing_follows(self):
+        one = SubtitleOptions(max_words_per_line=1)
+        said = segment("go there now", 1, 4, [("go", 1, 1.02), ("there", 1.18, 1.3), ("now", 3, 4)])
+        assert times(one, said) == [(1000, 1180), (1180, 2013), (3000, 4000)]
 
     def test_overlapping_cues_end_where_the_next_begins(self):
         assert times(SubtitleOptions(), segment("a", 0, 3), segment("b", 2.5, 5)) == [
