@@ -6,6 +6,7 @@ are more than a few, or the end is missing, the file is refused, whatever its co
 """
 
 import io
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from ..errors import AudioError
 from .headers import damaged, tells_length
 from .recording import BLOCK_FRAMES, Channel, Recording, checked_rate, chosen_track, record
 
+#: how often FFmpeg may seek in a file: so often, and once more for so many bytes of it
+_MOST_SEEKS, _SEEK_BYTES = 1_000_000, 64
 _FETCH_SECONDS = 60  #: how long an address may say nothing
 _LEAST_GAP_SECONDS = 0.1  #: timestamps are rounded, and clocks drift
 _LONGEST_GAP_SECONDS = 6 * 3600  #: where it would be longer, a timestamp is wrong
@@ -88,14 +91,16 @@ def _read_track(
     fetched = isinstance(source, str)
     measured = True
     how: dict[str, Any] = {"options": _FILE, "metadata_errors": "replace"}
+    media: str | _BoundedFile
     if isinstance(source, str):
+        media = source
         how |= {"options": _ADDRESS, "timeout": _FETCH_SECONDS}
     else:
         measured = tells_length(source)
-        source.seek(0)
+        media = _BoundedFile(source)
     with _log() as messages:
         try:
-            with av.open(source, **how) as container:
+            with av.open(media, **how) as container:
                 tracks = container.streams.audio
                 if not tracks:
                     raise AudioError(
@@ -110,11 +115,17 @@ def _read_track(
                     raise ValueError("there is no decoder for its audio")
                 rate = checked_rate(track.rate, f"the sampling rate of {name}")
                 samples = _Samples(container, track, name, messages, measured)
-                recording = record(samples.blocks(), rate, target, name, channel)
+                size = container.size if container.size > 0 else None
+                recording = record(samples.blocks(), rate, target, name, channel, size)
                 recording.remarks += samples.remarks()
                 recording.track, recording.tracks = number, len(tracks)
                 return recording
         except (av.FFmpegError, OSError, ValueError) as error:
+            if any("whitelist" in what for *_, what in messages):
+                raise AudioError(
+                    f"{name} is not audio, but a picture, a list of other files or the like: name "
+                    "the recordings themselves"
+                ) from None
             reason = _reason(error, messages)
             if fetched and not isinstance(error, av.InvalidDataError):
                 message = f"{name} cannot be fetched ({reason}): check the address"
@@ -123,6 +134,25 @@ def _read_track(
                 f"{name} is not audio, or in a format that neither soundfile nor FFmpeg reads, or "
                 f"damaged ({reason}): check that it plays"
             ) from None
+
+
+class _BoundedFile:
+    """A file, from its beginning, that is not searched for ever: millions of empty chunks are."""
+
+    def __init__(self, file: io.FileIO):
+        self._file = file
+        self._seeks = _MOST_SEEKS + file.seek(0, os.SEEK_END) // _SEEK_BYTES
+        file.seek(0)
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(size) if self._seeks >= 0 else b""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._seeks -= 1
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
 
 class _Samples:

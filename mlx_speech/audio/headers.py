@@ -15,6 +15,7 @@ _SLACK_BYTES = 256
 # arecord and ffmpeg, when they write to a pipe.
 _UNKNOWN_SIZE = 0x7F000000
 _UNKNOWN_SIZES = {1_000_000_000, 1_500_000_000, 2_000_000_000}  # likewise, of other programs
+_MOST_CHUNKS = 10_000  #: that are looked at for the one with the samples
 _LONGEST_OGG_PAGE = 65307
 _LONGEST_MP3_FRAME = 1441
 _W64_RIFF, _W64_DATA = (
@@ -58,7 +59,7 @@ def check_length(file: io.FileIO, name: str) -> bool:
     elif head[:7] == b"NIST_1A":
         end = _sphere_end(file)
     elif head[:19] == b"Creative Voice File":
-        end = _voc_end(file, size)
+        end = _voc_end(file)
     elif head[:4] == b"OggS":
         trusted, end = False, _ogg_end(file, size)
     elif head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):
@@ -73,7 +74,9 @@ def _chunk_end(file: io.FileIO, head: bytes) -> tuple[int, int]:
     """Where the samples of WAV or AIFF begin, and where they end by the header; 0: unknown."""
     order = ">" if head[:4] in (b"RIFX", b"FORM") else "<"
     at, long_length = 12, 0
-    while len(chunk := _read_at(file, at, 8)) == 8:
+    for _ in range(_MOST_CHUNKS):
+        if len(chunk := _read_at(file, at, 8)) < 8:
+            break
         tag, length = struct.unpack(f"{order}4sI", chunk)
         at += 8
         if tag in (b"data", b"SSND"):
@@ -88,7 +91,9 @@ def _chunk_end(file: io.FileIO, head: bytes) -> tuple[int, int]:
 
 def _caf_end(file: io.FileIO) -> int:
     at = 8
-    while len(chunk := _read_at(file, at, 12)) == 12:
+    for _ in range(_MOST_CHUNKS):
+        if len(chunk := _read_at(file, at, 12)) < 12:
+            break
         tag, length = struct.unpack(">4sq", chunk)
         at += 12
         if tag == b"data" or length < 0:
@@ -99,7 +104,9 @@ def _caf_end(file: io.FileIO) -> int:
 
 def _w64_end(file: io.FileIO) -> int:
     at = 40
-    while len(chunk := _read_at(file, at, 24)) == 24:
+    for _ in range(_MOST_CHUNKS):
+        if len(chunk := _read_at(file, at, 24)) < 24:
+            break
         length = int.from_bytes(chunk[16:], "little")
         if chunk[:16] == _W64_DATA:
             return at + length
@@ -116,11 +123,13 @@ def _sphere_end(file: io.FileIO) -> int:
     return int(header[8:16].strip() or 0) + counts[0] * counts[1] * counts[2]
 
 
-def _voc_end(file: io.FileIO, size: int) -> int:
+def _voc_end(file: io.FileIO) -> int:
     at = int.from_bytes(_read_at(file, 20, 2), "little")
-    while at < size and (block := _read_at(file, at, 4))[:1] not in (b"", b"\0"):
+    for _ in range(_MOST_CHUNKS):
+        if (block := _read_at(file, at, 4))[:1] in (b"", b"\0"):
+            return at
         at += 4 + int.from_bytes(block[1:], "little")
-    return at
+    return 0
 
 
 def tells_length(file: io.FileIO) -> bool:
@@ -163,5 +172,7 @@ def _mp3_end(file: io.FileIO, head: bytes) -> int:
 
 
 def _read_at(file: io.FileIO, position: int, length: int) -> bytes:
+    if position > os.fstat(file.fileno()).st_size:  # or farther than can be sought
+        return b""
     file.seek(position)
     return file.read(length)

@@ -19,6 +19,8 @@ _SAMPLE_BYTES = 4
 _MAX_PEAK = 100.0
 # A mean of up to 64 channels holds at least a 64th of their mean power, unless they cancel out.
 _LEAST_MIXED_POWER = 0.01
+# A longer file that has fewer bytes for a second than any codec of speech is one to exhaust memory.
+_LONGEST_SECONDS, _LEAST_BYTE_RATE = 3 * 3600, 80
 
 Channel: TypeAlias = int | Literal["mix"] | None  #: which channel to read, see `record`
 
@@ -55,9 +57,11 @@ class Recording:
     def read(self, start: int = 0, end: int | None = None) -> mx.array:
         """The samples that `[start:end]` gives of an array: (n,), float32."""
         start, end, _ = slice(start, end).indices(self.size)
+        samples = mx.zeros(max(0, end - start), mx.float32)
         self._file.seek(start * _SAMPLE_BYTES)
-        data = self._file.read(max(0, end - start) * _SAMPLE_BYTES)
-        return mx.array(np.frombuffer(data, np.float32))
+        # into the array itself, which may be of hours
+        self._file.readinto(np.array(samples, copy=False).data)
+        return samples
 
     def append(self, samples: np.ndarray) -> None:
         """Add (n,) float32 samples, before any is read."""
@@ -81,7 +85,12 @@ class Recording:
 
 
 def record(
-    blocks: Iterable[np.ndarray], rate: float, target: float, name: str, channel: Channel = None
+    blocks: Iterable[np.ndarray],
+    rate: float,
+    target: float,
+    name: str,
+    channel: Channel = None,
+    size: int | None = None,
 ) -> Recording:
     """float32 blocks (frames, channels) at `rate` -> one channel at `target`.
 
@@ -107,6 +116,11 @@ def record(
             if not np.isfinite(block).all():
                 raise not_finite(name)
             frames += len(block)
+            if size is not None and frames > rate * max(_LONGEST_SECONDS, size / _LEAST_BYTE_RATE):
+                raise AudioError(
+                    f"{name} has {size} bytes, and hours of silence or the like in them: cut "
+                    "it, or save it in another format"
+                )
             peak = max(peak, float(np.abs(block).max()))
             whole_numbers = whole_numbers and bool((block == np.rint(block)).all())
             mono = mixer(block)

@@ -1,6 +1,7 @@
 """WAV, FLAC and the like, by soundfile (libsndfile)."""
 
 import io
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,7 +31,8 @@ def read_sound(file: io.FileIO, name: str, target: float, channel: Channel = Non
         # pipe.
         sound.seekable = lambda: False
         rate = checked_rate(sound.samplerate, f"the sampling rate of {name}")
-        return record(_sound_blocks(sound), rate, target, name, channel)
+        size = os.fstat(file.fileno()).st_size
+        return record(_sound_blocks(sound), rate, target, name, channel, size)
 
 
 def _sound_blocks(sound) -> Iterator[np.ndarray]:

@@ -99,7 +99,7 @@ def test_a_picture_and_a_silent_video(tmp_path):
     video = make(tmp_path / "video.mp4", video=1.0)
     assert re.search(r"video\.mp4 is not audio, or .* no audio track", refused(video))
     picture = write(tmp_path / "picture.png", b"\x89PNG\r\n\x1a\n" + bytes(99))
-    assert re.search(r"picture\.png is not audio, or in a format", refused(picture))
+    assert re.search(r"picture\.png is not audio, but a picture", refused(picture))
 
 
 def test_a_playlist_does_not_reach_the_network(tmp_path):

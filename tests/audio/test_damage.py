@@ -10,6 +10,7 @@ import pytest
 from media import encoded, frames_for, load, make, refused, sine, write
 
 from mlx_speech.audio import SAMPLING_RATE, load_audio, open_recording
+from mlx_speech.audio.av_reader import _BoundedFile
 from mlx_speech.errors import InputError
 
 NOISE = 0.1 * np.random.default_rng(0).standard_normal(8 * SAMPLING_RATE).astype(np.float32)
@@ -227,3 +228,33 @@ class TestChannels:
 def _pitch(samples):
     spectrum = np.abs(np.fft.rfft(samples[4000:12000] * np.hanning(8000)))
     return spectrum.argmax() * 2
+
+
+class TestLimits:
+    """What a file may ask for is bounded by its own size."""
+
+    def test_hours_in_few_bytes(self, tmp_path, monkeypatch):
+        path = write(tmp_path / "mute.flac", encoded(np.zeros(100 * SAMPLING_RATE), format="FLAC"))
+        assert len(load(path)) == 100 * SAMPLING_RATE
+        monkeypatch.setattr("mlx_speech.audio.recording._LONGEST_SECONDS", 20)
+        assert re.search(r"mute\.flac has \d+ bytes, and hours of silence", refused(path))
+        monkeypatch.setattr("mlx_speech.audio.recording._LEAST_BYTE_RATE", 400)
+        video = make(tmp_path / "mute.mka", np.zeros(100 * SAMPLING_RATE))
+        assert "hours of silence" in refused(video)
+        assert len(load(write(tmp_path / "talk.flac", encoded(NOISE, format="FLAC")))) == len(NOISE)
+
+    def test_empty_chunks_without_end(self, tmp_path, monkeypatch):
+        path = write(tmp_path / "empty.wav", b"RIFF\0\0\0\0WAVE" + bytes(1_000_000))
+        monkeypatch.setattr("mlx_speech.audio.av_reader._MOST_SEEKS", 1000)
+        seek, seeks = _BoundedFile.seek, []
+        monkeypatch.setattr(_BoundedFile, "seek", lambda *a: seeks.append(a) or seek(*a))
+        assert "empty.wav is not audio" in refused(path)
+        assert len(seeks) < 50_000
+
+    @pytest.mark.parametrize("size", [b"\xff" * 8, b"\x7f" + b"\xff" * 7, b"\xff" * 7 + b"\x7f"])
+    @pytest.mark.parametrize("kind", ["W64", "CAF"])
+    def test_chunk_sizes_beyond_all_files(self, tmp_path, kind, size):
+        data = bytearray(encoded(sine(), format=kind))
+        at = 56 if kind == "W64" else 12
+        data[at : at + 8] = size
+        assert f"{kind} is" in refused(write(tmp_path / f"bad.{kind}", data))

@@ -150,7 +150,8 @@ def test_stages_and_divergence(report, off):
 def test_parts_of_a_recording_count_together(off, report, monkeypatch):
     def prepare_twice(audio, model):
         job = prepare(audio, model)
-        job.chunks = list(job.chunks) * 2
+        chunks = list(job.chunks) * 2
+        job.find_chunks = lambda recording: chunks
         return job
 
     monkeypatch.setattr(convert.check, "prepare", prepare_twice)
