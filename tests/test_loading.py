@@ -250,12 +250,15 @@ class TestDamage:
         ("change", "message"),
         [
             ({"model_type": []}, r"model_type \[\] is not supported"),
-            ({"text_config": []}, r"config\.json: bad GraniteSpeechConfig: text_config is \[\]"),
+            ({"text_config": []}, r"config\.json: text_config is \[\], but must be an object"),
             ({"encoder_config": 5}, "encoder_config is 5"),
-            ({"encoder_config": {"num_layers": "6"}}, "EncoderConfig: num_layers is '6'"),
-            ({"encoder_config": {"num_heads": 0}}, "bad GraniteSpeechEncoderConfig: .*zero"),
-            ({"downsample_rate": 0}, "downsample_rate 0"),
-            ({"downsample_rate": -5}, "downsample_rate -5"),
+            ({"encoder_config": {"num_layers": "6"}}, r"json: encoder_config.num_layers is '6'"),
+            ({"encoder_config": {"num_heads": 0}}, "encoder_config.num_heads is 0, .*at least 1"),
+            ({"downsample_rate": 0}, "downsample_rate is 0"),
+            (
+                {"downsample_rate": 4},
+                "window_size is 15, but must be a multiple of downsample_rate, 4",
+            ),
             ({"window_size": "15"}, "window_size is '15'"),
             ({"audio_token_index": None, "audio_token_id": "4"}, "audio_token_index is '4'"),
         ],
@@ -363,12 +366,12 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("part", "change", "message"),
         [
-            ("encoder_config", {"context_size": 500}, "context_size 500"),
-            ("encoder_config", {"cat_hidden_layers": [9]}, "cat_hidden_layers 9"),
+            ("encoder_config", {"context_size": 500}, "context_size is 500"),
+            ("encoder_config", {"cat_hidden_layers": [9]}, r"cat_hidden_layers is \[9\]"),
             ("encoder_config", {"cat_hidden_layers": [1]}, "encoder's output size 256"),
-            ("projector_config", {"hidden_act": "relu"}, "hidden_act 'relu'"),
+            ("projector_config", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
             ("projector_config", {"model_type": "mlp"}, "model_type 'mlp' where 'blip_2_qformer'"),
-            ("text_config", {"num_key_value_heads": 3}, "num_key_value_heads 3"),
+            ("text_config", {"num_key_value_heads": 3}, "num_key_value_heads, 3"),
             ("text_config", {"rope_parameters": {"rope_type": "spiral"}}, "rope_type 'spiral'"),
         ],
     )

@@ -8,12 +8,35 @@ inverse frequencies (dim / 2,) and a factor on queries and keys.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError
+from ..fields import Range, fit_items
+
+_Positive = Annotated[float, Range(0, 1e6, exclusive=True)]
+
+
+class RopeParameters(TypedDict, total=False):
+    """The parameters of all rules, with the values that make sense."""
+
+    rope_type: str
+    rope_theta: Annotated[float, Range(1, 1e12, exclusive=True)]
+    factor: _Positive | None
+    original_max_position_embeddings: Annotated[int, Range(2, 2**31 - 1)] | None
+    attention_factor: _Positive | None
+    short_factor: list[_Positive]
+    long_factor: list[_Positive]
+    low_freq_factor: _Positive
+    high_freq_factor: _Positive
+    beta_fast: _Positive | None
+    beta_slow: _Positive | None
+    mscale: _Positive | None
+    mscale_all_dim: Annotated[float, Range(0, 1e6)] | None
+    truncate: bool
+    partial_rotary_factor: float
 
 
 def normalize_rope_parameters(
@@ -23,11 +46,14 @@ def normalize_rope_parameters(
 
     Older ones have a flat `rope_theta` beside an optional `rope_scaling` with `type` or
     `rope_type`; newer ones nest everything in `rope_parameters`.
+
+    Raises:
+        InputError: a parameter has the wrong type, or makes no sense.
     """
     merged = {**(rope_scaling or {}), **(rope_parameters or {})}
     merged.setdefault("rope_type", merged.pop("type", "default"))
     merged.setdefault("rope_theta", 10000.0 if rope_theta is None else rope_theta)
-    return merged
+    return fit_items(RopeParameters, merged, "rope_parameters.")
 
 
 def _inverse_frequencies(base: float, dim: int) -> np.ndarray:
@@ -144,16 +170,16 @@ class RotaryEmbedding:
         self.parameters["original_max_position_embeddings"] = original
         self.depends_on_length = kind in _LENGTH_DEPENDENT
         try:
-            if not parameters.get("factor", 1.0) or parameters["rope_theta"] is None:
-                raise ValueError("neither factor nor base may be 0")
             self._frequencies = self._for_length(0)
         except KeyError as error:
             raise CheckpointError(f"config.json: rope_parameters lack {error}") from error
-        except (TypeError, ValueError, ZeroDivisionError) as error:
-            raise CheckpointError(f"config.json: bad rope_parameters: {error}") from error
+        except (TypeError, ArithmeticError) as error:  # a factor that is null, or equal ones
+            text = f"config.json: rope_parameters make no sense together: {self.parameters}"
+            raise CheckpointError(text) from error
 
     def _for_length(self, length: int) -> tuple[mx.array, float]:
-        inv_freq, factor = self.rule(self.parameters, self.dim, length)
+        with np.errstate(divide="raise", invalid="raise", over="raise"):
+            inv_freq, factor = self.rule(self.parameters, self.dim, length)
         # MLX wants wavelengths, the inverse of what the rules are written in
         return mx.array((1.0 / inv_freq).astype(np.float32)), factor
 

@@ -2,26 +2,43 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
-from types import UnionType
-from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
 from ..checkpoint.folder import read_json
 from ..checkpoint.hub import resolve_checkpoint
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
+from ..fields import Range, fit_fields
 
 DERIVED: Any = None  #: default of a field that `__post_init__` works out from the others
+
+# What is larger is no model, but a slip. An MLX array can have as many as 2**31 - 1 rows, and so
+# twice a width times a factor, or times the layers, is still one.
+Width = Annotated[int, Range(1, 2**18)]  #: of hidden states, and of what they become on the way
+Factor = Annotated[int, Range(1, 2**10)]  #: of a width: heads, or how many times as wide
+LayerCount = Annotated[int, Range(1, 2**12)]  #: also bounded by the tensors, see `check_layers`
+VocabSize = Annotated[int, Range(1, 2**24)]
+Frames = Annotated[int, Range(1, 2**20)]  #: of a window, a kernel, a table of positions
+Positions = Annotated[int, Range(1, 2**31 - 1)]  #: that a model was made for
+TokenId = Annotated[int, Range(-1, 2**31 - 1)]  #: -1 says that there is none
+VocabIndex = Annotated[int, Range(0, 2**24 - 1)]  #: the id of a token that there has to be
+Epsilon = Annotated[float, Range(0, 1)]  #: of a norm
+Scale = Annotated[float, Range(0, 1e6, exclusive=True)]  #: of scores, states or logits
 
 
 @dataclass(kw_only=True)
 class PretrainedConfig:
     """Base of the configurations.
 
-    Fields are those of the transformers documentation. What a file holds beyond them is kept in
-    `extra` and written back by `to_dict`, so that nothing is lost when a checkpoint is saved.
+    Fields are those of the transformers documentation; their annotations say what values make
+    sense. What a file holds beyond them is kept in `extra` and written back by `to_dict`, so that
+    nothing is lost when a checkpoint is saved.
 
     Attributes:
         other_types: further values of `model_type` that are the same thing.
         aliases: other names under which the same value is documented, e.g. `audio_token_id`.
+
+    Raises:
+        InputError: a value has the wrong type, makes no sense, or contradicts another one.
     """
 
     model_type: ClassVar[str]
@@ -30,28 +47,31 @@ class PretrainedConfig:
 
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self):
+        fit_fields(self)
+
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
+    def from_dict(cls, data: dict[str, Any], place: str = "config.json: ") -> Self:
         """Build a configuration from the parsed JSON of a checkpoint.
 
+        Args:
+            place: what is before the names of fields in a message.
+
         Raises:
-            CheckpointError: a value has the wrong type or contradicts another one.
+            CheckpointError: a value has the wrong type, makes no sense, or contradicts another one.
         """
-        defaults = {f.name: f.default for f in fields(cls) if f.name != "extra"}
+        names = {f.name for f in fields(cls)} - {"extra"}
         extra = {cls.aliases.get(key, key): value for key, value in data.items()}
-        known = {name: extra.pop(name) for name in list(extra) if name in defaults}
+        known = {name: extra.pop(name) for name in names & extra.keys()}
         model_type = extra.pop("model_type", cls.model_type)
+        if model_type not in (cls.model_type, *cls.other_types):
+            raise CheckpointError(
+                f"{place}model_type {model_type!r} where {cls.model_type!r} is supported"
+            )
         try:
-            if model_type not in (cls.model_type, *cls.other_types):
-                raise ValueError(f"model_type {model_type!r} where {cls.model_type!r} is supported")
-            hints = get_type_hints(cls)
-            for name, value in known.items():
-                given = value is not None or defaults[name] is not None
-                if given and not _fits(value, hints[name]):
-                    raise TypeError(f"{name} is {value!r}")
             return cls(**known, extra=extra)
-        except (TypeError, ValueError, KeyError, ArithmeticError) as error:
-            raise CheckpointError(f"config.json: bad {cls.__name__}: {error}") from error
+        except InputError as error:  # its names are the file's, not options that a user gave
+            raise CheckpointError(f"{place}{error}") from None
 
     @classmethod
     def from_pretrained(cls, path_or_repo, *, revision: str | None = None) -> Self:
@@ -66,6 +86,21 @@ class PretrainedConfig:
         nested = {k: v.to_dict() for k, v in values.items() if isinstance(v, PretrainedConfig)}
         return {"model_type": self.model_type, **values, **nested, **extra}
 
+    def check_layers(self, num_tensors: int, place: str = "config.json: ") -> None:
+        """Refuse more layers than the tensors of a checkpoint could be of, before they are built.
+
+        Raises:
+            CheckpointError: there are more.
+        """
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            if isinstance(value, PretrainedConfig):
+                value.check_layers(num_tensors, f"{place}{name}.")
+            elif hint == LayerCount and value > num_tensors:
+                raise CheckpointError(
+                    f"{place}{name} is {value}, but the weights are {num_tensors} tensors in all"
+                )
+
     def __getattr__(self, name: str):
         # only reached when there is no such attribute
         if name not in type(self).aliases:
@@ -73,22 +108,12 @@ class PretrainedConfig:
         return getattr(self, type(self).aliases[name])
 
     def _check_choice(self, name: str, choices: Collection[str]) -> None:
-        """Raises `ValueError` where a field has none of these values."""
+        """Raises `InputError` where a field has none of these values."""
         if getattr(self, name) not in choices:
-            raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(choices)}")
+            raise InputError.must_be(name, getattr(self, name), f"one of {', '.join(choices)}")
 
     def _check_multiple(self, name: str, divisor: str) -> None:
-        """Raises `ValueError` where a field is not a multiple of another one."""
+        """Raises `InputError` where a field is not a multiple of another one."""
         value, unit = getattr(self, name), getattr(self, divisor)
         if value % unit:
-            raise ValueError(f"{name} {value} is not a multiple of {divisor} {unit}")
-
-
-def _fits(value, hint) -> bool:
-    """Whether a value from JSON is of an annotated type; what lists and objects hold aside."""
-    if isinstance(hint, UnionType):
-        return any(_fits(value, member) for member in get_args(hint))
-    kind = get_origin(hint) or hint
-    if issubclass(kind, PretrainedConfig):
-        return isinstance(value, kind | dict)
-    return isinstance(value, int | float if kind is float else kind)
+            raise InputError.must_be(name, value, f"a multiple of {divisor}, {unit}")

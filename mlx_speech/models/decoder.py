@@ -13,7 +13,16 @@ from ..layers.attention import causal_mask, merge_heads, scaled_dot_product_atte
 from ..layers.cache import KVCache
 from ..layers.rope import RotaryEmbedding, normalize_rope_parameters
 from .base import ModelOutput, PretrainedModel
-from .config import DERIVED, PretrainedConfig
+from .config import (
+    DERIVED,
+    Factor,
+    LayerCount,
+    Positions,
+    PretrainedConfig,
+    TokenId,
+    VocabSize,
+    Width,
+)
 
 
 class Scales(NamedTuple):
@@ -36,20 +45,20 @@ class DecoderConfig(PretrainedConfig):
 
     gated_mlp: ClassVar[bool] = True
 
-    vocab_size: int = 32000
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int = DERIVED
-    head_dim: int = DERIVED
+    vocab_size: VocabSize = 32000
+    hidden_size: Width = 4096
+    intermediate_size: Width = 11008
+    num_hidden_layers: LayerCount = 32
+    num_attention_heads: Factor = 32
+    num_key_value_heads: Factor = DERIVED
+    head_dim: Width = DERIVED
     hidden_act: str = "silu"
-    max_position_embeddings: int = 2048
+    max_position_embeddings: Positions = 2048
     initializer_range: float = 0.02
     use_cache: bool = True
-    pad_token_id: int | None = None
-    bos_token_id: int | None = 1
-    eos_token_id: int | list[int] | None = 2
+    pad_token_id: TokenId | None = None
+    bos_token_id: TokenId | None = 1
+    eos_token_id: TokenId | list[TokenId] | None = 2
     tie_word_embeddings: bool = False
     rope_parameters: dict[str, Any] = DERIVED
     rope_theta: float | None = None
@@ -59,10 +68,14 @@ class DecoderConfig(PretrainedConfig):
     mlp_bias: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
+            self._check_multiple("hidden_size", "num_attention_heads")
             self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.head_dim % 2:
+            raise InputError.must_be("head_dim", self.head_dim, "even, to be rotated")
         self._check_multiple("num_attention_heads", "num_key_value_heads")
         self._check_choice("hidden_act", ACTIVATIONS)
         given = self.rope_parameters, self.rope_theta, self.rope_scaling

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .causal_lm import CausalLM
+from .config import Epsilon, Scale
 from .decoder import DecoderConfig, DecoderModel, Scales
 
 
@@ -13,11 +14,11 @@ class GraniteConfig(DecoderConfig):
 
     model_type: ClassVar[str] = "granite"
 
-    rms_norm_eps: float = 1e-6
-    embedding_multiplier: float = 1.0
-    attention_multiplier: float = 1.0
-    residual_multiplier: float = 1.0
-    logits_scaling: float = 1.0
+    rms_norm_eps: Epsilon = 1e-6
+    embedding_multiplier: Scale = 1.0
+    attention_multiplier: Scale = 1.0
+    residual_multiplier: Scale = 1.0
+    logits_scaling: Scale = 1.0
 
     @property
     def scales(self) -> Scales:

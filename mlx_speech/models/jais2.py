@@ -7,6 +7,7 @@ from typing import ClassVar
 import mlx.nn as nn
 
 from .causal_lm import CausalLM
+from .config import Epsilon, Factor, Positions, TokenId, VocabSize, Width
 from .decoder import DecoderConfig, DecoderModel
 
 logger = logging.getLogger(__name__)
@@ -23,15 +24,15 @@ class Jais2Config(DecoderConfig):
     model_type: ClassVar[str] = "jais2"
     gated_mlp: ClassVar[bool] = False
 
-    vocab_size: int = 150272
-    hidden_size: int = 3328
-    intermediate_size: int = 26624
-    num_attention_heads: int = 26
+    vocab_size: VocabSize = 150272
+    hidden_size: Width = 3328
+    intermediate_size: Width = 26624
+    num_attention_heads: Factor = 26
     hidden_act: str = "relu2"
-    max_position_embeddings: int = 8192
-    layer_norm_eps: float = 1e-5
-    bos_token_id: int | None = 0
-    eos_token_id: int | list[int] | None = 150024
+    max_position_embeddings: Positions = 8192
+    layer_norm_eps: Epsilon = 1e-5
+    bos_token_id: TokenId | None = 0
+    eos_token_id: TokenId | list[TokenId] | None = 150024
     attention_bias: bool = True
     mlp_bias: bool = True
 
@@ -40,11 +41,11 @@ class Jais2Config(DecoderConfig):
         return nn.LayerNorm(self.hidden_size, eps=self.layer_norm_eps)
 
     @classmethod
-    def from_dict(cls, data):
+    def from_dict(cls, data, place="config.json: "):
         """See `PretrainedConfig.from_dict`."""
-        config = super().from_dict(data)
-        places = (data, data.get("rope_parameters") or {}, data.get("rope_scaling") or {})
-        if not any("rope_theta" in place for place in places):
+        config = super().from_dict(data, place)
+        said = (data, data.get("rope_parameters") or {}, data.get("rope_scaling") or {})
+        if not any("rope_theta" in part for part in said):
             logger.warning(
                 "config.json of this Jais 2 checkpoint names no rope_theta; taking %g, where the "
                 "released models have 500000",

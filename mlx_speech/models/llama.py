@@ -9,7 +9,7 @@ import mlx.nn as nn
 from ..errors import InputError
 from .base import ModelOutput, PretrainedModel
 from .causal_lm import CausalLM
-from .config import DERIVED
+from .config import DERIVED, Epsilon, VocabSize
 from .decoder import DecoderConfig, DecoderInputs, DecoderModel
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -25,16 +25,16 @@ class LlamaConfig(DecoderConfig):
 
     model_type: ClassVar[str] = "llama"
 
-    rms_norm_eps: float = 1e-6
+    rms_norm_eps: Epsilon = 1e-6
     pretraining_tp: int = 1
-    num_labels: int = DERIVED
+    num_labels: VocabSize = DERIVED
     id2label: dict | None = None
     problem_type: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
         if self.pretraining_tp != 1:
-            raise ValueError(f"pretraining_tp is {self.pretraining_tp}, but only 1 is supported")
+            raise InputError.must_be("pretraining_tp", self.pretraining_tp, "1")
         if self.problem_type is not None:
             self._check_choice("problem_type", PROBLEM_TYPES)
         if self.num_labels is None:

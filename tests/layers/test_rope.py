@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_speech.errors import CheckpointError
+from mlx_speech.errors import CheckpointError, InputError
 from mlx_speech.layers.rope import RotaryEmbedding, normalize_rope_parameters
 
 DIM, MAXIMUM, BASE = 16, 64, 10000.0
@@ -186,7 +186,11 @@ def test_a_position_for_each_row_and_for_each_token():
     [
         ({"rope_type": "spiral"}, "rope_type 'spiral' is not supported; supported are default"),
         ({"rope_type": "linear"}, "rope_parameters lack 'factor'"),
-        ({"rope_type": "linear", "factor": 0}, "neither factor nor base may be 0"),
+        ({"rope_type": "dynamic", "factor": None}, "make no sense together"),
+        (
+            {"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4},
+            "make no sense together",
+        ),
         ({"partial_rotary_factor": 0.5}, "heads are rotated whole"),
         (
             {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]},
@@ -204,3 +208,19 @@ def test_both_forms_of_a_configuration():
     new = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
     assert old == new == normalize_rope_parameters(new, None, None)
     assert normalize_rope_parameters(None, None, None)["rope_theta"] == 10000.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("factor", 0, "a finite number, above 0 and at most 1e.06 or null"),
+        ("factor", "2", "a finite number"),
+        ("rope_theta", 1, "a finite number, above 1 and at most 1e.12"),
+        ("rope_theta", None, "a finite number"),
+        ("long_factor", [1.0, float("nan")], "a list in which each is a finite number"),
+        ("original_max_position_embeddings", 2.5, "an integer"),
+    ],
+)
+def test_parameters_out_of_range(name, value, rule):
+    with pytest.raises(InputError, match=f"rope_parameters.{name} is .*must be {rule}"):
+        normalize_rope_parameters({name: value}, None, None)

@@ -84,13 +84,13 @@ def llama(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pretraining_tp": 2}, "pretraining_tp is 2, but only 1 is supported"),
-        ({"num_key_value_heads": 3}, "is not a multiple of num_key_value_heads 3"),
-        ({"hidden_act": "swoosh"}, "hidden_act 'swoosh' is none of"),
+        ({"pretraining_tp": 2}, "pretraining_tp is 2, but must be 1"),
+        ({"num_key_value_heads": 3}, "must be a multiple of num_key_value_heads, 3"),
+        ({"hidden_act": "swoosh"}, "hidden_act is 'swoosh', but must be one of"),
         ({"rope_parameters": {"rope_type": "proportional"}}, "rope_type 'proportional' is not"),
         ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters lack 'factor'"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary"),
-        ({"problem_type": "guessing"}, "problem_type 'guessing' is none of"),
+        ({"problem_type": "guessing"}, "problem_type is 'guessing', but must be one of"),
     ],
 )
 def test_bad_configurations(llama, changes, message):

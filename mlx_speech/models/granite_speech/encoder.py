@@ -11,9 +11,10 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...errors import InputError
 from ...layers.activations import glu, silu
 from ...layers.attention import merge_heads, scaled_dot_product_attention, split_heads
-from ..config import DERIVED, PretrainedConfig
+from ..config import DERIVED, Factor, Frames, LayerCount, PretrainedConfig, VocabSize, Width
 
 
 @dataclass(kw_only=True)
@@ -33,29 +34,31 @@ class GraniteSpeechEncoderConfig(PretrainedConfig):
         "num_mel_bins": "input_dim",
     }
 
-    input_dim: int = 160
-    num_layers: int = 10
-    hidden_dim: int = 1024
-    feedforward_mult: int = 4
-    num_heads: int = 8
-    dim_head: int = DERIVED
-    output_dim: int = 42
-    context_size: int = 200
-    max_pos_emb: int = 512
+    input_dim: Width = 160
+    num_layers: LayerCount = 10
+    hidden_dim: Width = 1024
+    feedforward_mult: Factor = 4
+    num_heads: Factor = 8
+    dim_head: Width = DERIVED
+    output_dim: VocabSize = 42
+    context_size: Frames = 200
+    max_pos_emb: Frames = 512
     dropout: float = 0.1
-    conv_kernel_size: int = 15
-    conv_expansion_factor: int = 2
+    conv_kernel_size: Frames = 15
+    conv_expansion_factor: Factor = 2
     cat_hidden_layers: list[int] | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         if self.dim_head is None:
+            self._check_multiple("hidden_dim", "num_heads")
             self.dim_head = self.hidden_dim // self.num_heads
-        size, limit = self.context_size, self.max_pos_emb
-        if not 0 < size <= limit:
-            raise ValueError(f"context_size {size} is not within 1 and max_pos_emb {limit}")
-        for index in self.cat_hidden_layers or []:
-            if not 0 <= index < self.num_layers:
-                raise ValueError(f"cat_hidden_layers {index} is not within [0, {self.num_layers})")
+        if self.context_size > self.max_pos_emb:
+            rule = f"at most max_pos_emb, {self.max_pos_emb}"
+            raise InputError.must_be("context_size", self.context_size, rule)
+        if any(not 0 <= index < self.num_layers for index in self.cat_hidden_layers or []):
+            rule = f"of blocks 0 to {self.num_layers - 1}"
+            raise InputError.must_be("cat_hidden_layers", self.cat_hidden_layers, rule)
 
     @property
     def output_size(self) -> int:

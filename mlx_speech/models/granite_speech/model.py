@@ -13,7 +13,7 @@ from ...layers.cache import CACHE_OPTIONS, KVCache, LeftPadding
 from ...layers.lora import use_adapter
 from ..base import PretrainedModel
 from ..causal_lm import CausalLMOutput
-from ..config import DERIVED, PretrainedConfig
+from ..config import DERIVED, Frames, PretrainedConfig, TokenId
 from ..decoder import DecoderInputs
 from ..granite import GraniteConfig, GraniteForCausalLM
 from ..loss import causal_lm_loss
@@ -38,28 +38,28 @@ class GraniteSpeechConfig(PretrainedConfig):
     text_config: GraniteConfig = DERIVED
     encoder_config: GraniteSpeechEncoderConfig = DERIVED
     projector_config: Blip2QFormerConfig = DERIVED
-    audio_token_index: int = 49155
+    audio_token_index: TokenId = 49155
     initializer_range: float = 0.02
     has_lora_adapter: bool = True
-    downsample_rate: int = 5
-    window_size: int = 15
+    downsample_rate: Frames = 5
+    window_size: Frames = 15
     tie_word_embeddings: bool | None = True
     transformers_version: str | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         hints = get_type_hints(type(self))
         for name in ("text_config", "encoder_config", "projector_config"):
             value = getattr(self, name)
             if value is None or isinstance(value, dict):
-                setattr(self, name, hints[name].from_dict(value or {}))
-        size, rate = self.window_size, self.downsample_rate
-        if rate < 1 or size % rate:
-            raise ValueError(f"window_size {size} is not a multiple of downsample_rate {rate}")
+                part = hints[name].from_dict(value or {}, f"config.json: {name}.")
+                setattr(self, name, part)
+        self._check_multiple("window_size", "downsample_rate")
         if self.tie_word_embeddings is not None:
             self.text_config.tie_word_embeddings = self.tie_word_embeddings
 
     @classmethod
-    def from_dict(cls, data):
+    def from_dict(cls, data, place="config.json: "):
         """See `PretrainedConfig.from_dict`.
 
         Whether the head is tied stands at the top, in `text_config`, in both or in neither,
@@ -69,7 +69,7 @@ class GraniteSpeechConfig(PretrainedConfig):
         places = [p for p in (data, data.get("text_config")) if isinstance(p, dict)]
         said = {p["tie_word_embeddings"] for p in places if "tie_word_embeddings" in p}
         tied = said.pop() if len(said) == 1 else None
-        return super().from_dict({**data, "tie_word_embeddings": tied})
+        return super().from_dict({**data, "tie_word_embeddings": tied}, place)
 
     @property
     def logits_divisor(self) -> float:

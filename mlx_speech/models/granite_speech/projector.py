@@ -9,8 +9,18 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...errors import InputError
 from ...layers.attention import merge_heads, scaled_dot_product_attention, split_heads
-from ..config import PretrainedConfig
+from ..config import (
+    Epsilon,
+    Factor,
+    LayerCount,
+    Positions,
+    PretrainedConfig,
+    TokenId,
+    VocabSize,
+    Width,
+)
 
 
 @dataclass(kw_only=True)
@@ -24,27 +34,28 @@ class Blip2QFormerConfig(PretrainedConfig):
 
     model_type: ClassVar[str] = "blip_2_qformer"
 
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    vocab_size: VocabSize = 30522
+    hidden_size: Width = 768
+    num_hidden_layers: LayerCount = 12
+    num_attention_heads: Factor = 12
+    intermediate_size: Width = 3072
     hidden_act: str = "gelu"
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 512
+    max_position_embeddings: Positions = 512
     initializer_range: float = 0.02
-    pad_token_id: int | None = 0
-    layer_norm_eps: float = 1e-12
-    cross_attention_frequency: int = 2
-    encoder_hidden_size: int = 1408
+    pad_token_id: TokenId | None = 0
+    layer_norm_eps: Epsilon = 1e-12
+    cross_attention_frequency: LayerCount = 2
+    encoder_hidden_size: Width = 1408
     use_qformer_text_input: bool = False
 
     def __post_init__(self):
-        if self.hidden_act != "gelu":
-            raise ValueError(f"hidden_act {self.hidden_act!r} is not supported, only 'gelu'")
+        super().__post_init__()
+        self._check_multiple("hidden_size", "num_attention_heads")
+        self._check_choice("hidden_act", ("gelu",))
         if self.use_qformer_text_input:
-            raise ValueError("use_qformer_text_input is not supported")
+            raise InputError.must_be("use_qformer_text_input", True, "false")
 
 
 class MultiHeadAttention(nn.Module):

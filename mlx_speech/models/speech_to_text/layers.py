@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ...errors import InputError
 from ...layers.activations import ACTIVATIONS
 from ...layers.attention import (
     attention_weights,
@@ -19,7 +20,17 @@ from ...layers.attention import (
     scaled_dot_product_attention,
     split_heads,
 )
-from ..config import PretrainedConfig
+from ..config import (
+    Factor,
+    Frames,
+    LayerCount,
+    Positions,
+    PretrainedConfig,
+    TokenId,
+    VocabIndex,
+    VocabSize,
+    Width,
+)
 
 
 @dataclass(kw_only=True)
@@ -33,51 +44,55 @@ class Speech2TextConfig(PretrainedConfig):
         "num_attention_heads": "encoder_attention_heads",
     }
 
-    vocab_size: int = 10000
-    encoder_layers: int = 12
-    encoder_ffn_dim: int = 2048
-    encoder_attention_heads: int = 4
-    decoder_layers: int = 6
-    decoder_ffn_dim: int = 2048
-    decoder_attention_heads: int = 4
+    vocab_size: VocabSize = 10000
+    encoder_layers: LayerCount = 12
+    encoder_ffn_dim: Width = 2048
+    encoder_attention_heads: Factor = 4
+    decoder_layers: LayerCount = 6
+    decoder_ffn_dim: Width = 2048
+    decoder_attention_heads: Factor = 4
     encoder_layerdrop: float = 0.0
     decoder_layerdrop: float = 0.0
     use_cache: bool = True
     is_encoder_decoder: bool = True
     activation_function: str = "relu"
-    d_model: int = 256
+    d_model: Width = 256
     dropout: float = 0.1
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
     init_std: float = 0.02
-    decoder_start_token_id: int = 2
+    decoder_start_token_id: VocabIndex = 2
     scale_embedding: bool = True
-    pad_token_id: int = 1
-    bos_token_id: int | None = 0
-    eos_token_id: int | list[int] | None = 2
-    max_source_positions: int = 6000
-    max_target_positions: int = 1024
-    num_conv_layers: int = 2
-    conv_kernel_sizes: Sequence[int] = (5, 5)
-    conv_channels: int = 1024
-    input_feat_per_channel: int = 80
-    input_channels: int = 1
+    pad_token_id: VocabIndex = 1
+    bos_token_id: TokenId | None = 0
+    eos_token_id: TokenId | list[TokenId] | None = 2
+    max_source_positions: Positions = 6000
+    max_target_positions: Positions = 1024
+    num_conv_layers: LayerCount = 2
+    conv_kernel_sizes: Sequence[Frames] = (5, 5)
+    conv_channels: Width = 1024
+    input_feat_per_channel: Width = 80
+    input_channels: Factor = 1
     tie_word_embeddings: bool = True
 
     def __post_init__(self):
+        super().__post_init__()
         sizes, num = self.conv_kernel_sizes, self.num_conv_layers
         if len(sizes) != num:
-            raise ValueError(f"conv_kernel_sizes {sizes} are not as many as num_conv_layers {num}")
+            rule = f"as many as num_conv_layers, {num}"
+            raise InputError.must_be("conv_kernel_sizes", sizes, rule)
         # with an even one, transformers' convolution and its mask disagree about the length
         if not all(size % 2 for size in sizes):
-            raise ValueError(f"conv_kernel_sizes {sizes} must be odd")
+            raise InputError.must_be("conv_kernel_sizes", sizes, "odd")
         self._check_multiple("d_model", "encoder_attention_heads")
         self._check_multiple("d_model", "decoder_attention_heads")
         if self.d_model % 2 or self.d_model < 4:
-            raise ValueError(f"d_model {self.d_model} must be even and at least 4")
+            raise InputError.must_be("d_model", self.d_model, "even and at least 4")
         self._check_choice("activation_function", ACTIVATIONS)
-        if self.pad_token_id is None:
-            raise ValueError("pad_token_id is needed, positions are counted from it")
+        for name in ("decoder_start_token_id", "pad_token_id"):
+            if getattr(self, name) >= self.vocab_size:
+                rule = f"below vocab_size, {self.vocab_size}"
+                raise InputError.must_be(name, getattr(self, name), rule)
 
     @property
     def embedding_scale(self) -> float:

@@ -483,12 +483,19 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"conv_kernel_sizes": [5]}, r"conv_kernel_sizes \[5\] are not as many"),
-            ({"conv_kernel_sizes": [5, 4]}, r"conv_kernel_sizes \[5, 4\] must be odd"),
-            ({"encoder_attention_heads": 3}, "not a multiple of encoder_attention_heads 3"),
-            ({"decoder_attention_heads": 5}, "not a multiple of decoder_attention_heads 5"),
-            ({"activation_function": "maxout"}, "activation_function 'maxout' is none of"),
-            ({"d_model": 33, "encoder_attention_heads": 3}, "d_model 33 must be even|not a mul"),
+            ({"conv_kernel_sizes": [5]}, "but must be as many as num_conv_layers, 2"),
+            ({"conv_kernel_sizes": [5, 4]}, r"conv_kernel_sizes is \[5, 4\], but must be odd"),
+            ({"encoder_attention_heads": 3}, "must be a multiple of encoder_attention_heads, 3"),
+            ({"decoder_attention_heads": 5}, "must be a multiple of decoder_attention_heads, 5"),
+            (
+                {"activation_function": "maxout"},
+                "activation_function is 'maxout', but must be one of",
+            ),
+            (
+                {"d_model": 33, "encoder_attention_heads": 3},
+                "d_model is 33, but must be (even|a mul)",
+            ),
+            ({"pad_token_id": 10**6}, "pad_token_id is 1000000, but must be below vocab_size"),
             ({"model_type": "speech_to_text_2"}, "'speech_to_text_2' is not supported"),
         ],
     )
