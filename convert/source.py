@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_speech.checkpoint.folder import SMALL_FILES, read_json, weight_files
+from mlx_speech.checkpoint.folder import SMALL_FILES, is_apple_double, read_json, weight_files
 from mlx_speech.checkpoint.hub import resolve_checkpoint, weight_headers
 from mlx_speech.checkpoint.pytorch import read_pytorch_bin
 from mlx_speech.checkpoint.quantization import dequantize
@@ -101,8 +101,8 @@ class Source:
         generation, the licence, the second head of the encoder, and the adapter, if it is kept."""
         changed = {"config.json"} if adapter else {"config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS}
         for file in {f for p in (*_CARRIED, ADAPTER_WEIGHTS) for f in self.folder.glob(p)}:
-            index = file.name.endswith(".index.json")
-            if file.is_file() and not index and file.name not in changed:
+            left = file.name.endswith(".index.json") or is_apple_double(file.name)
+            if file.is_file() and not left and file.name not in changed:
                 copy = to / file.relative_to(self.folder)
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, copy)

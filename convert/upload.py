@@ -4,6 +4,7 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
+from mlx_speech.checkpoint.folder import APPLE_DOUBLE
 from mlx_speech.checkpoint.hub import explained, repo_id_problem
 from mlx_speech.errors import HubError, InputError
 
@@ -77,6 +78,7 @@ def upload(
             repo_id=repo_id,
             folder_path=Path(folder),
             delete_patterns=_REPLACED,
+            ignore_patterns=[APPLE_DOUBLE, f"*/{APPLE_DOUBLE}"],
             commit_message="MLX weights, converted by mlx_speech",
         )
     return str(url)

@@ -2,8 +2,9 @@
 
 import json
 import os
+from collections import Counter
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import CheckpointError
@@ -13,10 +14,12 @@ SMALL_FILES = (
     *("*.json", "*.jinja", "additional_chat_templates/*.jinja"),
     *("*.model", "*vocab*.txt", "*merges*.txt"),
 )
-# best first: index of shards, single file, other names for it
+#: what macOS puts beside files on other file systems: part of no checkpoint
+APPLE_DOUBLE = "._*"
+# best first: index of shards, single file, other names for it, end of all names
 _WEIGHTS = (
-    ("model.safetensors.index.json", "model.safetensors", "model*.safetensors"),
-    ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin"),
+    ("model.safetensors.index.json", "model.safetensors", "model*.safetensors", ".safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin", ".bin"),
 )
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -35,12 +38,37 @@ def read_json(folder: Path, name: str = "config.json", *, required: bool = True)
             raise CheckpointError(f"{folder}: no {name} here, so this is not a model folder")
         return {}
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+        return parse_json(path.read_bytes())
+    except (CheckpointError, OSError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def parse_json(text: bytes) -> dict[str, Any]:
+    """Parse what is to be a JSON object, in UTF-8.
+
+    NaN and infinity, which are not in the standard, are read as what they are: whether a number
+    makes sense is for the field to say.
+
+    Raises:
+        CheckpointError: it is none, is nested too deeply, or has a name twice in one object.
+    """
+    try:
+        data = json.loads(text.decode(), object_pairs_hook=_object)
+    except ValueError as error:
+        raise CheckpointError(f"not readable as JSON: {error}") from error
+    except RecursionError as error:
+        raise CheckpointError("not readable as JSON: nested too deeply") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")
+        raise CheckpointError(f"expected a JSON object, found {type(data).__name__}")
     return data
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name!r} stands twice in one object")
+    return found
 
 
 def weight_files(folder: Path, held: set[str] | None = None, name: str = "") -> list[str]:
@@ -59,9 +87,9 @@ def weight_files(folder: Path, held: set[str] | None = None, name: str = "") -> 
     """
     name = name or str(folder)
     held = {*os.listdir(folder)} if held is None else held
-    for index, single, pattern in _WEIGHTS:
+    for index, single, pattern, end in _WEIGHTS:
         if (folder / index).is_file():
-            return _indexed_files(name, folder / index)
+            return _indexed_files(name, folder / index, end)
         if single in held:
             return [single]
         others = (file for file in held if "/" not in file and fnmatchcase(file, pattern))
@@ -70,16 +98,20 @@ def weight_files(folder: Path, held: set[str] | None = None, name: str = "") -> 
     return []
 
 
-def _indexed_files(name: str, index: Path) -> list[str]:
+def _indexed_files(name: str, index: Path, end: str) -> list[str]:
+    source = f"{name}: {index.name}"
     try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        names = sorted({os.fspath(file) for file in files})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{name}: {index.name} is not an index of weights, a weight_map from weight to file "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    return [inside(file, f"{name}: {index.name}") for file in names]
+        files = parse_json(index.read_bytes()).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+            raise CheckpointError(f"expected an object of names, found {type(files).__name__}")
+    except (CheckpointError, OSError) as error:
+        message = f"is not an index of weights, a weight_map from weight to file ({error})"
+        raise CheckpointError(f"{source} {message}") from error
+    names = [inside(file, source) for file in sorted(set(files.values()))]
+    for file in names:
+        if not file.endswith(end):
+            raise CheckpointError(f"{source}: {file!r} is not the name of a *{end} file")
+    return names
 
 
 def inside(file: str, source: str) -> str:
@@ -91,6 +123,11 @@ def inside(file: str, source: str) -> str:
     if file in ("", ".", "..") or "/" in file or "\\" in file or not file.isprintable():
         raise CheckpointError(f"{source}: {file[:200]!r} is not the name of a file in its folder")
     return file
+
+
+def is_apple_double(name: str) -> bool:
+    """Whether a file, by its path in a checkpoint, is one of `APPLE_DOUBLE`."""
+    return fnmatchcase(PurePosixPath(name).name, APPLE_DOUBLE)
 
 
 def printable(name: str) -> str:

@@ -14,7 +14,15 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import CheckpointError, HubError, MlxSpeechError
-from .folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NO_WEIGHTS, SMALL_FILES, weight_files
+from .folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    APPLE_DOUBLE,
+    NO_WEIGHTS,
+    SMALL_FILES,
+    is_apple_double,
+    weight_files,
+)
 
 _LOG_IN = "log in with `hf auth login`"
 # by the status of an answer
@@ -193,7 +201,8 @@ def _download(repo_id: str, revision: str | None, patterns: Sequence[str], progr
     fetch = partial(snapshot_download, repo_id, tqdm_class=None if progress else _hidden_bar())
     with explained(repo_id, revision, lambda: _uncached(repo_id, revision, patterns)):
         # to the Hub's patterns, a slash is a letter as any other
-        top = fetch(revision=revision, allow_patterns=list(patterns), ignore_patterns="*/*")
+        ignored = ["*/*", APPLE_DOUBLE]
+        top = fetch(revision=revision, allow_patterns=list(patterns), ignore_patterns=ignored)
         folder = Path(top)
         listing = _listing(repo_id, folder.name) or ()
         nested = [name for name in listing if "/" in name and _matches(name, patterns)]
@@ -203,6 +212,8 @@ def _download(repo_id: str, revision: str | None, patterns: Sequence[str], progr
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
+    if is_apple_double(name):
+        return False
     return any(fnmatchcase(name, p) and name.count("/") == p.count("/") for p in patterns)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.folder import read_json
+from ..checkpoint.folder import is_apple_double, read_json
 from ..errors import CheckpointError, InputError
 
 Templates = str | dict[str, str] | None  #: Jinja source, or several by name
@@ -19,7 +19,7 @@ def find_chat_templates(folder: Path, tokenizer_config: dict[str, Any]) -> Templ
         CheckpointError: a file is not text, or a list of templates is malformed.
     """
     further = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    files = {file.stem: file for file in further}
+    files = {file.stem: file for file in further if not is_apple_double(file.name)}
     if (folder / "chat_template.jinja").is_file():
         files["default"] = folder / "chat_template.jinja"
     try:

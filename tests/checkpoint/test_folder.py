@@ -30,6 +30,17 @@ class TestJson:
         with pytest.raises(CheckpointError, match=r"a\.json: not readable as JSON"):
             read_json(tmp_path, "a.json", required=required)
 
+    def test_what_breaks_or_hides(self, tmp_path):
+        depth = 100_000
+        (tmp_path / "a.json").write_text('{"a":' + "[" * depth + "]" * depth + "}")
+        with pytest.raises(
+            CheckpointError, match=r"a\.json: not readable as JSON: nested too deep"
+        ):
+            read_json(tmp_path, "a.json")
+        (tmp_path / "a.json").write_text('{"in": {"layers": 2, "width": 4, "layers": 3}}')
+        with pytest.raises(CheckpointError, match=r"a\.json: .*'layers' stands twice in one obj"):
+            read_json(tmp_path, "a.json")
+
     def test_no_object(self, tmp_path):
         (tmp_path / "a.json").write_text("[1]")
         with pytest.raises(CheckpointError, match="expected a JSON object, found list"):
@@ -50,6 +61,7 @@ class TestWeightFiles:
                 [f"pytorch_model-{i}.bin" for i in "12"],
             ),
             (["original/model.safetensors", "models/a.safetensors"], []),
+            (["._model.safetensors", "._pytorch_model.bin"], []),
         ],
     )
     def test_the_best_there_are(self, tmp_path, held, expected):
@@ -61,9 +73,14 @@ class TestWeightFiles:
 
     @pytest.mark.parametrize("single", [SAFETENSORS, PYTORCH])
     def test_an_index_says_which(self, tmp_path, single):
-        names = {"a": "x-2", "b": "x-1", "c": "x-2"}
+        end = single.rpartition(".")[2]
+        names = {"a": f"x-2.{end}", "b": f"x-1.{end}", "c": f"x-2.{end}"}
         (tmp_path / f"{single}.index.json").write_text(json.dumps({"weight_map": names}))
-        assert weight_files(tmp_path, {PYTORCH}) == ["x-1", "x-2"]
+        assert weight_files(tmp_path, {PYTORCH}) == [f"x-1.{end}", f"x-2.{end}"]
+        names["b"] = "config.json"
+        (tmp_path / f"{single}.index.json").write_text(json.dumps({"weight_map": names}))
+        with pytest.raises(CheckpointError, match=rf"'config.json' is not the name of a \*\.{end}"):
+            weight_files(tmp_path, {PYTORCH})
 
     @pytest.mark.parametrize(
         "index", ["{", "[]", '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}']

@@ -40,6 +40,9 @@ STRAY = {
     "onnx/additional_chat_templates/a.jinja": b"",
     "additional_chat_templates/a/b.jinja": b"",
     "additional_chat_templates/README.md": b"",
+    "._model.safetensors": b"of macOS",
+    "._tokenizer.json": b"of macOS",
+    "additional_chat_templates/._tool_use.jinja": b"of macOS",
 }
 SINGLE = {"model.safetensors": b"weights"}
 SHARDS = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]

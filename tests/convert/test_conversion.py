@@ -101,11 +101,14 @@ class TestOutput:
         (tiny_copy / "additional_chat_templates").mkdir()
         (tiny_copy / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
         (tiny_copy / "additional_chat_templates" / "notes.txt").write_text("not for us")
+        for name in ("additional_chat_templates/._tool_use.jinja", "._config.json"):
+            (tiny_copy / name).write_bytes(b"\0\5\xff")  # which macOS leaves there
         (result,) = convert(tiny_copy, tmp_path / "out")
         templates = load(result.folder)[1].tokenizer.chat_template
         assert templates["tool_use"] == "{{ tools }}"
         held = (result.folder / "additional_chat_templates").iterdir()
         assert [file.name for file in held] == ["tool_use.jinja"]
+        assert not list(result.folder.glob("._*"))
 
     def test_config(self, quantized):
         for result, bits in zip(quantized, (4, 8), strict=True):

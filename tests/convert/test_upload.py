@@ -75,6 +75,9 @@ def error_of(*args, kind=HubError, **kwargs) -> str:
 
 @pytest.mark.parametrize("repo_id", [REPO, "our-lab/model"])
 def test_new_repository(me, folder, repo_id):
+    (folder / "._config.json").write_bytes(b"of macOS")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "._rag.jinja").write_bytes(b"of macOS")
     assert upload(folder, repo_id) == f"{me.url}/{repo_id}"
     assert held(me, repo_id) == FILES
     assert not me.repositories[repo_id].private

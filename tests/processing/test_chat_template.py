@@ -91,6 +91,7 @@ class TestChatTemplates:
         (folder / "additional_chat_templates").mkdir()
         for name, text in {"tool_use": "tools", "default": "plain", "rag": "documents"}.items():
             (folder / "additional_chat_templates" / f"{name}.jinja").write_text(text)
+            (folder / "additional_chat_templates" / f"._{name}.jinja").write_bytes(b"\0\5\xff")
         tokenizer = Tokenizer.from_pretrained(folder)
         assert tokenizer.apply_chat_template(chats.CHAT) == "plain"
         assert tokenizer.apply_chat_template(chats.CHAT, tools=chats.TOOLS) == "tools"
