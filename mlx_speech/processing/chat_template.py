@@ -2,12 +2,15 @@
 
 import datetime
 import json
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.folder import is_apple_double, read_json
 from ..errors import CheckpointError, InputError
+
+_MAX_TIME_FORMAT = 200  #: characters
 
 Templates = str | dict[str, str] | None  #: Jinja source, or several by name
 
@@ -30,11 +33,12 @@ def find_chat_templates(folder: Path, tokenizer_config: dict[str, Any]) -> Templ
             if not isinstance(found, list):
                 found = [] if found is None else [{"name": "default", "template": found}]
             templates = {named["name"]: named["template"] for named in found}
-    except (TypeError, KeyError, UnicodeDecodeError) as error:
+    except (TypeError, KeyError, UnicodeDecodeError, OSError) as error:
         raise CheckpointError(f"{folder}: no readable chat template: {error!r}") from error
-    for template in templates.values():
-        if not isinstance(template, str):
-            raise CheckpointError(f"{folder}: chat_template is {template!r}, but must be text")
+    for value in (*templates, *templates.values()):
+        if not isinstance(value, str):
+            shown = f"chat_template is or has {reprlib.repr(value)}"
+            raise CheckpointError(f"{folder}: {shown}, but must be text")
     return templates["default"] if templates.keys() == {"default"} else templates or None
 
 
@@ -70,7 +74,7 @@ def render_chat(template: str, messages: Sequence[dict[str, Any]], **variables: 
 
     Raises:
         InputError: the messages or variables are not plain data, or the template refuses them.
-        CheckpointError: the template itself is broken.
+        CheckpointError: the template itself is broken, or takes too much; see `template_limits`.
     """
     if not messages or not all(isinstance(message, dict) for message in messages):
         raise InputError("a chat is one or more messages, each a dictionary with role and content")
@@ -78,20 +82,21 @@ def render_chat(template: str, messages: Sequence[dict[str, Any]], **variables: 
     try:
         # a copy of plain data: a template is not to be trusted with methods of the caller's objects
         data = json.loads(json.dumps({**variables, "messages": messages}))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"a chat template takes plain data only: {error}") from error
     try:
-        return _environment().from_string(template).render(data)
-    except InputError:
+        return _environment(data).render(template)
+    except (InputError, CheckpointError):
         raise
     except Exception as error:  # a template is a program, and may fail in any way
         raise CheckpointError(f"the chat template fails: {error}") from error
 
 
-def _environment():
+def _environment(data: dict[str, Any]):
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from .template_limits import BoundedEnvironment
 
     class Generation(Extension):
         """`{% generation %}` marks what the assistant says, for training; it renders as it is."""
@@ -106,13 +111,26 @@ def _environment():
     def raise_exception(message: str):
         raise InputError(f"the chat template refuses these messages: {message}")
 
-    def tojson(value, ensure_ascii=False, **options):
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        options = {"separators": separators, "sort_keys": sort_keys}
+        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, **options)
+        if indent is None:
+            return encoder.encode(value)
+        return environment.joined(encoder.iterencode(value))
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    environment = BoundedEnvironment(
+        data,
+        filters={"tojson": tojson},
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[Generation, loopcontrols],
     )
-    environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.globals["strftime_now"] = _strftime_now
     return environment
+
+
+def _strftime_now(form: str) -> str:
+    if len(form) > _MAX_TIME_FORMAT:
+        raise ValueError(f"a format of {len(form)} characters for a date")
+    return datetime.datetime.now().strftime(form)
