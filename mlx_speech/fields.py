@@ -73,10 +73,10 @@ def fit_items(kind: type, values: dict[str, Any], prefix: str = "") -> dict[str,
 
 
 def fitted(name: str, value: Any, hint: Any) -> Any:
-    """A value of JSON in the type of an annotation.
+    """A value of JSON, or what is like one to a caller, in the type of an annotation.
 
     Args:
-        name: of the field, for a message.
+        name: of the field, for a message, which leaves out that it may be null.
         hint: a type of JSON, a list or a sequence of one, a dataclass (or what it is made from, a
             dict), a Literal, a union of these, or one of them `Annotated` with a `Range`.
 
@@ -91,6 +91,8 @@ def fitted(name: str, value: Any, hint: Any) -> Any:
 
 def _fitted(value: Any, hint: Any) -> Any:
     """As `fitted`, with a ValueError that says nothing."""
+    if getattr(value, "ndim", None) in (0, 1):  # a number, or a list of them, as an array
+        value = value.tolist()
     kind, arguments = get_origin(hint) or hint, get_args(hint)
     if kind in (UnionType, Union):
         for member in arguments:
@@ -128,7 +130,6 @@ _WORDS = {
     bool: "true or false",
     str: "text",
     list: "a list",
-    NoneType: "null",
 }
 
 
@@ -136,7 +137,7 @@ def _rule(hint: Any) -> str:
     """What values an annotation allows, in words."""
     kind, arguments = get_origin(hint) or hint, get_args(hint)
     if kind in (UnionType, Union):
-        return " or ".join(map(_rule, arguments))
+        return " or ".join(_rule(member) for member in arguments if member is not NoneType)
     if kind is Annotated:
         return f"{_rule(arguments[0])}, {arguments[1]}"
     if kind is Literal:

@@ -400,7 +400,7 @@ class TestConfig:
     def test_bad_generation_config(self, tiny_copy):
         edit_json(tiny_copy / "generation_config.json", num_beams="x")
         with pytest.raises(
-            CheckpointError, match=r"generation defaults: num_beams is 'x'"
+            CheckpointError, match=r"generation_config.json: num_beams is 'x'"
         ) as caught:
             load(tiny_copy)
         assert "--" not in caught.value.spelled(lambda name: f"--{name}")

@@ -54,8 +54,11 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
             parser.error("--num-draft-tokens goes with --draft-model")
     elif args.temperature or args.max_kv_size or (args.num_beams or 1) > 1:
         parser.error("--draft-model does not go with --temperature, --num-beams and --max-kv-size")
-    if args.prefill_step_size is not None and args.prefill_step_size < 1:
-        raise InputError.must_be("prefill_step_size", args.prefill_step_size, "at least 1")
+    if args.prefill_step_size is not None:
+        from ..fields import fitted
+        from ..generation.config import Count
+
+        fitted("prefill_step_size", args.prefill_step_size, Count)
     common.check_generation(args)
 
 

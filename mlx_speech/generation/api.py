@@ -102,6 +102,8 @@ def resolve_config(
         raise InputError(f"generate has no argument {', '.join(sorted(unknown))}")
     defaults = model.generation_config or GenerationConfig()
     if config is not None:
+        if not isinstance(config, GenerationConfig):
+            raise InputError.must_be("generation_config", config, "a GenerationConfig")
         config = config.filled_from(defaults)
     elif streaming or options.get("do_sample", options.get("temperature")):
         config = dataclasses.replace(defaults, num_beams=1)

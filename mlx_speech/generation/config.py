@@ -1,33 +1,28 @@
 """What a call of `generate` can ask for."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from ..errors import CheckpointError, InputError
+from ..fields import Range, fit_fields, fit_items
 
 #: limit on the answer's length where neither the checkpoint nor the call gives one
 DEFAULT_NEW_TOKENS = 200
 
-_COUNTS = ("max_new_tokens", "max_length", "num_beams", "num_draft_tokens")
-#: of each option its type, what holds of its value, and how to say that
-_RULES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
-    **{name: (Integral, lambda n: n >= 1, "at least 1") for name in _COUNTS},
-    "temperature": (Real, lambda t: t >= 0, "at least 0"),
-    "top_k": (Integral, lambda k: k >= 0, "at least 0"),
-    "top_p": (Real, lambda p: 0 < p <= 1, "in (0, 1]"),
-    "min_p": (Real, lambda p: 0 <= p <= 1, "within 0 and 1"),
-    "repetition_penalty": (Real, lambda penalty: penalty > 0, "above 0"),
-    "length_penalty": (Real, lambda penalty: True, ""),
-    "seed": (Integral, lambda seed: 0 <= seed < 2**64, "within 0 and 2**64 - 1"),
-}
+# Bounds that no use comes near: what is beyond them is a slip, and would overflow or never end.
+Count = Annotated[int, Range(1, 2**31 - 1)]
+Beams = Annotated[int, Range(1, 256)]  #: each has a cache and a row of logits of its own
+Temperature = Annotated[float, Range(0, 1e6)]
+Penalty = Annotated[float, Range(0.01, 100)]  #: factor on scores
+Exponent = Annotated[float, Range(-5, 5)]  #: of a length, in float32
+TokenId = Annotated[int, Range(-1, 2**31 - 1)]  #: -1 says that there is none
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """Options of generation, named and meant as in transformers.
+    """Options of generation, named and meant as in transformers; None is the default everywhere.
 
     max_new_tokens: upper limit of the answer's length, in tokens.
     max_length: the same limit, but the prompt (or the token that starts an encoder-decoder's
@@ -35,51 +30,47 @@ class GenerationConfig:
     do_sample: sample tokens at random; by default exactly when `temperature` is given and not 0.
     temperature, top_k, top_p, min_p: shape the distribution that is sampled from, in this order.
     repetition_penalty: above 1 makes tokens that already occurred less likely.
-    num_beams: hypotheses that beam search keeps; 1 is greedy search.
+    num_beams: hypotheses that beam search keeps, 256 at most; 1 is greedy search.
     length_penalty: exponent of the length by which beam search divides a hypothesis's score.
     early_stopping: `True` stops when `num_beams` hypotheses are complete, `False` when a better
         one is unlikely, `"never"` when none is possible.
-    eos_token_id: ids that end an answer.
+    eos_token_id: ids that end an answer; one that the model does not know never does.
     stop_strings: texts that end an answer once they are complete; they stay part of it.
     pad_token_id: fills rows of a batch that ended before others.
     decoder_start_token_id: what an encoder-decoder's answer starts from; by default what the
         model's configuration says.
     forced_bos_token_id: the token of an encoder-decoder after that one, e.g. a language.
     seed: makes sampling repeatable.
-    num_draft_tokens: how many tokens a draft model proposes at a time.
+    num_draft_tokens: how many tokens a draft model proposes at a time, 256 at most.
+
+    Raises:
+        InputError: a value is of another type or out of its range, or two contradict each other.
     """
 
-    max_new_tokens: int | None = None
-    max_length: int | None = None
+    max_new_tokens: Count | None = None
+    max_length: Count | None = None
     do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    num_beams: int = 1
-    length_penalty: float = 1.0
+    temperature: Temperature | None = None
+    top_k: Annotated[int, Range(0, 2**31 - 1)] | None = None
+    top_p: Annotated[float, Range(0, 1, exclusive=True)] | None = None
+    min_p: Annotated[float, Range(0, 1)] | None = None
+    repetition_penalty: Penalty = 1.0
+    num_beams: Beams = 1
+    length_penalty: Exponent = 1.0
     early_stopping: bool | Literal["never"] = False
-    eos_token_id: int | list[int] | None = None
+    eos_token_id: TokenId | Sequence[TokenId] | None = None
     stop_strings: str | Sequence[str] | None = None
-    pad_token_id: int | None = None
-    num_draft_tokens: int = 3
-    decoder_start_token_id: int | None = None
-    forced_bos_token_id: int | None = None
-    seed: int | None = None
+    pad_token_id: TokenId | None = None
+    num_draft_tokens: Beams = 3
+    decoder_start_token_id: TokenId | None = None
+    forced_bos_token_id: TokenId | None = None
+    seed: Annotated[int, Range(0, 2**64 - 1)] | None = None
 
     def __post_init__(self):
-        given = {name: getattr(self, name) for name in _RULES if getattr(self, name) is not None}
-        for kind, what in ((Integral, "an integer"), (Real, "a number")):
-            for name, value in given.items():
-                if _RULES[name][0] is kind and not isinstance(value, kind):
-                    raise InputError.must_be(name, value, what)
-        for name, value in given.items():
-            _, holds, rule = _RULES[name]
-            if not holds(value):
-                raise InputError.must_be(name, value, rule)
-        if self.early_stopping not in (True, False, "never"):
-            raise InputError.must_be("early_stopping", self.early_stopping, "a bool or 'never'")
+        for option in dataclasses.fields(self):
+            if getattr(self, option.name) is None:
+                object.__setattr__(self, option.name, option.default)
+        fit_fields(self)
         if "" in self.stop_texts:
             raise InputError("an empty stop string would end every answer")
         if any("\ud800" <= character <= "\udfff" for t in self.stop_texts for character in t):
@@ -119,7 +110,7 @@ class GenerationConfig:
     def fill_token_id(self) -> int:
         """What stands behind the end of a row."""
         ids = (self.pad_token_id, *self.eos_token_ids, 0)
-        return next(token for token in ids if token is not None)
+        return next(token for token in ids if token is not None and token >= 0)
 
     def limited(self, prompt_length: int) -> Self:
         """A copy with `max_new_tokens` settled for a prompt of `prompt_length` tokens.
@@ -164,16 +155,25 @@ class GenerationConfig:
         are not meant for speech. `max_length` is read for encoder-decoders only, where it bounds
         the answer; others state their whole context there.
         """
-        data = stored or model_config
-        places = (data, model_config.get("text_config") or {}, model_config)
+        data, file = (stored, "generation_config.json") if stored else (model_config, "config.json")
+        text_config = model_config.get("text_config")
+        places = {
+            file: data,
+            "config.json: text_config": text_config if isinstance(text_config, dict) else {},
+            "config.json": model_config,
+        }
         names = ["eos_token_id", "pad_token_id"]
         kept = ["num_beams", "length_penalty", "early_stopping", "repetition_penalty"]
         if model_config.get("is_encoder_decoder"):
             names.append("decoder_start_token_id")
             kept += ["max_length", "forced_bos_token_id"]
-        found: dict[str, Any] = {n: data[n] for n in kept if data.get(n) is not None}
-        found |= {n: next((p[n] for p in places if p.get(n) is not None), None) for n in names}
-        try:
-            return cls(**found)
-        except InputError as error:  # its names are the file's, not options that a user gave
-            raise CheckpointError(f"the checkpoint's generation defaults: {error}") from None
+        found: dict[str, Any] = {}
+        for name in (*kept, *names):
+            for place in [file] if name in kept else places:
+                if (value := places[place].get(name)) is not None:
+                    try:
+                        found |= fit_items(cls, {name: value}, f"{place}: ")
+                    except InputError as error:  # the name is the file's, not an option's
+                        raise CheckpointError(str(error)) from None
+                    break
+        return cls(**found)

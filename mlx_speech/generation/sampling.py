@@ -10,6 +10,8 @@ from .config import GenerationConfig
 #: (tokens so far (rows, length), scores (rows, vocab)) -> scores
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
+_LEAST_TEMPERATURE = 1e-6  # divided by less, scores would overflow
+
 
 def logits_processors(config: GenerationConfig) -> list[LogitsProcessor]:
     """What to apply to the scores of the next token, in order, whatever the strategy."""
@@ -98,7 +100,7 @@ def truncate(logits: mx.array, config: GenerationConfig) -> mx.array:
     likeliest one's probability. One token always stays.
     """
     if config.temperature:
-        logits = logits / config.temperature
+        logits = logits / max(config.temperature, _LEAST_TEMPERATURE)
     vocab_size = logits.shape[-1]
     if config.top_k and config.top_k < vocab_size:
         threshold = mx.min(mx.topk(logits, config.top_k, axis=-1), axis=-1, keepdims=True)

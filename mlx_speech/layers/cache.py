@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import mlx.core as mx
 
 from ..errors import InputError
+from ..fields import Range, fitted
 from .attention import Quantized, causal_mask
 
 LeftPadding = Sequence[int] | None
+Size = Annotated[int, Range(0, 2**31 - 1)]  #: positions
 #: keyword arguments of `make_cache`
 CACHE_OPTIONS = ("max_kv_size", "kv_bits", "kv_group_size", "quantized_kv_start")
 
@@ -40,10 +42,10 @@ def make_cache(
     Raises:
         InputError: options that do not go together.
     """
-    if kv_bits not in (None, 4, 8):
-        raise InputError.must_be("kv_bits", kv_bits, "4 or 8")
-    if kv_group_size not in (32, 64, 128):
-        raise InputError.must_be("kv_group_size", kv_group_size, "32, 64 or 128")
+    kv_bits = fitted("kv_bits", kv_bits, Literal[4, 8] | None)
+    kv_group_size = fitted("kv_group_size", kv_group_size, Literal[32, 64, 128])
+    max_kv_size = fitted("max_kv_size", max_kv_size, Size | None)
+    quantized_kv_start = fitted("quantized_kv_start", quantized_kv_start, Size)
     if max_kv_size is not None and kv_bits is not None:
         raise InputError.about("{max_kv_size} and {kv_bits} do not go together; choose one")
     if max_kv_size is not None:

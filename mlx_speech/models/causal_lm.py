@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Unpack
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import InputError
+from ..fields import fitted
+from ..generation.config import Count
 from ..generation.search import Step
 from ..layers.cache import CACHE_OPTIONS, KVCache, LeftPadding, make_cache
 from .base import ModelOutput, PretrainedModel
@@ -106,8 +107,7 @@ class CausalLM(PretrainedModel):
         Raises:
             InputError: `prefill_step_size` is not positive.
         """
-        if not isinstance(prefill_step_size, int) or prefill_step_size < 1:
-            raise InputError.must_be("prefill_step_size", prefill_step_size, "at least 1")
+        prefill_step_size = fitted("prefill_step_size", prefill_step_size, Count)
         length = input_ids.shape[1]
         cache[0].prompt_length = cache[0].length + length
         for start in range(0, length, prefill_step_size):

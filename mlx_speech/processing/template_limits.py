@@ -177,7 +177,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.filters = {name: self._metered(name, function) for name, function in known.items()}
         self.filters |= {_TICK: self.meter.add, _CHECKED: self._checked}
         self.filters |= {_CONCATENATED: self._concatenated, _SLICED: self._sliced}
-        for name, test in self.tests.items():
+        tests: dict[str, Any] = dict(self.tests)
+        for name, test in tests.items():
             if test.__module__ == "_operator" or name == "in":  # those that compare
                 self.tests[name] = self._metered(name, test)
         self.globals["namespace"] = Namespace

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import mlx.core as mx
-import pytest
-from conftest import speech_inputs
+import dataclasses
+import math
 
-from mlx_speech import ContextLengthError, GenerationConfig, InputError
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import random_decoder, speech_inputs
+
+from mlx_speech import CheckpointError, ContextLengthError, GenerationConfig, InputError
 from mlx_speech.generation import prefill
+from mlx_speech.generation.sampling import truncate
 
 
 class TestOptions:
@@ -21,18 +26,78 @@ class TestOptions:
             ({"early_stopping": "often"}, "early_stopping is 'often'"),
             ({"temperature": 0.5, "num_beams": 2}, "do not go together"),
             ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5, but must be an integer"),
-            ({"temperature": "hot"}, "temperature is 'hot', but must be a number"),
+            ({"temperature": "hot"}, "temperature is 'hot', but must be a finite number"),
             ({"seed": -1}, "seed is -1"),
             ({"seed": 2**64}, "seed is 18446744073709551616"),
             ({"top_p": 0.9}, "top_p shapes what is sampled"),
             ({"min_p": 0.1, "temperature": 0.0}, "min_p shapes what is sampled"),
             ({"stop_strings": ["x", ""]}, "empty stop string"),
             ({"stop_strings": "x\udcff"}, "lone surrogate"),
+            ({"stop_strings": b"x"}, "stop_strings is b'x', but must be text or a list"),
+            ({"stop_strings": ["x", 1]}, "stop_strings is .*, but must be text or a list"),
+            ({"num_beams": 99999999999}, "num_beams is 99999999999, .* at most 256"),
+            ({"num_beams": 257}, "num_beams is 257, .* at most 256"),
+            ({"num_draft_tokens": 10**6}, "num_draft_tokens is 1000000, .* at most 256"),
+            ({"length_penalty": 2**63}, "length_penalty is 9223372036854775808, .* at most 5"),
+            ({"length_penalty": -math.inf}, "length_penalty is -inf, but must be a finite number"),
+            ({"temperature": math.nan}, "temperature is nan, but must be a finite number"),
+            ({"temperature": 1e30}, "temperature is 1e.30, .* at most 1e.06"),
+            ({"temperature": 1.0, "top_k": 10**30}, "top_k is 10+, .* at most 2147483647"),
+            ({"temperature": 1.0, "top_p": math.nan}, "top_p is nan"),
+            ({"repetition_penalty": 1e-40}, "repetition_penalty is 1e-40, .* at least 0.01"),
+            ({"max_new_tokens": 10**100}, "max_new_tokens is 10+, .* at most 2147483647"),
+            ({"max_new_tokens": True}, "max_new_tokens is True, but must be an integer"),
+            ({"do_sample": "yes"}, "do_sample is 'yes', but must be true or false"),
+            ({"eos_token_id": "0"}, "eos_token_id is '0', but must be an integer"),
+            ({"eos_token_id": [0, None]}, r"eos_token_id is \[0, None\], .* a list in which each"),
+            ({"pad_token_id": 2**31}, "pad_token_id is 2147483648, .* at most 2147483647"),
         ],
     )
     def test_impossible_ones(self, options, message):
         with pytest.raises(InputError, match=message):
             GenerationConfig(**options)
+
+    def test_none_is_the_default(self):
+        names = [f.name for f in dataclasses.fields(GenerationConfig)]
+        assert GenerationConfig(**dict.fromkeys(names)) == GenerationConfig()
+
+    def test_numbers_of_other_libraries(self):
+        given = {
+            "max_new_tokens": np.int64(3),
+            "temperature": np.float32(0.5),
+            "top_k": mx.array(2),
+        }
+        config = GenerationConfig(**given, eos_token_id=np.array([1, 2]), pad_token_id=0.0)
+        plain = {"max_new_tokens": 3, "temperature": 0.5, "top_k": 2, "pad_token_id": 0}
+        assert config == GenerationConfig(**plain, eos_token_id=[1, 2])
+        assert type(config.max_new_tokens) is int
+        assert config.eos_token_ids == (1, 2)
+
+    def test_ids_that_are_none(self):
+        """Old checkpoints say -1, and others name tokens that the model does not have."""
+        config = GenerationConfig(pad_token_id=-1, eos_token_id=[-1, 7])
+        assert config.fill_token_id == 7
+        model = random_decoder()
+        ids = mx.array([[5, 6]])
+        expected = model.generate(ids, max_new_tokens=3).tolist()
+        for eos in (-1, 10**6, [-1, 10**6]):
+            assert model.generate(ids, max_new_tokens=3, eos_token_id=eos).tolist() == expected
+            beams = {"max_new_tokens": 3, "num_beams": 2}
+            found = model.generate(ids, **beams, eos_token_id=eos).tolist()
+            assert found == model.generate(ids, **beams).tolist()
+
+    @pytest.mark.parametrize("temperature", [1e6, 1e-300])
+    def test_extreme_temperatures(self, temperature):
+        """The logits stay numbers: at most even, or the likeliest alone."""
+        config = GenerationConfig(temperature=temperature, top_p=0.9, min_p=0.0)
+        kept = truncate(mx.array([[90.0, -90.0, 89.0]]), config)[0].tolist()
+        assert not any(map(math.isnan, kept))
+        assert (kept[1:] == [-math.inf] * 2) == (temperature < 1)
+
+    def test_another_kind_of_configuration(self, tiny):
+        model, processor = tiny
+        with pytest.raises(InputError, match=r"generation_config is .*, but must be a Generation"):
+            model.generate(**processor("hi"), generation_config={"max_new_tokens": 3})
 
     def test_unknown_ones_are_named(self, tiny):
         model, processor = tiny
@@ -69,3 +134,31 @@ def test_updates():
         config.updated(max_length=9, max_new_tokens=3)
     with pytest.raises(InputError, match="unsupported generation option foo"):
         config.updated(foo=1)
+
+
+class TestCheckpoints:
+    @pytest.mark.parametrize(
+        ("stored", "config", "message"),
+        [
+            ({"eos_token_id": "2"}, {}, "generation_config.json: eos_token_id is '2', but must be"),
+            ({"eos_token_id": {}}, {}, "generation_config.json: eos_token_id is {}"),
+            ({"pad_token_id": 0.5}, {}, "generation_config.json: pad_token_id is 0.5"),
+            ({"num_beams": 0}, {}, "generation_config.json: num_beams is 0"),
+            ({"num_beams": 20000}, {}, "generation_config.json: num_beams is 20000, .* 256"),
+            ({"length_penalty": math.nan}, {}, "generation_config.json: length_penalty is nan"),
+            ({"length_penalty": 2**63}, {}, "generation_config.json: length_penalty is 92"),
+            ({"early_stopping": "now"}, {}, "generation_config.json: early_stopping is 'now'"),
+            ({}, {"num_beams": -1}, "^config.json: num_beams is -1"),
+            ({"num_beams": 2}, {"eos_token_id": [1, "2"]}, "^config.json: eos_token_id is "),
+            ({}, {"text_config": {"pad_token_id": "0"}}, "config.json: text_config: pad_token_id"),
+            ({"max_length": 0}, {"is_encoder_decoder": True}, "config.json: max_length is 0"),
+        ],
+    )
+    def test_malformed(self, stored, config, message):
+        with pytest.raises(CheckpointError, match=message):
+            GenerationConfig.from_checkpoint(stored, config)
+
+    def test_plain_values_are_taken(self):
+        stored = {"eos_token_id": [0.0, 2], "num_beams": 2.0, "temperature": "of chat", "top_k": -1}
+        config = GenerationConfig.from_checkpoint(stored, {"text_config": [], "pad_token_id": -1})
+        assert config == GenerationConfig(eos_token_id=[0, 2], num_beams=2, pad_token_id=-1)

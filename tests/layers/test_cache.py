@@ -208,7 +208,7 @@ class TestQuantized:
         ("options", "message"),
         [
             ({"kv_bits": 3}, "kv_bits is 3, but must be 4 or 8"),
-            ({"kv_bits": 4, "kv_group_size": 0}, "kv_group_size is 0, but must be 32, 64 or 128"),
+            ({"kv_bits": 4, "kv_group_size": 0}, "kv_group_size is 0, but must be 32 or 64 or 128"),
             ({"kv_bits": 4, "kv_group_size": 16}, "kv_group_size is 16"),
             ({"kv_bits": 4, "max_kv_size": 9}, "do not go together"),
             ({"left_padding": [1, 0], "max_kv_size": 9}, "equally long"),
@@ -282,5 +282,5 @@ def test_prompt_in_steps(step, rope):
 
 
 def test_steps_of_nothing():
-    with pytest.raises(InputError, match="prefill_step_size is 0, but must be at least 1"):
+    with pytest.raises(InputError, match="prefill_step_size is 0, but must be an integer"):
         random_decoder().generate(mx.array([[5, 6]]), prefill_step_size=0)
