@@ -13,12 +13,13 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Any, BinaryIO, TypeAlias
+from typing import Annotated, Any, BinaryIO, Literal, TypeAlias
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import AudioError, InputError
+from ..fields import Range, fitted
 from .av_reader import read_media
 from .headers import check_length
 from .recording import BLOCK_FRAMES, Channel, Recording, checked_rate, disk_errors, record
@@ -29,6 +30,8 @@ SAMPLING_RATE = 16000
 
 #: what recordings are read from, see `load_audio`
 AudioSource: TypeAlias = str | os.PathLike | np.ndarray | mx.array
+
+_Number = Annotated[int, Range(1)]
 
 _COPY_BYTES = 1 << 20
 _MAX_CHANNELS = 64
@@ -91,7 +94,9 @@ def open_recording(
     Arguments are those of `load_audio`, and so are the errors. `Recording` says where it is kept.
     """
     target = checked_rate(target_sampling_rate, "target_sampling_rate")
-    check_reading(audio_track, channel)
+    audio_track, channel = checked_selection(audio_track, channel)
+    if hasattr(source, "__array__") and not isinstance(source, mx.array):
+        source = np.asarray(source)  # also of other libraries
     if isinstance(source, (np.ndarray, mx.array)):
         if sampling_rate is None:
             message = "an array does not tell its sampling rate: pass sampling_rate, in hertz"
@@ -134,14 +139,12 @@ def open_recording(
         return read_media(file, name, target, audio_track, channel)
 
 
-def check_reading(audio_track: int | None, channel: Channel) -> None:
-    """Raises `InputError` where these can be none of a recording's."""
-    for option, number in (("audio_track", audio_track), ("channel", channel)):
-        if number is None or (option == "channel" and number == "mix"):
-            continue
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            or_mix = " or 'mix'" if option == "channel" else ""
-            raise InputError.must_be(option, number, f"the number of one, from 1{or_mix}")
+def checked_selection(audio_track: int | None, channel: Channel) -> tuple[int | None, Channel]:
+    """The same; raises `InputError` where they can be none of a recording's."""
+    return (
+        fitted("audio_track", audio_track, _Number | None),
+        fitted("channel", channel, _Number | Literal["mix"] | None),
+    )
 
 
 def _array_blocks(array: np.ndarray | mx.array) -> Iterator[np.ndarray]:

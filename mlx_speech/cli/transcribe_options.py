@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
 from ..output.subtitles import SubtitleOptions
 from ..output.writers import FORMATS, NAME_FIELDS, output_name
 from . import common
@@ -165,8 +164,6 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
         parser.error("--stream decodes one segment after the other; leave out --batch-size")
     if args.word_timestamps and args.task == "translate":
         parser.error("--word-timestamps are of what was said, which a translation is not")
-    if args.batch_size is not None and args.batch_size < 1:
-        raise InputError.must_be("batch_size", args.batch_size, "at least 1")
     if args.audio.count("-") > 1:
         parser.error("standard input (-) can be read only once")
     if args.plot is not None:
@@ -180,11 +177,13 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
     if args.keywords:
         request["keywords"] = _keywords(parser, args.keywords)
 
-    from ..audio.load import check_reading
+    from ..audio.load import checked_selection
+    from ..fields import fitted
     from ..processing.request import TranscriptionRequest
-    from ..transcription.chunks import ChunkOptions
+    from ..transcription.chunks import BatchSize, ChunkOptions
 
-    check_reading(args.audio_track, args.channel)
+    checked_selection(args.audio_track, args.channel)
+    fitted("batch_size", args.batch_size, BatchSize | None)
     ChunkOptions(**common.explicit_options(args, CHUNKING))
     TranscriptionRequest(**request)
     subtitles = SubtitleOptions(**common.explicit_options(args, SUBTITLES))

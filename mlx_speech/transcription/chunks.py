@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 import mlx.core as mx
 import numpy as np
 
 from ..audio import Recording
-from ..errors import InputError
+from ..fields import Range, fit_fields
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .segmenter import Segmenter, Span
 from .vad import SILENCE_DBFS, EnergyVAD, SpeechActivity, SpeechRegions
@@ -19,6 +19,7 @@ from .vad import SILENCE_DBFS, EnergyVAD, SpeechActivity, SpeechRegions
 #: are by as much, so that none that must end a segment is missed
 ONSET_PADDING_FRAMES = 7
 RELEASE_PADDING_FRAMES = 9
+BatchSize = Annotated[int, Range(1)]  #: segments that are decoded together
 _PART_FRAMES = 1500  #: frames that the energy VAD looks at together, half a minute
 
 
@@ -34,17 +35,11 @@ class ChunkOptions:
         InputError: one of them is no number of seconds that makes sense.
     """
 
-    chunk_duration: float = 30.0
-    min_silence: float = 1.0
+    chunk_duration: Annotated[float, Range(1)] = 30.0
+    min_silence: Annotated[float, Range(0.1)] = 1.0
 
     def __post_init__(self):
-        for name, least in (("chunk_duration", 1.0), ("min_silence", 0.1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InputError.must_be(name, value, "a number of seconds")
-            if not least <= value < float("inf"):
-                message = "{option} is {value:g} s, but must be at least {least:g} s"
-                raise InputError.about(message, option=name, value=value, least=least)
+        fit_fields(self)
 
     def segmenter(self, window: int) -> Segmenter:
         """One for encoder frames, whose cuts are at multiples of `window`."""

@@ -18,10 +18,11 @@ from ..audio import SAMPLING_RATE, Recording, open_recording
 from ..audio.load import AudioSource
 from ..audio.recording import Channel, chosen_track
 from ..errors import CheckpointError, InputError, UnsupportedOptionError
+from ..fields import fitted
 from ..generation.protocols import GenerativeModel
 from ..loading import architecture, load
 from ..processing.request import TranscriptionRequest
-from .chunks import AudioChunk, ChunkOptions, why_empty
+from .chunks import AudioChunk, BatchSize, ChunkOptions, why_empty
 from .family import SpeechFamily, SpeechProcessor
 from .segment_decoder import SegmentDecoder
 from .transcript import Segment, Transcript, TranscriptionDelta
@@ -94,8 +95,7 @@ def transcribe(
         InputError: the arguments contradict each other.
         UnsupportedOptionError: the model was not trained for what is asked.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError.must_be("batch_size", batch_size, "at least 1")
+    batch_size = fitted("batch_size", batch_size, BatchSize | None) or BATCH_SIZE
     request = TranscriptionRequest(task, language, target_language, punctuate, prompt, keywords)
     chunking = ChunkOptions(chunk_duration, min_silence)
     options["max_new_tokens"] = max_new_tokens
