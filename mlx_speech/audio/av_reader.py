@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import AudioError
-from .headers import damaged, tells_length
+from .headers import damaged, padding, tells_length
 from .recording import BLOCK_FRAMES, Channel, Recording, checked_rate, chosen_track, record
 
 #: how often FFmpeg may seek in a file: so often, and once more for so many bytes of it
@@ -137,18 +137,25 @@ def _read_track(
 
 
 class _BoundedFile:
-    """A file, from its beginning, that is not searched for ever: millions of empty chunks are."""
+    """A file without the zeros behind its frames, from its beginning.
+
+    It is not searched for ever, as it would be in millions of empty chunks.
+    """
 
     def __init__(self, file: io.FileIO):
         self._file = file
-        self._seeks = _MOST_SEEKS + file.seek(0, os.SEEK_END) // _SEEK_BYTES
+        self._size = file.seek(0, os.SEEK_END) - padding(file)
+        self._seeks = _MOST_SEEKS + self._size // _SEEK_BYTES
         file.seek(0)
 
     def read(self, size: int) -> bytes:
-        return self._file.read(size) if self._seeks >= 0 else b""
+        size = min(size, self._size - self._file.tell())
+        return self._file.read(size) if size > 0 and self._seeks >= 0 else b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._seeks -= 1
+        if whence == os.SEEK_END:
+            offset, whence = self._size + offset, os.SEEK_SET
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:

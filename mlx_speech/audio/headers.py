@@ -16,6 +16,8 @@ _SLACK_BYTES = 256
 _UNKNOWN_SIZE = 0x7F000000
 _UNKNOWN_SIZES = {1_000_000_000, 1_500_000_000, 2_000_000_000}  # likewise, of other programs
 _MOST_CHUNKS = 10_000  #: that are looked at for the one with the samples
+_PADDING_BLOCK = 1 << 20
+_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _LONGEST_OGG_PAGE = 65307
 _LONGEST_MP3_FRAME = 1441
 _W64_RIFF, _W64_DATA = (
@@ -49,6 +51,9 @@ def check_length(file: io.FileIO, name: str) -> bool:
         # of a size of 0 the header as a whole says whether it is meant
         whole = int.from_bytes(head[4:8], "little") + 8
         trusted = head[8:12] != b"WAVE" or end > start or size <= start or whole == size
+    elif head[8:12] == b"AVI ":
+        length = int.from_bytes(head[4:8], "little")
+        end = 8 + length if length < _UNKNOWN_SIZE else 0
     elif head[:4] == b"caff":
         end = _caf_end(file)
     elif head[:16] == _W64_RIFF:
@@ -130,6 +135,54 @@ def _voc_end(file: io.FileIO) -> int:
             return at
         at += 4 + int.from_bytes(block[1:], "little")
     return 0
+
+
+def joined_at(file: io.FileIO) -> int:
+    """Where another file begins, which was joined behind one of a format that has an end; or 0.
+
+    Neither libsndfile nor FFmpeg looks there.
+    """
+    head = _read_at(file, 0, 24)
+    at, magic = 0, slice(0, 4)
+    if head[:4] in (b"RIFF", b"RIFX", b"FORM") and head[8:12] != b"AVI ":
+        length = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
+        at = 8 + length + length % 2
+    elif head[:4] == b"caff":
+        at = _caf_end(file)
+    elif head[:4] == b".snd":
+        at = sum(struct.unpack(">II", head[4:12]))
+    elif head[4:8] == b"ftyp":
+        magic = slice(4, 8)
+        for _ in range(_MOST_CHUNKS):
+            box = _read_at(file, at, 16)
+            length = int.from_bytes(box[8:16] if box[:4] == b"\0\0\0\1" else box[:4], "big")
+            at += length
+            if length < 8 or _read_at(file, at, 8)[magic] == head[magic]:
+                break
+    elif head[:16] == _ASF_HEADER:
+        magic = slice(0, 16)
+        for _ in range(_MOST_CHUNKS):
+            length = int.from_bytes(_read_at(file, at + 16, 8), "little")
+            at += length
+            if length < 24 or _read_at(file, at, 16) == _ASF_HEADER:
+                break
+    return at if at and _read_at(file, at, 24)[magic] == head[magic] else 0
+
+
+def padding(file: io.FileIO) -> int:
+    """How many bytes behind a stream of frames are zeros, as some that save it leave."""
+    head, size = _read_at(file, 0, 4), file.seek(0, os.SEEK_END)
+    if head[:3] not in (b"ID3", b"fLa") and head[:1] not in (b"\xff", b"G"):
+        return 0
+    zeros = 0
+    while zeros < size:
+        block = _read_at(
+            file, max(0, size - zeros - _PADDING_BLOCK), min(_PADDING_BLOCK, size - zeros)
+        )
+        if used := len(block.rstrip(b"\0")):
+            return zeros + len(block) - used
+        zeros += len(block)
+    return zeros
 
 
 def tells_length(file: io.FileIO) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import AudioError, InputError
 from ..fields import Range, fitted
 from .av_reader import read_media
-from .headers import check_length
+from .headers import check_length, joined_at
 from .recording import BLOCK_FRAMES, Channel, Recording, checked_rate, disk_errors, record
 from .soundfile_reader import NotDecodedError, read_sound
 
@@ -133,10 +133,20 @@ def open_recording(
                 file = spool_to_disk(file, name, stack)  # a pipe cannot seek
         if not os.fstat(file.fileno()).st_size:
             raise AudioError(f"{name} is empty (0 bytes): record or copy it again")
-        if check_length(file, name) and audio_track in (None, 1):
-            with contextlib.suppress(NotDecodedError):
-                return read_sound(file, name, target, channel)
-        return read_media(file, name, target, audio_track, channel)
+        recording = _read_file(file, name, target, audio_track, channel)
+        if at := joined_at(file):
+            rest = "another recording begins there, which was not read: split the file"
+            recording.remarks.append(f"it ends after {at} bytes; {rest}")
+        return recording
+
+
+def _read_file(
+    file: io.FileIO, name: str, target: float, audio_track: int | None, channel: Channel
+) -> Recording:
+    if check_length(file, name) and audio_track in (None, 1):
+        with contextlib.suppress(NotDecodedError):
+            return read_sound(file, name, target, channel)
+    return read_media(file, name, target, audio_track, channel)
 
 
 def checked_selection(audio_track: int | None, channel: Channel) -> tuple[int | None, Channel]:

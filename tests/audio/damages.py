@@ -70,7 +70,7 @@ def outcome(kind: str, damage: str, folder: Path) -> str:
     try:
         with open_recording(path) as recording:
             remark = ", remark" if recording.remarks else ""
-            return f"{recording.duration:.1f} s{remark}"
+            return f"{recording.duration:.0f} s{remark}"
     except AudioError:
         return "error"
 
@@ -86,5 +86,5 @@ def table() -> str:
 
 if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
-    made = re.sub(r"(\| format \|.*\n)(\|.*\n)*", lambda match: table(), text, count=1)
+    made = re.sub(r"(\| format .*\n)(\|.*\n)*", lambda match: table(), text, count=1)
     README.write_text(made, encoding="utf-8")

@@ -229,9 +229,18 @@ class TestWrongOptions:
         ("options", "message"),
         [
             ({"chunk_duration": 0}, "chunk_duration is 0, but must be a finite number, at least 1"),
-            ({"chunk_duration": "30"}, "chunk_duration is '30', but must be a finite number, at least 1"),
-            ({"chunk_duration": float("nan")}, "chunk_duration is nan, but must be a finite number"),
-            ({"min_silence": 0.01}, "min_silence is 0.01, but must be a finite number, at least 0.1"),
+            (
+                {"chunk_duration": "30"},
+                "chunk_duration is '30', but must be a finite number, at least 1",
+            ),
+            (
+                {"chunk_duration": float("nan")},
+                "chunk_duration is nan, but must be a finite number",
+            ),
+            (
+                {"min_silence": 0.01},
+                "min_silence is 0.01, but must be a finite number, at least 0.1",
+            ),
             ({"batch_size": 0}, "batch_size is 0, but must be an integer, at least 1"),
             ({"batch_size": True}, "batch_size is True"),
             (
