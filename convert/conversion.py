@@ -18,6 +18,7 @@ from mlx_speech.checkpoint.quantization import (
     resolve_quantization,
     skip_reason,
 )
+from mlx_speech.checkpoint.weights import check_finite
 from mlx_speech.errors import CheckpointError, InputError
 from mlx_speech.files import clean_up, replacing_folder
 
@@ -233,6 +234,7 @@ def _write(
         for path, module, names in list(_modules(opened.model)):
             # out of the model, so that nothing holds them once they are written
             arrays = {name: module.pop(name) for name in names}
+            check_finite([(f"{path}.{name}", a) for name, a in arrays.items()], source.folder)
             outputs = [dict(_tensors(arrays, chosen[path])) for chosen in settings]
             mx.eval(outputs)
             for writer, output in zip(writers, outputs, strict=True):
@@ -275,7 +277,7 @@ def result_config(source: Source, opened: OpenModel, result: Conversion) -> dict
         if name in config or name == "dtype":
             config[name] = result.dtype
     config.setdefault("base_model", result.source)
-    config.setdefault("tie_word_embeddings", opened.model.config.tie_word_embeddings)
+    config["tie_word_embeddings"] = opened.model.config.tie_word_embeddings
     if rope := config.get("rope_parameters"):
         config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
         if rope.get("rope_type", "default") != "default":

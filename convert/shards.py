@@ -14,6 +14,8 @@ from typing import BinaryIO, Self
 
 import mlx.core as mx
 
+from mlx_speech.checkpoint.elements import type_name
+
 SHARD_BYTES = 5 * 10**9  #: most bytes of tensors in one file, unless one alone has more
 INDEX = "model.safetensors.index.json"
 
@@ -117,18 +119,12 @@ def _header(specs: list[TensorSpec]) -> bytes:
     start = 0
     for spec in specs:
         header[spec.name] = {
-            "dtype": _type_name(spec.dtype),
+            "dtype": type_name(spec.dtype),
             "shape": spec.shape,
             "data_offsets": [start, start + spec.nbytes],
         }
         start += spec.nbytes
     return _encoded(header)
-
-
-def _type_name(dtype: mx.Dtype) -> str:
-    """The format's name of a type: `F32` of float32, and so `BF16`, `U8`, `I64` and `BOOL`."""
-    name = str(dtype).rpartition(".")[2].upper()
-    return name.replace("FLOAT", "F").replace("UINT", "U").replace("INT", "I")
 
 
 def _encoded(header: dict) -> bytes:

@@ -56,6 +56,14 @@ def main() -> None:
     torch.save(tensors, DATA / "zip_protocol4.bin", pickle_protocol=4)
     torch.save(tensors, DATA / "legacy.bin", _use_new_zipfile_serialization=False)
 
+    float8 = {
+        "float8_e4m3fn": [-448, -(2**-9), 0, 1.125, 15],
+        "float8_e5m2": [-57344, -(2**-16), 0, 1.25, 14],
+        "float8_e8m0fnu": [2**-127, 0.5, 1, 2, 2**127],
+    }
+    tensors = {k: torch.tensor(v).to(getattr(torch, k)) for k, v in float8.items()}
+    torch.save(tensors, DATA / "float8.bin")
+
     ones = torch.ones(2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says that it will drop quantized tensors
@@ -67,7 +75,6 @@ def main() -> None:
         "sparse": {"weight": ones.to_sparse()},
         "quantized": {"weight": quantized},
         "complex": {"weight": ones.to(torch.complex64)},
-        "float8": {"weight": ones.to(torch.float8_e4m3fn)},
         "module": torch.nn.Identity(),
     }.items():
         torch.save(value, DATA / f"refused_{name}.bin")

@@ -21,6 +21,9 @@ STORAGES = {
     mx.float16: ("HalfStorage", mx.uint8),
     mx.bfloat16: ("BFloat16Storage", mx.uint8),
     mx.int64: ("LongStorage", mx.uint8),
+    mx.int8: ("CharStorage", mx.uint8),
+    mx.uint8: ("ByteStorage", mx.uint8),
+    mx.bool_: ("BoolStorage", mx.uint8),
 }
 
 

@@ -64,23 +64,36 @@ class TestTenThings:
             (False, None, False),
             (None, None, False),  # nothing said: the head is there
             (True, False, False),  # contradiction: the head is there
-            (True, True, True),  # said twice: the head in the file is dropped
+            (True, True, True),  # said twice, and yet the head that is there is another one
             (None, True, True),
         ],
     )
-    def test_tied_or_not_with_a_head_in_the_file(self, tiny_copy, top, text, tied):
+    def test_tied_or_not_with_a_head_in_the_file(self, tiny_copy, caplog, top, text, tied):
         resave(tiny_copy, untie)
         config = json.loads((TINY / "config.json").read_text())
         inner = {**config["text_config"], "tie_word_embeddings": text}
         inner = {k: v for k, v in inner.items() if v is not None}
         edit_json(tiny_copy / "config.json", tie_word_embeddings=top, text_config=inner)
         model = load_model(tiny_copy, dtype=mx.float32)
-        assert model.config.tie_word_embeddings is tied
+        assert not model.config.tie_word_embeddings
+        assert ("weight differ; both are used" in caplog.text) == tied
         logits = model(mx.array([[2, 89]])).logits
         expected = load_model(TINY, dtype=mx.float32)(mx.array([[2, 89]])).logits
-        if not tied:
-            expected = expected[..., ::-1]
-        assert mx.allclose(logits, expected, atol=1e-4).item()
+        assert mx.allclose(logits, expected[..., ::-1], atol=1e-4).item()
+
+    @pytest.mark.parametrize("kept", [("lm_head", "embed_tokens"), ("lm_head",), ("embed_tokens",)])
+    def test_a_tied_head_may_be_stored_too_or_alone(self, tiny_copy, caplog, kept):
+        name = "language_model.model.embed_tokens.weight"
+
+        def store(weights):
+            table = weights.pop(name)
+            both = {"embed_tokens": name, "lm_head": "language_model.lm_head.weight"}
+            return {**weights, **{both[part]: table for part in kept}}
+
+        resave(tiny_copy, store)
+        assert transcript(tiny_copy) == "unlock the back gate"
+        assert load_model(tiny_copy).config.tie_word_embeddings
+        assert not caplog.text
 
     def test_tied_where_nothing_is_said_and_no_head_is_there(self, tiny_copy):
         config = json.loads((TINY / "config.json").read_text())

@@ -12,13 +12,13 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import mlx.core as mx
-import numpy as np
 
 from ..errors import CheckpointError
-from .unpickler import MOST_ELEMENTS, ElementType, Tensor, Unpickler, kind_of, shown
+from .elements import ByteOrder, ElementType, read_elements
+from .unpickler import Tensor, Unpickler, kind_of, shown
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -28,7 +28,6 @@ _NO_TORCH_FILE = (
 _DAMAGED_ZIP = "a truncated or damaged zip; download it again"
 # where a storage lies in the file, by its key: first byte and number of bytes
 _Records = dict[str, tuple[int, int]]
-_ByteOrder = Literal["<", ">"]
 
 
 def read_pytorch_bin(path: str | os.PathLike) -> dict[str, mx.array]:
@@ -82,7 +81,7 @@ def _read(file: BinaryIO, data: mmap.mmap) -> dict[str, mx.array]:
 
 
 def _arrays(
-    file: BinaryIO, tree: dict[str, Tensor], records: _Records, byteorder: _ByteOrder
+    file: BinaryIO, tree: dict[str, Tensor], records: _Records, byteorder: ByteOrder
 ) -> dict[str, mx.array]:
     """Read each storage once; all tensors are views of them."""
     flat: dict[tuple[str, ElementType], mx.array] = {}
@@ -93,7 +92,7 @@ def _arrays(
             arrays[name] = mx.zeros(tensor.size, kind.dtype)
             continue
         if (key, kind) not in flat:
-            flat[key, kind] = _flat_array(file, *records[key], kind, byteorder)
+            flat[key, kind] = read_elements(file, *records[key], kind, byteorder)
         # any number may stand where there is nothing to stride over
         strides = [step if n > 1 else 0 for n, step in zip(tensor.size, tensor.stride, strict=True)]
         offset = tensor.storage.start // kind.stored.itemsize + tensor.offset
@@ -101,19 +100,7 @@ def _arrays(
     return arrays
 
 
-def _flat_array(
-    file: BinaryIO, start: int, nbytes: int, kind: ElementType, byteorder: _ByteOrder
-) -> mx.array:
-    """A whole storage; the file is mapped for no longer than it takes to copy it."""
-    count = nbytes // kind.stored.itemsize
-    if count > MOST_ELEMENTS:
-        raise CheckpointError(f"a storage of {count} elements is more than an MLX array can hold")
-    elements = np.memmap(file, kind.stored.newbyteorder(byteorder), "r", start, (count,))
-    array = mx.array(elements.astype(kind.stored, copy=False))
-    return array.view(kind.dtype) if kind.dtype == mx.bfloat16 else array.astype(kind.dtype)
-
-
-def _parse_zip(file: BinaryIO, data: mmap.mmap) -> tuple[object, _Records, _ByteOrder]:
+def _parse_zip(file: BinaryIO, data: mmap.mmap) -> tuple[object, _Records, ByteOrder]:
     """What the pickle describes; start and size in the file by storage key; the byte order."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -157,7 +144,7 @@ def _parse_zip(file: BinaryIO, data: mmap.mmap) -> tuple[object, _Records, _Byte
     return tree, records, "<" if order == b"little" else ">"
 
 
-def _parse_legacy(data: mmap.mmap) -> tuple[object, _Records, _ByteOrder]:
+def _parse_legacy(data: mmap.mmap) -> tuple[object, _Records, ByteOrder]:
     """As `_parse_zip`; the bytes are little-endian always, whatever machine wrote them."""
     unpickler = Unpickler(data)
     if unpickler.load() != _LEGACY_MAGIC:

@@ -6,6 +6,7 @@ A recipe is a row of `RECIPES`: bits for each part of a model. With mode and gro
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -59,6 +60,9 @@ MODES = {
     "mxfp8": ((32,), (8,)),
     "nvfp4": ((16,), (4,)),
 }
+
+#: methods of `quantization_config` whose tensors say all that has to be known, see `float8`
+SCALED = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt")
 
 Predicate = Callable[[str, Any], "bool | dict"]
 
@@ -220,7 +224,8 @@ def quantize_as_stored(model: nn.Module, weights: dict[str, mx.array]) -> None:
     import mlx.nn as nn
 
     def as_stored(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        if f"{path}.scales" not in weights or not hasattr(module, "to_quantized"):
+        stored = {f"{path}.weight", f"{path}.scales"} <= weights.keys()
+        if not stored or not hasattr(module, "to_quantized"):
             return False
         return _stored(path, module.weight.shape[-1], weights)
 
@@ -231,8 +236,9 @@ def _stored(path: str, inputs: int, weights: dict[str, mx.array]) -> dict[str, A
     import mlx.core as mx
 
     packed, scales = weights[f"{path}.weight"], weights[f"{path}.scales"]
-    group_size, uneven = divmod(inputs, scales.shape[-1])
-    bits, odd = divmod(packed.shape[-1] * 32, inputs)
+    words, groups = (math.prod(array.shape[-1:]) for array in (packed, scales))
+    group_size, uneven = divmod(inputs, max(groups, 1))
+    bits, odd = divmod(words * 32, inputs)
     affine = scales.dtype != mx.uint8
     for mode, (group_sizes, possible) in MODES.items():
         if (mode == "affine") == affine and group_size in group_sizes and bits in possible:
@@ -252,7 +258,9 @@ def check_quant_method(config: dict[str, Any]) -> None:
         CheckpointError: it is.
     """
     stated = config.get("quantization_config")
-    if "quantization" not in config and isinstance(stated, dict) and "quant_method" in stated:
+    if "quantization" in config or not isinstance(stated, dict):
+        return
+    if "quant_method" in stated and stated["quant_method"] not in SCALED:
         raise CheckpointError(
             f"config.json: quantized with {stated['quant_method']!r}, which MLX cannot read; take "
             "the checkpoint that it was made from"

@@ -14,22 +14,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import mlx.core as mx
-import numpy as np
-
 from ..errors import CheckpointError
+from .elements import ELEMENT_TYPES, MOST_ELEMENTS, ElementType
 
-# the longest side and the most sides that an array may have
-MOST_ELEMENTS = 2**31 - 1
-_MOST_DIMENSIONS = 64
-
-
-@dataclass(frozen=True)
-class ElementType:
-    """What one element is in the file (`stored`), and in MLX."""
-
-    stored: np.dtype
-    dtype: mx.Dtype
+_MOST_DIMENSIONS = 64  # that an array may have
 
 
 @dataclass(frozen=True)
@@ -87,20 +75,23 @@ def _first(kind: type, value, *_ignored):
 
 # whatever a pickle may name; only the functions can be called
 _ALLOWED = {
-    "torch.DoubleStorage": ElementType(np.dtype("f8"), mx.float32),
-    "torch.FloatStorage": ElementType(np.dtype("f4"), mx.float32),
-    "torch.HalfStorage": ElementType(np.dtype("f2"), mx.float16),
-    "torch.BFloat16Storage": ElementType(np.dtype("u2"), mx.bfloat16),
-    "torch.LongStorage": ElementType(np.dtype("i8"), mx.int64),
-    "torch.IntStorage": ElementType(np.dtype("i4"), mx.int32),
-    "torch.ShortStorage": ElementType(np.dtype("i2"), mx.int16),
-    "torch.CharStorage": ElementType(np.dtype("i1"), mx.int8),
-    "torch.ByteStorage": ElementType(np.dtype("u1"), mx.uint8),
-    "torch.BoolStorage": ElementType(np.dtype("u1"), mx.bool_),
-    "torch.storage.UntypedStorage": ElementType(np.dtype("u1"), mx.uint8),
-    "torch.uint16": ElementType(np.dtype("u2"), mx.uint16),
-    "torch.uint32": ElementType(np.dtype("u4"), mx.uint32),
-    "torch.uint64": ElementType(np.dtype("u8"), mx.uint64),
+    "torch.DoubleStorage": ELEMENT_TYPES["F64"],
+    "torch.FloatStorage": ELEMENT_TYPES["F32"],
+    "torch.HalfStorage": ELEMENT_TYPES["F16"],
+    "torch.BFloat16Storage": ELEMENT_TYPES["BF16"],
+    "torch.LongStorage": ELEMENT_TYPES["I64"],
+    "torch.IntStorage": ELEMENT_TYPES["I32"],
+    "torch.ShortStorage": ELEMENT_TYPES["I16"],
+    "torch.CharStorage": ELEMENT_TYPES["I8"],
+    "torch.ByteStorage": ELEMENT_TYPES["U8"],
+    "torch.BoolStorage": ELEMENT_TYPES["BOOL"],
+    "torch.storage.UntypedStorage": ELEMENT_TYPES["U8"],
+    "torch.uint16": ELEMENT_TYPES["U16"],
+    "torch.uint32": ELEMENT_TYPES["U32"],
+    "torch.uint64": ELEMENT_TYPES["U64"],
+    "torch.float8_e4m3fn": ELEMENT_TYPES["F8_E4M3"],
+    "torch.float8_e5m2": ELEMENT_TYPES["F8_E5M2"],
+    "torch.float8_e8m0fnu": ELEMENT_TYPES["F8_E8M0"],
     "collections.OrderedDict": lambda: {},
     "torch.Size": partial(_first, tuple),
     "torch._utils._rebuild_parameter": partial(_first, Tensor),

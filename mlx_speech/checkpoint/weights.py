@@ -1,5 +1,6 @@
 """Tensors of a checkpoint folder -> a model: read, renamed, assigned, cast, with the adapter."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -10,9 +11,12 @@ from mlx.utils import tree_flatten, tree_map
 from ..errors import CheckpointError
 from ..generation.config import GenerationConfig
 from ..layers.lora import AdaptableModel, LoraConfig, apply_adapter
+from .elements import type_name
+from .float8 import apply_scales
 from .folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NO_WEIGHTS, printable, read_json, weight_files
 from .pytorch import read_pytorch_bin
 from .quantization import check_quant_method, quantize_as_stored
+from .safetensors import read_safetensors
 
 
 class CheckpointModel(AdaptableModel, Protocol):
@@ -20,6 +24,7 @@ class CheckpointModel(AdaptableModel, Protocol):
 
     config: Any
     config_class: ClassVar[Any]
+    computed_tensors: ClassVar[tuple[str, ...]]
     folder: Path | None
     generation_config: Any
 
@@ -28,8 +33,8 @@ class CheckpointModel(AdaptableModel, Protocol):
     @staticmethod
     def sanitize(weights: dict[str, mx.array], config: Any) -> dict[str, mx.array]: ...
 
-    @staticmethod
-    def infer_config_from_weights(config: Any, weights: dict[str, mx.array]) -> None: ...
+    @classmethod
+    def infer_config_from_weights(cls, config: Any, weights: dict[str, mx.array]) -> None: ...
 
     def parameters(self) -> dict: ...
 
@@ -50,8 +55,8 @@ def load_weights(
         dtype: floating type to compute in; by default that of the checkpoint, or on a CPU float32.
 
     Raises:
-        CheckpointError: tensors are missing, superfluous, misshapen or damaged; the configuration
-            is malformed; the adapter does not fit.
+        CheckpointError: tensors are missing, superfluous, misshapen, damaged or of the wrong type;
+            the configuration is malformed; the adapter does not fit.
     """
     model = lazy_model(folder, config, model_class)
     if dtype is None and mx.default_device().type == mx.DeviceType.cpu:
@@ -63,6 +68,7 @@ def load_weights(
     # reads the files, one tensor after the other: what is not needed in its stored type any more
     # is freed before the next one is read
     mx.eval(model.parameters())
+    check_finite(tree_flatten(model.parameters()), folder)
     return model
 
 
@@ -73,7 +79,9 @@ def lazy_model(folder: Path, config: dict, model_class: type[T]) -> T:
     """
     check_quant_method(config)
     settings = model_class.config_class.from_dict(config)
-    weights = read_weights(folder)
+    weights = apply_scales(read_weights(folder), config)
+    settings.check_layers(len(weights))
+    check_types(weights, folder, model_class.computed_tensors)
     try:
         weights = model_class.sanitize(weights, settings)
     except KeyError as error:
@@ -125,19 +133,42 @@ def read_weights(folder: Path) -> dict[str, mx.array]:
     return weights
 
 
-def read_safetensors(file: Path) -> dict[str, mx.array]:
-    """One safetensors file, memory-mapped.
+def check_types(weights: dict[str, mx.array], folder: Path, computed: tuple[str, ...] = ()) -> None:
+    """Refuse integers, except those of MLX's own quantization, and counters.
+
+    Args:
+        computed: how names of tensors end that the model computes itself.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: weights are stored as integers.
     """
-    if not file.is_file():
-        raise CheckpointError(f"{file.parent}: {file.name} is missing; download it again")
-    try:
-        return mx.load(str(file))
-    except (RuntimeError, ValueError) as error:  # ValueError: a header that is not UTF-8
-        message = f"{file}: not a whole safetensors file; download it again ({error})"
-        raise CheckpointError(message) from error
+    for name, value in weights.items():
+        module, _, part = name.rpartition(".")
+        packed = part in ("weight", "scales") and f"{module}.scales" in weights
+        packed = packed and value.dtype == (mx.uint32 if part == "weight" else mx.uint8)
+        if not (_is_floating(value) or packed or name.endswith(computed)):
+            stored = f"tensor {printable(name)} is stored as {type_name(value.dtype)}"
+            raise CheckpointError(
+                f"{folder}: {stored}, but weights are floating-point numbers; take the checkpoint "
+                "that it was made from"
+            )
+
+
+def check_finite(arrays: Iterable[tuple[str, mx.array]], folder: Path) -> None:
+    """Refuse weights that are no numbers, or infinite.
+
+    Raises:
+        CheckpointError: there are some.
+    """
+    floating = [(name, array) for name, array in arrays if _is_floating(array)]
+    # far cheaper than to look at each of them: what is not finite makes the sum so
+    sums = mx.stack([array.sum().astype(mx.float32) for _, array in floating] or [mx.zeros(())])
+    for (name, array), finite in zip(floating, mx.isfinite(sums).tolist(), strict=False):
+        # numbers may also be too large for their sum
+        if not finite and not mx.isfinite(array).all().item():
+            kind = str(array.dtype).rpartition(".")[2]
+            message = f"tensor {printable(name)} has values that are NaN or infinite in {kind}"
+            raise CheckpointError(f"{folder}: {message}; take another copy of the checkpoint")
 
 
 def assign_weights(model: nn.Module, weights: dict[str, mx.array], folder: Path) -> None:
@@ -158,7 +189,7 @@ def assign_weights(model: nn.Module, weights: dict[str, mx.array], folder: Path)
             if name in weights and weights[name].shape != shape
         ],
         "of the wrong type": [
-            f"{name} {str(weights[name].dtype).rpartition('.')[2]}"
+            f"{name} {type_name(weights[name].dtype)}"
             for name, value in sorted(parameters.items())
             if name in weights and _is_floating(weights[name]) != _is_floating(value)
         ],
@@ -209,4 +240,5 @@ def load_adapter(model: nn.Module, folder: Path, dtype: mx.Dtype) -> None:
         name.removeprefix("base_model.model."): value
         for name, value in read_safetensors(folder / ADAPTER_WEIGHTS).items()
     }
+    check_types(weights, folder)
     apply_adapter(model, config, weights, dtype)

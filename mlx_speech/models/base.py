@@ -1,5 +1,6 @@
 """What every model class offers beside its own call: loading, sizes, generation."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from ..errors import CheckpointError, InputError, UnsupportedOptionError
 from ..generation import GenerationConfig, generate
 from ..layers.cache import KVCache
 from .config import PretrainedConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -46,7 +49,8 @@ class PretrainedModel(nn.Module):
             generation.
         computed_tensors: how names of tensors end that checkpoints may hold and models compute.
         tied_head: how the head's names begin, which may be stored though it is tied to the
-            embeddings.
+            embeddings; None if there is none.
+        tied_embeddings: how the names of those begin.
         folder: where the checkpoint lies; in the Hub's cache it is named after the commit.
         generation_config: defaults of `generate`, from the checkpoint's generation_config.json.
     """
@@ -55,8 +59,9 @@ class PretrainedModel(nn.Module):
     adapter_by_default: ClassVar[bool] = True
     cache_options: ClassVar[tuple[str, ...]] = ()
     generation_inputs: ClassVar[tuple[str, ...]] = ()
-    computed_tensors: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)
-    tied_head: ClassVar[str | tuple[str, ...]] = "lm_head."
+    computed_tensors: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq", "position_ids")
+    tied_head: ClassVar[str | None] = "lm_head."
+    tied_embeddings: ClassVar[str] = "model.embed_tokens."
 
     config: Any
     folder: Path | None = None
@@ -99,15 +104,32 @@ class PretrainedModel(nn.Module):
     @classmethod
     def sanitize(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
         """A checkpoint's tensors under this model's names and layouts, without those that are
-        computed or tied; pure and idempotent."""
-        head = cls.tied_head if getattr(config, "tie_word_embeddings", False) else ()
+        computed; pure and idempotent.
+
+        A head that is said to be tied to the embeddings is one with them, also where only the head
+        is stored. As in transformers, it stays where its values are others.
+        """
         own = {cls.rename(name): value for name, value in weights.items()}
         stored = {k: v for k, v in own.items() if not k.endswith(cls.computed_tensors)}
-        return {k: v for k, v in stored.items() if not k.startswith(head)}
+        if not getattr(config, "tie_word_embeddings", False) or cls.tied_head is None:
+            return stored
+        head, table = cls.tied_head, cls.tied_embeddings
+        tied = {k: table + k.removeprefix(head) for k in stored if k.startswith(head)}
+        if not all(mx.array_equal(stored[k], stored.get(t, stored[k])) for k, t in tied.items()):
+            return stored
+        return {tied.get(name, name): value for name, value in stored.items()}
 
-    @staticmethod
-    def infer_config_from_weights(config, weights: dict[str, mx.array]) -> None:
-        """Settle from the sanitized tensors what the configuration left open."""
+    @classmethod
+    def infer_config_from_weights(cls, config, weights: dict[str, mx.array]) -> None:
+        """Settle from the sanitized tensors what the configuration left open, or has wrong."""
+        head, tied = cls.tied_head, getattr(config, "tie_word_embeddings", False)
+        if tied and head is not None and any(name.startswith(head) for name in weights):
+            config.tie_word_embeddings = False
+            logger.warning(
+                "config.json says tie_word_embeddings, but %sweight and %sweight differ; both are "
+                "used, as in transformers",
+                *(head, cls.tied_embeddings),
+            )
 
     @property
     def dtype(self) -> mx.Dtype:

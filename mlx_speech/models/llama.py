@@ -64,7 +64,7 @@ class SequenceClassifierOutput(ModelOutput):
 
 class LlamaForSequenceClassification(PretrainedModel):
     config_class = LlamaConfig
-    tied_head = ()
+    tied_head = None
 
     def __init__(self, config: LlamaConfig):
         super().__init__()

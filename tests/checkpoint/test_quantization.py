@@ -317,7 +317,7 @@ class TestLoading:
         with pytest.raises(CheckpointError, match=r"wrong shape: lm_head.scales \(40, 2\)"):
             load_model(tmp_path)
 
-    @pytest.mark.parametrize("method", ["gptq", "fp8", "bitsandbytes"])
+    @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
     def test_other_programs_quantization(self, tiny_copy, method):
         edit_json(tiny_copy / "config.json", quantization_config={"quant_method": method})
         with pytest.raises(CheckpointError, match=f"quantized with '{method}', which MLX cannot"):

@@ -114,7 +114,9 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
     config_class: ClassVar[type[GraniteSpeechConfig]] = GraniteSpeechConfig
     adapter_by_default = False
     cache_options = CACHE_OPTIONS
+    computed_tensors = (*PretrainedModel.computed_tensors, "num_batches_tracked")
     tied_head = "language_model.lm_head."
+    tied_embeddings = "language_model.model.embed_tokens."
     generation_inputs = (*GraniteForCausalLM.generation_inputs, *AUDIO_INPUTS)
 
     def __init__(self, config: GraniteSpeechConfig):
@@ -271,12 +273,13 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
 
         return logits, step
 
-    @staticmethod
-    def infer_config_from_weights(config, weights: dict[str, mx.array]) -> None:
-        """Settle from the (sanitized) tensors what the configuration left open."""
+    @classmethod
+    def infer_config_from_weights(cls, config, weights: dict[str, mx.array]) -> None:
+        """See `PretrainedModel.infer_config_from_weights`."""
+        super().infer_config_from_weights(config, weights)
         if config.tie_word_embeddings is None:
             config.tie_word_embeddings = "language_model.lm_head.weight" not in weights
-            config.text_config.tie_word_embeddings = config.tie_word_embeddings
+        config.text_config.tie_word_embeddings = config.tie_word_embeddings
 
     @staticmethod
     def rename(name: str) -> str:

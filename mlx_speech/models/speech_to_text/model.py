@@ -153,7 +153,8 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
 
     config_class = Speech2TextConfig
     generation_inputs = ("input_features", "attention_mask", "encoder_outputs", "decoder_input_ids")
-    computed_tensors = (".embed_positions.weights",)
+    computed_tensors = (*PretrainedModel.computed_tensors, ".embed_positions.weights")
+    tied_embeddings = "model.decoder.embed_tokens."
 
     def __init__(self, config: Speech2TextConfig):
         super().__init__()
