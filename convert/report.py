@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 
 from mlx_speech.checkpoint.folder import printable
+from mlx_speech.errors import shortened
 
 from .check import STAGES, CheckReport, Difference
 from .plan import size
@@ -25,7 +26,7 @@ def check_table(report: CheckReport) -> str:
         lines.append(f"{name:<{_NAME_WIDTH}}{size(loaded.size):>10}{seconds:>10}")
     for recording in report.recordings:
         if recording.original != recording.converted:
-            lines += ["", shortened(recording.name, WIDTH)]
+            lines += ["", fitting_name(recording.name, WIDTH)]
             for label in ("original", "converted"):
                 text = getattr(recording, label) or "(nothing)"
                 first = f"  {label + ':':<11}"
@@ -61,14 +62,11 @@ def _cells(difference: Difference, stages: Sequence[str] = STAGES) -> list[str]:
 
 def _line(name: str, cells) -> str:
     words, wer, encoder, projector, logits, kl = cells
-    name = shortened(name, _NAME_WIDTH - 1)
+    name = fitting_name(name, _NAME_WIDTH - 1)
     numbers = f"{words:>6}{wer:>7}{encoder:>9}{projector:>11}{logits:>14}{kl:>9}"
     return f"{name:<{_NAME_WIDTH}}{numbers}"
 
 
-def shortened(name: str, width: int) -> str:
+def fitting_name(name: str, width: int) -> str:
     """A file name on one line, its middle left out if it is long."""
-    name = printable(name)
-    if len(name) <= width:
-        return name
-    return f"{name[: width // 2]}…{name[len(name) - (width - 1 - width // 2) :]}"
+    return shortened(printable(name), width)

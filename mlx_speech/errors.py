@@ -11,14 +11,47 @@
 Catch `MlxSpeechError` to catch all of them. Anything else that escapes the library is a bug.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, Self
 
+#: characters of a message, and of what it quotes where it would be longer
+LONGEST_MESSAGE, LONGEST_QUOTE = 300, 100
+
+# what terminals take for commands: colours and so on, titles and links, others
+_ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?")
+_LINE_END = re.compile(r"\s*[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]\s*")
+# in quotation marks, or without a space
+_QUOTE = re.compile(rf"""(["']).{{{LONGEST_QUOTE - 1},}}?\1|\S{{{LONGEST_QUOTE + 1},}}""")
+
+
+def one_line(message: str) -> str:
+    """A message as one line, of at most `LONGEST_MESSAGE` characters, whatever it quotes.
+
+    What is too long loses its middle, first in what is quoted: how a message begins and what to do,
+    at its end, stay. What is no text is escaped, or where terminals would obey it left out.
+    """
+    text = _LINE_END.sub(" ", _ESCAPE_SEQUENCE.sub("", message).strip("\r\n"))
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if len(text) > LONGEST_MESSAGE:
+        text = _QUOTE.sub(lambda quote: shortened(quote[0], LONGEST_QUOTE), text)
+    return shortened(text, LONGEST_MESSAGE)
+
+
+def shortened(text: str, length: int) -> str:
+    """A text, its middle left out if it is longer."""
+    if len(text) <= length:
+        return text
+    return f"{text[: length // 2]}…{text[len(text) - (length - 1 - length // 2) :]}"
+
 
 class MlxSpeechError(Exception):
-    """Base of all errors that are meant for the user's eyes."""
+    """Base of all errors that are meant for the user's eyes; as text, one line (see `one_line`)."""
 
     _about: tuple[str, dict[str, Any]] | None = None
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
     @classmethod
     def about(cls, template: str, *, option: str = "", **values: Any) -> Self:
@@ -51,7 +84,7 @@ class MlxSpeechError(Exception):
         if self._about is None:
             return str(self)
         template, values = self._about
-        return _filled(template, values, values["option"], spell)
+        return one_line(_filled(template, values, values["option"], spell))
 
 
 def _filled(template: str, values: dict[str, Any], option: str, spell: Callable[[str], str]) -> str:

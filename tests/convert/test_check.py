@@ -25,7 +25,7 @@ from convert.check import (
     check,
     divergences,
 )
-from convert.report import check_markdown, check_table, shortened
+from convert.report import check_markdown, check_table, fitting_name
 from convert.word_errors import word_error_rate, word_errors
 from mlx_speech import load, load_audio, transcribe
 from mlx_speech.errors import AudioError, UnsupportedOptionError
@@ -305,10 +305,10 @@ def test_table_fits_a_terminal(report):
     assert "  converted: (nothing)" in lines
 
 
-def test_names_are_shortened():
-    assert shortened("short.wav", 20) == "short.wav"
-    assert shortened("a very long recording.wav", 20) == "a very lon…rding.wav"
-    assert shortened("two\nlines.wav", 20) == r"'two\nlines.wav'"
+def test_names_are_fitting_name():
+    assert fitting_name("short.wav", 20) == "short.wav"
+    assert fitting_name("a very long recording.wav", 20) == "a very lon…rding.wav"
+    assert fitting_name("two\nlines.wav", 20) == r"'two\nlines.wav'"
 
 
 def test_markdown(report):
