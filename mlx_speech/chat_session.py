@@ -135,14 +135,17 @@ class ChatSession:
         for layer, count in zip(self._cache, surplus, strict=True):
             layer.trim(count)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike, *, overwrite: bool = True) -> None:
         """Write the conversation and its cache to a file.
 
+        Args:
+            overwrite: whether a file that is there may be replaced.
+
         Raises:
-            InputError: the file cannot be written.
+            InputError: the file cannot be written, or there is one that may not be replaced.
         """
         metadata = {"messages": json.dumps(self.messages), "ids": json.dumps(self._ids)}
-        save_prompt_cache(path, self._cache, self.model, metadata=metadata)
+        save_prompt_cache(path, self._cache, self.model, metadata=metadata, overwrite=overwrite)
 
     def load(self, path: str | os.PathLike) -> None:
         """Go on with a conversation that `save` wrote; nothing changes if it cannot be read.

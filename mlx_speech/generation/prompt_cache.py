@@ -31,16 +31,19 @@ def save_prompt_cache(
     model: GenerativeModel,
     *,
     metadata: dict[str, str] | None = None,
+    overwrite: bool = True,
 ) -> None:
-    """Write a cache to a safetensors file; an existing one is replaced, once this one is whole.
+    """Write a cache to a safetensors file, whole or not at all.
 
     Args:
         cache: of one prompt, or of several of the same length.
         model: to which it belongs.
         metadata: strings to keep with it.
+        overwrite: whether a file that is there may be replaced.
 
     Raises:
-        InputError: the cache is of a padded batch, or the file cannot be written.
+        InputError: the cache is of a padded batch, the file cannot be written, or there is one that
+            may not be replaced.
     """
     if any(layer.padded for layer in cache):
         raise InputError("a cache of prompts of different lengths cannot be saved")
@@ -59,7 +62,7 @@ def save_prompt_cache(
         for part, array in enumerate(layer.stored())
     }
     try:
-        with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+        with replacing(Path(path), overwrite=overwrite) as temporary, open(temporary, "wb") as file:
             mx.save_safetensors(file, arrays, {"prompt_cache": json.dumps(header)})
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error

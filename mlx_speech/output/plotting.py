@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError, UnsupportedOptionError
-from ..files import replacing
+from ..files import check_name, replacing
 from .line_breaking import columns, one_line
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ COLUMN_INCHES = 0.065  #: inches that a column of 7-point text takes, on the saf
 FONTS = ("Arial Unicode MS", "Hiragino Sans", "Noto Sans CJK JP", "Noto Sans Arabic")
 
 
-def plot_transcript(path: Path, read: Read, sampling_rate: float, transcript: Transcript) -> None:
+def plot_transcript(
+    path: Path, read: Read, sampling_rate: float, transcript: Transcript, *, overwrite: bool = True
+) -> None:
     """Draw a transcript over its recording into a PNG file, which is written whole or not at all.
 
     Args:
@@ -56,15 +58,16 @@ def plot_transcript(path: Path, read: Read, sampling_rate: float, transcript: Tr
         read: gives samples of the recording.
         sampling_rate: of the samples, in Hz.
         transcript: what is drawn: its `duration`, pauses between its `regions`, segments and words.
+        overwrite: whether a file that is there may be replaced.
 
     Raises:
-        InputError: the file's name does not end in .png.
+        InputError: the file's name does not end in .png or is too long, or the file exists.
         OSError: the file cannot be written.
         UnsupportedOptionError: matplotlib is not installed.
     """
     check_plot(path)
     figure = draw_transcript(read, sampling_rate, transcript)
-    with replacing(path) as temporary, warnings.catch_warnings():
+    with replacing(path, overwrite=overwrite) as temporary, warnings.catch_warnings():
         # a character that no font has is drawn as a box
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         figure.savefig(temporary, format="png", metadata={"Software": None})
@@ -74,9 +77,10 @@ def check_plot(path: Path) -> None:
     """Whether a picture can be drawn to the path, to be known before any work is done for it.
 
     Raises:
-        InputError: the file's name does not end in .png.
+        InputError: the file's name does not end in .png, or is too long.
         UnsupportedOptionError: matplotlib is not installed.
     """
+    check_name(path)
     if path.suffix.lower() != ".png":
         raise InputError(f"a picture is a PNG file; give {path} a name that ends in .png")
     try:
