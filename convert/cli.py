@@ -7,7 +7,13 @@ import time
 from collections.abc import Callable
 
 from mlx_speech.checkpoint.quantization import MODES, RECIPES
-from mlx_speech.cli.common import add_console_options, add_options, explicit_options, run_command
+from mlx_speech.cli.common import (
+    Parser,
+    add_console_options,
+    add_options,
+    explicit_options,
+    run_command,
+)
 from mlx_speech.cli.console import Console, as_option
 
 from .plan import Conversion, size
@@ -16,7 +22,7 @@ from .publish import add_publish_options, check_publish_usage, prepare, publish
 
 def build_parser() -> argparse.ArgumentParser:
     """The options; nothing heavy is imported for them, so that --help answers at once."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m {__package__}",
         usage="%(prog)s [options] --model MODEL",
         description="Convert a Hugging Face checkpoint to MLX, quantized or not.",
@@ -32,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: mlx_model)"
     )
     add("--mlx-path", default="mlx_model", metavar="FOLDER", help=text)
-    add("--overwrite", action="store_true", help="replace a model that is there already")
+    add("--overwrite", action="store_true", help="replace a conversion that is there already")
     text = "only tell what would be written: each module, its bits and bytes. Fetches no weights"
     add("--dry-run", action="store_true", help=text)
     group = parser.add_argument_group("quantization")

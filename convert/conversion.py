@@ -2,9 +2,8 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,21 @@ from mlx_speech.checkpoint.quantization import (
     skip_reason,
 )
 from mlx_speech.checkpoint.weights import check_finite
-from mlx_speech.errors import CheckpointError, InputError
+from mlx_speech.errors import InputError
 from mlx_speech.files import clean_up, replacing_folder
 
 from .card import model_card, write_card
-from .plan import Conversion, Plan, Row, size
+from .plan import Conversion, Plan, Row
 from .shards import ShardWriter, TensorSpec
 from .source import OpenModel, Source, open_model
+from .target import (
+    CONVERTED_BY,
+    check_replaced,
+    check_space,
+    check_target,
+    converted_by,
+    writing,
+)
 
 #: where transformers and the Hub look for what MLX calls `quantization`
 _OTHER_NAME = "quantization_config"
@@ -70,7 +77,7 @@ def convert(
         fuse_adapter: add the LoRA adapter to the weights, before quantizing. The result transcribes
             as with the adapter; its text decoder alone is not the original's any more.
         revision: branch, tag or commit of the repository.
-        overwrite: replace models that are at `mlx_path`.
+        overwrite: replace conversions that are at `mlx_path`; never what something else wrote.
         dry_run: plan only; write nothing, and of a repository's safetensors fetch only headers.
         progress: show a progress bar while downloading, on standard error.
         progress_callback: called with (bytes done, all of them), bytes of the source.
@@ -91,20 +98,22 @@ def convert(
         raise InputError.about(text)
     if not several or len(set(several)) < len(several):
         raise InputError.must_be("q_bits", list(several), "different numbers")
-    source = Source.find(path_or_repo, revision, values=not dry_run, progress=progress)
     mlx_path = Path(os.path.expanduser(mlx_path))
+    if not mlx_path.name:
+        raise InputError.must_be("mlx_path", str(mlx_path), "the name of a folder")
     targets = [
         mlx_path.with_name(f"{mlx_path.name}-{bits}bit") if len(several) > 1 else mlx_path
         for bits in several
     ]
     if not dry_run:  # which may not be allowed to write there
-        with _writing(mlx_path):
+        with writing(mlx_path):
             for target in (mlx_path, *targets):
                 clean_up(target)
     for target in targets:
-        _check_target(target, source.folder, overwrite)
+        check_target(target, path_or_repo, overwrite)
+    source = Source.find(path_or_repo, revision, values=not dry_run, progress=progress)
     asked: dict[str, Any] = {"group_size": q_group_size, "mode": q_mode, "recipe": quant_predicate}
-    with _writing(mlx_path), ExitStack() as stack:
+    with writing(mlx_path, source.folder), ExitStack() as stack:
         stage = stack.enter_context(source.as_safetensors(None if dry_run else mlx_path))
         opened = open_model(stage, source.config, quantize, dequantize, dtype, fuse_adapter)
         results = []
@@ -114,34 +123,6 @@ def convert(
         if not dry_run:
             _write(source, opened, results, overwrite, progress_callback)
     return results
-
-
-def _check_target(target: Path, source: Path, overwrite: bool) -> None:
-    """Refuse to write over what should stay."""
-    if not target.exists() and not target.is_symlink():
-        return
-    wrong = ""
-    if not target.is_dir():
-        wrong = "is a file; give another folder as {mlx_path}"
-    elif source.resolve().is_relative_to(target.resolve()):
-        wrong = "is, or holds, the model to be converted; give another {mlx_path}"
-    elif (held := os.listdir(target)) and not overwrite:
-        wrong = "exists; give another {mlx_path}, or {overwrite}"
-    elif held and "config.json" not in held:
-        wrong = "is no model folder and is not overwritten; remove it yourself"
-    if wrong:
-        raise InputError.about(f"{{target}} {wrong}", target=target)
-
-
-@contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"{error.filename or target}: cannot be written: {error.strerror or error}; nothing "
-            "was kept of it"
-        ) from error
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[str]]]:
@@ -219,9 +200,10 @@ def _write(
     """Write all results in one pass over the source."""
     total, done = results[0].plan.before, 0
     with ExitStack() as stack:
-        replaced = [replacing_folder(result.folder, overwrite=overwrite) for result in results]
+        check = check_replaced if overwrite else None
+        replaced = [replacing_folder(result.folder, check_replaced=check) for result in results]
         folders = [stack.enter_context(folder) for folder in replaced]
-        _check_space(folders[0], results)
+        check_space(folders[0], results)
         settings = [{row.path: row.settings for row in r.plan.rows} for r in results]
         writers = []
         for folder, chosen in zip(folders, settings, strict=True):
@@ -250,20 +232,9 @@ def _write(
             source.copy_carried(folder, adapter=result.fused_adapter is None)
             write_card(folder, model_card(result, source.folder))
             # last: without it, what is there does not load
-            config = json.dumps(result_config(source, opened, result), indent=2, ensure_ascii=False)
-            (folder / "config.json").write_text(config + "\n", encoding="utf-8")
-
-
-def _check_space(folder: Path, results: list[Conversion]) -> None:
-    needed, free = sum(r.plan.after for r in results), shutil.disk_usage(folder).free
-    if needed > free:
-        raise CheckpointError.about(
-            "{folder}: {needed} are to be written, but {free} are free there; make room, or give "
-            "another {mlx_path}",
-            folder=results[0].folder,
-            needed=size(needed),
-            free=size(free),
-        )
+            config = result_config(source, opened, result) | {CONVERTED_BY: converted_by(folder)}
+            text = json.dumps(config, indent=2, ensure_ascii=False)
+            (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def result_config(source: Source, opened: OpenModel, result: Conversion) -> dict[str, Any]:
@@ -272,7 +243,8 @@ def result_config(source: Source, opened: OpenModel, result: Conversion) -> dict
     What a source may leave to transformers' defaults, or say in transformers' newer way only, is
     said as mlx-lm reads it too.
     """
-    config = {k: v for k, v in source.config.items() if k not in ("quantization", _OTHER_NAME)}
+    own = ("quantization", _OTHER_NAME, CONVERTED_BY)
+    config = {k: v for k, v in source.config.items() if k not in own}
     for name in ("dtype", "torch_dtype"):
         if name in config or name == "dtype":
             config[name] = result.dtype

@@ -220,8 +220,8 @@ class TestMistakes:
         arguments = ("--model", LLAMA, "--mlx-path", tmp_path / "out")
         status, out, err = call(*arguments)
         assert (status, out) == (1, "")
-        assert err == f"error: {tmp_path / 'out'} exists; give another --mlx-path, or --overwrite\n"
-        assert "is no model folder" in call(*arguments, "--overwrite")[2]
+        assert err == f"error: {tmp_path / 'out'} exists already; --overwrite replaces it\n"
+        assert "holds what no conversion wrote" in call(*arguments, "--overwrite")[2]
 
     def test_a_file_that_may_not_grow(self, tmp_path):
         """A limit that the system itself enforces, as it does a full disk."""

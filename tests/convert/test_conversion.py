@@ -16,7 +16,7 @@ from pytorch_files import save_pytorch_bin
 
 from convert import convert
 from convert.word_errors import word_errors
-from mlx_speech import InputError, load, transcribe
+from mlx_speech import InputError, __version__, load, transcribe
 from mlx_speech.checkpoint.quantization import resolve_quantization
 from mlx_speech.loading import load_model
 
@@ -116,6 +116,8 @@ class TestOutput:
             stated = config.pop("quantization")
             assert config.pop("quantization_config") == stated
             assert config.pop("base_model") == "tiny-granite-speech"
+            held = sorted(path.name for path in result.folder.iterdir())
+            assert config.pop("converted_by") == {"mlx_speech": __version__, "files": held}
             assert config == json.loads((TINY / "config.json").read_text())
             assert stated.pop("encoder.input_linear") == {
                 "group_size": 32,
