@@ -10,6 +10,7 @@ import select
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from conftest import TINY
 
@@ -55,6 +56,18 @@ def one_line(result: tuple[int, str, str], *words: str) -> None:
     assert err.count("\n") == 1, err
     for word in words:
         assert word in err
+
+
+def touch(*names: str) -> None:
+    """Make empty files, with the folders that they are in."""
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("")
+
+
+def files(folder: str | Path = ".") -> list[str]:
+    """The files below a folder."""
+    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
 
 
 class Caller:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..errors import AudioError, ContextLengthError, InputError, MlxSpeechError
 from . import common
 from .console import Console, display_name
+from .streams import StandardOutputError, decode_utf8, need_standard_output, read_lines
 from .terminal import line_history, read_line
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ HELP = (
 
 def build_parser() -> argparse.ArgumentParser:
     """The options; nothing heavy is imported for them, so that --help answers at once."""
-    parser = argparse.ArgumentParser(
+    parser = common.Parser(
         prog="python -m mlx_speech.chat",
         usage="%(prog)s [options]",
         description="Chat with a language model in the terminal; speech models take recordings, "
@@ -70,7 +71,7 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
 
 def run(args: argparse.Namespace, console: Console, usage: None) -> int:
     """Load the model, then take one line after the other."""
-    common.need_standard_output()
+    need_standard_output()
     from ..chat_session import ChatSession
 
     model, processor = common.load_named(args, console)
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace, console: Console, usage: None) -> int:
     if sys.stdin.isatty():
         return chat_in_terminal(chat, args.model)
     failed = False
-    for line in sys.stdin.buffer:
+    for line in read_lines():
         failed |= not chat.take(line)
         if chat.over:
             break
@@ -95,7 +96,8 @@ def chat_in_terminal(chat: Chat, model: str) -> int:
             try:
                 line = read_line()
             except KeyboardInterrupt:
-                chat.console.note("\n(Ctrl-D leaves)")
+                chat.console.note("")  # below what is being written
+                chat.console.note("(Ctrl-D leaves)")
                 continue
             except EOFError:
                 chat.console.note("")
@@ -123,14 +125,14 @@ class Chat:
     def take(self, line: bytes | str) -> bool:
         """Do what a line says; returns whether that went well."""
         try:
-            text = common.decode_utf8(line) if isinstance(line, bytes) else line
+            text = decode_utf8(line) if isinstance(line, bytes) else line
             if text.startswith("/"):
                 self._command(*text.split(maxsplit=1))
             elif text.strip():
                 self._say(text.strip())
             return True
-        except BrokenPipeError:
-            raise
+        except StandardOutputError:
+            raise  # the next replies would be lost alike
         except (MlxSpeechError, OSError) as error:
             self.console.error(error)
             return False
@@ -164,16 +166,18 @@ class Chat:
         transcript = self.session.transcribe(path)
         if not transcript.text:
             raise AudioError(f"{display_name(path)}: no speech was found")
-        self.console.note(f"transcribed: {transcript.text}")
+        if not self.console.quiet:
+            print(f"transcribed: {transcript.text}", file=sys.stderr)  # all of it
         if transcript.segments[-1].truncated:
             self.console.warn("that was cut off")
         self._say(transcript.text)
 
     def save(self, path: Path) -> None:
         """`/save FILE`."""
-        if path.exists() and path.resolve() not in self._own:
+        own = path.resolve() in self._own
+        if path.exists() and not own:
             raise InputError(f"{display_name(path)} exists already; choose another name")
-        self.session.save(path)
+        self.session.save(path, overwrite=own)
         self._own.add(path.resolve())
         self.console.note(f"saved to {display_name(path)}")
 

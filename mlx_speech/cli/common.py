@@ -1,4 +1,4 @@
-"""What the command lines share: options, checks, standard streams, exit statuses.
+"""What the command lines share: options, checks, how they end.
 
 Nothing heavy is imported here, so that --help answers at once.
 """
@@ -6,17 +6,21 @@ Nothing heavy is imported here, so that --help answers at once.
 from __future__ import annotations
 
 import argparse
-import io
+import errno
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .. import __version__
-from ..errors import InputError, MlxSpeechError
+from ..errors import InputError, MlxSpeechError, one_line
 from .console import Console, as_option
+from .streams import StandardOutputError, need_standard_output, open_standard_streams
 
 if TYPE_CHECKING:
     from ..generation.text import GenerationResponse
@@ -36,8 +40,31 @@ GENERATION = (
 CACHE = ("max_kv_size", "kv_bits", "kv_group_size", "quantized_kv_start")
 
 
-#: metavar -> type of the value, where it is not text
-_TYPES = {**dict.fromkeys("NK", int), **dict.fromkeys("TPXS", float), "DIR": Path, "FILE": Path}
+def _text(value: str) -> str:
+    """What a shell puts in for `$(cat FILE)`, without a byte order mark."""
+    return value.removeprefix("\ufeff")
+
+
+def _path(value: str) -> Path:
+    if not value:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(value)
+
+
+#: metavar -> type of the value, where any will do
+_TYPES = {
+    **dict.fromkeys("NK", int),
+    **dict.fromkeys("TPXS", float),
+    **dict.fromkeys(("DIR", "FILE"), _path),
+    "TEXT": _text,
+}
+
+# how MLX says that its compiler for the CPU failed, which writes to the temporary folder
+_COMPILER_FAILED = ("[Compile::eval_cpu]", "filesystem error: ")
+_COMPILER_FOLDER = (
+    "MLX could not compile for the CPU, which it does in the folder for temporary files: make room "
+    "there, or set TMPDIR to a folder that can be written to"
+)
 
 #: options of the command lines for text, some of which the others have as well (see `add_table`)
 _OPTIONS: dict[str, Any] = {
@@ -75,6 +102,17 @@ _OPTIONS: dict[str, Any] = {
     "--quiet": "say nothing but errors",
     "--debug": "show where an error comes from",
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, whatever that quotes, and fails where nothing can be said."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse's own lets errors of writing go by
+        (file or sys.stderr).write(message)
 
 
 def add_table(group: Options, table: dict[str, Any], **changes: Any) -> None:
@@ -150,24 +188,6 @@ def check_generation(args: argparse.Namespace) -> None:
     make_cache(1, **cache)
 
 
-def open_standard_streams() -> None:
-    """Make the standard streams usable, however the program was started.
-
-    Where one is closed (`>&-`), the next file that is opened would get its number, which MLX
-    refuses for 0, and messages for a missing standard error would go to standard output. And a
-    standard output that cannot write é shows it escaped, as standard error does.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
-    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - open as long as the program
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-
-
 def run_command(
     parser: argparse.ArgumentParser,
     check_usage: Callable[[argparse.ArgumentParser, argparse.Namespace], T],
@@ -181,26 +201,57 @@ def run_command(
             what it returns is handed to `work`.
 
     Raises:
-        SystemExit: wrong usage, or --help.
+        SystemExit: wrong usage, --help, or a signal that ends the program.
     """
     open_standard_streams()
-    args = parser.parse_args(argv)
-    console = Console(args)
+    console = Console()
     try:
-        try:
-            usage = check_usage(parser, args)
-        except InputError as error:
-            parser.error(error.spelled(as_option))
-        return work(args, console, usage)
+        with ended_by_signals():
+            try:
+                args = parser.parse_args(argv)
+                console = Console(args)
+                with console.showing_warnings():
+                    try:
+                        usage = check_usage(parser, args)
+                    except InputError as error:
+                        parser.error(error.spelled(as_option))
+                    return work(args, console, usage)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        console.say("interrupted")
         return 130
-    except BrokenPipeError:
-        # whoever read standard output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except StandardOutputError as error:
+        # a reader that went away has seen enough
+        return 1 if error.errno == errno.EPIPE else console.error(error)
     except (MlxSpeechError, OSError) as error:
         return console.error(error)
+    except RuntimeError as error:
+        if not str(error).startswith(_COMPILER_FAILED):
+            raise
+        return console.error(InputError(_COMPILER_FOLDER))
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within it, SIGTERM and SIGHUP end the program as Ctrl-C does, with all that it cleans up."""
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough
+        raise SystemExit(128 + number)
+
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` has it ignored
+                signal.signal(number, end)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def print_replies(responses: Generator[GenerationResponse, None, None]) -> GenerationResponse:
@@ -212,24 +263,6 @@ def print_replies(responses: Generator[GenerationResponse, None, None]) -> Gener
     finally:
         responses.close()
         print(flush=True)
-
-
-def need_standard_output(remedy: str = "open it") -> None:
-    """Raises `InputError` where results would be lost."""
-    if sys.stdout is None:
-        raise InputError(f"standard output is closed; {remedy}")
-
-
-def decode_utf8(data: bytes) -> str:
-    """What came on standard input, as text.
-
-    Raises:
-        InputError: it is none.
-    """
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"standard input is not UTF-8 text: {error.reason}") from error
 
 
 def load_named(args: argparse.Namespace, console: Console) -> tuple[Any, Any]:
@@ -262,6 +295,7 @@ class _PrintCompletion(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         import shtab
 
+        need_standard_output()
         for action in parser._actions:
             if action.metavar in _COMPLETED:
                 action.complete = getattr(shtab, _COMPLETED[action.metavar])

@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..errors import MlxSpeechError
+from ..errors import MlxSpeechError, one_line
 
 if TYPE_CHECKING:
     from ..generation.text import GenerationResponse
@@ -32,24 +34,32 @@ def display_name(source: str | os.PathLike) -> str:
 
 class Console:
     """Standard error: errors always, warnings and notes unless --quiet, details with --verbose.
+    Each is one line (see `one_line`).
 
     Args:
-        args: of a command line that has `add_console_options`.
+        args: of a command line that has `add_console_options`; none before they are known.
     """
 
-    def __init__(self, args: argparse.Namespace):
-        self.quiet, self.verbose, self.debug = args.quiet, args.verbose, args.debug
-        self._options = vars(args).keys()
+    def __init__(self, args: argparse.Namespace | None = None):
+        options = {} if args is None else vars(args)
+        self.quiet, self.verbose, self.debug = (
+            options.get(name, False) for name in ("quiet", "verbose", "debug")
+        )
+        self._options = options.keys()
+
+    def say(self, message: str) -> None:
+        """Something that is told whatever the options."""
+        print(one_line(message), file=sys.stderr)
 
     def detail(self, message: str) -> None:
         """Something that only --verbose tells."""
         if self.verbose:
-            print(message, file=sys.stderr)
+            self.say(message)
 
     def note(self, message: str) -> None:
         """Something to know, unless --quiet."""
         if not self.quiet:
-            print(message, file=sys.stderr)
+            self.say(message)
 
     def warn(self, message: str) -> None:
         """A warning, unless --quiet."""
@@ -70,8 +80,15 @@ class Console:
             message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         if source is not None and display_name(source) not in message:
             message = f"{display_name(source)}: {message}"
-        print(f"error: {message}", file=sys.stderr)
+        self.say(f"error: {message}")
         return 1
+
+    @contextmanager
+    def showing_warnings(self) -> Iterator[None]:
+        """Within it, warnings that the library gives are among these."""
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *where, **to: self.warn(str(message))
+            yield
 
     def speed(self, response: GenerationResponse) -> None:
         """What an answer took, told by its last response."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from . import common
 from .console import Console
+from .streams import need_standard_output, read_text
 
 if TYPE_CHECKING:
     from ..generation.text import Prompt
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     """The options; nothing heavy is imported for them, so that --help answers at once."""
-    parser = argparse.ArgumentParser(
+    parser = common.Parser(
         prog="python -m mlx_speech.generate",
         usage="%(prog)s [options] --prompt TEXT",
         description="Answer a prompt with a language model, or with a speech model's.",
@@ -64,11 +65,11 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
 
 def run(args: argparse.Namespace, console: Console, usage: None) -> int:
     """Read the prompt, load the model, print the answer."""
-    common.need_standard_output()
+    need_standard_output()
     text = args.prompt
     if text in (None, "-"):
         # an editor or `echo` ends it with a newline, which is not part of what was asked
-        text = common.decode_utf8(sys.stdin.buffer.read()).rstrip("\r\n")
+        text = read_text().rstrip("\r\n")
     if not text:
         raise InputError("the prompt is empty")
     model, processor = common.load_named(args, console)

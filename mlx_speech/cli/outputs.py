@@ -5,13 +5,12 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 from ..errors import InputError
-from ..files import replacing
+from ..files import already_exists, check_name, errors_about, replacing_all
 from .console import display_name
 from .inputs import ADDRESS, Input
 
@@ -42,19 +41,27 @@ class Job:
             self.plot = None
         return some and not self.targets
 
-    def check_targets(self, overwrite: bool, inputs: Sequence[Input]) -> None:
+    def check_targets(self, inputs: Sequence[Input]) -> None:
         """Raises:
-        InputError: what is there already may not be replaced.
+        InputError: something can be written there in no case.
         """
-        for path in filter(os.path.lexists, self.targets):
-            name = display_name(path)
-            if path.is_dir():
+        sources = [i.source for i in inputs if os.path.exists(i.source)]
+        for path in self.targets:
+            check_name(path)
+            if os.path.isdir(path):
+                name = display_name(path)
                 raise InputError(f"{name} is a folder; choose another name with --output-name")
-            if not overwrite:
-                raise InputError(f"{name} exists already; --overwrite replaces it")
-            sources = [i.source for i in inputs if os.path.exists(i.source)]
             if path.exists() and any(path.samefile(source) for source in sources):
-                raise InputError(f"{name} is a recording itself, which stays as it is")
+                raise InputError(
+                    f"{display_name(path)} is a recording itself, which stays as it is"
+                )
+
+    def check_new(self) -> None:
+        """Raises:
+        InputError: what would have to be replaced is there already.
+        """
+        if existing := next(filter(os.path.lexists, self.targets), None):
+            raise already_exists(existing)
 
 
 def plan(
@@ -156,12 +163,14 @@ def make_folders(jobs: Sequence[Job]) -> None:
             raise InputError(f"nothing can be written to the folder {display_name(folder)}")
 
 
-def write_files(texts: dict[Path, str]) -> None:
+def write_files(texts: dict[Path, str], overwrite: bool) -> None:
     """Write files, all of them whole or none.
 
     Raises:
+        InputError: there is one already, which may not be replaced.
         OSError: a folder cannot be written to, or the disk is full.
     """
-    with ExitStack() as stack:
-        for path, text in texts.items():
-            stack.enter_context(replacing(path)).write_text(text, encoding="utf-8")
+    with replacing_all(list(texts), overwrite=overwrite) as temporaries:
+        for temporary, (path, text) in zip(temporaries, texts.items(), strict=True):
+            with errors_about(path):
+                temporary.write_text(text, encoding="utf-8")

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from ..errors import one_line
+
 SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -46,7 +48,8 @@ class Progress:
             elif now - self._told >= SECONDS_BETWEEN_LINES and done:
                 self._told = now
                 left = f"{speed:.1f} x real time, {clock((duration - done) / speed)} left"
-                print(f"{title}: {clock(done)} of {clock(duration)}, {left}", file=sys.stderr)
+                line = f"{title}: {clock(done)} of {clock(duration)}, {left}"
+                print(one_line(line), file=sys.stderr)
 
         try:
             yield update

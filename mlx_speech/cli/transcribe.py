@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from ..errors import InputError, MlxSpeechError, UnsupportedOptionError
 from ..output.writers import FORMATS, to_txt
 from ..transcription.transcript import Transcript, TranscriptionDelta
-from .common import load_named, need_standard_output, run_command
+from .common import load_named, run_command
 from .console import Console, as_option, display_name
 from .outputs import Job, make_folders, write_files
 from .progress import Progress, clock
+from .streams import StandardOutputError, need_standard_output
 from .transcribe_options import Usage, build_parser, check_usage
 
 
@@ -80,12 +81,14 @@ class Run:
     def _is_to_do(self, job: Job) -> bool:
         """Whether a recording is still to be transcribed, and may be."""
         source = job.input.source
-        if self.args.resume and job.leave_out_finished():
-            self.skipped += 1
-            self.console.detail(f"{display_name(source)}: skipped; it is done")
-            return False
         try:
-            job.check_targets(self.args.overwrite, self.usage.found.inputs)
+            job.check_targets(self.usage.found.inputs)
+            if self.args.resume and job.leave_out_finished():
+                self.skipped += 1
+                self.console.detail(f"{display_name(source)}: skipped; it is done")
+                return False
+            if not self.args.overwrite:
+                job.check_new()
             return True
         except (InputError, OSError) as error:
             self._fail(source, error)
@@ -103,14 +106,14 @@ class Run:
             for index, job in enumerate(jobs, 1):
                 try:
                     self._transcribe_one(job, loaded, progress, index)
-                except (UnsupportedOptionError, BrokenPipeError):
+                except (UnsupportedOptionError, StandardOutputError):
                     raise  # the others would fail alike
                 except (MlxSpeechError, OSError) as error:
                     self._fail(job.input.source, error)
         except KeyboardInterrupt:
             where = f"at {clock(progress.done)} of {clock(progress.duration)} in {progress.name}"
             resume = "; --resume goes on from there" if all(job.files for job in jobs) else ""
-            print(f"interrupted {where}: {self}{resume}", file=sys.stderr)
+            self.console.say(f"interrupted {where}: {self}{resume}")
             return False
         return True
 
@@ -134,13 +137,15 @@ class Run:
                 transcript = transcribe(source, loaded, **options)
         seconds = time.perf_counter() - start
         files = {path: FORMATS[ending] for ending, path in job.files.items()}
-        write_files({p: to(transcript, args.model, usage.subtitles) for p, to in files.items()})
+        texts = {p: to(transcript, args.model, usage.subtitles) for p, to in files.items()}
+        write_files(texts, args.overwrite)
         if not (job.files or args.stream):
             print(to_txt(transcript), end="", flush=True)
         if job.plot:
             reading = {"audio_track": args.audio_track, "channel": args.channel}
             with open_recording(source, **reading) as recording:
-                plot_transcript(job.plot, recording.read, recording.sampling_rate, transcript)
+                sound = recording.read, recording.sampling_rate
+                plot_transcript(job.plot, *sound, transcript, overwrite=args.overwrite)
         self._report_segments(name, transcript)
         for path in job.targets:
             self.console.detail(f"{name}: written to {display_name(path)}")

@@ -14,6 +14,7 @@ from . import common
 from .console import as_option
 from .inputs import Found, find_inputs
 from .outputs import Job, plan
+from .streams import need_standard_output
 
 #: options by the library's names for them: of recordings, of the request, of long ones, of
 #: subtitles
@@ -28,6 +29,7 @@ class _ListModels(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         from .released import list_models
 
+        need_standard_output()
         sys.stdout.write(list_models())
         parser.exit()
 
@@ -53,7 +55,7 @@ def _channel(given: str) -> int | str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The options; nothing heavy is imported for them, so that --help answers at once."""
-    parser = argparse.ArgumentParser(
+    parser = common.Parser(
         prog="python -m mlx_speech.transcribe",
         usage="%(prog)s [options] AUDIO...",
         description="Transcribe or translate recordings with Granite Speech or Speech2Text.",

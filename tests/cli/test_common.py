@@ -1,13 +1,16 @@
-"""What the command lines share: version, completion, standard streams however they are."""
+"""What the command lines share: version, completion, how they end."""
 
 from __future__ import annotations
 
-import os
+import signal
 import subprocess
+import sys
 
 import commands
+import mlx.core as mx
 import pytest
-from conftest import DATA
+from commands import environment, one_line, shell
+from conftest import DATA, DECODERS, ROOT
 
 import mlx_speech
 
@@ -71,41 +74,74 @@ class TestCompletion:
         assert "choose from" in err
 
 
-class TestStandardStreams:
-    def shell(self, command: str, **env: str) -> tuple[int, str, str]:
-        """A line in which CLI stands for the command line with one recording."""
-        return commands.shell(command.replace("CLI", f"CLI {GATE}"), "transcribe", **env)
+class TestSignals:
+    """What ends a program from outside: it cleans up as after Ctrl-C."""
 
-    def test_an_encoding_without_the_characters(self):
-        status, out, err = self.shell(
-            "CLI --task translate --target-language fr", PYTHONIOENCODING="ascii"
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+    def test_while_it_writes(self, tmp_path, number):
+        code = (
+            "import sys, time\n"
+            "from convert.cli import main\n"
+            "from convert.source import Source\n"
+            "def wait(*args, **options): print('now', flush=True); time.sleep(60)\n"
+            "Source.copy_carried = wait\n"
+            "sys.exit(main(sys.argv[1:]))"
         )
-        assert (status, err) == (0, "")
-        assert out == "d\\xe9verrouille le portail arri\\xe8re\n"
+        arguments = ["--model", DECODERS / "llama", "--mlx-path", tmp_path / "out"]
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+            assert process.stdout.readline() == "now\n"
+            assert list(tmp_path.iterdir())
+            process.send_signal(number)
+            assert process.communicate() == ("", "")
+        assert process.returncode == 128 + number
+        assert not list(tmp_path.iterdir())
 
-    def test_closed_output_is_a_failure(self):
-        status, _, err = self.shell("CLI >&-")
-        assert status == 1
-        assert err == "error: standard output is closed; open it, or give -o DIR\n"
+    def test_while_it_reads(self, tmp_path):
+        """Nothing is left of standard input either."""
+        command = [sys.executable, "-m", "mlx_speech.transcribe", "-"]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        env = environment(TMPDIR=str(tmp_path))
+        with subprocess.Popen(command, env=env, **pipes) as process:
+            sent = GATE.read_bytes()
+            for _ in range(1 + 2**17 // len(sent)):  # more than a pipe holds
+                process.stdin.write(sent)
+                process.stdin.flush()
+            process.send_signal(signal.SIGTERM)
+            process.stdin.close()
+            assert process.wait() == 143
+        assert not [path for path in tmp_path.iterdir() if path.name != "mlx"]
 
-    def test_closed_output_does_not_matter_to_files(self, tmp_path):
-        assert self.shell(f"CLI -o {tmp_path} >&-") == (0, "", "")
-        assert (tmp_path / "flite_08.txt").read_text() == "unlock the back gate\n"
+    def test_nohup(self):
+        """What is ignored stays so."""
+        code = (
+            "import os, signal\n"
+            "from mlx_speech.cli.common import ended_by_signals\n"
+            "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+            "with ended_by_signals(): os.kill(os.getpid(), signal.SIGHUP)\n"
+            "print('still here')"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, "still here\n")
 
-    def test_closed_input(self):
-        assert self.shell("CLI <&-") == (0, "unlock the back gate\n", "")
-        status, out, err = self.shell("CLI - <&-")
-        assert (status, out) == (1, "unlock the back gate\n")
-        assert err.startswith("error: standard input is empty")
 
-    def test_closed_error(self):
-        """Messages do not end up on standard output instead."""
-        assert self.shell("CLI nowhere.wav 2>&-") == (1, "unlock the back gate\n", "")
-        assert self.shell("CLI <&- 2>&-") == (0, "unlock the back gate\n", "")
+class TestTemporaryFolder:
+    """MLX's compiler for the CPU writes to it."""
 
-    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a Linux device")
-    def test_full_disk(self):
-        status, _, err = self.shell("CLI >/dev/full")
-        assert status == 1
-        assert err.count("\n") == 1
-        assert "No space left on device" in err
+    @pytest.mark.skipif(mx.metal.is_available(), reason="computes on the GPU")
+    @pytest.mark.parametrize("name", ["nowhere", "file"])
+    def test_that_cannot_be_written_to(self, tmp_path, name):
+        (tmp_path / "file").touch()
+        result = shell(f"CLI {GATE} {GATE}", "transcribe", TMPDIR=str(tmp_path / name))
+        one_line(result, "could not compile", "set TMPDIR to a folder that can be written to")
+
+    def test_an_error_of_another_kind_is_none_of_it(self, monkeypatch):
+        from mlx_speech.cli import generate
+
+        def run(*args):
+            raise RuntimeError("[matmul] shapes")
+
+        monkeypatch.setattr(generate, "run", run)
+        with pytest.raises(RuntimeError, match="shapes"):
+            generate.main(["--prompt", "x"])

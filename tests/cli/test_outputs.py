@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
 
 import commands
 import pytest
+from commands import files, touch
 from conftest import DATA
 
-from mlx_speech import AudioError
 from mlx_speech.cli import transcribe_options
 from mlx_speech.cli.inputs import Input
 from mlx_speech.cli.outputs import default_names, plan, write_files
 from mlx_speech.cli.transcribe import main
 from mlx_speech.errors import InputError
 from mlx_speech.transcription import pipeline
-from mlx_speech.transcription.transcript import Segment, Transcript, TranscriptionDelta
+from mlx_speech.transcription.transcript import TranscriptionDelta
 
 AUDIO = DATA / "audio"
 GATE = AUDIO / "flite_08.flac"
@@ -29,43 +28,6 @@ SAID = {GATE: "unlock the back gate\n", DIGITS: "eight three seven seven\n"}
 @pytest.fixture
 def cli(monkeypatch, capsys):
     return commands.Caller(main, monkeypatch, capsys)
-
-
-@pytest.fixture
-def transcribed(cli, monkeypatch, tmp_path):
-    """Every recording says its own path, in two segments; which were transcribed, and with what.
-    Where "bad" is in the path, it is damaged. The current folder is an empty one."""
-    calls = []
-
-    def transcribe(source, model, **options):
-        calls.append((source, options))
-        if "bad" in source:
-            raise AudioError(f"{source} is damaged")
-        options["progress"](5.0, 10.0)
-        texts = [f"first of {source}", f"second of {source}"]
-        segments = [Segment(5.0 * i, 5.0 * i + 4, text, [1], -0.1) for i, text in enumerate(texts)]
-        return Transcript(" ".join(texts), None, 10.0, segments)
-
-    monkeypatch.setattr("mlx_speech.loading.load", lambda name, **options: (_Model, None))
-    monkeypatch.setattr(pipeline, "transcribe", transcribe)
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return calls
-
-
-class _Model:
-    folder = Path()
-
-
-def touch(*names: str) -> None:
-    for name in names:
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text("")
-
-
-def files(folder: str | Path = ".") -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
 
 
 class TestNoOutputIsShared:
@@ -150,59 +112,6 @@ class TestFormats:
         touch("x.wav")
         assert cli("x.wav", "-f", "srt", "--max-line-width", 10)[0] == 0
         assert "first of\nx.wav" in Path("x.srt").read_text()
-
-
-class TestExisting:
-    def test_refused_before_any_work(self, cli, transcribed):
-        touch("a.wav", "b.wav")
-        Path("a.srt").write_text("precious")
-        status, _, err = cli("a.wav", "b.wav", "-f", "txt,srt")
-        assert status == 1
-        assert "a.srt exists already; --overwrite replaces it" in err
-        assert [source for source, _ in transcribed] == ["b.wav"]
-        assert files() == ["a.srt", "a.wav", "b.srt", "b.txt", "b.wav"]
-        assert Path("a.srt").read_text() == "precious"
-
-    def test_no_model_is_loaded_for_nothing(self, cli, transcribed, monkeypatch):
-        monkeypatch.setattr("mlx_speech.loading.load", None)
-        touch("a.wav", "a.txt")
-        assert cli("a.wav", "nowhere.wav", "-f", "txt")[0] == 1
-
-    def test_overwrite(self, cli, transcribed):
-        touch("a.wav", "a.txt")
-        assert cli("a.wav", "-f", "txt", "--overwrite")[0] == 0
-        assert Path("a.txt").read_text().startswith("first of")
-
-    def test_a_folder_in_the_way(self, cli, transcribed):
-        touch("a.wav", "a.txt/x")
-        for option in ("--overwrite", "--resume", "--quiet"):
-            status, _, err = cli("a.wav", "-f", "txt", option)
-            assert (status, err) == (
-                1,
-                "error: a.wav: a.txt is a folder; choose another name with --output-name\n",
-            )
-
-    def test_resume(self, cli, transcribed):
-        touch("a.wav", "b.wav", "c.wav")
-        for name in ("a.txt", "a.srt", "b.srt"):
-            Path(name).write_text("from before")
-        status, _, err = cli("*.wav", "-f", "txt,srt", "--resume")
-        assert status == 0
-        assert [source for source, _ in transcribed] == ["b.wav", "c.wav"]
-        assert "2 of 3 done" in err
-        assert "1 skipped" in err
-        assert Path("b.txt").read_text().startswith("first of b.wav")
-        assert Path("b.srt").read_text() == "from before"
-        status, _, err = cli("*.wav", "-f", "txt,srt", "--resume")
-        assert (status, err) == (0, "0 of 3 done, 3 skipped\n")
-        assert len(transcribed) == 2
-
-    def test_folder_that_may_not_be_written_to(self, cli, transcribed, monkeypatch):
-        touch("a.wav")
-        monkeypatch.setattr(os, "access", lambda path, mode: False)
-        status, _, err = cli("a.wav", "-o", "out")
-        assert (status, err) == (1, "error: nothing can be written to the folder out\n")
-        assert not transcribed
 
 
 class TestFailures:
@@ -297,7 +206,7 @@ class TestPlot:
     def test_what_is_drawn(self, cli, transcribed, monkeypatch):
         drawn = []
 
-        def plot_transcript(path, read, rate, transcript):
+        def plot_transcript(path, read, rate, transcript, *, overwrite):
             drawn.append((path, read(0, rate).size, transcript.text))
             path.write_text("picture")
 
@@ -324,7 +233,7 @@ class TestPlot:
         assert not transcribed
 
     def test_a_picture_that_fails_costs_no_text(self, cli, transcribed, monkeypatch):
-        def plot_transcript(*args):
+        def plot_transcript(*args, **options):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("mlx_speech.output.plotting.check_plot", lambda path: None)
@@ -438,9 +347,9 @@ class TestNames:
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.txt"
-    write_files({path: "今日は\n"})
+    write_files({path: "今日は\n"}, overwrite=False)
     assert path.read_bytes() == "今日は\n".encode()
     with pytest.raises(UnicodeEncodeError):
-        write_files({path: "x" * 100000 + "\ud800"})
+        write_files({path: "x" * 100000 + "\ud800"}, overwrite=True)
     assert path.read_text(encoding="utf-8") == "今日は\n"
     assert list(tmp_path.iterdir()) == [path]
