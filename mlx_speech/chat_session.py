@@ -5,9 +5,8 @@ import os
 from collections.abc import Generator, Sequence
 from typing import Any
 
-import mlx.core as mx
-
 from .errors import CheckpointError, InputError
+from .fields import fitted
 from .generation.api import check_generates
 from .generation.prompt_cache import load_prompt_cache, save_prompt_cache
 from .generation.protocols import GenerativeModel
@@ -155,9 +154,15 @@ class ChatSession:
             InputError: there is no such file.
         """
         cache, metadata = load_prompt_cache(path, self.model)
+        if not {"messages", "ids"} <= metadata.keys():
+            raise CheckpointError(f"{path}: a prompt cache, but of no conversation")
         try:
-            messages, ids = json.loads(metadata["messages"]), json.loads(metadata["ids"])
-        except KeyError as error:
-            raise CheckpointError(f"{path}: a prompt cache, but of no conversation") from error
-        mx.eval([layer.state for layer in cache])
+            messages = fitted("messages", json.loads(metadata["messages"]), list[dict])
+            ids = fitted("ids", json.loads(metadata["ids"]), list[int])
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: not a whole conversation") from error
+        rows = {part.shape[0] for layer in cache for part in layer.state}
+        known = all(0 <= token < self.model.vocab_size for token in ids)
+        if len(ids) > cache[0].length or not known or rows - {1}:
+            raise CheckpointError(f"{path}: not a whole conversation")
         self._cache, self.messages, self._ids = cache, messages, ids

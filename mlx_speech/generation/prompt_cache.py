@@ -2,27 +2,36 @@
 
 import hashlib
 import json
-import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError, InputError
+from ..fields import fit_items, fitted
 from ..files import replacing
-from ..layers.cache import KVCache, QuantizedKVCache, RotatingKVCache
+from ..layers.cache import KVCache, QuantizedKVCache, RotatingKVCache, Size
 from .protocols import GenerativeModel
 
 _FORMAT = "mlx_speech prompt cache 1"
-#: what each kind of cache is made with, beside what is in it
-_SETTINGS: dict[type[KVCache], tuple[str, ...]] = {
-    KVCache: (),
-    RotatingKVCache: ("max_size", "keep"),
-    QuantizedKVCache: ("bits", "group_size", "start"),
+#: what each kind of cache is made with, beside what is in it, and the types of that
+_SETTINGS: dict[type[KVCache], dict[str, Any]] = {
+    KVCache: {},
+    RotatingKVCache: {"max_size": Size, "keep": Size},
+    QuantizedKVCache: {"bits": Literal[4, 8], "group_size": Literal[32, 64, 128], "start": Size},
 }
+
+
+class _Header(TypedDict):
+    format: str
+    model: str
+    kind: str
+    settings: dict
+    length: Size
+    metadata: dict
 
 
 def save_prompt_cache(
@@ -74,7 +83,7 @@ def load_prompt_cache(
     """Read a cache that `save_prompt_cache` wrote, and its metadata.
 
     Raises:
-        CheckpointError: it is none, or belongs to another model.
+        CheckpointError: it is none, is damaged, or belongs to another model.
         InputError: there is no such file.
     """
     path = Path(path)
@@ -82,38 +91,59 @@ def load_prompt_cache(
         raise InputError(f"{path}: no such file")
     try:
         arrays, metadata = mx.load(str(path), format="safetensors", return_metadata=True)
-        header = json.loads(metadata["prompt_cache"])
+        header = fitted("header", json.loads(metadata["prompt_cache"]), dict)
+        header = fit_items(_Header, header)
         if header["format"] != _FORMAT:
             raise CheckpointError(f"{path}: written by another version of this program")
         if header["model"] != fingerprint(model):
             this = f"{model.folder or 'this one'} (other weights, configuration or number type)"
             raise CheckpointError(f"{path}: belongs to another model than {this}")
-        return _read(arrays, header, len(model.make_cache())), dict(header["metadata"])
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        cache = _read(arrays, header, model)
+        mx.eval([layer.state for layer in cache])  # while the file is as it was checked
+        texts = {name: fitted(name, text, str) for name, text in header["metadata"].items()}
+        return cache, texts
+    except (RuntimeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a prompt cache of this program") from error
 
 
-def _read(arrays: dict[str, mx.array], header: dict[str, Any], num_layers: int) -> list[KVCache]:
-    """The cache of each layer; `ValueError` and the like if they are none that a header names."""
+def _read(
+    arrays: dict[str, mx.array], header: dict[str, Any], model: GenerativeModel
+) -> list[KVCache]:
+    """The cache of each layer; `ValueError` and the like if they are none that a header names, or
+    none that the model could have filled."""
     kind: Any = {kind.__name__: kind for kind in _SETTINGS}[header["kind"]]
-    if sorted(header["settings"]) != sorted(_SETTINGS[kind]):
-        raise ValueError(f"settings of another kind: {header['settings']}")
-    settings = {name: operator.index(value) for name, value in header["settings"].items()}
-    length = operator.index(header["length"])
-    parts, odd = divmod(len(arrays), num_layers)
-    counts = (2, 6) if kind is QuantizedKVCache else (2,)
-    if odd or (parts not in counts and (parts or length)):
-        raise ValueError(f"{len(arrays)} arrays for {num_layers} layers")
-    cache = []
-    for number in range(num_layers):
-        layer = kind(**settings)
-        layer.state = [arrays[f"{number}.{part}"] for part in range(parts)]
-        layer.length = length
-        stored = min(length, layer.max_size or length)
-        if any(part.ndim != 4 or part.shape[2] != stored for part in layer.state):
-            raise ValueError(f"layer {number} does not hold {stored} positions")
-        cache.append(layer)
+    hints, stated = _SETTINGS[kind], header["settings"]
+    if stated.keys() != hints.keys():
+        raise ValueError(f"settings of another kind: {stated}")
+    settings = {name: fitted(name, stated[name], hint) for name, hint in hints.items()}
+    length = header["length"]
+    cache: list[KVCache] = [kind(**settings) for _ in model.make_cache()]
+    parts = len(arrays) // len(cache)
+    if parts or length:
+        filled = _filled(model, kind, settings, quantized=parts == 6)
+        rows = len(arrays["0.0"])
+        for number, (layer, like) in enumerate(zip(cache, filled, strict=True)):
+            layer.length = length
+            layer.state = [arrays.pop(f"{number}.{part}") for part in range(len(like))]
+            positions = min(length, layer.max_size or length)
+            for part, other in zip(layer.state, like, strict=True):
+                shape = (rows, other.shape[1], positions, other.shape[3])
+                if part.shape != shape or part.dtype != other.dtype or not part.size:
+                    raise ValueError(f"layer {number} holds {part.dtype} {part.shape}")
+    if arrays:
+        raise ValueError(f"{len(arrays)} more arrays")
     return cache
+
+
+def _filled(
+    model: GenerativeModel, kind: Any, settings: dict[str, Any], quantized: bool
+) -> list[list[mx.array]]:
+    """What the model stores of each layer in a cache of this kind; nothing of it is computed."""
+    if kind is QuantizedKVCache:
+        settings = {**settings, "start": 0 if quantized else 1}
+    cache = [kind(**settings) for _ in model.make_cache()]
+    model.prefill(mx.zeros((1, 1), mx.int32), cache)
+    return [layer.state for layer in cache]
 
 
 def fingerprint(model: GenerativeModel) -> str:
