@@ -12,13 +12,16 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 # the tests start many a process; none is to compile the package anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test parity bench lint format clean openblas
+.PHONY: demo test fuzz parity bench lint format clean openblas
 
 demo: $(VENV)/base.stamp ## a bundled recording, a bundled tiny model: its text, and what was said
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/test.stamp ## everything that needs no torch
 	$(PYTEST)
+
+fuzz: $(VENV)/test.stamp ## files of every kind with something wrong in them, each in a process that is watched
+	$(BIN)/python -m tests.fuzz
 
 parity: $(VENV)/parity.stamp ## random small models, live beside transformers
 	$(PYTEST) tests/parity
