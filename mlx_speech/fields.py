@@ -77,8 +77,9 @@ def fitted(name: str, value: Any, hint: Any) -> Any:
 
     Args:
         name: of the field, for a message, which leaves out that it may be null.
-        hint: a type of JSON, a list or a sequence of one, a dataclass (or what it is made from, a
-            dict), a Literal, a union of these, or one of them `Annotated` with a `Range`.
+        hint: a type of JSON, a list, a sequence or a dict by name of one, a dataclass (or what it
+            is made from, a dict), a Literal, a union of these, or one of them `Annotated` with a
+            `Range`.
 
     Raises:
         InputError: it is of another type, or out of its range.
@@ -109,6 +110,9 @@ def _fitted(value: Any, hint: Any) -> Any:
     elif kind in (list, Sequence) and arguments:
         fits = isinstance(value, list | tuple)
         value = type(value)(_fitted(item, arguments[0]) for item in value) if fits else value
+    elif kind is dict and arguments:
+        fits = isinstance(value, dict)
+        value = {k: _fitted(v, arguments[1]) for k, v in value.items()} if fits else value
     elif kind in (int, float):
         fits = isinstance(value, Real) and not isinstance(value, bool) and value in Range()
         if fits and kind is int and not isinstance(value, Integral):
@@ -144,4 +148,6 @@ def _rule(hint: Any) -> str:
         return " or ".join(map(repr, arguments))
     if kind in (list, Sequence) and arguments:
         return f"a list in which each is {_rule(arguments[0])}"
+    if kind is dict and arguments:
+        return f"an object in which each is {_rule(arguments[1])}"
     return _WORDS.get(kind, "an object")

@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import compress
-from typing import Any, Protocol, Self, get_type_hints
+from typing import Annotated, Any, Protocol, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
+from ..fields import Range, fit_fields
+from .patterns import Patterns
 
 # per context, hence per thread: two callers of one model do not see each other's choice
 _adapter_in_use: ContextVar[bool | None] = ContextVar("adapter_in_use", default=None)
@@ -79,6 +81,10 @@ _UNSUPPORTED = (
 _NOT_LINEAR = ("lm_head", "score", "up_conv", "down_conv")
 
 
+Rank = Annotated[int, Range(1, 2**16)]
+Alpha = Annotated[float, Range(0, 1e6, exclusive=True)]
+
+
 @dataclass
 class LoraConfig:
     """What counts of peft's adapter_config.json.
@@ -86,29 +92,32 @@ class LoraConfig:
     Modules are named by a regular expression for the whole name or by a list of the names' ends,
     and in the latter case may be limited to `layers_to_transform`. Keys of the patterns are regular
     expressions for the end of the name.
+
+    Raises:
+        InputError: a value has the wrong type, or makes no sense.
     """
 
-    r: int = 8
-    lora_alpha: int | float = 8
-    rank_pattern: dict = field(default_factory=dict)
-    alpha_pattern: dict = field(default_factory=dict)
+    r: Rank = 8
+    lora_alpha: Alpha = 8
+    rank_pattern: dict[str, Rank] = field(default_factory=dict)
+    alpha_pattern: dict[str, Alpha] = field(default_factory=dict)
     use_rslora: bool = False
-    target_modules: str | list | None = None
-    exclude_modules: str | list | None = None
-    layers_to_transform: int | list | None = None
-    layers_pattern: str | list | None = None
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
 
     def __post_init__(self):
-        for name, kind in get_type_hints(type(self)).items():
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"{name} is {getattr(self, name)!r}")
-        ranks, alphas = {"r": self.r, **self.rank_pattern}, self.alpha_pattern
-        for name, value in (*ranks.items(), *alphas.items()):
-            if not isinstance(value, int | float) or (name in ranks and value < 1):
-                raise ValueError(f"{name} is {value!r}")
-        for pattern in (*self.rank_pattern, *alphas, self.target_modules, self.exclude_modules):
-            if isinstance(pattern, str):
-                re.compile(pattern)
+        fit_fields(self)
+        self._patterns = Patterns()
+        for name in ("rank_pattern", "alpha_pattern"):
+            for pattern in getattr(self, name):
+                self._patterns.check(name, _end(pattern))
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(pattern := getattr(self, name), str):
+                self._patterns.check(name, pattern)
+        for pattern in self._numbered():
+            self._patterns.check("layers_pattern", pattern)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -128,31 +137,51 @@ class LoraConfig:
         names = cls.__dataclass_fields__
         try:
             return cls(**{k: v for k, v in data.items() if k in names and v is not None})
-        except (ValueError, re.error) as error:
-            raise CheckpointError(f"adapter_config.json: {error}") from error
+        except InputError as error:
+            raise CheckpointError(f"adapter_config.json: {error}") from None
 
     def rank(self, module: str) -> int:
         """Rank of the adapter on the module of that name."""
-        return _match(self.rank_pattern, module, self.r)
+        return self._match("rank_pattern", module, self.r)
 
     def scale(self, module: str) -> float:
         """Factor on the low-rank term: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
         rank = self.rank(module)
-        alpha = _match(self.alpha_pattern, module, self.lora_alpha)
+        alpha = self._match("alpha_pattern", module, self.lora_alpha)
         return alpha / (rank**0.5 if self.use_rslora else rank)
 
     def adapts(self, module: str) -> bool:
         """Whether the linear layer of that name has an adapter; None of `target_modules` says
         nothing."""
-        if _names(self.exclude_modules, module) or not _names(self.target_modules, module):
+        if self._names("exclude_modules", module) or not self._names("target_modules", module):
             return False
         layers = _listed(self.layers_to_transform)
         if isinstance(self.target_modules, str) or not layers:
             return True
-        for pattern in _listed(self.layers_pattern or r"[^.]*"):
-            if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
-                return int(match[1]) in layers
+        for pattern in self._numbered():
+            if match := self._patterns.match("layers_pattern", pattern, module):
+                return int(match.groups()[-1]) in layers
         return False
+
+    def _numbered(self) -> list[str]:
+        """Regular expressions for the names of what is in a layer, with its number at their end."""
+        return [rf"(?:.*?\.)?{p}\.([0-9]+)\..*" for p in _listed(self.layers_pattern or r"[^.]*")]
+
+    def _match(self, name: str, module: str, default: Any) -> Any:
+        """The value of the first pattern that a module's name has."""
+        for pattern, value in getattr(self, name).items():
+            if self._patterns.match(name, _end(pattern), module):
+                return value
+        return default
+
+    def _names(self, name: str, module: str) -> bool:
+        """Whether a module is among those that a regular expression or a list of ends names."""
+        modules = getattr(self, name)
+        if not isinstance(modules, str):
+            return any(f".{module}".endswith(f".{end}") for end in modules or ())
+        if modules.lower() == "all-linear":
+            return not module.endswith(_NOT_LINEAR)
+        return self._patterns.match(name, modules, module) is not None
 
 
 def _listed(value: Any) -> list:
@@ -160,19 +189,9 @@ def _listed(value: Any) -> list:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _match(patterns: dict[str, Any], module: str, default):
+def _end(pattern: str) -> str:
     """peft's rule: a pattern is a regular expression for the end of the module's name."""
-    found = (value for end, value in patterns.items() if re.match(rf"(.*\.)?({end})$", module))
-    return next(found, default)
-
-
-def _names(modules: str | list | None, module: str) -> bool:
-    """Whether a module is among those that a regular expression or a list of ends names."""
-    if not isinstance(modules, str):
-        return any(f".{module}".endswith(f".{end}") for end in modules or ())
-    if modules.lower() == "all-linear":
-        return not module.endswith(_NOT_LINEAR)
-    return re.fullmatch(modules, module) is not None
+    return rf"(?:.*\.)?(?:{pattern})"
 
 
 def apply_adapter(

@@ -115,8 +115,21 @@ def test_what_does_not_fit(weights, config, message):
         ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported"),
         ({"use_dora": True}, "use_dora is not supported"),
         ({"bias": "all"}, "trained biases are not supported"),
-        ({"r": 0}, "r is 0"),
-        ({"target_modules": "("}, "adapter_config.json"),
+        ({"r": 0}, r"adapter_config\.json: r is 0, but must be an integer, at least 1"),
+        ({"r": 10**9}, "r is 1000000000, but must be an integer"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan, but must be a finite number, above 0"),
+        ({"rank_pattern": {"q": -1}}, r"rank_pattern is .*an object in which each is an integer"),
+        ({"alpha_pattern": ["q"]}, "alpha_pattern is"),
+        ({"layers_to_transform": ["0"]}, "layers_to_transform is"),
+        ({"target_modules": ["q_proj", 5]}, "target_modules is"),
+        (
+            {"target_modules": "("},
+            r"adapter_config\.json: target_modules is '\(', but must be",
+        ),
+        ({"exclude_modules": "("}, "exclude_modules is"),
+        ({"layers_pattern": ["("]}, "layers_pattern is"),
+        ({"rank_pattern": {"(": 1}}, "rank_pattern is"),
+        ({"alpha_pattern": {"(": 1}}, "alpha_pattern is"),
     ],
 )
 def test_other_kinds(config, message):
@@ -143,8 +156,12 @@ def test_other_kinds(config, message):
             {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": "blocks"},
             set(),
         ),
+        (
+            {"target_modules": ["mlp"], "layers_to_transform": [1.0], "layers_pattern": "(l)ayers"},
+            {"a.layers.1.mlp"},
+        ),
     ],
-    ids=["ends", "longer-end", "pattern", "all", "layer", "layers", "other-layers"],
+    ids=["ends", "longer-end", "pattern", "all", "layer", "layers", "other-layers", "group"],
 )
 def test_modules_that_are_named(config, names):
     modules = [f"a.layers.{i}.{name}" for i in (0, 1) for name in ("q_proj", "mlp")]
