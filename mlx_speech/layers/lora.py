@@ -82,7 +82,7 @@ _NOT_LINEAR = ("lm_head", "score", "up_conv", "down_conv")
 
 
 Rank = Annotated[int, Range(1, 2**16)]
-Alpha = Annotated[float, Range(0, 1e6, exclusive=True)]
+Alpha = Annotated[float, Range(1e-6, 1e6)]
 
 
 @dataclass

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..fields import Range, fit_items
 
-_Positive = Annotated[float, Range(0, 1e6, exclusive=True)]
+_Positive = Annotated[float, Range(1e-6, 1e6)]
 
 
 class RopeParameters(TypedDict, total=False):

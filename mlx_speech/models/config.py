@@ -21,8 +21,8 @@ Frames = Annotated[int, Range(1, 2**20)]  #: of a window, a kernel, a table of p
 Positions = Annotated[int, Range(1, 2**31 - 1)]  #: that a model was made for
 TokenId = Annotated[int, Range(-1, 2**31 - 1)]  #: -1 says that there is none
 VocabIndex = Annotated[int, Range(0, 2**24 - 1)]  #: the id of a token that there has to be
-Epsilon = Annotated[float, Range(0, 1)]  #: of a norm
-Scale = Annotated[float, Range(0, 1e6, exclusive=True)]  #: of scores, states or logits
+Epsilon = Annotated[float, Range(1e-30, 1)]  #: of a norm
+Scale = Annotated[float, Range(1e-6, 1e6)]  #: of scores, states or logits
 
 
 @dataclass(kw_only=True)

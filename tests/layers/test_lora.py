@@ -117,7 +117,10 @@ def test_what_does_not_fit(weights, config, message):
         ({"bias": "all"}, "trained biases are not supported"),
         ({"r": 0}, r"adapter_config\.json: r is 0, but must be an integer, at least 1"),
         ({"r": 10**9}, "r is 1000000000, but must be an integer"),
-        ({"lora_alpha": float("nan")}, "lora_alpha is nan, but must be a finite number, above 0"),
+        (
+            {"lora_alpha": float("nan")},
+            "lora_alpha is nan, but must be a finite number, at least 1e",
+        ),
         ({"rank_pattern": {"q": -1}}, r"rank_pattern is .*an object in which each is an integer"),
         ({"alpha_pattern": ["q"]}, "alpha_pattern is"),
         ({"layers_to_transform": ["0"]}, "layers_to_transform is"),

@@ -213,7 +213,7 @@ def test_both_forms_of_a_configuration():
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
-        ("factor", 0, "a finite number, above 0 and at most 1e.06$"),
+        ("factor", 0, "a finite number, at least 1e-06 and at most 1e.06$"),
         ("factor", "2", "a finite number"),
         ("rope_theta", 1, "a finite number, above 1 and at most 1e.12"),
         ("rope_theta", None, "a finite number"),

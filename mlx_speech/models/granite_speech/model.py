@@ -67,9 +67,11 @@ class GraniteSpeechConfig(PretrainedConfig):
         contradiction counts.
         """
         places = [p for p in (data, data.get("text_config")) if isinstance(p, dict)]
-        said = {p["tie_word_embeddings"] for p in places if "tie_word_embeddings" in p}
-        tied = said.pop() if len(said) == 1 else None
-        return super().from_dict({**data, "tie_word_embeddings": tied}, place)
+        said = [p["tie_word_embeddings"] for p in places if "tie_word_embeddings" in p]
+        if all(isinstance(tied, bool | None) for tied in said):
+            tied = said[0] if len(set(said)) == 1 else None
+            data = {**data, "tie_word_embeddings": tied}
+        return super().from_dict(data, place)
 
     @property
     def logits_divisor(self) -> float:

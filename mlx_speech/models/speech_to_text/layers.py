@@ -86,6 +86,8 @@ class Speech2TextConfig(PretrainedConfig):
             raise InputError.must_be("conv_kernel_sizes", sizes, "odd")
         self._check_multiple("d_model", "encoder_attention_heads")
         self._check_multiple("d_model", "decoder_attention_heads")
+        if self.conv_channels % 2:
+            raise InputError.must_be("conv_channels", self.conv_channels, "even")
         if self.d_model % 2 or self.d_model < 4:
             raise InputError.must_be("d_model", self.d_model, "even and at least 4")
         self._check_choice("activation_function", ACTIVATIONS)

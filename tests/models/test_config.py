@@ -1,0 +1,121 @@
+"""Configurations: what numbers make sense in them, and what released checkpoints have."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import TINY, TINY_S2T
+
+from mlx_speech import (
+    CheckpointError,
+    GraniteConfig,
+    GraniteSpeechConfig,
+    InputError,
+    Jais2Config,
+    LlamaConfig,
+    Speech2TextConfig,
+)
+
+
+def changed(config: dict, place: str, value) -> dict:
+    """A configuration with another value at a place such as `text_config.vocab_size`."""
+    name, _, rest = place.partition(".")
+    return {**config, name: changed(config.get(name) or {}, rest, value) if rest else value}
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1, 10**9, 10**400, 2.5, float("nan"), float("inf"), "4", True, [4], {}]
+)
+@pytest.mark.parametrize(
+    "place",
+    [
+        "text_config.vocab_size",
+        "text_config.num_hidden_layers",
+        "text_config.num_attention_heads",
+        "text_config.num_key_value_heads",
+        "text_config.head_dim",
+        "text_config.rms_norm_eps",
+        "text_config.logits_scaling",
+        "encoder_config.num_layers",
+        "encoder_config.num_heads",
+        "encoder_config.context_size",
+        "encoder_config.conv_kernel_size",
+        "projector_config.num_attention_heads",
+        "projector_config.cross_attention_frequency",
+        "window_size",
+        "downsample_rate",
+    ],
+)
+def test_numbers_that_make_no_sense(place, value):
+    if value == 2.5 and place == "text_config.logits_scaling":
+        value = -2.5
+    config = json.loads((TINY / "config.json").read_text())
+    with pytest.raises(CheckpointError) as raised:
+        GraniteSpeechConfig.from_dict(changed(config, place, value))
+    assert str(raised.value).startswith(f"config.json: {place} is {value!r}, but must be ")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "rule"),
+    [
+        ("d_model", 66, "a multiple of encoder_attention_heads, 4"),
+        ("conv_channels", 1, "even"),
+        ("conv_kernel_sizes", [5, 0], "a list in which each is an integer, at least 1"),
+        ("input_channels", 0, "an integer, at least 1"),
+        ("max_source_positions", -6000, "an integer, at least 1"),
+        ("decoder_start_token_id", 10**6, "below vocab_size"),
+        ("pad_token_id", None, "an integer, at least 0"),
+        ("encoder_layers", None, "an integer"),
+    ],
+)
+def test_of_speech_to_text(place, value, rule):
+    config = json.loads((TINY_S2T / "config.json").read_text())
+    with pytest.raises(CheckpointError, match=rf"json: {place} is .*, but must be {rule}"):
+        Speech2TextConfig.from_dict({**config, place: value})
+
+
+def test_relations_of_a_decoder():
+    with pytest.raises(CheckpointError, match="hidden_size is 65, but must be a multiple"):
+        LlamaConfig.from_dict({"hidden_size": 65, "num_attention_heads": 4})
+    assert LlamaConfig(hidden_size=65, num_attention_heads=4, head_dim=16).head_dim == 16
+    with pytest.raises(CheckpointError, match="head_dim is 7, but must be even"):
+        LlamaConfig.from_dict({"head_dim": 7})
+    with pytest.raises(CheckpointError, match=r"rope_parameters\.rope_theta is 0, but must be"):
+        LlamaConfig.from_dict({"rope_theta": 0})
+
+
+def test_a_configuration_that_is_made_by_hand_is_checked_too():
+    with pytest.raises(InputError, match="hidden_size is 0, but must be an integer, at least 1"):
+        GraniteConfig(hidden_size=0)
+
+
+def test_integers_with_a_point_and_null_where_it_means_something():
+    config = LlamaConfig.from_dict(
+        {"hidden_size": 64.0, "num_attention_heads": 4, "head_dim": None, "novelty": None}
+    )
+    assert (config.hidden_size, config.head_dim) == (64, 16)
+    assert type(config.hidden_size) is int
+    assert config.extra == {"novelty": None}
+
+
+GRANITE = {"encoder_config": {"num_layers": 16}, "projector_config": {"encoder_hidden_size": 1024}}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (GraniteSpeechConfig, {**GRANITE, "text_config": {"vocab_size": 49160, "pad_token_id": 0}}),
+        (GraniteSpeechConfig, {**GRANITE, "text_config": {"rope_theta": 1e7, "head_dim": 128}}),
+        (Jais2Config, {"num_hidden_layers": 68, "hidden_size": 7168, "intermediate_size": 57344,
+                       "num_attention_heads": 56, "rope_theta": 500000}),
+        (LlamaConfig, {"vocab_size": 128256, "max_position_embeddings": 131072, "pad_token_id": -1,
+                       "rope_theta": 5e5, "rope_scaling": LLAMA3, "eos_token_id": [128001, 128008],
+                       "num_key_value_heads": 8}),
+        (Speech2TextConfig, {"d_model": 1024, "encoder_attention_heads": 16, "num_beams": 5,
+                             "decoder_attention_heads": 16, "encoder_ffn_dim": 4096}),
+    ],
+)  # fmt: skip
+def test_released_ones_pass(kind, config):
+    assert kind.from_dict(config)
