@@ -312,7 +312,10 @@ class TestDamage:
             ({"melspec_kwargs": ["x"]}, "melspec_kwargs is"),
             ({"melspec_kwargs": {"n_mels": 40}}, "n_mels is 40 for the .*, but 80 for the model"),
             ({"melspec_kwargs": {"hop_length": 0}}, "hop_length is 0"),
-            ({"melspec_kwargs": {"n_fft": 256}}, "win_length is greater than n_fft"),
+            (
+                {"melspec_kwargs": {"n_fft": 256}},
+                "win_length is 400, but must be at most n_fft, 256",
+            ),
             ({"sampling_rate": "16000"}, "sampling_rate is '16000'"),
             ({"sampling_rate": 8000}, "sampling_rate 8000 contradicts the sample_rate 16000"),
             ({"projector_window_size": 10}, "window_size is 10 for the .*, but 15 for the model"),

@@ -1,11 +1,13 @@
 """What tokenizers, feature extractors and processors return, and rows of token ids as arrays."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import mlx.core as mx
 
 from ..errors import InputError, UnsupportedOptionError
+from ..fields import fitted
 
 TokenRows = Sequence[Sequence[int]] | mx.array  #: rows of token ids
 
@@ -94,9 +96,15 @@ def length_mask(lengths: list[int]) -> mx.array:
 
 
 def as_ids(ids: Any) -> list:
-    """Token ids, one or many or rows of them, from any kind of array or sequence."""
+    """Token ids, one or many or rows of them, from any kind of array or sequence.
+
+    Raises:
+        InputError: they are none.
+    """
     if hasattr(ids, "tolist"):
         ids = ids.tolist()
-    if isinstance(ids, int):
-        return [ids]
-    return [i.tolist() if hasattr(i, "tolist") else i for i in ids]
+    if isinstance(ids, Real):
+        ids = [ids]
+    elif isinstance(ids, Iterable) and not isinstance(ids, str | bytes | Mapping):
+        ids = list(ids)
+    return fitted("ids", ids, list[int] | list[list[int]])

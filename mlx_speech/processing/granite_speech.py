@@ -4,7 +4,7 @@ import os
 import re
 import reprlib
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import mlx.core as mx
 
@@ -16,7 +16,12 @@ from .batch import BatchEncoding, check_arrays, stack_padded
 from .log_mel import GraniteSpeechFeatureExtractor
 from .prompts import GRANITE_4_1, PromptStyle, language_code, prompt_style
 from .request import TranscriptionRequest
+from .settings import read_settings
 from .tokenizer import Tokenizer
+
+
+class _ProcessorSettings(TypedDict):
+    audio_token: str | None
 
 
 class GraniteSpeechProcessor:
@@ -73,9 +78,9 @@ class GraniteSpeechProcessor:
             if found != expected:
                 both = f"{found} for the feature extractor, but {expected:g} for the model"
                 raise CheckpointError(f"{folder}: {what} is {both}")
-        shared = read_json(folder, "processor_config.json", required=False)
+        shared = read_settings(folder, "processor_config.json", _ProcessorSettings)
         prompts = prompt_style(model_type, config.audio_token_index, name)
-        token = shared.get("audio_token", "<|audio|>")
+        token = shared.get("audio_token") or "<|audio|>"
         return cls(features, Tokenizer.from_pretrained(folder), token, prompts=prompts)
 
     def __call__(

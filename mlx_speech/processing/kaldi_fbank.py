@@ -7,12 +7,13 @@ mel-computations.cc), with the options that fairseq's S2T models were trained wi
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
+from ..fields import Range
 from .batch import BatchEncoding, check_arrays, stack_padded
 from .feature_extractor import FeatureExtractor, mono_recordings, too_short
 
@@ -132,9 +133,9 @@ class Speech2TextFeatureExtractor(FeatureExtractor):
         normalize_means, normalize_vars: what to normalise.
     """
 
-    num_mel_bins: int = 80
-    padding_value: float = 0.0
-    dither: float = 0.0
+    num_mel_bins: Annotated[int, Range(1, 1024)] = 80
+    padding_value: Annotated[float, Range(-1e6, 1e6)] = 0.0
+    dither: Annotated[float, Range(0, 1e6)] = 0.0
     do_ceptral_normalize: bool = True
     normalize_means: bool = True
     normalize_vars: bool = True

@@ -5,20 +5,29 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypedDict
 
 import mlx.core as mx
 import numpy as np
 
 from ..audio.recording import Recording
 from ..checkpoint.folder import read_json
-from ..errors import CheckpointError
+from ..errors import InputError
+from ..fields import Range, fit_items
 from .batch import length_mask, stack_padded
-from .feature_extractor import FeatureExtractor, mono_recordings, too_short
+from .feature_extractor import FeatureExtractor, SamplingRate, mono_recordings, too_short
 
 Reader = Callable[[int, int], mx.array]
 #: `melspec_kwargs` of a checkpoint that says nothing
 _DEFAULTS = {"sample_rate": 16000, "n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 80}
+
+
+class _MelSettings(TypedDict):
+    sample_rate: SamplingRate
+    n_fft: Annotated[int, Range(2, 8192)]
+    win_length: Annotated[int, Range(1, 8192)]
+    hop_length: Annotated[int, Range(1, 8192)]
+    n_mels: Annotated[int, Range(1, 1024)]
 
 
 @lru_cache
@@ -56,44 +65,48 @@ class GraniteSpeechFeatureExtractor(FeatureExtractor):
             how many of them become one audio token.
 
     Raises:
-        CheckpointError: a value is impossible or asks for what is not implemented.
+        InputError: a value is impossible or asks for what is not implemented.
     """
 
-    melspec_kwargs: dict[str, Any] = field(default_factory=dict)
-    projector_window_size: int = 15
-    projector_downsample_rate: int = 5
+    melspec_kwargs: dict = field(default_factory=dict)
+    projector_window_size: Annotated[int, Range(1, 1024)] = 15
+    projector_downsample_rate: Annotated[int, Range(1, 1024)] = 5
 
     _key = "audio_processor"
 
     def __post_init__(self):
-        given = self.melspec_kwargs or {}
-        if unknown := given.keys() - _DEFAULTS.keys():
-            raise CheckpointError(f"preprocessor_config.json: unsupported {', '.join(unknown)}")
-        self.melspec_kwargs = {**_DEFAULTS, "sample_rate": self.sampling_rate, **given}
-        for name, value in (*vars(self).items(), *self.melspec_kwargs.items()):
-            if name != "melspec_kwargs" and not (isinstance(value, int) and value > 0):
-                raise CheckpointError(f"preprocessor_config.json: {name} is {value!r}")
-        rate = self.melspec_kwargs["sample_rate"]
+        super().__post_init__()
+        if unknown := self.melspec_kwargs.keys() - _DEFAULTS.keys():
+            raise InputError(f"unsupported {', '.join(sorted(unknown))} in melspec_kwargs")
+        given = {**_DEFAULTS, "sample_rate": self.sampling_rate, **self.melspec_kwargs}
+        options = self.melspec_kwargs = fit_items(_MelSettings, given, "melspec_kwargs.")
+        rate, n_fft = options["sample_rate"], options["n_fft"]
+        for name, most, what in (
+            ("win_length", n_fft, "n_fft"),
+            ("projector_downsample_rate", self.projector_window_size, "projector_window_size"),
+        ):
+            value = options.get(name) or getattr(self, name)
+            if value > most:
+                raise InputError.must_be(name, value, f"at most {what}, {most}")
         if rate != self.sampling_rate:
             rates = f"sampling_rate {self.sampling_rate} contradicts the sample_rate {rate}"
-            raise CheckpointError(f"preprocessor_config.json: {rates} of melspec_kwargs")
-        if self.melspec_kwargs["win_length"] > self.melspec_kwargs["n_fft"]:
-            raise CheckpointError("preprocessor_config.json: win_length is greater than n_fft")
+            raise InputError(f"{rates} of melspec_kwargs")
+        if options["hop_length"] < rate / 1000:
+            raise InputError.must_be("hop_length", options["hop_length"], "at least a millisecond")
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
+    def from_dict(cls, data: dict[str, Any], place: str = "preprocessor_config.json: ") -> Self:
         """From the parsed preprocessor_config.json, which may be empty or have flat mel fields."""
-        flat = {k: data[k] for k in _DEFAULTS if k in data}
-        nested = data.get("melspec_kwargs") or {}
-        if not isinstance(nested, dict):
-            raise CheckpointError(f"preprocessor_config.json: melspec_kwargs is {nested!r}")
-        return super().from_dict({**data, "melspec_kwargs": {**flat, **nested}})
+        nested = data.get("melspec_kwargs")
+        if nested is None or isinstance(nested, dict):
+            nested = {**{k: data[k] for k in _DEFAULTS if k in data}, **(nested or {})}
+        return super().from_dict({**data, "melspec_kwargs": nested}, place)
 
     @classmethod
-    def _read(cls, folder: Path) -> dict[str, Any]:
-        config = read_json(folder)
+    def _read(cls, folder: Path) -> tuple[dict[str, Any], str]:
+        config, (data, place) = read_json(folder), super()._read(folder)
         names = [name for name in ("window_size", "downsample_rate") if name in config]
-        return {f"projector_{name}": config[name] for name in names} | super()._read(folder)
+        return {f"projector_{name}": config[name] for name in names} | data, place
 
     def __call__(self, audios: mx.array | np.ndarray | Sequence) -> dict[str, Any]:
         """Features of one or more recordings, each computed alone.

@@ -6,18 +6,26 @@ import warnings
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import mlx.core as mx
 
 from ..checkpoint.folder import read_json
 from ..checkpoint.hub import resolve_checkpoint
-from ..errors import CheckpointError, UnsupportedOptionError
+from ..errors import CheckpointError, InputError, UnsupportedOptionError
+from ..fields import Range, fit_items, fitted
 from .base_tokenizer import BaseTokenizer, check_text
 from .batch import as_ids
-from .tokenizer_files import content_of, further_tokens, named_tokens
+from .tokenizer_files import (
+    TokenizerSettings,
+    content_of,
+    further_tokens,
+    named_tokens,
+    read_tokenizer_config,
+)
 
 VOCAB_FILE = "vocab.json"
+TokenIndex = Annotated[int, Range(0, 2**24 - 1)]
 SPM_FILE = "sentencepiece.bpe.model"
 #: languages by the checkpoints' `lang_codes`
 LANGUAGES = {"mustc": ["pt", "fr", "ru", "nl", "ro", "it", "es", "de"]}
@@ -69,6 +77,11 @@ class Speech2TextTokenizer(BaseTokenizer):
         sp_model_kwargs: dict[str, Any] | None = None,
     ):
         self.encoder = read_json(Path(vocab_file).parent, Path(vocab_file).name)
+        try:
+            for piece, index in self.encoder.items():
+                self.encoder[piece] = fitted(repr(piece), index, TokenIndex)
+        except InputError as error:
+            raise CheckpointError(f"{vocab_file}: {error}") from None
         self.decoder = {index: piece for piece, index in self.encoder.items()}
         self.sp_model = _read_spm(Path(spm_file), sp_model_kwargs or {})
         self.do_upper_case, self.do_lower_case = do_upper_case, do_lower_case
@@ -106,13 +119,18 @@ class Speech2TextTokenizer(BaseTokenizer):
         Args:
             revision: branch, tag or commit of the repository.
             options: arguments of the class that replace the checkpoint's, e.g. `tgt_lang`.
+
+        Raises:
+            CheckpointError: a file is missing or malformed.
+            InputError: there is no such option, or it is of another type.
         """
         folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
-        config = read_json(folder, "tokenizer_config.json", required=False)
-        if "added_tokens_decoder" not in config:  # older checkpoints
-            config |= read_json(folder, "special_tokens_map.json", required=False)
-        known = cls.__init__.__kwdefaults__ or ()
-        arguments = {name: config[name] for name in known if name in config}
+        config = read_tokenizer_config(folder)
+        known = cls.__init__.__kwdefaults__ or {}
+        if unknown := ", ".join(sorted(options.keys() - known)):
+            raise InputError(f"a tokenizer has no option {unknown}, but {', '.join(sorted(known))}")
+        options = fit_items(TokenizerSettings, options)
+        arguments = {name: config[name] for name in known if config.get(name) is not None}
         tokens = {name: content_of(token) for name, token in named_tokens(config).items()}
         arguments |= {name: tokens[name] for name in arguments.keys() & tokens.keys()}
         arguments["additional_special_tokens"] = [content_of(t) for t in further_tokens(config)]
@@ -218,6 +236,8 @@ def _read_spm(file: Path, options: dict[str, Any]):
     if not file.is_file():
         raise CheckpointError(f"{file.parent}: no {file.name} here, and the tokenizer needs it")
     try:
-        return SentencePieceProcessor(model_file=str(file), **options)
-    except (RuntimeError, TypeError, OSError) as error:
+        model = SentencePieceProcessor(model_file=str(file), **options)
+        model.encode("a")  # options are looked at only now
+        return model
+    except (RuntimeError, TypeError, ValueError, ArithmeticError, OSError) as error:
         raise CheckpointError(f"{file}: not a readable SentencePiece model: {error}") from error

@@ -2,14 +2,42 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from ..checkpoint.folder import read_json
-from ..errors import CheckpointError
+from ..errors import CheckpointError, MlxSpeechError
+from ..fields import fit_items
 from .sentencepiece_model import read_sentencepiece
+from .settings import read_settings
+
+Token = str | dict  #: its text, or that as "content" with its flags
+
+
+class TokenizerSettings(TypedDict):
+    """What is read of tokenizer_config.json and special_tokens_map.json."""
+
+    bos_token: Token | None
+    eos_token: Token | None
+    unk_token: Token | None
+    pad_token: Token | None
+    added_tokens_decoder: dict | None
+    additional_special_tokens: list[Token] | None
+    extra_special_tokens: list[Token] | dict | None
+    add_bos_token: bool | None
+    add_eos_token: bool | None
+    add_prefix_space: bool | None
+    legacy: bool | None
+    split_special_tokens: bool | None
+    padding_side: Literal["left", "right"] | None
+    do_lower_case: bool | None
+    do_upper_case: bool | None
+    tgt_lang: str | None
+    lang_codes: str | None
+    sp_model_kwargs: dict | None
+
 
 JSON_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
@@ -31,7 +59,7 @@ def read_tokenizer(
         CheckpointError: neither file is there, or a file is malformed.
     """
     try:
-        config = _read_settings(folder)
+        config = read_tokenizer_config(folder)
         file = folder / JSON_FILE
         from_json = file.is_file()
         if from_json:
@@ -48,7 +76,7 @@ def read_tokenizer(
             config = {**_LLAMA_TOKENS, **config}
         if not from_json and config["bos_token"] is not None:
             config.setdefault("add_bos_token", True)
-        config |= options
+        config |= fit_items(TokenizerSettings, options)
         if not from_json:
             backend = _as_llama(read_sentencepiece(folder / SENTENCEPIECE_FILE), config)
         elif llama:
@@ -59,17 +87,21 @@ def read_tokenizer(
             config.setdefault("pad_token", backend.padding["pad_token"])
         _add_tokens(backend, config)
         return backend, config
-    except CheckpointError:
+    except MlxSpeechError:
         raise
     except Exception as error:  # the tokenizers library raises nothing more specific
         raise CheckpointError(f"{folder}: not a readable tokenizer: {error}") from error
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, and what older checkpoints keep beside it, in one dictionary."""
-    config = read_json(folder, "tokenizer_config.json", required=False)
-    if "added_tokens_decoder" not in config:
-        config |= read_json(folder, "special_tokens_map.json", required=False)
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, and what older checkpoints keep beside it, in one dictionary.
+
+    Raises:
+        CheckpointError: a file is malformed, or a value of another type.
+    """
+    config = read_settings(folder, "tokenizer_config.json", TokenizerSettings)
+    if config.get("added_tokens_decoder") is None:
+        config |= read_settings(folder, "special_tokens_map.json", TokenizerSettings)
         special = {content_of(t) for t in (*named_tokens(config).values(), *further_tokens(config))}
         config["added_tokens_decoder"] = {
             token_id: {"content": text, "special": text in special}

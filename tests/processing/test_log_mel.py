@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -200,7 +202,27 @@ class TestFeatures:
 
     def test_unknown_parameters(self):
         with pytest.raises(CheckpointError, match="unsupported power"):
-            GraniteSpeechFeatureExtractor(melspec_kwargs={"power": 1.0})
+            GraniteSpeechFeatureExtractor.from_dict({"melspec_kwargs": {"power": 1.0}})
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"sampling_rate": 0}, "sampling_rate is 0, but must be an integer, at least 1000"),
+            ({"sampling_rate": "16000"}, "sampling_rate is '16000', but must be an integer"),
+            ({"n_fft": 2**20}, r"melspec_kwargs.n_fft is 1048576, .* at most 8192"),
+            ({"melspec_kwargs": {"n_mels": -80}}, r"melspec_kwargs.n_mels is -80"),
+            ({"melspec_kwargs": {"hop_length": math.nan}}, r"melspec_kwargs.hop_length is nan"),
+            ({"hop_length": 1}, "hop_length is 1, but must be at least a millisecond"),
+            ({"win_length": 600}, "win_length is 600, but must be at most n_fft, 512"),
+            ({"melspec_kwargs": [80]}, r"melspec_kwargs is \[80\], but must be an object"),
+            ({"projector_window_size": 10**9}, "projector_window_size is 1000000000"),
+            ({"projector_downsample_rate": 16}, "must be at most projector_window_size, 15"),
+        ],
+        ids=str,
+    )
+    def test_impossible_parameters(self, settings, message):
+        with pytest.raises(CheckpointError, match=f"^preprocessor_config.json: .*{message}"):
+            GraniteSpeechFeatureExtractor.from_dict(settings)
 
     def test_null_is_nothing(self):
         extractor = GraniteSpeechFeatureExtractor.from_dict({"melspec_kwargs": None})
