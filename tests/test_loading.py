@@ -314,7 +314,7 @@ class TestDamage:
             ({"melspec_kwargs": {"hop_length": 0}}, "hop_length is 0"),
             (
                 {"melspec_kwargs": {"n_fft": 256}},
-                "win_length is 400, but must be at most n_fft, 256",
+                "win_length is 400, but must be at most n_fft",
             ),
             ({"sampling_rate": "16000"}, "sampling_rate is '16000'"),
             ({"sampling_rate": 8000}, "sampling_rate 8000 contradicts the sample_rate 16000"),
