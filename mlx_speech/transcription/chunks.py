@@ -20,6 +20,8 @@ from .vad import SILENCE_DBFS, EnergyVAD, SpeechActivity, SpeechRegions
 ONSET_PADDING_FRAMES = 7
 RELEASE_PADDING_FRAMES = 9
 BatchSize = Annotated[int, Range(1)]  #: segments that are decoded together
+#: a recording of fewer has no whole window of any family's features (25 ms): there is no speech
+SHORTEST_SAMPLES = 400
 _PART_FRAMES = 1500  #: frames that the energy VAD looks at together, half a minute
 
 
@@ -135,20 +137,21 @@ def energy_chunks(
             yield AudioChunk.of_span(span, recording, samples)
 
 
-def why_empty(recording: Recording, segments: int) -> str:
+def why_empty(recording: Recording, other_regions: int, segments: int) -> str:
     """Why a recording gave no text.
 
     Args:
+        other_regions: how many of its sounds stood out, and were not speech.
         segments: how many were decoded.
     """
-    if segments:
-        return f"the model wrote none for what may be speech ({segments} segments)"
+    if recording.size < SHORTEST_SAMPLES:
+        return f"it is of {1000 * recording.duration:.0f} ms, too short for speech"
     if recording.peak < 10 ** (SILENCE_DBFS / 20):
         return "it is silent"
-    vad = EnergyVAD()
-    sound = [vad.push(part).speech.any() for part, _ in _parts(recording)]
-    if any(sound) or vad.finish().speech.any():
-        return "no speech was found in its sound"
+    if segments:
+        return f"the model found no words in what may be speech ({segments} segments)"
+    if other_regions:
+        return f"no speech was found in what stands out from its noise ({other_regions} sounds)"
     peak = 20 * math.log10(recording.peak)
     return f"nothing stands out from its noise floor as speech would (its peak is {peak:.0f} dBFS)"
 

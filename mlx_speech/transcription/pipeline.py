@@ -21,11 +21,13 @@ from ..errors import CheckpointError, InputError, UnsupportedOptionError
 from ..fields import fitted
 from ..generation.protocols import GenerativeModel
 from ..loading import architecture, load
+from ..models.silero_vad import SileroVAD
 from ..processing.request import TranscriptionRequest
-from .chunks import AudioChunk, BatchSize, ChunkOptions, why_empty
+from .chunks import SHORTEST_SAMPLES, AudioChunk, BatchSize, ChunkOptions, why_empty
 from .family import SpeechFamily, SpeechProcessor
 from .segment_decoder import SegmentDecoder
 from .transcript import Segment, Transcript, TranscriptionDelta
+from .vad import has_speech
 
 DEFAULT_MODEL = "ibm-granite/granite-speech-4.1-2b"
 
@@ -172,10 +174,12 @@ def _with_text(transcripts: list[Transcript]) -> Transcript:
 class Job:
     """A recording and what is to be done with it; `prepare` makes it.
 
-    find_chunks: finds the parts of it that have speech, as they are asked for.
-    decoder: makes segments of them.
+    find_chunks: finds the parts of it that may have speech, as they are asked for.
+    decoder: makes segments of those that have.
     language: code of the text's, if one was asked for.
     read_track: reads another audio track, unless one was chosen.
+    regions, other_regions: start and end, in seconds, of each stretch of speech so far, and of what
+        may have been speech and was other sound.
     """
 
     recording: Recording
@@ -184,10 +188,13 @@ class Job:
     language: str | None
     read_track: Callable[[int], Recording] | None = None
     regions: list[tuple[float, float]] = field(default_factory=list)
+    other_regions: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def chunks(self) -> Iterable[AudioChunk]:
-        """The parts of the recording that have speech, found as they are asked for."""
+        """The parts of the recording that may have speech, found as they are asked for."""
+        if self.recording.size < SHORTEST_SAMPLES:
+            return ()
         return self.find_chunks(self.recording)
 
     def tracks(self) -> Iterator[Self]:
@@ -198,13 +205,13 @@ class Job:
         for number in range(self.recording.track + 1, self.recording.tracks + 1):
             recording = self.read_track(number)
             recording.remarks.append(chosen_track(recording, "with speech"))
-            yield replace(self, recording=recording, regions=[])
+            yield replace(self, recording=recording, regions=[], other_regions=[])
 
     def batches(self, size: int, progress: Progress | None) -> Iterator[list[AudioChunk]]:
         """The chunks, so many at a time; each batch is decoded before the next is asked for."""
         report = progress or (lambda done, total: None)
         duration = self.recording.duration
-        chunks = iter(self.chunks)
+        chunks = self._spoken()
         report(0.0, duration)
         while batch := list(islice(chunks, size)):
             yield batch
@@ -212,6 +219,17 @@ class Job:
             mx.clear_cache()
             report(min(batch[-1].begin + batch[-1].duration, duration), duration)
         report(duration, duration)
+
+    def _spoken(self) -> Iterator[AudioChunk]:
+        """The chunks in which somebody speaks: a decoder has words for any sound."""
+        silero = SileroVAD.bundled()
+        for chunk in self.chunks:
+            start = round(chunk.begin * SAMPLING_RATE)
+            samples = self.recording.read(start, start + round(chunk.duration * SAMPLING_RATE))
+            if has_speech(samples, silero):
+                yield chunk
+            else:
+                self.other_regions += chunk.regions
 
     def stream(
         self, progress: Progress | None
@@ -228,7 +246,9 @@ class Job:
         text = " ".join(segment.text for segment in segments if segment.text)
         remarks = list(self.recording.remarks)
         if not text:
-            remarks.append(f"no text: {why_empty(self.recording, len(segments))}")
+            remarks.append(
+                f"no text: {why_empty(self.recording, len(self.other_regions), len(segments))}"
+            )
         return Transcript(
             text, self.language, self.recording.duration, segments, self.regions, remarks
         )

@@ -1,4 +1,9 @@
-"""Voice activity detection (VAD), encoder frame by encoder frame (20 ms each)."""
+"""Voice activity detection (VAD), encoder frame by encoder frame (20 ms each).
+
+Energy and CTC heads tell where there may be speech, and where to cut. What energy takes for speech
+may be music, and what a head writes over a siren is no word; whether anybody speaks at all in what
+was cut, Silero VAD tells.
+"""
 
 from dataclasses import dataclass
 from typing import Self
@@ -7,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from ..models.silero_vad import WINDOW_SAMPLES, SileroVAD
 from .frames import FRAME_SAMPLES
 
 SILENCE_DBFS = -80.0  #: quieter frames are silent: RMS from 200 to 6400 Hz, where full scale is 1
@@ -22,6 +28,13 @@ RELEASE_FRAMES = 16  #: to so many after one
 REACH_FRAMES = 50
 #: those that go on with what was said before have no more frames of silence than this before them
 LINK_FRAMES = 12
+#: somebody speaks where Silero VAD is surer than this, its authors' threshold, for so many windows
+#: in a row (0.13 s). In speech 10 dB over noise it is so of every single digit; one melody in 20
+#: has such a stretch, and of three windows one in 8
+SPEECH_PROBABILITY = 0.5
+SPEECH_WINDOWS = 4
+SPEECH_DBFS = -20.0  #: RMS that it is given: from 40 dB less on, it is less and less sure
+CHECKED_WINDOWS = 32  #: windows that it is given together, a second; the first that speak suffice
 OCTAVES = (4, 8, 16, 32, 64, 128)  #: edges of the octaves from 200 to 6400 Hz, in bins of 50 Hz
 
 
@@ -72,6 +85,22 @@ def ctc_vad(ctc_logits: mx.array, blank: int = 0, space: int | None = None) -> S
         speech = speech & (likeliest != space)
         level = level - 2.0 * probabilities[:, space]
     return SpeechActivity(np.array(speech), np.array(level))
+
+
+def has_speech(samples: mx.array, silero: SileroVAD) -> bool:
+    """Whether somebody speaks in (n,) samples at 16 kHz, however loud or quiet they are."""
+    samples = samples.astype(mx.float32)
+    samples = samples - samples.mean()
+    gain = 10 ** (SPEECH_DBFS / 20) / (mx.sqrt(mx.square(samples).mean()) + 1e-9)
+    step = CHECKED_WINDOWS * WINDOW_SAMPLES
+    state, in_a_row = None, 0
+    for start in range(0, samples.size, step):
+        probabilities, state = silero(gain * samples[start : start + step], state)
+        for probability in probabilities.tolist():
+            in_a_row = in_a_row + 1 if probability > SPEECH_PROBABILITY else 0
+            if in_a_row == SPEECH_WINDOWS:
+                return True
+    return False
 
 
 class EnergyVAD:
