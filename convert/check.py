@@ -22,10 +22,12 @@ from mlx_speech.checkpoint.folder import read_json, weight_files
 from mlx_speech.checkpoint.hub import resolve_checkpoint
 from mlx_speech.checkpoint.weights import ADAPTER_WEIGHTS
 from mlx_speech.errors import AudioError, UnsupportedOptionError
+from mlx_speech.files import errors_about
 from mlx_speech.generation import prefill
 from mlx_speech.loading import architecture, load
 from mlx_speech.transcription.pipeline import prepare, transcribe
 
+from .shards import save_tensors
 from .word_errors import word_error_rate, word_errors
 
 #: what is compared by relative error, in the order in which it is computed
@@ -230,7 +232,9 @@ class ModelRunner:
                 references.append(ReferenceSegment(audio.begin, end, segment.tokens))
                 mx.clear_cache()
             for number, stages in enumerate(self._stages(job.recording, references)):
-                mx.save_safetensors(f"{stem}{number}.safetensors", stages)
+                kept = Path(f"{stem}{number}.safetensors")
+                with errors_about(kept):
+                    save_tensors(kept, stages)
             return job.transcript(segments).text, references
 
     def compare(

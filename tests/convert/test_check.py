@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gc
 import itertools
@@ -261,6 +262,18 @@ def test_recordings_are_looked_at_before_anything_is_loaded(tmp_path, monkeypatc
 # The bundled recordings
 
 
+def test_a_full_disk(monkeypatch):
+    """Of temporary files, one of which is named."""
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("convert.check.save_tensors", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        check(TINY, [TINY], [GATE])
+    assert Path(raised.value.filename).name == "0-0.safetensors"
+
+
 def test_bundled_recordings_are_installed():
     files = bundled_recordings()
     assert len(files) >= 4
@@ -305,7 +318,7 @@ def test_table_fits_a_terminal(report):
     assert "  converted: (nothing)" in lines
 
 
-def test_names_are_fitting_name():
+def test_names_are_shortened():
     assert fitting_name("short.wav", 20) == "short.wav"
     assert fitting_name("a very long recording.wav", 20) == "a very lon…rding.wav"
     assert fitting_name("two\nlines.wav", 20) == r"'two\nlines.wav'"
