@@ -17,6 +17,8 @@ from typing import Any, Self
 
 #: characters of a message, and of what it quotes where it would be longer
 LONGEST_MESSAGE, LONGEST_QUOTE = 300, 100
+# a message of our own words only, such as a list of what is wrong, may be a little longer
+_TOLERATED = 400
 
 # what terminals take for commands: colours and so on, titles and links, others
 _ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?")
@@ -26,7 +28,7 @@ _QUOTE = re.compile(rf"""(["']).{{{LONGEST_QUOTE - 1},}}?\1|\S{{{LONGEST_QUOTE +
 
 
 def one_line(message: str) -> str:
-    """A message as one line, of at most `LONGEST_MESSAGE` characters, whatever it quotes.
+    """A message as one line, of about `LONGEST_MESSAGE` characters at most, whatever it quotes.
 
     What is too long loses its middle, first in what is quoted: how a message begins and what to do,
     at its end, stay. What is no text is escaped, or where terminals would obey it left out.
@@ -35,7 +37,8 @@ def one_line(message: str) -> str:
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     if len(text) > LONGEST_MESSAGE:
         text = _QUOTE.sub(lambda quote: shortened(quote[0], LONGEST_QUOTE), text)
-    return shortened(text, LONGEST_MESSAGE)
+    whole = len(text) <= _TOLERATED and "…" not in text
+    return text if whole else shortened(text, LONGEST_MESSAGE)
 
 
 def shortened(text: str, length: int) -> str:

@@ -76,7 +76,13 @@ class TestOneLine:
         assert len(line) <= 300
         assert all(part in line for part in said)
 
-    def test_a_message_that_is_not_too_long_stays(self):
-        message = f"'{'a' * 200}' {'b' * 97}"
-        assert len(message) == 300
+    @pytest.mark.parametrize("message", [f"'{'a' * 200}' {'b' * 97}", "a list, " * 50])
+    def test_a_message_that_is_hardly_too_long_stays(self, message):
+        assert len(message) in (300, 400)
         assert one_line(message) == message
+        assert len(one_line(f"{message}{message}")) <= 300
+
+    def test_a_message_within_another(self):
+        inner = InputError("two words " * 9999 + "; leave them out")
+        assert len(str(inner)) == len(one_line(f"a.wav: {inner}")) == 300
+        assert str(InputError(f"a.wav: {inner}")).endswith("; leave them out")

@@ -250,7 +250,8 @@ def test_rates_that_are_none(rate):
     assert re.search("^sampling_rate must be a number of hertz", refused(sine(), rate))
     message = refused(sine(), 16000, target_sampling_rate=rate)
     assert re.search("^target_sampling_rate must be", message)
-    assert message.endswith(f"but is {rate!r}")
+    assert "but is" in message
+    assert message.endswith(repr(rate)[-40:])  # of a long one, the middle is left out
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_path_that_does_not_exist(hub, name):
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("name", ["", "my model/x", "owner/mo--del", "owner/", "a" * 300])
+@pytest.mark.parametrize("name", ["", "my model/x", "owner/mo--del", "owner/", "a" * 97])
 def test_neither_path_nor_repository(hub, name):
     assert "owner/name" in error_of(name, kind=CheckpointError)
     assert hub.requests == []
