@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from .. import __version__
 from ..errors import InputError, MlxSpeechError, one_line
 from .console import Console, as_option
-from .streams import StandardOutputError, need_standard_output, open_standard_streams
+from .streams import (
+    StandardOutputError,
+    flushed_standard_output,
+    need_standard_output,
+    open_standard_streams,
+)
 
 if TYPE_CHECKING:
     from ..generation.text import GenerationResponse
@@ -206,19 +211,15 @@ def run_command(
     open_standard_streams()
     console = Console()
     try:
-        with ended_by_signals():
-            try:
-                args = parser.parse_args(argv)
-                console = Console(args)
-                with console.showing_warnings():
-                    try:
-                        usage = check_usage(parser, args)
-                    except InputError as error:
-                        parser.error(error.spelled(as_option))
-                    return work(args, console, usage)
-            finally:
-                if sys.stdout is not None:
-                    sys.stdout.flush()
+        with ended_by_signals(), flushed_standard_output():
+            args = parser.parse_args(argv)
+            console = Console(args)
+            with console.showing_warnings():
+                try:
+                    usage = check_usage(parser, args)
+                except InputError as error:
+                    parser.error(error.spelled(as_option))
+                return work(args, console, usage)
     except KeyboardInterrupt:
         console.say("interrupted")
         return 130

@@ -81,6 +81,17 @@ class _StandardError(_Stream):
         return suppress(OSError)
 
 
+@contextmanager
+def flushed_standard_output() -> Iterator[None]:
+    """At its end all is written, or `StandardOutputError` raised; not when Python ends, which
+    would have an exit status of its own for that."""
+    try:
+        yield
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
 def need_standard_output(remedy: str = "open it") -> None:
     """Raises `InputError` where results would be lost."""
     if sys.stdout is None:
