@@ -50,7 +50,7 @@ def check_target(target: Path, source: str | os.PathLike, overwrite: bool) -> No
         wrong = "is, or holds, the current folder"
     elif not there.is_dir():
         wrong = "is a file" if there == place else f"is to be below the file {there}"
-    elif Path(source).expanduser().resolve().is_relative_to(place):
+    elif Path(os.path.realpath(os.path.expanduser(source))).is_relative_to(place):
         wrong = "is, or holds, the model to be converted"
     if wrong:
         raise InputError.about(f"{{target}} {wrong}; give another {{mlx_path}}", target=target)

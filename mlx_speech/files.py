@@ -121,7 +121,7 @@ def errors_about(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        named = error.filename is not None and _HIDDEN not in os.path.basename(error.filename)
+        named = error.filename is not None and _HIDDEN not in os.path.basename(str(error.filename))
         if named or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error

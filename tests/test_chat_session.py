@@ -106,6 +106,15 @@ class TestChat:
         assert other.messages == session.messages
         assert responses[0].prompt_tokens < 30
 
+    def test_saved_files_are_replaced_unless_told_otherwise(self, session, tmp_path):
+        for overwrite in (False, True):
+            session.save(tmp_path / "chat", overwrite=overwrite)
+        before = (tmp_path / "chat").read_bytes()
+        session.send(COMMAND)
+        with pytest.raises(InputError, match="chat exists already; overwrite replaces it"):
+            session.save(tmp_path / "chat", overwrite=False)
+        assert (tmp_path / "chat").read_bytes() == before
+
     def test_failed_load_changes_nothing(self, session, tmp_path):
         session.send(COMMAND)
         before = list(session.messages)
