@@ -389,9 +389,9 @@ class TestWrongInput:
             ((GATE, "-f", "srt", "--max-line-count", 2), "without --max-line-width; give both"),
             (("-", "-"), "only once"),
             ((GATE, "--stream", "--batch-size", 2), "leave out --batch-size"),
-            ((GATE, "--batch-size", 0), "--batch-size is 0, but must be at least 1"),
-            ((GATE, "--chunk-duration", 0), "--chunk-duration is 0 s, but must be at least 1 s"),
-            ((GATE, "--min-silence", "nan"), "--min-silence is nan s"),
+            ((GATE, "--batch-size", 0), "--batch-size is 0, but must be an integer, at least 1"),
+            ((GATE, "--chunk-duration", 0), "--chunk-duration is 0.0, but must be a finite number, at least 1"),
+            ((GATE, "--min-silence", "nan"), "--min-silence is nan, but must be a finite number"),
             (
                 (GATE, "--word-timestamps", "--task", "translate", "--target-language", "fr"),
                 "--word-timestamps are of what was said",
