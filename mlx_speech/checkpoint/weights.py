@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
 from ..errors import CheckpointError
+from ..fields import fitted
 from ..generation.config import GenerationConfig
 from ..layers.lora import AdaptableModel, LoraConfig, apply_adapter
 from .elements import type_name
@@ -59,6 +60,7 @@ def load_weights(
         CheckpointError: tensors are missing, superfluous, misshapen, damaged or of the wrong type;
             the configuration is malformed; the adapter does not fit.
     """
+    dtype = _floating(dtype)
     model = lazy_model(folder, config, model_class)
     if dtype is None and mx.default_device().type == mx.DeviceType.cpu:
         dtype = mx.float32
@@ -71,6 +73,14 @@ def load_weights(
     mx.eval(model.parameters())
     check_finite(tree_flatten(model.parameters()), folder)
     return model
+
+
+def _floating(dtype: Any) -> mx.Dtype | None:
+    """A type to compute in, by its name as well."""
+    names = ("float32", "float16", "bfloat16")
+    if dtype is None or dtype in [getattr(mx, name) for name in names]:
+        return dtype
+    return getattr(mx, fitted("dtype", dtype, Literal[names]))
 
 
 def lazy_model(folder: Path, config: dict, model_class: type[T]) -> T:

@@ -18,6 +18,7 @@ from mlx_speech import (
     CheckpointError,
     GraniteForCausalLM,
     GraniteSpeechForConditionalGeneration,
+    InputError,
     load,
 )
 from mlx_speech.checkpoint.safetensors import read_safetensors
@@ -343,3 +344,10 @@ def test_layers_are_not_built_without_tensors(tiny_copy, monkeypatch):
     message = r"config\.json: text_config\.num_hidden_layers is 4000, but the weights are \d+ tens"
     with pytest.raises(CheckpointError, match=message):
         load_model(tiny_copy)
+
+
+def test_types_by_name():
+    assert load_model(TINY, dtype="float16").dtype == mx.float16
+    for dtype in ("float8", 16, mx.int32):
+        with pytest.raises(InputError, match=r"dtype is .*, but must be 'float32' or 'float16'"):
+            load_model(TINY, dtype=dtype)

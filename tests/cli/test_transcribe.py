@@ -390,7 +390,10 @@ class TestWrongInput:
             (("-", "-"), "only once"),
             ((GATE, "--stream", "--batch-size", 2), "leave out --batch-size"),
             ((GATE, "--batch-size", 0), "--batch-size is 0, but must be an integer, at least 1"),
-            ((GATE, "--chunk-duration", 0), "--chunk-duration is 0.0, but must be a finite number, at least 1"),
+            (
+                (GATE, "--chunk-duration", 0),
+                "--chunk-duration is 0.0, but must be a finite number, at least 1",
+            ),
             ((GATE, "--min-silence", "nan"), "--min-silence is nan, but must be a finite number"),
             (
                 (GATE, "--word-timestamps", "--task", "translate", "--target-language", "fr"),
