@@ -143,7 +143,10 @@ class ChatSession:
         Raises:
             InputError: the file cannot be written, or there is one that may not be replaced.
         """
-        metadata = {"messages": json.dumps(self.messages), "ids": json.dumps(self._ids)}
+        try:
+            metadata = {"messages": json.dumps(self.messages), "ids": json.dumps(self._ids)}
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the messages are not plain data: {error}") from error
         save_prompt_cache(path, self._cache, self.model, metadata=metadata, overwrite=overwrite)
 
     def load(self, path: str | os.PathLike) -> None:

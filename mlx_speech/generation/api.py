@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import ContextLengthError, InputError, UnsupportedOptionError
 from .beam import Hypothesis, beam_search
@@ -130,11 +131,16 @@ def prefill(
     if input_ids is not None:
         kwargs["input_ids"] = input_ids
     config, inputs = resolve_config(model, kwargs, streaming)
+    inputs = {name: _as_mlx(value) for name, value in inputs.items()}
     stopping = StoppingCriteria(config, inputs.pop("tokenizer", None))
     processors = inputs.pop("logits_processor", None) or ()
     processors = [processors] if callable(processors) else processors
+    if not isinstance(processors, Sequence) or not all(map(callable, processors)):
+        raise InputError.must_be("logits_processor", processors, "one or more functions")
     draft_model = inputs.pop("draft_model", None)
     cache = inputs.pop("past_key_values", None) or None
+    if cache is not None and not is_cache(cache):
+        raise InputError.must_be("past_key_values", cache, "what make_cache returned")
     prompt, attention_mask = model.prepare_prompt(inputs, config)
     check_prompt(prompt, model.vocab_size)
     has_audio = any(inputs.get(name) is not None for name in ("input_features", "audio_features"))
@@ -161,6 +167,19 @@ def prefill(
         history = mx.where(attention_mask != 0, prompt, prompt[:, -1:])
     fed = (config, history, logits, step, cache, stopping, processors)
     return Prefilled(*fed, prompt=prompt, draft=draft)
+
+
+def _as_mlx(value: Any) -> Any:
+    """Arrays of NumPy and other libraries as MLX's; anything else as it is."""
+    if isinstance(value, mx.array) or not hasattr(value, "__array__"):
+        return value
+    array = np.asarray(value)
+    return mx.array(array.astype(array.dtype.newbyteorder("="), order="C", copy=False))
+
+
+def is_cache(cache: Any) -> bool:
+    """Whether it is a cache for every layer."""
+    return isinstance(cache, Sequence) and all(isinstance(layer, LayerCache) for layer in cache)
 
 
 def _check_cache(
@@ -232,6 +251,8 @@ def left_padding(attention_mask: mx.array | None, input_ids: mx.array) -> list[i
     """
     if attention_mask is None:
         return None
+    if not isinstance(attention_mask, mx.array):
+        raise InputError.must_be("attention_mask", attention_mask, "an array (batch, length)")
     if attention_mask.shape != input_ids.shape:
         shapes = f"{attention_mask.shape}, but input_ids are {input_ids.shape}"
         raise InputError(f"attention_mask is {shapes}")

@@ -14,6 +14,7 @@ from ..errors import CheckpointError, InputError
 from ..fields import fit_items, fitted
 from ..files import replacing
 from ..layers.cache import KVCache, QuantizedKVCache, RotatingKVCache, Size
+from .api import is_cache
 from .protocols import GenerativeModel
 
 _FORMAT = "mlx_speech prompt cache 1"
@@ -54,6 +55,9 @@ def save_prompt_cache(
         InputError: the cache is of a padded batch, the file cannot be written, or there is one that
             may not be replaced.
     """
+    if not cache or not is_cache(cache):
+        raise InputError.must_be("cache", cache, "what make_cache returned")
+    metadata = {name: fitted(name, text, str) for name, text in (metadata or {}).items()}
     if any(layer.padded for layer in cache):
         raise InputError("a cache of prompts of different lengths cannot be saved")
     kind = type(cache[0])
@@ -63,7 +67,7 @@ def save_prompt_cache(
         "kind": kind.__name__,
         "settings": {name: getattr(cache[0], name) for name in _SETTINGS[kind]},
         "length": cache[0].length,
-        "metadata": metadata or {},
+        "metadata": metadata,
     }
     arrays = {
         f"{number}.{part}": array

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import mlx.core as mx
 
@@ -12,6 +12,7 @@ from .config import GenerationConfig
 Step = Callable[[mx.array], mx.array]
 
 
+@runtime_checkable
 class LayerCache(Protocol):
     """The cache of one attention layer; see `mlx_speech.layers.cache`."""
 
@@ -26,12 +27,14 @@ class LayerCache(Protocol):
     def reorder(self, rows: mx.array) -> None: ...
 
 
+@runtime_checkable
 class Detokenizes(Protocol):
     """What turns ids into text."""
 
     def decode(self, ids: Any) -> str: ...
 
 
+@runtime_checkable
 class TextTokenizer(Detokenizes, Protocol):
     """What turns a prompt of any kind into ids, too."""
 

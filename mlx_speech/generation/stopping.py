@@ -20,6 +20,8 @@ class StoppingCriteria:
         self._strings = config.stop_texts
         if self._strings and tokenizer is None:
             raise InputError("stop_strings need the tokenizer as well: generate(tokenizer=…)")
+        if not isinstance(tokenizer, Detokenizes | None):
+            raise InputError.must_be("tokenizer", tokenizer, "what decodes the model's tokens")
         self._tokenizer = tokenizer
         # a token stands for a byte at least, unless it is a special one
         self._window = max((len(s.encode()) for s in self._strings), default=0) + 8

@@ -3,15 +3,17 @@
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import mlx.core as mx
 
 from ..errors import InputError, UnsupportedOptionError
-from .api import Prefilled, prefill
+from ..fields import Range, fitted
+from .api import Prefilled, check_generates, is_cache, prefill
 from .protocols import GenerativeModel, TextTokenizer
 from .streaming import answer_text, stream_text
 
+_Id = Annotated[int, Range(-(2**31), 2**31 - 1)]  # whether the model knows it is checked later
 #: a text; messages of a conversation, `{"role": ..., "content": ...}`; or token ids
 Prompt = str | Sequence[dict[str, Any]] | Sequence[int]
 
@@ -96,13 +98,14 @@ def _prefill(
     model: GenerativeModel, processor: Any, prompt: Prompt, options: dict, streaming: bool = False
 ) -> tuple[Prefilled, TextTokenizer, int, float]:
     """Feed a prompt; gives the run, the tokenizer, how many tokens were fed, and when it began."""
+    check_generates(model)
     if getattr(model.config, "is_encoder_decoder", False):
         what = f"a {model.config.model_type} model answers recordings, not texts; transcribe them"
         raise UnsupportedOptionError(what)
     tokenizer = text_tokenizer(processor)
     ids = prompt_ids(tokenizer, prompt)
     cache = options.get("past_key_values")
-    new_tokens = len(ids) - (cache[0].length if cache else 0)
+    new_tokens = len(ids) - (cache[0].length if cache and is_cache(cache) else 0)
     mx.reset_peak_memory()
     begin = time.perf_counter()
     options = {"tokenizer": tokenizer, **options}
@@ -129,8 +132,16 @@ def _responses(
 
 
 def text_tokenizer(processor: Any) -> TextTokenizer:
-    """The tokenizer of a processor, or the tokenizer itself."""
-    return getattr(processor, "tokenizer", processor)
+    """The tokenizer of a processor, or the tokenizer itself.
+
+    Raises:
+        InputError: it is none, or that of a model which answers no texts.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if not isinstance(tokenizer, TextTokenizer):
+        what = f"a {type(processor).__name__} does not serve a model that answers texts"
+        raise InputError(f"{what}; give the processor that load returned with the model")
+    return tokenizer
 
 
 def prompt_ids(tokenizer: TextTokenizer, prompt: Prompt) -> list[int]:
@@ -143,10 +154,12 @@ def prompt_ids(tokenizer: TextTokenizer, prompt: Prompt) -> list[int]:
         ids = tokenizer.encode(prompt)
     elif isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], dict):
         ids = tokenizer.encode(tokenizer.apply_chat_template(prompt), add_special_tokens=False)
-    elif isinstance(prompt, list | tuple) and all(isinstance(part, int) for part in prompt):
-        ids = list(prompt)
     else:
-        raise InputError("a prompt is a text, the messages of a conversation, or token ids")
+        try:
+            ids = list(fitted("prompt", prompt, list[_Id]))
+        except InputError:
+            message = "a prompt is a text, the messages of a conversation, or token ids"
+            raise InputError(message) from None
     if not ids:
         raise InputError("the prompt is empty")
     return ids

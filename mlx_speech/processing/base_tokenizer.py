@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import InputError
-from .batch import BatchEncoding, TokenRows, check_arrays, pad_rows
+from .batch import BatchEncoding, TokenRows, as_ids, check_arrays, pad_rows
 
 
 def _token_id(name: str) -> property:
@@ -77,4 +77,4 @@ class BaseTokenizer:
 
     def batch_decode(self, sequences: TokenRows, **options: Any) -> list[str]:
         """Texts of several rows of token ids; options as in `decode`."""
-        return [self.decode(row, **options) for row in sequences]
+        return [self.decode(row, **options) for row in as_ids(sequences)]

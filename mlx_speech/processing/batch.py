@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Annotated, Any
 
 import mlx.core as mx
 
 from ..errors import InputError, UnsupportedOptionError
-from ..fields import fitted
+from ..fields import Range, fitted
 
+_Id = Annotated[int, Range(-(2**31), 2**31 - 1)]  # of a size that arrays have
 TokenRows = Sequence[Sequence[int]] | mx.array  #: rows of token ids
 
 
@@ -65,7 +66,11 @@ def pad_rows(
     if side not in ("left", "right"):
         raise InputError(f"padding_side is {side!r}, neither 'left' nor 'right'")
     if not isinstance(encoded, Mapping):
-        encoded = {name: [row[name] for row in encoded] for name in (encoded[0] if encoded else ())}
+        try:
+            names = encoded[0] if encoded else ()
+            encoded = {name: [row[name] for row in encoded] for name in names}
+        except (TypeError, KeyError) as error:
+            raise InputError("what is to be padded are dictionaries with input_ids") from error
     rows = [as_ids(row) for row in encoded.get("input_ids", ())]
     if not rows:
         raise InputError("there is nothing to encode: give at least one text")
@@ -107,4 +112,4 @@ def as_ids(ids: Any) -> list:
         ids = [ids]
     elif isinstance(ids, Iterable) and not isinstance(ids, str | bytes | Mapping):
         ids = list(ids)
-    return fitted("ids", ids, list[int] | list[list[int]])
+    return fitted("ids", ids, list[_Id] | list[list[_Id]])

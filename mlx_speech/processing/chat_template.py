@@ -76,7 +76,8 @@ def render_chat(template: str, messages: Sequence[dict[str, Any]], **variables: 
         InputError: the messages or variables are not plain data, or the template refuses them.
         CheckpointError: the template itself is broken, or takes too much; see `template_limits`.
     """
-    if not messages or not all(isinstance(message, dict) for message in messages):
+    is_list = isinstance(messages, list | tuple)
+    if not is_list or not messages or not all(isinstance(each, dict) for each in messages):
         raise InputError("a chat is one or more messages, each a dictionary with role and content")
     messages = [{k: v for k, v in message.items() if v is not None} for message in messages]
     try:

@@ -184,6 +184,8 @@ class GraniteSpeechProcessor:
         Raises:
             InputError: a message or a part of one has another form, or the template refuses them.
         """
+        if not isinstance(messages, list | tuple):
+            raise InputError(f"a chat is a list of messages, but this is {_shown(messages)}")
         flat = [self._flatten(message) for message in messages]
         return self.tokenizer.apply_chat_template(flat, **options)
 

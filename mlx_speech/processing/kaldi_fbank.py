@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
-from ..fields import Range
+from ..fields import Range, fitted
 from .batch import BatchEncoding, check_arrays, stack_padded
 from .feature_extractor import FeatureExtractor, mono_recordings, too_short
 
@@ -169,6 +169,8 @@ class Speech2TextFeatureExtractor(FeatureExtractor):
             InputError: `sampling_rate` is not the checkpoint's, or a recording is shorter though it
                 may not be.
         """
+        sampling_rate = fitted("sampling_rate", sampling_rate, float | None)
+        seed = fitted("seed", seed, Annotated[int, Range(0, 2**64 - 1)] | None)
         if sampling_rate not in (None, self.sampling_rate):
             rates = f"{sampling_rate} Hz, this checkpoint needs {self.sampling_rate} Hz"
             message = f"the audio has a rate of {rates}: resample it with mlx_speech.load_audio"

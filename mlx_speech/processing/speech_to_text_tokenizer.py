@@ -162,7 +162,7 @@ class Speech2TextTokenizer(BaseTokenizer):
         Raises:
             UnsupportedOptionError: the checkpoint does not know the language.
         """
-        if language in self.lang_code_to_id:
+        if isinstance(language, str) and language in self.lang_code_to_id:
             return self.lang_code_to_id[language]
         if not self.langs:
             able = "the multilingual ones can, such as facebook/s2t-medium-mustc-multilingual-st"

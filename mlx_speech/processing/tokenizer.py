@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 
 from ..checkpoint.hub import resolve_checkpoint
 from ..errors import InputError, UnsupportedOptionError
+from ..fields import fitted
 from .base_tokenizer import BaseTokenizer, check_text
 from .batch import as_ids
 from .chat_template import Templates, choose_chat_template, find_chat_templates, render_chat
@@ -113,13 +114,15 @@ class Tokenizer(BaseTokenizer):
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """Id of a token, or ids of several; the unknown token's for what is none."""
         if not isinstance(tokens, str):
+            if not isinstance(tokens, list | tuple):
+                raise InputError(f"a token is text, not {type(tokens).__name__}")
             return [self.convert_tokens_to_ids(token) for token in tokens]
         found = self.backend.token_to_id(tokens)
         return self.unk_token_id if found is None else found
 
     def convert_ids_to_tokens(self, ids: Sequence[int] | mx.array) -> list[str | None]:
         """Tokens as they stand in the vocabulary, None for ids that it does not have."""
-        return [self.backend.id_to_token(i) for i in as_ids(ids)]
+        return [None if i < 0 else self.backend.id_to_token(i) for i in as_ids(ids)]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids.
@@ -197,8 +200,9 @@ class Tokenizer(BaseTokenizer):
         Raises:
             InputError: there is no such name, or a token is not text.
         """
-        named = dict(special_tokens)
-        further = named.pop("extra_special_tokens", [])
+        named = fitted("special_tokens", special_tokens, dict)
+        further = fitted("extra_special_tokens", named.get("extra_special_tokens", []), list)
+        named = {name: token for name, token in named.items() if name != "extra_special_tokens"}
         if unknown := ", ".join(sorted(named.keys() - set(SPECIAL_TOKENS))):
             known = f"{', '.join(SPECIAL_TOKENS)} and extra_special_tokens"
             raise InputError(f"no special token is called {unknown}, but {known}")
@@ -231,6 +235,8 @@ class Tokenizer(BaseTokenizer):
         self.update_post_processor()
 
     def _set_special_token(self, name: str, token: str | None) -> None:
+        if not isinstance(token, str | None):
+            raise InputError.must_be(name, token, "text")
         if token is not None and self._id_of(token) is None:
             remedy = f'add_special_tokens({{"{name}": "{token}"}})'
             raise InputError(f"{token!r} is no token of this tokenizer; to add it: {remedy}")

@@ -169,7 +169,7 @@ class TestOptions:
         with pytest.raises(InputError, match=message):
             random_decoder().generate(ids)
 
-    @pytest.mark.parametrize("prompt", [None, ["a", "b"], mx.array([5]), 5])
+    @pytest.mark.parametrize("prompt", [None, ["a", "b"], mx.array([0.5]), 5, [2**80]])
     def test_what_is_no_prompt(self, tiny, prompt):
         with pytest.raises(InputError, match="a prompt is a text"):
             mlx_speech.generate(*tiny, prompt)

@@ -33,3 +33,9 @@ def test_taken(given, expected):
 def test_refused(given):
     with pytest.raises(InputError, match=r"^ids is .*, but must be a list in which each"):
         as_ids(given)
+
+
+@pytest.mark.parametrize("given", [5, [{"input_ids": [1]}, {}], {"input_ids": [[2**40]]}])
+def test_what_cannot_be_padded(tiny, given):
+    with pytest.raises(InputError):
+        tiny[1].tokenizer.pad(given)
