@@ -14,7 +14,13 @@ from ..fields import fitted
 from .base_tokenizer import BaseTokenizer, check_text
 from .batch import as_ids
 from .chat_template import Templates, choose_chat_template, find_chat_templates, render_chat
-from .tokenizer_files import SPECIAL_TOKENS, content_of, named_tokens, read_tokenizer
+from .tokenizer_files import (
+    SPECIAL_TOKENS,
+    content_of,
+    named_tokens,
+    panics_as_errors,
+    read_tokenizer,
+)
 
 _OPTIONS = {
     *("bos_token", "eos_token", "unk_token", "pad_token"),
@@ -132,11 +138,13 @@ class Tokenizer(BaseTokenizer):
                 `apply_chat_template` has them already.
 
         Raises:
+            CheckpointError: the tokenizer.json has a pattern that takes too long on it.
             InputError: not a text, or one with a lone surrogate.
         """
         surrogate = "the text has a lone surrogate, {}, at position {}: it is not valid Unicode"
         check_text(text, surrogate)
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        with panics_as_errors():
+            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(
         self,

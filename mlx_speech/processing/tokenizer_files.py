@@ -1,6 +1,8 @@
 """The files of a tokenizer -> its settings, and an object of the tokenizers library that works."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -82,7 +84,8 @@ def read_tokenizer(
         elif llama:
             backend = _as_llama(read_json(folder, JSON_FILE), config)
         else:
-            backend = Backend.from_file(str(file))
+            with panics_as_errors():
+                backend = Backend.from_file(str(file))
         if backend.padding is not None:
             config.setdefault("pad_token", backend.padding["pad_token"])
         _add_tokens(backend, config)
@@ -91,6 +94,22 @@ def read_tokenizer(
         raise
     except Exception as error:  # the tokenizers library raises nothing more specific
         raise CheckpointError(f"{folder}: not a readable tokenizer: {error}") from error
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Around the tokenizers library: where it gives up, that is the fault of a tokenizer.json, such
+    as a pattern that it tries to match in too many ways.
+
+    Raises:
+        CheckpointError: so it does.
+    """
+    try:
+        yield
+    except BaseException as error:  # its panics are no Exception, and cannot be imported
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"the tokenizer of the checkpoint fails: {error}") from error
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import small_tokenizers as small
+from conftest import edit_json
 
 from mlx_speech import (
     CheckpointError,
@@ -31,3 +32,15 @@ class TestBadFiles:
             folder = small.gpt2(tmp_path, **settings)
             with pytest.raises(CheckpointError, match="not a readable tokenizer"):
                 Tokenizer.from_pretrained(folder)
+
+
+def test_a_pattern_that_never_ends(tiny_copy):
+    """The library gives up on it with a panic."""
+    file = tiny_copy / "tokenizer.json"
+    pattern = {"type": "Split", "pattern": {"Regex": "(a+)+$"}}
+    split = {**pattern, "behavior": "Isolated", "invert": False}
+    edit_json(file, pre_tokenizer=split)
+    tokenizer = Tokenizer.from_pretrained(tiny_copy)
+    assert tokenizer.encode("hello")
+    with pytest.raises(CheckpointError, match=r"the tokenizer of the checkpoint fails: .*limit"):
+        tokenizer.encode("a" * 40 + "!")
