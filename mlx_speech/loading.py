@@ -110,7 +110,7 @@ def load(
     path_or_repo: str | os.PathLike,
     *,
     revision: str | None = None,
-    dtype: mx.Dtype | None = None,
+    dtype: mx.Dtype | str | None = None,
     progress: bool = True,
 ) -> tuple[Any, Any]:
     """Load a model and what turns text and audio into its inputs.
@@ -118,8 +118,8 @@ def load(
     Args:
         path_or_repo: a folder in the Hugging Face layout, or a repository id `owner/name`.
         revision: branch, tag or commit of the repository.
-        dtype: floating type to compute in. By default that of the checkpoint; on a CPU float32,
-            which is where half precision saves no time.
+        dtype: floating type to compute in, or its name. By default that of the checkpoint; on a CPU
+            float32, which is where half precision saves no time.
         progress: show a progress bar while downloading, on standard error.
 
     Returns:
@@ -136,7 +136,10 @@ def load(
 
 
 def load_model(
-    path_or_repo: str | os.PathLike, *, revision: str | None = None, dtype: mx.Dtype | None = None
+    path_or_repo: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    dtype: mx.Dtype | str | None = None,
 ) -> Any:
     """Load a model alone; arguments and errors as in `load`."""
     folder = resolve_checkpoint(path_or_repo, revision=revision)

@@ -62,6 +62,9 @@ def resolve_checkpoint(
         HubError: the repository or revision does not exist, is private or gated, the Hub cannot
             be reached and the cache is incomplete, or the download cannot be finished or stored.
     """
+    if not isinstance(path_or_repo, str | os.PathLike):
+        kind = type(path_or_repo).__name__
+        raise CheckpointError(f"a model is named by text or a path, but a {kind} was given")
     name = os.fspath(path_or_repo)
     path = os.path.expanduser(name)
     if os.path.isdir(path):

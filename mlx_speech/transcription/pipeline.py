@@ -21,6 +21,7 @@ from ..errors import CheckpointError, InputError, UnsupportedOptionError
 from ..fields import fitted
 from ..generation.protocols import GenerativeModel
 from ..loading import architecture, load
+from ..models.base import PretrainedModel
 from ..models.silero_vad import SileroVAD
 from ..processing.request import TranscriptionRequest
 from .chunks import SHORTEST_SAMPLES, AudioChunk, BatchSize, ChunkOptions, why_empty
@@ -271,6 +272,7 @@ def prepare(
         options: of generation.
         streaming: texts are to come piece by piece.
     """
+    word_timestamps = fitted("word_timestamps", word_timestamps, bool)
     if word_timestamps and request.task == "translate":
         raise InputError.about("{word_timestamps} are of what was said, and a translation is not")
     if isinstance(model, str | os.PathLike):
@@ -304,11 +306,18 @@ def speech_family(model: GenerativeModel, processor: SpeechProcessor) -> SpeechF
     """What its family adds to a model.
 
     Raises:
+        InputError: it is no model, or the processor is that of another family.
         UnsupportedOptionError: it is not a speech model.
     """
-    row = architecture(model.config.model_type)
+    if not isinstance(model, PretrainedModel):
+        raise InputError(f"the first of (model, processor) is a {type(model).__name__}, no model")
+    kind = model.config.model_type
+    row = architecture(kind)
     if not row.is_speech:
         raise UnsupportedOptionError(
-            f"a {model.config.model_type} model is not a speech model, which transcription needs"
+            f"a {kind} model is not a speech model, which transcription needs"
         )
+    if not isinstance(processor, row.processor_class):
+        wrong, right = type(processor).__name__, row.processor_class.__name__
+        raise InputError(f"a {kind} model goes with a {right}, but a {wrong} was given")
     return row.transcription_class(model, processor)

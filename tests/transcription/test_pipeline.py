@@ -243,6 +243,7 @@ class TestWrongOptions:
             ),
             ({"batch_size": 0}, "batch_size is 0, but must be an integer, at least 1"),
             ({"batch_size": True}, "batch_size is True"),
+            ({"word_timestamps": "no"}, "word_timestamps is 'no', but must be true or false"),
             (
                 {"word_timestamps": True, "task": "translate", "target_language": "fr"},
                 "word_timestamps are of what was said, and a translation is not",
@@ -252,6 +253,13 @@ class TestWrongOptions:
     def test_refused(self, tiny, options, message):
         with pytest.raises(InputError, match=re.escape(message)):
             transcribe(LONG, tiny, **options)
+
+    def test_a_pair_of_two_families(self, tiny, tiny_s2t):
+        message = "granite_speech model goes with a GraniteSpeechProcessor, but a Speech2TextProc"
+        with pytest.raises(InputError, match=message):
+            transcribe(LONG, (tiny[0], tiny_s2t[1]))
+        with pytest.raises(InputError, match="Processor, no model"):
+            transcribe(LONG, tiny[::-1])
 
     def test_segments_that_do_not_fit(self, tiny):
         """The model's context bounds them, and the message says what to do."""
