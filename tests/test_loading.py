@@ -273,7 +273,7 @@ class TestDamage:
                 "window_size is 15, but must be a multiple of downsample_rate, 4",
             ),
             ({"window_size": "15"}, "window_size is '15'"),
-            ({"tie_word_embeddings": []}, "tie_word_embeddings is .*must be true or false or null"),
+            ({"tie_word_embeddings": []}, "tie_word_embeddings is .*must be true or false$"),
             ({"audio_token_index": None, "audio_token_id": "4"}, "audio_token_index is '4'"),
         ],
     )
