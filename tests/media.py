@@ -92,8 +92,9 @@ def frames_for(stream, samples, rate):
     kind = stream.codec_context.codec.audio_formats[0]
     resampler = av.AudioResampler(kind, layout, rate)
     fifo = av.AudioFifo()
-    planes = np.ascontiguousarray(samples.reshape(len(samples), -1).T)
-    frame = av.AudioFrame.from_ndarray(planes, "fltp", layout)
+    # PyAV miscounts the planes of more than seven channels
+    packed = np.ascontiguousarray(samples.reshape(1, -1))
+    frame = av.AudioFrame.from_ndarray(packed, "flt", layout)
     frame.sample_rate, frame.pts = rate, 0
     for part in resampler.resample(frame) + resampler.resample(None):
         fifo.write(part)

@@ -243,8 +243,8 @@ class _Samples:
                 if found != setup:
                     yield from self._resampled(resampler, None)
                     setup, resampler = found, None
-                    if found[::2] != ("fltp", self._rate):
-                        resampler = av.AudioResampler("fltp", frame.layout, self._rate)
+                    if found[::2] != ("flt", self._rate):
+                        resampler = av.AudioResampler("flt", frame.layout, self._rate)
                 if self._kinds & _TIMED and frame.time is not None:
                     gap = self._gap(frame.time)
                     if gap and (complained or self._kinds & _GAPLESS):
@@ -277,7 +277,7 @@ class _Samples:
         parts = resampler.resample(frame) if resampler else [frame]
         for part in filter(None, parts):
             self._frames += part.samples
-            yield part.to_ndarray()
+            yield part.to_ndarray().reshape(-1, part.layout.nb_channels).T
 
     def _gap(self, time: float) -> float:
         """Seconds that are missing before a frame with this timestamp."""

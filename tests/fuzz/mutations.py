@@ -61,6 +61,13 @@ _MEANT: dict[str, tuple[Any, ...]] = {
 _HOSTILE = (_JSON_NUMBERS, _NO_NUMBERS, _STRINGS, _TEMPLATES, _CONTAINERS)
 
 
+#: what reading a file raises that is none any more
+_UNREADABLE = (
+    *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
+    *(struct.error, zipfile.BadZipFile),
+)
+
+
 def mutate(path: Path, data: bytes, rng: Random) -> Mutated:
     """One to three mutations of a file, of those that go with its ending."""
     ways = (*_BY_ENDING.get(path.suffix, ()) * 4, change_bytes, change_integer)
@@ -75,13 +82,6 @@ def mutate(path: Path, data: bytes, rng: Random) -> Mutated:
     return data, "; ".join(done)
 
 
-#: what reading a file raises that is none any more
-_UNREADABLE = (
-    *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
-    *(struct.error, zipfile.BadZipFile),
-)
-
-
 # Bytes
 
 
@@ -90,19 +90,32 @@ def change_bytes(data: bytes, rng: Random) -> Mutated:
     at = _place(data, rng)
     length = rng.choice((1, 2, 4, 16, 200, max(1, len(data) // 4)))
     before, part, after = data[:at], data[at : at + length], data[at + length :]
-    changed = {
-        "flipped": before + bytes(byte ^ 1 << rng.randrange(8) for byte in part) + after,
-        "overwritten": before + rng.randbytes(len(part)) + after,
-        "zero": before + b"\0" * len(part) + after,
-        "ones": before + b"\xff" * len(part) + after,
-        "inserted": before + rng.randbytes(length) + part + after,
-        "removed": before + after,
-        "doubled": before + part + part + after,
-        "and all behind cut off": before,
-        "added at the end": data + rng.randbytes(length),
-    }
-    how = rng.choice(list(changed))
-    return changed[how], f"{length} bytes at {at} {how}"
+    how = rng.choice(_HOWS)
+    match how:
+        case "flipped":
+            bit = 1 << rng.randrange(8)
+            part = part.translate(bytes(byte ^ bit for byte in range(256)))
+        case "overwritten":
+            part = rng.randbytes(len(part))
+        case "blank":
+            part = rng.choice((b"\0", b"\xff")) * len(part)
+        case "inserted":
+            part = rng.randbytes(length) + part
+        case "removed":
+            part = b""
+        case "doubled":
+            part += part
+        case "removed, and all behind them":
+            part = after = b""
+        case "appended":
+            after += rng.randbytes(length)
+    return before + part + after, f"{length} bytes at {at} {how}"
+
+
+_HOWS = (
+    *("flipped", "overwritten", "blank", "inserted", "removed", "doubled"),
+    *("removed, and all behind them", "appended"),
+)
 
 
 def change_integer(data: bytes, rng: Random) -> Mutated:
@@ -113,8 +126,10 @@ def change_integer(data: bytes, rng: Random) -> Mutated:
 
 
 def _place(data: bytes, rng: Random) -> int:
-    """Where to change something: near the beginning, where headers are, twice in three times."""
-    return rng.randrange(min(len(data), rng.choice((64, 512, len(data)))) or 1)
+    """Where to change something: mostly near the beginning, or near the end, where headers are."""
+    near = min(len(data), rng.choice((64, 512, 2048, len(data)))) or 1
+    at = rng.randrange(near)
+    return at if rng.random() < 0.8 else max(0, len(data) - 1 - at)
 
 
 # Texts

@@ -58,7 +58,7 @@ class Source:
 
 
 #: by soundfile or by PyAV; what is read with one is not always what is written with it
-_SOUND_FORMATS = ("aiff", "au", "caf", "flac", "mp3", "ogg", "w64", "wav")
+_SOUND_FORMATS = ("aiff", "au", "caf", "flac", "mp3", "nist", "ogg", "voc", "w64", "wav")
 _MEDIA_FORMATS = ("aac", "avi", "m4a", "mka", "mkv", "mov", "opus", "ts", "webm", "wma")
 #: what is no recording but would lead to one, where it were followed
 _LEADING = {
@@ -80,6 +80,9 @@ _CACHES = {
 
 SOURCES = (
     *(Source("audio", name, f"talk.{name}", "read") for name in (*_SOUND_FORMATS, *_MEDIA_FORMATS)),
+    Source("audio", "stereo", "talk.wav", "read"),
+    Source("audio", "surround", "talk.m4a", "read"),
+    Source("audio", "video", "talk.mp4", "read"),
     *(Source("audio", name, f"talk.{name}", "transcribe") for name in ("wav", "m4a", "webm")),
     *(Source("playlist", name, "talk.wav", "read", refused=True) for name in _LEADING),
     *(
@@ -131,6 +134,12 @@ def make_sources(root: Path) -> None:
     for name in _MEDIA_FORMATS:
         (root / name).mkdir()
         make(root / name / f"talk.{name}", samples)
+    stereo = np.stack([samples, -samples / 2], axis=1)
+    _write(root / "stereo" / "talk.wav", encoded(stereo, format="WAV", subtype="FLOAT"))
+    (root / "surround").mkdir()
+    make(root / "surround" / "talk.m4a", np.stack([samples] * 8, axis=1), layout="7.1")
+    (root / "video").mkdir()
+    make(root / "video" / "talk.mp4", samples, video=SPEECH_SECONDS, movflags="faststart")
     for name, text in _LEADING.items():
         _write(root / name / "talk.wav", text.encode())
         shutil.copy(root / "ts" / "talk.ts", root / name / "other.ts")

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from mlx_speech import AudioError
+from mlx_speech import MlxSpeechError
 
 from .cases import Case, outcome_of, try_case
 from .report import Report
@@ -57,6 +57,16 @@ def contents(folder) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+class WordedError(MlxSpeechError):
+    """With a message that nothing has made shorter or printable."""
+
+    def __init__(self, message: str):
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
 MUTATED = len(SOURCES)
 PLAYLIST = next(number for number, source in enumerate(SOURCES) if source.refused)
 
@@ -65,10 +75,10 @@ PLAYLIST = next(number for number, source in enumerate(SOURCES) if source.refuse
     ("raised", "outcome"),
     [
         (None, FINE),
-        (AudioError("talk.wav is cut short"), REFUSED),
-        (AudioError("talk.wav:\nit is cut short"), FAILED),
-        (AudioError("talk.wav: \x1b[31m"), FAILED),
-        (AudioError("x" * 301), FAILED),
+        (WordedError("talk.wav is cut short"), REFUSED),
+        (WordedError("talk.wav:\nit is cut short"), FAILED),
+        (WordedError("talk.wav: \x1b[31m"), FAILED),
+        (WordedError("x" * 301), FAILED),
         (ValueError("not ours"), FAILED),
         (MemoryError(), FAILED),
         (SystemExit(1), FAILED),
@@ -79,7 +89,7 @@ def test_what_is_told_of_a_file_with_something_wrong(raised, outcome):
 
 
 def test_what_is_told_of_a_whole_file():
-    error = AudioError("talk.wav is cut short")
+    error = WordedError("talk.wav is cut short")
     assert outcome_of(partial(give, None), Case(0))[0] == FINE
     assert outcome_of(partial(give, error), Case(0))[0] == FAILED
     assert outcome_of(partial(give, None), Case(PLAYLIST))[0] == FAILED

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 FINE, REFUSED, FAILED = "fine", "refused", "failed"
 Job = Callable[[int], tuple[str, str]]  #: a number -> its outcome, one of these, and a message
@@ -73,40 +74,50 @@ def run(
         job: what each is given to, which processes can import by its name.
     """
     waiting = iter(list(numbers))
-    results: queue.Queue[Result | None] = queue.Queue()
+    results: queue.Queue[Result | BaseException | None] = queue.Queue()
 
     def watch() -> None:
-        worker = None
         try:
-            for number in waiting:
-                worker = worker or _Worker(job)
-                result = worker.result(number, limits)
-                results.put(result)
-                if result.ended:
-                    worker.close()
-                    worker = None
-        finally:
-            if worker:
-                worker.close()
+            with tempfile.NamedTemporaryFile() as said:
+                for result in _results(job, waiting, limits, Path(said.name)):
+                    results.put(result)
             results.put(None)
+        except BaseException as error:  # no process can be started
+            results.put(error)
 
-    threads = [threading.Thread(target=watch, daemon=True) for _ in range(processes)]
-    for thread in threads:
-        thread.start()
-    for _ in threads:
-        yield from iter(results.get, None)
+    for _ in range(processes):
+        threading.Thread(target=watch, daemon=True).start()
+    for _ in range(processes):
+        for result in iter(results.get, None):
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+
+
+def _results(job: Job, numbers: Iterator[int], limits: Limits, said: Path) -> Iterator[Result]:
+    """Those of one process after the other."""
+    worker = None
+    try:
+        for number in numbers:
+            worker = worker or _Worker(job, said)
+            result = worker.result(number, limits)
+            yield result
+            if result.ended:
+                worker.close()
+                worker = None
+    finally:
+        if worker:
+            worker.close()
 
 
 class _Worker:
-    """A process that answers numbers with results."""
+    """A process that answers numbers with results, and says nothing but to a file."""
 
-    def __init__(self, job: Job):
-        self._said = tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed with the worker
+    def __init__(self, job: Job, said: Path):
+        self._said = said
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, job, self._said.name), daemon=True
-        )
+        self._process = context.Process(target=_serve, args=(theirs, job, said), daemon=True)
         self._process.start()
         theirs.close()
         self._ready_mebibytes = self._answer(_START_SECONDS)
@@ -119,17 +130,14 @@ class _Worker:
             more = peak - self._ready_mebibytes
             ended = more > limits.mebibytes
             if ended:
-                outcome, message = (
-                    FAILED,
-                    f"{more:.0f} MiB of memory, then {outcome} {message[:200]}",
-                )
+                outcome, message = FAILED, f"{more:.0f} MiB, then {outcome} {message[:200]}"
         except TimeoutError:
             outcome, message = FAILED, f"no end after {limits.seconds:g} s"
-        except EOFError:
+        except (EOFError, ConnectionError):
             outcome, message = FAILED, self._crash()
         return Result(number, outcome, message, time.monotonic() - start, more, ended)
 
-    def _answer(self, seconds: float):
+    def _answer(self, seconds: float) -> Any:
         if not self._connection.poll(seconds):
             raise TimeoutError
         return self._connection.recv()
@@ -138,7 +146,7 @@ class _Worker:
         self._process.join()
         code = self._process.exitcode
         name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        said = Path(self._said.name).read_text(errors="replace")
+        said = self._said.read_text(errors="replace")
         place = re.search(r'File ".*?/?([^/]+)", line (\d+)', said)
         return f"crash, {name}" + (f" at {place[1]}:{place[2]}" if place else f": {said[-200:]!r}")
 
@@ -146,12 +154,11 @@ class _Worker:
         self._process.kill()
         self._process.join()
         self._connection.close()
-        self._said.close()
 
 
-def _serve(connection: Connection, job: Job, said: str) -> None:
-    """Be a worker, which says nothing but to its file."""
-    file = os.open(said, os.O_WRONLY | os.O_APPEND)
+def _serve(connection: Connection, job: Job, said: Path) -> None:
+    """Be a worker."""
+    file = os.open(said, os.O_WRONLY | os.O_APPEND | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
     faulthandler.enable()
