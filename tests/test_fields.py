@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_speech.errors import InputError
+from mlx_speech.errors import InputError, one_line
 from mlx_speech.fields import Range, fit_fields, fit_items, fitted
 
 Count = Annotated[int, Range(1, 2**20)]
@@ -79,7 +79,7 @@ def test_what_fits(value, hint, expected):
 def test_what_does_not(value, hint, rule):
     with pytest.raises(InputError) as raised:
         fitted("field", value, hint)
-    assert str(raised.value) == f"field is {value!r}, but must be {rule}"
+    assert str(raised.value) == one_line(f"field is {value!r}, but must be {rule}")
 
 
 @pytest.mark.parametrize("frozen", [True, False])

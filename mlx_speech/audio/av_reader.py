@@ -113,6 +113,8 @@ def _read_track(
                 track = tracks[number - 1]
                 if track.codec_context is None:
                     raise ValueError("there is no decoder for its audio")
+                if not track.rate:
+                    raise ValueError("there is no frame of audio in it")
                 rate = checked_rate(track.rate, f"the sampling rate of {name}")
                 samples = _Samples(container, track, name, messages, measured)
                 size = container.size if container.size > 0 else None

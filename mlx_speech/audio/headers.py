@@ -59,7 +59,7 @@ def check_length(file: io.FileIO, name: str) -> bool:
     elif head[:16] == _W64_RIFF:
         end = _w64_end(file)
     elif head[:4] == b".snd":
-        start, length = struct.unpack(">II", head[4:12])
+        start, length = struct.unpack(">II", head[4:12].ljust(8, b"\0"))
         end = start + length if length < _UNKNOWN_SIZE else 0
     elif head[:7] == b"NIST_1A":
         end = _sphere_end(file)
@@ -125,7 +125,8 @@ def _sphere_end(file: io.FileIO) -> int:
         return 0  # compressed
     numbers = dict(re.findall(r"(\w+) -i (\d+)", header))
     counts = [int(numbers.get(n, 0)) for n in ("sample_count", "sample_n_bytes", "channel_count")]
-    return int(header[8:16].strip() or 0) + counts[0] * counts[1] * counts[2]
+    start = re.match(r"NIST_1A\s+(\d{1,7})\s", header)
+    return int(start[1]) + counts[0] * counts[1] * counts[2] if start else 0
 
 
 def _voc_end(file: io.FileIO) -> int:
@@ -150,7 +151,7 @@ def joined_at(file: io.FileIO) -> int:
     elif head[:4] == b"caff":
         at = _caf_end(file)
     elif head[:4] == b".snd":
-        at = sum(struct.unpack(">II", head[4:12]))
+        at = sum(struct.unpack(">II", head[4:12].ljust(8, b"\0")))
     elif head[4:8] == b"ftyp":
         magic = slice(4, 8)
         for _ in range(_MOST_CHUNKS):

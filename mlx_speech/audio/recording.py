@@ -123,7 +123,8 @@ def record(
                 )
             peak = max(peak, float(np.abs(block).max()))
             whole_numbers = whole_numbers and bool((block == np.rint(block)).all())
-            mono = mixer(block)
+            with np.errstate(over="ignore"):  # of what is refused below, by its peak
+                mono = mixer(block)
             with disk_errors(name):
                 recording.append(resampler.resample_chunk(mono) if resampler else mono)
         refuse_integers(peak, whole_numbers, name)

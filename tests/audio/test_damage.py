@@ -250,3 +250,30 @@ class TestLimits:
         at = 56 if kind == "W64" else 12
         data[at : at + 8] = size
         assert f"{kind} is" in refused(write(tmp_path / f"bad.{kind}", data))
+
+    @pytest.mark.parametrize(
+        "data", [b".snd\0\0\0\1\0", b"NIST_1A\nabc\n" + bytes(2000), b"NIST_1A\n   " + b"9" * 2000]
+    )
+    def test_headers_that_end_too_early(self, tmp_path, data):
+        assert "talk.wav is not audio" in refused(write(tmp_path / "talk.wav", data))
+
+    def test_frames_without_audio(self, tmp_path):
+        message = refused(write(tmp_path / "talk.mp3", b"\xff\xfb" + bytes(5000)))
+        assert "sampling rate" not in message
+
+    def test_floats_beyond_all_sounds(self, tmp_path):
+        data = np.full((1000, 2), 3e38, np.float32)
+        path = write(tmp_path / "loud.wav", encoded(data, format="WAV", subtype="FLOAT"))
+        assert "float samples up to 3e+38" in refused(path)
+
+
+@pytest.mark.parametrize("kind", ["m4a", "mka", "opus", "wav"])
+def test_eight_channels(tmp_path, kind):
+    """7.1: more than FFmpeg has pointers to planes for."""
+    samples = sine(48000, seconds=1)[:, None] * np.arange(1, 9) / 8
+    path = make(tmp_path / f"surround.{kind}", samples, rate=48000, layout="7.1")
+    assert np.abs(load(path)[4000:12000]).max() == pytest.approx(0.5 * 4.5 / 8, abs=0.15)
+    if kind in ("mka", "wav"):  # without loss
+        for channel in range(1, 9):
+            part = load(path, channel=channel)[4000:12000]
+            assert np.abs(part).max() == pytest.approx(0.5 * channel / 8, abs=0.01)

@@ -128,9 +128,15 @@ def test_path_that_does_not_exist(hub, name):
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("name", ["", "my model/x", "owner/mo--del", "owner/", "a" * 97])
+@pytest.mark.parametrize("name", ["", "my model/x", "owner/mo--del", "owner/"])
 def test_neither_path_nor_repository(hub, name):
     assert "owner/name" in error_of(name, kind=CheckpointError)
+    assert hub.requests == []
+
+
+def test_a_name_longer_than_any_of_the_hub(hub):
+    with pytest.raises(CheckpointError, match="with at most 96 characters$"):
+        resolve_checkpoint("a" * 97)
     assert hub.requests == []
 
 
