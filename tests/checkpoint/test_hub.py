@@ -135,7 +135,7 @@ def test_neither_path_nor_repository(hub, name):
 
 
 def test_a_name_longer_than_any_of_the_hub(hub):
-    with pytest.raises(CheckpointError, match="with at most 96 characters$"):
+    with pytest.raises(CheckpointError, match=r"with at most 96 characters$"):
         resolve_checkpoint("a" * 97)
     assert hub.requests == []
 
