@@ -45,12 +45,12 @@ def test_a_tied_head_that_is_stored(kept, same, tmp_path):
 @pytest.mark.parametrize(
     "scale_dtype", [torch.float32, torch.bfloat16, torch.float8_e8m0fnu], ids=str
 )
-def test_scaled_weights(grid, dtype, scales, tmp_path):
+def test_scaled_weights(grid, dtype, scale_dtype, tmp_path):
     """All bytes that are numbers, times scales."""
     values = torch.arange(256, dtype=torch.uint8).view(dtype)
     values = values[torch.isfinite(values.float())][:240].reshape(6, 40).contiguous()
     values = values[:, :39].contiguous()
-    scales = (2.0 ** torch.arange(-3, grid[0] * grid[1] - 3).reshape(grid)).to(scales)
+    scales = (2.0 ** torch.arange(-3, grid[0] * grid[1] - 3).reshape(grid)).to(scale_dtype)
     stored = {"weight": values, "weight_scale_inv": scales}
     save_file({f"a.{name}": value for name, value in stored.items()}, tmp_path / "a.safetensors")
     ours = apply_scales(read_safetensors(tmp_path / "a.safetensors"), {})["a.weight"]
