@@ -44,6 +44,7 @@ _TIMED = {"asf", "flac", "flv", "hls", "matroska", "mov", "mpegts", "nut", "ogg"
 #: formats whose header tells the length
 _MEASURED = {"ape", "flac", "matroska", "mov", "ogg", "tak", "tta", "wv"}
 _LENGTH_SLACK_SECONDS = 0.5
+_MOST_PLANES = 7
 _GAPLESS = {"flac", "ogg"}  #: what is missing in these is damage
 Messages = list[tuple[int, str, str]]  #: what FFmpeg's libraries log: (level, who, message) each
 #: what they tell of an end that is missing, and of damage to a container, and only log
@@ -245,8 +246,11 @@ class _Samples:
                 if found != setup:
                     yield from self._resampled(resampler, None)
                     setup, resampler = found, None
-                    if found[::2] != ("flt", self._rate):
-                        resampler = av.AudioResampler("flt", frame.layout, self._rate)
+                    # PyAV reads past the planes of more channels
+                    planar = frame.layout.nb_channels <= _MOST_PLANES
+                    kind = "fltp" if planar else "flt"
+                    if found[::2] != (kind, self._rate):
+                        resampler = av.AudioResampler(kind, frame.layout, self._rate)
                 if self._kinds & _TIMED and frame.time is not None:
                     gap = self._gap(frame.time)
                     if gap and (complained or self._kinds & _GAPLESS):
@@ -279,7 +283,9 @@ class _Samples:
         parts = resampler.resample(frame) if resampler else [frame]
         for part in filter(None, parts):
             self._frames += part.samples
-            yield part.to_ndarray().reshape(-1, part.layout.nb_channels).T
+            samples = part.to_ndarray()
+            packed = not part.format.is_planar
+            yield samples.reshape(-1, part.layout.nb_channels).T if packed else samples
 
     def _gap(self, time: float) -> float:
         """Seconds that are missing before a frame with this timestamp."""

@@ -164,11 +164,11 @@ class _Mixer:
             return block[:, min(self._channel, count) - 1]
         if count == 1:
             return block[:, 0]
-        mixed = block.mean(axis=1)
+        mixed = block @ np.full(count, 1 / count, np.float32)  # far faster than the mean of rows
         if self._channel == "mix":
             return mixed
-        power = np.square(block).mean(axis=0)
-        if np.square(mixed).mean() >= _LEAST_MIXED_POWER * power.mean():
+        power = np.einsum("ij,ij->j", block, block)
+        if np.vdot(mixed, mixed) >= _LEAST_MIXED_POWER * power.mean():
             return mixed
         if self._louder is None:
             self._louder = int(power.argmax())
