@@ -65,7 +65,7 @@ class TestSounds:
 
 
 class TestSteady:
-    def test_silero_hears_no_speech(self, silero):
+    def test_silero_detects_no_speech(self, silero):
         """In less than one of 200; all that are below half a second come to be asked about."""
         found = sounds(STEADY, 400, 4, longest=SHORT)
         assert sum(has_speech(mx.array(sound.samples), silero) for sound in found) < 2
@@ -77,7 +77,7 @@ class TestSteady:
 
 
 class TestLively:
-    def test_silero_hears_hardly_any_speech(self, silero):
+    def test_silero_detects_hardly_any_speech(self, silero):
         found = sounds(LIVELY, 200, 5, longest=4.0)
         assert sum(has_speech(mx.array(sound.samples), silero) for sound in found) < 6
 
@@ -102,7 +102,7 @@ class TestLively:
 
 
 class TestSpeech:
-    """Silero VAD hears it wherever it is speech."""
+    """Silero VAD detects it wherever it is speech."""
 
     @pytest.mark.parametrize("name", RECORDINGS)
     def test_clean_or_over_noise(self, silero, name):

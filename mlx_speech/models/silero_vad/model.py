@@ -1,7 +1,7 @@
 """Silero VAD 6 in MLX: how likely somebody speaks in each 32 ms of a recording.
 
 A net of 0.3 M parameters (1.2 MB) that the Silero team trained on speech in thousands of languages,
-and on what else is heard; https://github.com/snakers4/silero-vad, MIT (`LICENSE`). The weights
+and on other sounds; https://github.com/snakers4/silero-vad, MIT (`LICENSE`). The weights
 beside this file are those of the package's version 6.2.3 for 16 kHz.
 """
 
