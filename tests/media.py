@@ -43,6 +43,7 @@ def give_stdin(monkeypatch, data):
 
 CONTAINERS = {
     "aac": ("adts", "aac"),
+    "ac3": ("ac3", "ac3"),
     "avi": ("avi", "libmp3lame"),
     "flac": ("flac", "flac"),
     "m4a": ("ipod", "aac"),

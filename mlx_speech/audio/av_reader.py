@@ -186,8 +186,8 @@ class _Samples:
         self._lost = 0.0  # seconds
         self._damage: list[float] = []  # seconds at which packets were damaged
         self._ends_whole = True
-        # the checksums of FLAC and AC-3 tell of damage
-        track.codec_context.options = {"err_detect": "crccheck"}
+        # damage is told by the checksums of FLAC and AC-3, and by MP3's numbers of bits
+        track.codec_context.options = {"err_detect": "crccheck+compliant"}
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Blocks (frames, channels) in float32 at the rate that the track begins with.
@@ -231,7 +231,7 @@ class _Samples:
             refused = False
             try:
                 decoded = packet.decode()
-            except av.InvalidDataError:
+            except av.FFmpegError:  # AC-3's and AAC's are no InvalidDataError
                 decoded, refused = [], True
             complained = self._complained(packet, refused)
             if packet.size or complained:  # the last one is empty

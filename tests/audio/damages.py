@@ -30,7 +30,7 @@ SOUNDS = {
     "sph": "NIST",
     "ogg": "OGG",
 }
-FORMATS = (*SOUNDS, "opus", "aac", "m4a", "mov", "mka", "webm", "ts", "avi", "wma")
+FORMATS = (*SOUNDS, "opus", "aac", "ac3", "m4a", "mov", "mka", "webm", "ts", "avi", "wma")
 
 
 def _one_place(data: bytes) -> bytes:
@@ -60,7 +60,10 @@ def whole(kind: str, folder: Path) -> bytes:
     """An undamaged file."""
     if kind in SOUNDS:
         return encoded(NOISE, format=SOUNDS[kind])
-    return make(folder / f"whole.{kind}", NOISE).read_bytes()
+    path = folder / f"whole.{kind}"
+    if kind == "ac3":  # not below 32 kHz
+        return make(path, np.repeat(NOISE, 2), rate=2 * SAMPLING_RATE).read_bytes()
+    return make(path, NOISE).read_bytes()
 
 
 def outcome(kind: str, damage: str, folder: Path) -> str:

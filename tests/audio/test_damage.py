@@ -95,7 +95,7 @@ def without(whole, path, start, end, leap=0.0):
 
 
 class TestDamage:
-    KINDS = ("aac", "flac", "m4a", "mka", "mov", "ogg", "opus", "ts", "webm")
+    KINDS = ("aac", "ac3", "flac", "m4a", "mka", "mov", "ogg", "opus", "ts", "webm")
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_one_place_is_named_and_the_rest_read(self, tmp_path, kind):
