@@ -173,7 +173,7 @@ def joined_at(file: io.FileIO) -> int:
 def padding(file: io.FileIO) -> int:
     """How many bytes behind a stream of frames are zeros, as some that save it leave."""
     head, size = _read_at(file, 0, 4), file.seek(0, os.SEEK_END)
-    if head[:3] not in (b"ID3", b"fLa") and head[:1] not in (b"\xff", b"G"):
+    if head[:3] not in (b"ID3", b"fLa") and head[:1] not in (b"\xff", b"G", b"\x0b"):
         return 0
     zeros = 0
     while zeros < size:
