@@ -142,7 +142,7 @@ class Run:
         if not (job.files or args.stream):
             print(to_txt(transcript), end="", flush=True)
         if job.plot:
-            reading = {"audio_track": args.audio_track, "channel": args.channel}
+            reading = {"audio_track": transcript.audio_track, "channel": args.channel}
             with open_recording(source, **reading) as recording:
                 sound = recording.read, recording.sampling_rate
                 plot_transcript(job.plot, *sound, transcript, overwrite=args.overwrite)

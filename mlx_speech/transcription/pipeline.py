@@ -245,13 +245,18 @@ class Job:
     def transcript(self, segments: list[Segment]) -> Transcript:
         """All segments together."""
         text = " ".join(segment.text for segment in segments if segment.text)
-        remarks = list(self.recording.remarks)
+        recording, remarks = self.recording, list(self.recording.remarks)
         if not text:
-            remarks.append(
-                f"no text: {why_empty(self.recording, len(self.other_regions), len(segments))}"
-            )
+            why = why_empty(recording, len(self.other_regions), len(segments))
+            remarks.append(f"no text: {why}")
         return Transcript(
-            text, self.language, self.recording.duration, segments, self.regions, remarks
+            text,
+            self.language,
+            recording.duration,
+            segments,
+            self.regions,
+            remarks,
+            audio_track=recording.track,
         )
 
 

@@ -45,6 +45,7 @@ class Transcript:
     language: code of the text's, if it was asked for; the models do not say which they detected.
     regions: start and end of each speech region, without pauses inside segments; None: unknown.
     remarks: what to know of how it was read and why there is no text, without the recording's name.
+    audio_track: number of the audio track that was read, from 1.
     """
 
     text: str
@@ -53,6 +54,7 @@ class Transcript:
     segments: list[Segment]
     regions: list[tuple[float, float]] | None = field(default=None, repr=False, compare=False)
     remarks: list[str] = field(default_factory=list, compare=False)
+    audio_track: int = field(default=1, repr=False, compare=False)
 
 
 @dataclass

@@ -98,6 +98,7 @@ class TestTracks:
             transcript = _returned(transcript)
         assert transcript.text == A[1]
         assert transcript.remarks == [self.READ.format(4, "with speech", 3)]
+        assert transcript.audio_track == 3
 
     def test_none_has_speech(self, tiny, tmp_path):
         path = make(tmp_path / "talk.mkv", HISS, np.zeros(32000))
