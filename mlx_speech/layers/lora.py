@@ -112,12 +112,17 @@ class LoraConfig:
         self._patterns = Patterns()
         for name in ("rank_pattern", "alpha_pattern"):
             for pattern in getattr(self, name):
-                self._patterns.check(name, _end(pattern))
+                self._check_part(name, pattern, _end(pattern))
         for name in ("target_modules", "exclude_modules"):
             if isinstance(pattern := getattr(self, name), str):
                 self._patterns.check(name, pattern)
-        for pattern in self._numbered():
-            self._patterns.check("layers_pattern", pattern)
+        for pattern in _listed(self.layers_pattern):
+            self._check_part("layers_pattern", pattern, _numbered(pattern))
+
+    def _check_part(self, name: str, pattern: str, whole: str) -> None:
+        """Of an expression that becomes part of another one: `)(` is none, whatever is around."""
+        self._patterns.check(name, pattern)
+        self._patterns.check(name, whole)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -158,14 +163,10 @@ class LoraConfig:
         layers = _listed(self.layers_to_transform)
         if isinstance(self.target_modules, str) or not layers:
             return True
-        for pattern in self._numbered():
-            if match := self._patterns.match("layers_pattern", pattern, module):
+        for pattern in _listed(self.layers_pattern or r"[^.]*"):
+            if match := self._patterns.match("layers_pattern", _numbered(pattern), module):
                 return int(match.groups()[-1]) in layers
         return False
-
-    def _numbered(self) -> list[str]:
-        """Regular expressions for the names of what is in a layer, with its number at their end."""
-        return [rf"(?:.*?\.)?{p}\.([0-9]+)\..*" for p in _listed(self.layers_pattern or r"[^.]*")]
 
     def _match(self, name: str, module: str, default: Any) -> Any:
         """The value of the first pattern that a module's name has."""
@@ -192,6 +193,11 @@ def _listed(value: Any) -> list:
 def _end(pattern: str) -> str:
     """peft's rule: a pattern is a regular expression for the end of the module's name."""
     return rf"(?:.*\.)?(?:{pattern})"
+
+
+def _numbered(pattern: str) -> str:
+    """For the name of what is in a layer, whose number is the last group."""
+    return rf"(?:.*?\.)?(?:{pattern})\.([0-9]+)\..*"
 
 
 def apply_adapter(

@@ -131,7 +131,10 @@ def test_what_does_not_fit(weights, config, message):
         ),
         ({"exclude_modules": "("}, "exclude_modules is"),
         ({"layers_pattern": ["("]}, "layers_pattern is"),
+        ({"layers_pattern": ")("}, "layers_pattern is"),
         ({"rank_pattern": {"(": 1}}, "rank_pattern is"),
+        ({"rank_pattern": {")(": 1}}, "rank_pattern is"),
+        ({"alpha_pattern": {"x)|(?:y": 1}}, "alpha_pattern is"),
         ({"alpha_pattern": {"(": 1}}, "alpha_pattern is"),
     ],
 )
@@ -163,8 +166,22 @@ def test_other_kinds(config, message):
             {"target_modules": ["mlp"], "layers_to_transform": [1.0], "layers_pattern": "(l)ayers"},
             {"a.layers.1.mlp"},
         ),
+        (
+            {"target_modules": ["mlp"], "layers_to_transform": 1, "layers_pattern": "h|layers"},
+            {"a.layers.1.mlp"},
+        ),
     ],
-    ids=["ends", "longer-end", "pattern", "all", "layer", "layers", "other-layers", "group"],
+    ids=[
+        "ends",
+        "longer-end",
+        "pattern",
+        "all",
+        "layer",
+        "layers",
+        "other-layers",
+        "group",
+        "either",
+    ],
 )
 def test_modules_that_are_named(config, names):
     modules = [f"a.layers.{i}.{name}" for i in (0, 1) for name in ("q_proj", "mlp")]
