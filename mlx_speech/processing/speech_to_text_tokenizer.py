@@ -83,6 +83,8 @@ class Speech2TextTokenizer(BaseTokenizer):
         except InputError as error:
             raise CheckpointError(f"{vocab_file}: {error}") from None
         self.decoder = {index: piece for piece, index in self.encoder.items()}
+        if len(self.decoder) < len(self.encoder):
+            raise CheckpointError(f"{vocab_file}: an id stands there for several pieces")
         self.sp_model = _read_spm(Path(spm_file), sp_model_kwargs or {})
         self.do_upper_case, self.do_lower_case = do_upper_case, do_lower_case
         named = [bos_token, eos_token, unk_token, pad_token]

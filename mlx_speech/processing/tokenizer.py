@@ -77,7 +77,8 @@ class Tokenizer(BaseTokenizer):
         self.config = dict(config)
         self.chat_template = chat_template
         self.padding_side = config.get("padding_side", "left")
-        around = backend.encode("").ids  # which of the two the backend adds by itself
+        with panics_as_errors():
+            around = backend.encode("").ids  # which of the two the backend adds by itself
         bos = around[:1] == [self.bos_token_id]
         eos = around[bos:][-1:] == [self.eos_token_id]
         self._added = {"bos_token": bos, "eos_token": eos}

@@ -1,6 +1,7 @@
 """The files of a tokenizer -> its settings, and an object of the tokenizers library that works."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,7 @@ JSON_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
 #: in the order in which new ones get their ids
 SPECIAL_TOKENS = [f"{n}_token" for n in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+_MOST_GROWTH = 1000  # of a text; those in use replace a character by one or two
 _LLAMA_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -86,6 +88,7 @@ def read_tokenizer(
         else:
             with panics_as_errors():
                 backend = Backend.from_file(str(file))
+            check_growth(backend)
         if backend.padding is not None:
             config.setdefault("pad_token", backend.padding["pad_token"])
         _add_tokens(backend, config)
@@ -94,6 +97,30 @@ def read_tokenizer(
         raise
     except Exception as error:  # the tokenizers library raises nothing more specific
         raise CheckpointError(f"{folder}: not a readable tokenizer: {error}") from error
+
+
+def check_growth(backend: Backend) -> None:
+    """Refuse replacements, one after the other, that make a short text fill the memory.
+
+    Raises:
+        CheckpointError: there are some.
+    """
+    for part in ("normalizer", "decoder"):
+        component = getattr(backend, part)
+        if component is not None and _growth(json.loads(component.__getstate__())) > _MOST_GROWTH:
+            raise CheckpointError(
+                f"the {part} of {JSON_FILE} makes texts more than {_MOST_GROWTH} times as long"
+            )
+
+
+def _growth(part: dict[str, Any]) -> float:
+    """How many times as long a text may become in a normalizer or decoder."""
+    if steps := part.get("normalizers") or part.get("decoders"):
+        return math.prod(map(_growth, steps))
+    # a Prepend, or what of a Replace may stand instead of one character, or before it
+    added = part.get("prepend") or part.get("content") or ""
+    replaced = part.get("pattern", {}).get("String", "")
+    return max(len(added) / len(replaced) if replaced else 1 + len(added), 1)
 
 
 @contextmanager

@@ -89,6 +89,11 @@ class TestTokenizer:
         assert tokenizer.encode("zero zéro") == [5, 34, 35, 2]
         assert tokenizer.decode([34, 35]) == "zero zéro"
 
+    def test_an_id_of_several_pieces(self, s2t_copy):
+        edit_json(s2t_copy / "vocab.json", **{"▁zero": 34, "▁zéro": 34})
+        with pytest.raises(CheckpointError, match=r"vocab\.json: an id stands there for several"):
+            Speech2TextTokenizer.from_pretrained(s2t_copy)
+
     def test_case(self):
         tokenizer = Speech2TextTokenizer.from_pretrained(
             TINY_S2T, do_lower_case=True, do_upper_case=True

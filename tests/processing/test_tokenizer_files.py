@@ -44,3 +44,52 @@ def test_a_pattern_that_never_ends(tiny_copy):
     assert tokenizer.encode("hello")
     with pytest.raises(CheckpointError, match=r"the tokenizer of the checkpoint fails: .*limit"):
         tokenizer.encode("a" * 40 + "!")
+
+
+def replace(pattern: dict, content: str) -> dict:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [replace({"String": "a"}, "a" * 30)] * 7,
+        [replace({"Regex": ""}, "a" * 30)] * 7,
+        [{"type": "Prepend", "prepend": "a" * 5000}],
+    ],
+    ids=["texts", "patterns", "beginning"],
+)
+def test_replacements_that_would_fill_the_memory(tiny_copy, steps):
+    steps = {"type": "Sequence", "normalizers": steps}
+    edit_json(tiny_copy / "tokenizer.json", normalizer=steps)
+    with pytest.raises(CheckpointError, match=r"normalizer of .* more than 1000 times as long"):
+        Tokenizer.from_pretrained(tiny_copy)
+
+
+def test_replaced_when_decoding(tiny_copy):
+    steps = [replace({"String": "e"}, "e" * 30)] * 7
+    edit_json(tiny_copy / "tokenizer.json", decoder={"type": "Sequence", "decoders": steps})
+    with pytest.raises(CheckpointError, match=r"decoder of .* more than 1000 times as long"):
+        Tokenizer.from_pretrained(tiny_copy)
+
+
+def test_usual_replacements(tiny_copy):
+    """As Llama's and XLM-RoBERTa's."""
+    steps = [
+        {"type": "NFKC"},
+        {"type": "Prepend", "prepend": "▁"},
+        replace({"String": " "}, "▁"),
+        replace({"String": "``"}, '"'),
+        *[replace({"Regex": " {2,}"}, "▁")] * 3,
+    ]
+    edit_json(tiny_copy / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": steps})
+    assert Tokenizer.from_pretrained(tiny_copy).encode("hello")
+
+
+def test_a_special_token_that_is_none(tiny_copy):
+    """The library looks for it only where it encodes, and panics."""
+    template = [{"SpecialToken": {"id": "none", "type_id": 0}}]
+    processor = {"type": "TemplateProcessing", "single": template, "pair": []}
+    edit_json(tiny_copy / "tokenizer.json", post_processor={**processor, "special_tokens": {}})
+    with pytest.raises(CheckpointError, match="the tokenizer of the checkpoint fails"):
+        Tokenizer.from_pretrained(tiny_copy)
