@@ -1,6 +1,6 @@
 """What every model class offers beside its own call: loading, sizes, generation."""
 
-import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,6 @@ from ..errors import CheckpointError, InputError, UnsupportedOptionError
 from ..generation import GenerationConfig, generate
 from ..layers.cache import KVCache
 from .config import PretrainedConfig
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -125,10 +123,10 @@ class PretrainedModel(nn.Module):
         head, tied = cls.tied_head, getattr(config, "tie_word_embeddings", False)
         if tied and head is not None and any(name.startswith(head) for name in weights):
             config.tie_word_embeddings = False
-            logger.warning(
-                "config.json says tie_word_embeddings, but %sweight and %sweight differ; both are "
-                "used, as in transformers",
-                *(head, cls.tied_embeddings),
+            warnings.warn(
+                f"config.json says tie_word_embeddings, but {head}weight and "
+                f"{cls.tied_embeddings}weight differ; both are used, as in transformers",
+                stacklevel=2,
             )
 
     @property

@@ -1,6 +1,6 @@
 """Jais 2: LayerNorm with bias, a squared ReLU without a gate, biases everywhere but in the head."""
 
-import logging
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,8 +9,6 @@ import mlx.nn as nn
 from .causal_lm import CausalLM
 from .config import Epsilon, Factor, Positions, TokenId, VocabSize, Width
 from .decoder import DecoderConfig, DecoderModel
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -46,10 +44,10 @@ class Jais2Config(DecoderConfig):
         config = super().from_dict(data, place)
         said = (data, data.get("rope_parameters") or {}, data.get("rope_scaling") or {})
         if not any("rope_theta" in part for part in said):
-            logger.warning(
-                "config.json of this Jais 2 checkpoint names no rope_theta; taking %g, where the "
-                "released models have 500000",
-                config.rope_parameters["rope_theta"],
+            warnings.warn(
+                "config.json of this Jais 2 checkpoint names no rope_theta; taking "
+                f"{config.rope_parameters['rope_theta']:g}, where the released models have 500000",
+                stacklevel=2,
             )
         return config
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
 import small_tokenizers as small
+from conftest import DECODERS, edit_json
 
 from mlx_speech import (
     GraniteConfig,
@@ -17,6 +20,7 @@ from mlx_speech import (
     LlamaTokenizer,
     UnsupportedOptionError,
 )
+from mlx_speech.loading import load_model
 
 IDS = mx.array([[1, 7, 30, 2]])
 
@@ -33,6 +37,17 @@ def granite(vocab_size: int = 40, **options) -> GraniteForCausalLM:
             **options,
         )
     )
+
+
+def test_a_head_that_is_said_to_be_tied_but_differs(tmp_path):
+    folder = shutil.copytree(DECODERS / "llama", tmp_path / "model")
+    expected = load_model(folder)(IDS).logits
+    edit_json(folder / "config.json", tie_word_embeddings=True)
+    rule = r"lm_head\.weight and model\.embed_tokens\.weight differ; both are used"
+    with pytest.warns(UserWarning, match=rule):
+        model = load_model(folder)
+    assert mx.array_equal(model(IDS).logits, expected)
+    assert not model.config.tie_word_embeddings
 
 
 @pytest.mark.parametrize("tied", [True, False])
