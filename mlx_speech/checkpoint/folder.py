@@ -21,6 +21,7 @@ _WEIGHTS = (
     ("model.safetensors.index.json", "model.safetensors", "model*.safetensors", ".safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin", ".bin"),
 )
+_LONGEST_NAME_BYTES = 255  # of what a file system can have, and hence of the Hub's
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 NO_WEIGHTS = "no model.safetensors and no pytorch_model.bin"
@@ -30,13 +31,15 @@ def read_json(folder: Path, name: str = "config.json", *, required: bool = True)
     """Parse one JSON file of a checkpoint folder; an absent optional one reads as `{}`.
 
     Raises:
-        CheckpointError: the file is missing though required, or is not a JSON object.
+        CheckpointError: the file is missing though required, or is no file with a JSON object.
     """
     path = Path(folder) / name
-    if not path.is_file():
+    if not path.exists():
         if required:
             raise CheckpointError(f"{folder}: no {name} here, so this is not a model folder")
         return {}
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not a file, but of another kind; remove it")
     try:
         return parse_json(path.read_bytes())
     except (CheckpointError, OSError) as error:
@@ -102,8 +105,12 @@ def _indexed_files(name: str, index: Path, end: str) -> list[str]:
     source = f"{name}: {index.name}"
     try:
         files = parse_json(index.read_bytes()).get("weight_map")
-        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-            raise CheckpointError(f"expected an object of names, found {type(files).__name__}")
+        if (
+            not files
+            or not isinstance(files, dict)
+            or not all(isinstance(file, str) for file in files.values())
+        ):
+            raise CheckpointError("expected an object whose values are names")
     except (CheckpointError, OSError) as error:
         message = f"is not an index of weights, a weight_map from weight to file ({error})"
         raise CheckpointError(f"{source} {message}") from error
@@ -118,10 +125,11 @@ def inside(file: str, source: str) -> str:
     """The same name of a file, which `source` gives, if it can only be one of the same folder.
 
     Raises:
-        CheckpointError: it is the path of some other file, or cannot be shown as it is.
+        CheckpointError: it is the path of some other file, too long, or cannot be shown as it is.
     """
-    if file in ("", ".", "..") or "/" in file or "\\" in file or not file.isprintable():
-        raise CheckpointError(f"{source}: {file[:200]!r} is not the name of a file in its folder")
+    fits = file.isprintable() and len(file.encode()) <= _LONGEST_NAME_BYTES
+    if file in ("", ".", "..") or "/" in file or "\\" in file or not fits:
+        raise CheckpointError(f"{source}: {file!r} is not the name of a file in its folder")
     return file
 
 

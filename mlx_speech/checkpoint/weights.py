@@ -132,7 +132,8 @@ def read_weights(folder: Path) -> dict[str, mx.array]:
     memory-mapped: nothing is read before it is evaluated.
 
     Raises:
-        CheckpointError: there are no weights, or a file of them is missing, damaged or unsafe.
+        CheckpointError: there are no weights, a file of them is missing, damaged or unsafe, or two
+            hold the same tensor.
     """
     files = weight_files(folder)
     if not files:
@@ -140,7 +141,11 @@ def read_weights(folder: Path) -> dict[str, mx.array]:
     weights: dict[str, mx.array] = {}
     for name in files:
         read = read_pytorch_bin if name.endswith(".bin") else read_safetensors
-        weights.update(read(folder / name))
+        for tensor, value in read(folder / name).items():
+            if tensor in weights:
+                message = f"tensor {printable(tensor)} stands in {name} and in another file"
+                raise CheckpointError(f"{folder}: {message}; remove what is no part of the model")
+            weights[tensor] = value
     return weights
 
 
@@ -231,7 +236,7 @@ def attach_adapter(model: nn.Module, folder: Path, dtype: mx.Dtype) -> None:
     Raises:
         CheckpointError: it has none though it says that it needs one.
     """
-    if (folder / ADAPTER_CONFIG).is_file():
+    if (folder / ADAPTER_CONFIG).exists():
         load_adapter(model, folder, dtype)
     elif getattr(model.config, "has_lora_adapter", False):
         raise CheckpointError(

@@ -23,6 +23,12 @@ class TestJson:
         with pytest.raises(CheckpointError, match=r"no a\.json here, so this is not a model"):
             read_json(tmp_path, "a.json")
 
+    @pytest.mark.parametrize("required", [True, False])
+    def test_a_folder(self, tmp_path, required):
+        (tmp_path / "a.json").mkdir()
+        with pytest.raises(CheckpointError, match=r"a\.json: not a file"):
+            read_json(tmp_path, "a.json", required=required)
+
     @pytest.mark.parametrize("content", [b"", b"{", b"\xff{}", b'{"a": }'])
     @pytest.mark.parametrize("required", [True, False])
     def test_a_damaged_file(self, tmp_path, content, required):
@@ -83,14 +89,15 @@ class TestWeightFiles:
             weight_files(tmp_path, {PYTORCH})
 
     @pytest.mark.parametrize(
-        "index", ["{", "[]", '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}']
+        "index",
+        ["{", "[]", '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}', '{"weight_map": {}}'],
     )
     def test_a_damaged_index(self, tmp_path, index):
         (tmp_path / f"{SAFETENSORS}.index.json").write_text(index)
         with pytest.raises(CheckpointError, match=r"me/it: .* is not an index of weights"):
             weight_files(tmp_path, set(), "me/it")
 
-    @pytest.mark.parametrize("name", ["", ".", "..", "../a", "/a", "a/b", "a\\b", "a\n"])
+    @pytest.mark.parametrize("name", ["", ".", "..", "../a", "/a", "a/b", "a\\b", "a\n", "é" * 128])
     def test_names_of_files_elsewhere(self, tmp_path, name):
         (tmp_path / f"{SAFETENSORS}.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
         with pytest.raises(CheckpointError, match="is not the name of a file in its folder"):

@@ -22,7 +22,13 @@ from mlx_speech import (
     load,
 )
 from mlx_speech.checkpoint.safetensors import read_safetensors
-from mlx_speech.checkpoint.weights import assign_weights, cast, check_finite, checkpoint_dtype
+from mlx_speech.checkpoint.weights import (
+    assign_weights,
+    cast,
+    check_finite,
+    checkpoint_dtype,
+    read_weights,
+)
 from mlx_speech.layers.lora import use_adapter
 from mlx_speech.loading import load_model
 
@@ -101,6 +107,14 @@ def test_files_that_are_missing_or_damaged(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match="not a whole safetensors file"):
             read_safetensors(path)
+
+
+def test_a_tensor_that_stands_in_two_files(tmp_path):
+    names = [f"model-{number}.safetensors" for number in (1, 2)]
+    for name in names:
+        mx.save_safetensors(str(tmp_path / name), tensors(weight=None))
+    with pytest.raises(CheckpointError, match=r"tensor bias stands in model-2\.safetensors and in"):
+        read_weights(tmp_path)
 
 
 class TestStrictness:
