@@ -137,6 +137,9 @@ def prefill(
     processors = [processors] if callable(processors) else processors
     if not isinstance(processors, Sequence) or not all(map(callable, processors)):
         raise InputError.must_be("logits_processor", processors, "one or more functions")
+    callback = inputs.get("prompt_progress_callback")
+    if callback is not None and not callable(callback):
+        raise InputError.must_be("prompt_progress_callback", callback, "a function")
     draft_model = inputs.pop("draft_model", None)
     cache = inputs.pop("past_key_values", None) or None
     if cache is not None and not is_cache(cache):

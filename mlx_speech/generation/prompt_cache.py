@@ -14,7 +14,7 @@ from ..errors import CheckpointError, InputError
 from ..fields import fit_items, fitted
 from ..files import replacing
 from ..layers.cache import KVCache, QuantizedKVCache, RotatingKVCache, Size
-from .api import is_cache
+from .api import check_generates, is_cache
 from .protocols import GenerativeModel
 
 _FORMAT = "mlx_speech prompt cache 1"
@@ -55,6 +55,8 @@ def save_prompt_cache(
         InputError: the cache is of a padded batch, the file cannot be written, or there is one that
             may not be replaced.
     """
+    path = _path(path)
+    check_generates(model)
     if not cache or not is_cache(cache):
         raise InputError.must_be("cache", cache, "what make_cache returned")
     metadata = {name: fitted(name, text, str) for name, text in (metadata or {}).items()}
@@ -75,7 +77,7 @@ def save_prompt_cache(
         for part, array in enumerate(layer.stored())
     }
     try:
-        with replacing(Path(path), overwrite=overwrite) as temporary, open(temporary, "wb") as file:
+        with replacing(path, overwrite=overwrite) as temporary, open(temporary, "wb") as file:
             mx.save_safetensors(file, arrays, {"prompt_cache": json.dumps(header)})
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error
@@ -88,9 +90,11 @@ def load_prompt_cache(
 
     Raises:
         CheckpointError: it is none, is damaged, or belongs to another model.
-        InputError: there is no such file.
+        InputError: there is no such file, or `path` is no path.
+        UnsupportedOptionError: `model` is none that generates.
     """
-    path = Path(path)
+    path = _path(path)
+    check_generates(model)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
@@ -108,6 +112,12 @@ def load_prompt_cache(
         return cache, texts
     except (RuntimeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a prompt cache of this program") from error
+
+
+def _path(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise InputError.must_be("path", path, "text or a path")
+    return Path(path)
 
 
 def _read(

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 import mlx_speech
-from mlx_speech import ChatSession, InputError, UnsupportedOptionError, save_prompt_cache
+from mlx_speech import (
+    ChatSession,
+    InputError,
+    UnsupportedOptionError,
+    load_prompt_cache,
+    save_prompt_cache,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +48,10 @@ def test_arrays_of_other_libraries(tiny):
         ),
         ({"tokenizer": 5, "stop_strings": "x"}, "tokenizer is 5, but must be what decodes"),
         ({"attention_mask": [[1, 1]]}, "attention_mask is .*, but must be an array"),
+        (
+            {"prompt_progress_callback": 5},
+            "prompt_progress_callback is 5, but must be a function",
+        ),
         ({"prefill_step_size": 0.5}, "prefill_step_size is 0.5, but must be an integer"),
     ],
     ids=str,
@@ -73,3 +83,19 @@ def test_what_cannot_be_saved(tiny, tmp_path):
     session.messages.append({"role": "user", "content": object()})
     with pytest.raises(InputError, match="not plain data"):
         session.save(tmp_path / "saved")
+
+
+def test_what_names_no_file_or_model(tiny, tmp_path):
+    model, _ = tiny
+    path, cache = tmp_path / "cache", model.make_cache()
+    for name in (None, 5, b"cache"):
+        with pytest.raises(InputError, match=r"path is .*, but must be text or a path"):
+            save_prompt_cache(name, cache, model)
+        with pytest.raises(InputError, match=r"path is .*, but must be text or a path"):
+            load_prompt_cache(name, model)
+    save_prompt_cache(path, cache, model)
+    for other in (None, 5, tiny):
+        with pytest.raises(UnsupportedOptionError, match="generates no text"):
+            save_prompt_cache(path, cache, other)
+        with pytest.raises(UnsupportedOptionError, match="generates no text"):
+            load_prompt_cache(path, other)
