@@ -1,6 +1,7 @@
 """What all tokenizers share: ids of the special tokens, batches of texts and of ids."""
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 from ..errors import InputError
@@ -59,8 +60,12 @@ class BaseTokenizer:
 
         Raises:
             InputError: there is no text, one is as in `encode`, or one is shorter though it may
-                not be.
+                not be; there is no such option.
         """
+        known = signature(self.encode).parameters.keys() - {"text"}
+        if unknown := ", ".join(sorted(options.keys() - known)):
+            names = ", ".join(sorted({"padding", "return_tensors", *known}))
+            raise InputError(f"a call of this tokenizer has no option {unknown}, but {names}")
         texts = text if isinstance(text, list | tuple) else [text]
         rows = [self.encode(t, **options) for t in texts]
         check_arrays(return_tensors, padding, [len(row) for row in rows], "texts")
@@ -74,6 +79,16 @@ class BaseTokenizer:
         candidates = (self.pad_token_id, self.eos_token_id, self.bos_token_id, 0)
         fill = next(token for token in candidates if token is not None)
         return pad_rows(encoded_inputs, fill=fill, side=self.padding_side)
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[Any]) -> Any:
+        """Id of a token, or ids of several, or of rows of them; the unknown token's for what is
+        none."""
+        if not isinstance(tokens, str):
+            if not isinstance(tokens, list | tuple):
+                raise InputError(f"a token is text, not {type(tokens).__name__}")
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        found = self._id_of(tokens)
+        return self.unk_token_id if found is None else found
 
     def batch_decode(self, sequences: TokenRows, **options: Any) -> list[str]:
         """Texts of several rows of token ids; options as in `decode`."""

@@ -113,3 +113,8 @@ def as_ids(ids: Any) -> list:
     elif isinstance(ids, Iterable) and not isinstance(ids, str | bytes | Mapping):
         ids = list(ids)
     return fitted("ids", ids, list[_Id] | list[list[_Id]])
+
+
+def as_row(ids: Any) -> list[int]:
+    """As `as_ids`, for the ids of a single row."""
+    return fitted("ids", as_ids(ids), list[_Id])

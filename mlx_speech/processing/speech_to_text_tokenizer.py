@@ -15,7 +15,7 @@ from ..checkpoint.hub import resolve_checkpoint
 from ..errors import CheckpointError, InputError, UnsupportedOptionError
 from ..fields import Range, fit_items, fitted
 from .base_tokenizer import BaseTokenizer, check_text
-from .batch import as_ids
+from .batch import as_ids, as_row
 from .tokenizer_files import (
     TokenizerSettings,
     content_of,
@@ -173,8 +173,8 @@ class Speech2TextTokenizer(BaseTokenizer):
         message = f"this checkpoint does not translate to {language!r}, but to "
         raise UnsupportedOptionError(message + ", ".join(self.langs))
 
-    def _id_of(self, token: str) -> int:
-        return self.encoder[token]
+    def _id_of(self, token: str) -> int | None:
+        return self.encoder.get(token)
 
     def tokenize(self, text: str) -> list[str]:
         """Pieces of a text; special tokens in it stay whole.
@@ -193,10 +193,6 @@ class Speech2TextTokenizer(BaseTokenizer):
                 pieces += self.sp_model.encode(text, out_type=str)
         return pieces
 
-    def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int]:
-        """Ids of pieces and special tokens; that of `unk_token` for what is neither."""
-        return [self.encoder.get(token, self.unk_token_id) for token in tokens]
-
     def encode(self, text: str) -> list[int]:
         """Token ids, from the target language's, if there is one, to that of `eos_token`.
 
@@ -211,9 +207,7 @@ class Speech2TextTokenizer(BaseTokenizer):
     ) -> list[str]:
         """Pieces and special tokens of ids; `unk_token` for those beyond the vocabulary."""
         skipped = self.all_special_ids if skip_special_tokens else ()
-        return [
-            self.decoder.get(i, self.unk_token) for i in map(int, as_ids(ids)) if i not in skipped
-        ]
+        return [self.decoder.get(i, self.unk_token) for i in as_row(ids) if i not in skipped]
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Text of pieces and special tokens; a space follows each of the latter."""
@@ -226,8 +220,16 @@ class Speech2TextTokenizer(BaseTokenizer):
                 text += words.upper() if self.do_upper_case else words
         return text.strip()
 
-    def decode(self, ids: Sequence[int] | mx.array, *, skip_special_tokens: bool = True) -> str:
-        """Text of token ids."""
+    def decode(
+        self,
+        ids: int | Sequence[int] | Sequence[Sequence[int]] | mx.array,
+        *,
+        skip_special_tokens: bool = True,
+    ) -> Any:
+        """Text of token ids; of several rows of them, a list of texts."""
+        ids = as_ids(ids)
+        if ids and isinstance(ids[0], list | tuple):
+            return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in ids]
         pieces = self.convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens)
         return self.convert_tokens_to_string(pieces)
 

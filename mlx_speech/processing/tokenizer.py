@@ -12,7 +12,7 @@ from ..checkpoint.hub import resolve_checkpoint
 from ..errors import InputError, UnsupportedOptionError
 from ..fields import fitted
 from .base_tokenizer import BaseTokenizer, check_text
-from .batch import as_ids
+from .batch import as_ids, as_row
 from .chat_template import Templates, choose_chat_template, find_chat_templates, render_chat
 from .tokenizer_files import (
     SPECIAL_TOKENS,
@@ -118,18 +118,9 @@ class Tokenizer(BaseTokenizer):
         """Ids of all tokens."""
         return self.backend.get_vocab()
 
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """Id of a token, or ids of several; the unknown token's for what is none."""
-        if not isinstance(tokens, str):
-            if not isinstance(tokens, list | tuple):
-                raise InputError(f"a token is text, not {type(tokens).__name__}")
-            return [self.convert_tokens_to_ids(token) for token in tokens]
-        found = self.backend.token_to_id(tokens)
-        return self.unk_token_id if found is None else found
-
     def convert_ids_to_tokens(self, ids: Sequence[int] | mx.array) -> list[str | None]:
         """Tokens as they stand in the vocabulary, None for ids that it does not have."""
-        return [None if i < 0 else self.backend.id_to_token(i) for i in as_ids(ids)]
+        return [None if i < 0 else self.backend.id_to_token(i) for i in as_row(ids)]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids.

@@ -39,3 +39,29 @@ def test_refused(given):
 def test_what_cannot_be_padded(tiny, given):
     with pytest.raises(InputError):
         tiny[1].tokenizer.pad(given)
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny_s2t"])
+def test_rows_of_tokens_and_ids(request, model):
+    """As deep as they are nested, where that makes sense."""
+    processor = request.getfixturevalue(model)[1]
+    tokenizer = processor.tokenizer
+    found, other = tokenizer.convert_tokens_to_ids("a"), tokenizer.convert_tokens_to_ids("b")
+    assert found != other
+    assert tokenizer.convert_tokens_to_ids([["a", "b"], ["b"]]) == [[found, other], [other]]
+    assert tokenizer.decode([[found, other], [other]]) == ["ab", "b"]
+    assert tokenizer.convert_ids_to_tokens(np.array([found, other])) == ["a", "b"]
+    with pytest.raises(InputError, match=r"ids is \[\[1\]\], but must be a list in which each"):
+        tokenizer.convert_ids_to_tokens([[1]])
+    for token in (5, None, [5], {"a": 1}):
+        with pytest.raises(InputError, match="a token is text, not"):
+            tokenizer.convert_tokens_to_ids(token)
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny_s2t"])
+def test_an_option_that_a_call_does_not_have(request, model):
+    tokenizer = request.getfixturevalue(model)[1].tokenizer
+    with pytest.raises(
+        InputError, match=r"has no option max_length, but .*padding, return_tensors"
+    ):
+        tokenizer("a", max_length=5)
