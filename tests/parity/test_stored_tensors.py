@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -35,7 +37,8 @@ def test_a_tied_head_that_is_stored(kept, same, tmp_path):
     edit_config(tmp_path, tie_word_embeddings=True)
     ids = text_ids(2, 7)
     reference = LlamaForCausalLM.from_pretrained(tmp_path).eval()(tensor(ids)).logits
-    ours = load_model(tmp_path, dtype=mx.float32)
+    with warnings.catch_warnings(action="ignore"):  # that the head differs
+        ours = load_model(tmp_path, dtype=mx.float32)
     assert_logits_match(ours(mx.array(ids)).logits, reference)
     assert ours.config.tie_word_embeddings == (same or len(kept) == 1)
 
