@@ -27,7 +27,7 @@ from mlx_speech.checkpoint.weights import (
     checkpoint_dtype,
     lazy_model,
 )
-from mlx_speech.errors import CheckpointError, InputError
+from mlx_speech.errors import CheckpointError, InputError, MlxSpeechError
 from mlx_speech.files import hidden_folder
 from mlx_speech.layers.lora import LoRALinear
 from mlx_speech.loading import model_class
@@ -94,7 +94,10 @@ class Source:
             for file in rewritten:
                 arrays = read_pytorch_bin(self.folder / file)
                 save_tensors(stage / f"model-{Path(file).stem}.safetensors", arrays)
-            yield stage
+            try:
+                yield stage
+            except MlxSpeechError as error:  # the folder that it names is gone when that is read
+                raise error.renamed(stage, self.folder) from error
 
     def copy_carried(self, to: Path, adapter: bool) -> None:
         """Copy what the result has as it is: files of tokenizers, processors, templates,

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from mlx_speech import __version__
-from mlx_speech.checkpoint.folder import read_json
+from mlx_speech.checkpoint.folder import APPLE_DOUBLE, read_json
 from mlx_speech.errors import CheckpointError, InputError
 from mlx_speech.files import already_exists, check_name
 
@@ -18,8 +18,8 @@ from .plan import Conversion, size
 
 #: of config.json: that a conversion wrote it, and what else
 CONVERTED_BY = "converted_by"
-# what a Mac puts into a folder that is looked at
-_INCIDENTAL = ".DS_Store"
+# what a Mac puts into a folder that is looked at, or copied to
+_INCIDENTAL = (".DS_Store", APPLE_DOUBLE)
 # errors that are never those of reading
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
@@ -69,7 +69,8 @@ def check_replaced(folder: Path) -> None:
     written = _written(folder)
     ours = written | {parent for path in written for parent in path.parents}
     held = sorted(path.relative_to(folder) for path in folder.rglob("*"))
-    foreign = [str(path) for path in held if path not in ours and path.name != _INCIDENTAL]
+    incidental = {path for path in held if any(map(path.match, _INCIDENTAL))}
+    foreign = [str(path) for path in held if path not in ours | incidental]
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise InputError.about(

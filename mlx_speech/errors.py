@@ -13,6 +13,7 @@ Catch `MlxSpeechError` to catch all of them. Anything else that escapes the libr
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 #: characters of a message, and of what it quotes where it would be longer
@@ -81,6 +82,14 @@ class MlxSpeechError(Exception):
             return type(self)(f"{self}; {hint}")
         template, values = self._about
         return self.about(f"{template}; {hint}", **values)
+
+    def renamed(self, path: Path, to: Path) -> Self:
+        """The same error, in which another path stands in place of one that nobody knows."""
+        if self._about is None:
+            return type(self)(super().__str__().replace(str(path), str(to)))
+        template, values = self._about
+        values = {name: to if value == path else value for name, value in values.items()}
+        return self.about(template, **values)
 
     def spelled(self, spell: Callable[[str], str]) -> str:
         """The message, with each option called what `spell` makes of its name."""

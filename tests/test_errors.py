@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mlx_speech.cli.console import as_option
@@ -86,3 +88,19 @@ class TestOneLine:
         inner = InputError("two words " * 9999 + "; leave them out")
         assert len(str(inner)) == len(one_line(f"a.wav: {inner}")) == 300
         assert str(InputError(f"a.wav: {inner}")).endswith("; leave them out")
+
+
+@pytest.mark.parametrize("template", [False, True])
+def test_another_path(template):
+    """Options stay what they are, to be spelled as on a command line."""
+    path, to = Path("/tmp") / ("x" * 400), Path("/model")
+    text = "{path}: too small; raise {top_k}"
+    if template:
+        error = InputError.about(text, path=path)
+    else:
+        error = InputError(text.format(path=path, top_k="top_k"))
+    found = error.renamed(path, to)
+    assert str(found) == "/model: too small; raise top_k"
+    assert type(found) is InputError
+    if template:
+        assert found.spelled(lambda name: f"--{name}") == "/model: too small; raise --top_k"

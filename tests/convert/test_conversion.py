@@ -10,13 +10,13 @@ import sys
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from conftest import DATA, DECODERS, TINY, TINY_S2T, find_recording, speech_inputs
+from conftest import DATA, DECODERS, TINY, TINY_S2T, edit_json, find_recording, speech_inputs
 from conversions import logits, same, tensors
 from pytorch_files import save_pytorch_bin
 
 from convert import convert
 from convert.word_errors import word_errors
-from mlx_speech import InputError, __version__, load, transcribe
+from mlx_speech import InputError, MlxSpeechError, __version__, load, transcribe
 from mlx_speech.checkpoint.quantization import resolve_quantization
 from mlx_speech.loading import load_model
 
@@ -67,6 +67,24 @@ class TestFamilies:
         assert same(tensors(found.folder), tensors(expected.folder))
         assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "bin"}
         assert not list(found.folder.glob("pytorch_model*"))
+
+    @pytest.mark.parametrize(
+        ("changes", "options"),
+        [({"hidden_size": 64}, {}), ({}, {"dequantize": True}), ({}, {"fuse_adapter": True})],
+        ids=["shape", "dequantize", "adapter"],
+    )
+    def test_mistakes_about_pytorch_files_name_them(self, tmp_path, changes, options):
+        """Not the folder for what is rewritten, which is gone."""
+        source = tmp_path / "bin"
+        shutil.copytree(DECODERS / "llama", source)
+        weights = mx.load(str(source / "model.safetensors"))
+        (source / "model.safetensors").unlink()
+        save_pytorch_bin(source / "pytorch_model.bin", weights)
+        edit_json(source / "config.json", **changes)
+        with pytest.raises(MlxSpeechError) as raised:
+            convert(source, tmp_path / "a", **options)
+        assert str(raised.value).startswith(f"{source}: ")
+        assert ".mlx-speech" not in str(raised.value)
 
 
 class TestOutput:

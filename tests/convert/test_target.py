@@ -71,9 +71,10 @@ class TestReplaced:
         assert names(converted.parent) == {"out"}
 
     def test_what_a_mac_puts_there_does_not_count(self, converted):
-        (converted / ".DS_Store").touch()
+        for name in (".DS_Store", "._config.json"):
+            (converted / name).touch()
         (result,) = convert(GRANITE, converted, overwrite=True)
-        assert ".DS_Store" not in names(result.folder)
+        assert not {".DS_Store", "._config.json"} & names(result.folder)
 
     @pytest.mark.parametrize("config", [None, "{}", "[]", "{", '{"converted_by": 1}'])
     def test_no_folder_of_something_else(self, tmp_path, config):
