@@ -144,6 +144,8 @@ def _read(
                 shape = (rows, other.shape[1], positions, other.shape[3])
                 if part.shape != shape or part.dtype != other.dtype or not part.size:
                     raise ValueError(f"layer {number} holds {part.dtype} {part.shape}")
+                if not mx.isfinite(part).all().item():
+                    raise ValueError(f"layer {number} holds what are no numbers")
     if arrays:
         raise ValueError(f"{len(arrays)} more arrays")
     return cache

@@ -105,6 +105,7 @@ class TestFiles:
             lambda arrays: arrays.update({"0.2": arrays["0.0"], "1.2": arrays["0.0"]}),
             lambda arrays: arrays.update({"2.0": arrays.pop("1.0")}),
             lambda arrays: arrays.update({"1.1": mx.zeros(2)}),
+            lambda arrays: arrays.update({"1.1": arrays["1.1"] * float("nan")}),
             lambda arrays: [arrays.clear(), arrays.update(a=mx.zeros(2))],
         ],
     )
