@@ -101,6 +101,17 @@ class TestWarnings:
         assert run_command(parser, lambda parser, args: None, work, ["--quiet"]) == 0
         assert capsys.readouterr().err == ""
 
+    @pytest.mark.filterwarnings("always")
+    def test_of_a_checkpoint(self, monkeypatch, capsys, tmp_path):
+        folder = shutil.copytree(DECODERS / "llama", tmp_path / "model")
+        edit_json(folder / "config.json", tie_word_embeddings=True)
+        cli = Caller(convert, monkeypatch, capsys)
+        plan = ("--model", folder, "--mlx-path", tmp_path / "out", "--dry-run")
+        status, _, err = cli(*plan)
+        assert status == 0
+        assert err.startswith("warning: config.json says tie_word_embeddings, but lm_head.weight")
+        assert cli(*plan, "--quiet")[::2] == (0, "")
+
 
 def test_before_the_options_are_known(capsys):
     console = Console()
