@@ -551,7 +551,8 @@ class TestLoading:
         assert model.generate(recordings[2])[0].tolist() == [2, 36, 44, 31, 31, 2]
         weights["lm_head.weight"] = mx.zeros((320, 128))
         mx.save_safetensors(str(file), weights)
-        untied = load_model(s2t_copy)
+        with pytest.warns(UserWarning, match=r"model\.decoder\.embed_tokens\.weight differ"):
+            untied = load_model(s2t_copy)
         assert not untied.config.tie_word_embeddings
         assert untied(recordings[2], decoder_input_ids=mx.array([[2]])).logits.max().item() == 0
 
