@@ -30,7 +30,7 @@ def read_safetensors(file: Path) -> dict[str, mx.array]:
         raise CheckpointError(f"{file.parent}: {file.name} is missing; download it again")
     with file.open("rb") as opened:
         header, start = _header(opened, file)
-        _check(header, file)
+        _check(header, file, file.stat().st_size - start)
         if all(ELEMENT_TYPES[tensor["dtype"]].in_mlx for tensor in header.values()):
             loaded = mx.load(str(file), format="safetensors")
             return {k: ELEMENT_TYPES[header[k]["dtype"]].values(v) for k, v in loaded.items()}
@@ -39,21 +39,25 @@ def read_safetensors(file: Path) -> dict[str, mx.array]:
 
 def _header(opened: BinaryIO, file: Path) -> tuple[dict[str, Any], int]:
     """What the header says of each tensor, and where the tensors' bytes begin."""
-    length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
+    stated, size = opened.read(_LENGTH_BYTES), file.stat().st_size
+    length = int.from_bytes(stated, "little")
+    if len(stated) < _LENGTH_BYTES or length > min(size, _LONGEST_HEADER_BYTES):
+        raise _refused(file, "its header is longer than it is", cut=True)
     try:
-        if length > min(file.stat().st_size, _LONGEST_HEADER_BYTES):
-            raise CheckpointError("its header is longer than it is")
         header = parse_json(opened.read(length))
     except CheckpointError as error:
-        message = f"{file}: not a whole safetensors file; download it again ({error})"
-        raise CheckpointError(message) from error
+        raise _refused(file, error) from error
     header.pop("__metadata__", None)
     return header, _LENGTH_BYTES + length
 
 
-def _check(header: dict[str, Any], file: Path) -> None:
+def _check(header: dict[str, Any], file: Path, size: int) -> None:
     """Refuse what is unknown, then whatever breaks the rules of the format: tensors that overlap,
-    or leave bytes between them or at the end."""
+    or leave bytes between them or at the end.
+
+    Args:
+        size: of all tensors, in bytes.
+    """
     for name, tensor in header.items():
         stated = tensor.get("dtype") if isinstance(tensor, dict) else None
         if isinstance(stated, str) and stated not in ELEMENT_TYPES:
@@ -63,12 +67,22 @@ def _check(header: dict[str, Any], file: Path) -> None:
         with safe_open(file, "numpy"):
             pass
     except (SafetensorError, OSError) as error:
-        message = f"{file}: not a whole safetensors file; download it again ({error})"
-        raise CheckpointError(message) from error
+        ends = [
+            tensor.get("data_offsets") for tensor in header.values() if isinstance(tensor, dict)
+        ]
+        last = [end[-1] for end in ends if isinstance(end, list) and end]
+        cut = any(isinstance(end, int) and end > size for end in last)
+        raise _refused(file, error, cut) from error
     for name, tensor in header.items():
         if max(tensor["shape"], default=0) > MOST_ELEMENTS:
             message = f"tensor {printable(name)} has a side longer than an MLX array can have"
             raise CheckpointError(f"{file}: {message}")
+
+
+def _refused(file: Path, reason: object, cut: bool = False) -> CheckpointError:
+    """The error for a file that is cut short, or else is not what the format demands."""
+    what = "not a whole safetensors file; download it again"
+    return CheckpointError(f"{file}: {what if cut else 'not a valid safetensors file'} ({reason})")
 
 
 def _tensor(opened: BinaryIO, start: int, tensor: dict[str, Any]) -> mx.array:
