@@ -19,6 +19,11 @@ _SAMPLE_BYTES = 4
 _MAX_PEAK = 100.0
 # A mean of up to 64 channels holds at least a 64th of their mean power, unless they cancel out.
 _LEAST_MIXED_POWER = 0.01
+# Whether they do is told a quarter of a second at a time, by what changes within a quarter of a
+# millisecond: by sounds like speech, beside which hum and offsets count little.
+_MIXED_SECONDS, _CHANGE_SECONDS = 0.25, 0.00025
+_AS_LOUD = 0.99  # of channels as loud as each other, but for rounding, the first is read
+_SILENT_POWER = 1e-8  # -80 dB: what is less is nothing that could be lost
 # A longer file that has fewer bytes for a second than any codec of speech is one to exhaust memory.
 _LONGEST_SECONDS, _LEAST_BYTE_RATE = 3 * 3600, 80
 
@@ -109,7 +114,7 @@ def record(
 
         resampler = soxr.ResampleStream(rate, target, 1, dtype="float32", quality="HQ")
     frames, peak, whole_numbers = 0, 0.0, True
-    mixer = _Mixer(channel, name)
+    mixer = _Mixer(channel, name, rate)
     with contextlib.ExitStack() as stack:
         recording = stack.enter_context(Recording(target))
         for block in filter(len, blocks):
@@ -123,7 +128,8 @@ def record(
                 )
             peak = max(peak, float(np.abs(block).max()))
             whole_numbers = whole_numbers and bool((block == np.rint(block)).all())
-            with np.errstate(over="ignore"):  # of what is refused below, by its peak
+            # of what is refused below, by its peak
+            with np.errstate(over="ignore", invalid="ignore"):
                 mono = mixer(block)
             with disk_errors(name):
                 recording.append(resampler.resample_chunk(mono) if resampler else mono)
@@ -150,8 +156,9 @@ def chosen_track(recording: Recording, what: str) -> str:
 class _Mixer:
     """Blocks (frames, channels) -> (frames,); `channel` as in `record`."""
 
-    def __init__(self, channel: Channel, name: str):
+    def __init__(self, channel: Channel, name: str, rate: float):
         self._channel, self._name = channel, name
+        self._part, self._lag = round(_MIXED_SECONDS * rate), max(1, round(_CHANGE_SECONDS * rate))
         self._louder: int | None = None
         self.remarks: list[str] = []
 
@@ -167,16 +174,28 @@ class _Mixer:
         mixed = block @ np.full(count, 1 / count, np.float32)  # far faster than the mean of rows
         if self._channel == "mix":
             return mixed
-        power = np.einsum("ij,ij->j", block, block)
-        if np.vdot(mixed, mixed) >= _LEAST_MIXED_POWER * power.mean():
-            return mixed
+        for start in range(0, len(block), self._part):
+            part = slice(start, start + self._part)
+            if self._cancelled(block[part], mixed[part]):
+                mixed[part] = block[part, min(self._louder or 0, count - 1)]
+        return mixed
+
+    def _cancelled(self, block: np.ndarray, mixed: np.ndarray) -> bool:
+        """Whether the mean of channels loses nearly all that they hold."""
+        change = block[self._lag :] - block[: -self._lag]
+        power = np.einsum("ij,ij->j", change, change)
+        change = mixed[self._lag :] - mixed[: -self._lag]
+        if power.mean() <= _SILENT_POWER * len(change) or (
+            np.dot(change, change) >= _LEAST_MIXED_POWER * power.mean()
+        ):
+            return False
         if self._louder is None:
-            self._louder = int(power.argmax())
+            self._louder = int((power > _AS_LOUD * power.max()).argmax())
             self.remarks = [
                 "its channels cancel each other out in the mean of them: channel"
                 f" {self._louder + 1} alone was read there"
             ]
-        return block[:, min(self._louder, count - 1)]
+        return True
 
 
 @contextlib.contextmanager

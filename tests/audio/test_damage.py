@@ -194,6 +194,26 @@ class TestChannels:
         array = np.stack([sine(amplitude=0.4), -sine(amplitude=0.41)])
         np.testing.assert_allclose(load(array, 16000), array[1], atol=1e-6)
 
+    @pytest.mark.parametrize("half", [slice(None, 8000), slice(8000, None)])
+    def test_for_a_part_of_the_time(self, half):
+        array = np.stack([sine(), sine()])
+        array[1, half] *= -1
+        samples = load(array, 16000)
+        np.testing.assert_allclose(samples[half], sine()[half], atol=1e-6)
+        np.testing.assert_allclose(samples, sine(), atol=1e-6)
+
+    @pytest.mark.parametrize("common", [0.05 * sine(hertz=50), np.full(16000, 0.2)])
+    def test_beside_hum_and_offsets(self, common):
+        array = np.stack([sine() + common, -sine() + common])
+        np.testing.assert_allclose(load(array, 16000), array[0], atol=1e-6)
+
+    def test_silence_does_not_cancel(self):
+        noise = 1e-5 * np.random.default_rng(0).standard_normal(16000)
+        array = np.stack([sine(), sine()])
+        array[:, 8000:] = np.stack([noise, -noise])[:, 8000:]
+        with open_recording(array, 16000) as recording:
+            assert recording.remarks == []
+
     def test_others_are_averaged(self):
         one_of_many = np.zeros((60, 16000), np.float32)
         one_of_many[7] = sine()
