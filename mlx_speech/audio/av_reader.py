@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import AudioError
-from .headers import damaged, padding, tells_length
+from .headers import damaged, padding, sizes_to_mend, tells_length
 from .recording import BLOCK_FRAMES, Channel, Recording, checked_rate, chosen_track, record
 
 #: how often FFmpeg may seek in a file: so often, and once more for so many bytes of it
@@ -40,11 +40,13 @@ _ADDRESS = {
     "rw_timeout": str(_FETCH_SECONDS * 1_000_000),
 }
 #: formats whose packets carry times; in the others they are counted
-_TIMED = {"asf", "flac", "flv", "hls", "matroska", "mov", "mpegts", "nut", "ogg"}
+_TIMED = {"asf", "flac", "flv", "hls", "matroska", "mov", "mpeg", "mpegts", "nut", "ogg", "rm"}
 #: formats whose header tells the length
-_MEASURED = {"ape", "flac", "matroska", "mov", "ogg", "tak", "tta", "wv"}
+_MEASURED = {"ape", "flac", "flv", "matroska", "mov", "ogg", "tak", "tta", "wv"}
 _LENGTH_SLACK_SECONDS = 0.5
 _MOST_PLANES = 7
+#: a timestamp so far behind is of another recording, joined to the first: clocks drift by less
+_REWOUND_SECONDS = 1.0
 _GAPLESS = {"flac", "ogg"}  #: what is missing in these is damage
 Messages = list[tuple[int, str, str]]  #: what FFmpeg's libraries log: (level, who, message) each
 #: what they tell of an end that is missing, and of damage to a container, and only log
@@ -140,7 +142,7 @@ def _read_track(
 
 
 class _BoundedFile:
-    """A file without the zeros behind its frames, from its beginning.
+    """A file without the zeros behind its frames, with sizes that are known, from its beginning.
 
     It is not searched for ever, as it would be in millions of empty chunks.
     """
@@ -149,11 +151,18 @@ class _BoundedFile:
         self._file = file
         self._size = file.seek(0, os.SEEK_END) - padding(file)
         self._seeks = _MOST_SEEKS + self._size // _SEEK_BYTES
+        self._mended = sizes_to_mend(file)
         file.seek(0)
 
     def read(self, size: int) -> bytes:
-        size = min(size, self._size - self._file.tell())
-        return self._file.read(size) if size > 0 and self._seeks >= 0 else b""
+        at = self._file.tell()
+        size = min(size, self._size - at)
+        data = self._file.read(size) if size > 0 and self._seeks >= 0 else b""
+        for position, mended in self._mended.items():
+            if at <= position and position + len(mended) <= at + len(data):
+                start = position - at
+                data = data[:start] + mended + data[start + len(mended) :]
+        return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._seeks -= 1
@@ -180,7 +189,10 @@ class _Samples:
         self._kinds = set(container.format.name.split(","))
         # with a picture, the length may be the picture's
         self._measured = measured and self._kinds & _MEASURED and len(container.streams) == 1
-        self._start = (container.start_time or 0) / 1_000_000
+        self._first = (container.start_time or 0) / 1_000_000
+        if self._kinds & {"ogg"} and any(_CONTAINER_DAMAGED.search(what) for *_, what in messages):
+            self._first = 0.0  # it is the first page's that could be read
+        self._start = self._first  # of what is being read; further recordings may be joined to it
         self._frames = 0
         self._told = len(messages)  # opening it looks at other places
         self._lost = 0.0  # seconds
@@ -231,7 +243,7 @@ class _Samples:
             refused = False
             try:
                 decoded = packet.decode()
-            except av.FFmpegError:  # AC-3's and AAC's are no InvalidDataError
+            except av.FFmpegError:  # decoders have many; there is no reading in it that could fail
                 decoded, refused = [], True
             complained = self._complained(packet, refused)
             if packet.size or complained:  # the last one is empty
@@ -290,10 +302,11 @@ class _Samples:
     def _gap(self, time: float) -> float:
         """Seconds that are missing before a frame with this timestamp."""
         missing = time - self._start - self._seconds
-        if missing > _LONGEST_GAP_SECONDS:
+        if not -_REWOUND_SECONDS < missing <= _LONGEST_GAP_SECONDS:
             self._start += missing
             self._measured = False  # nor is the length right
-        return missing if _LEAST_GAP_SECONDS < missing <= _LONGEST_GAP_SECONDS else 0.0
+            return 0.0
+        return missing if missing > _LEAST_GAP_SECONDS else 0.0
 
     def _silence(self, seconds: float) -> Iterator[np.ndarray]:
         count = round(seconds * self._rate)
@@ -320,11 +333,11 @@ class _Samples:
         """Raises `AudioError` where the end is missing, or too much is damaged."""
         told = [_one_line(message) for *_, message in self._messages]
         reasons = [message for message in told if _CUT_SHORT.search(message)]
-        if self._measured:
-            length = (self._container.duration or 0) / 1_000_000
-            if self._seconds < length - _LENGTH_SLACK_SECONDS:
-                reasons.append(f"{self._seconds:.1f} of {length:.1f} s are there")
-        if not self._ends_whole:
+        length = (self._container.duration or 0) / 1_000_000 if self._measured else 0.0
+        # some count a length from the first packet, some from 0
+        if self._seconds < length - max(self._first, 0.0) - _LENGTH_SLACK_SECONDS:
+            reasons.append(f"{self._seconds:.1f} of {length:.1f} s are there")
+        if not self._ends_whole and not length:
             reasons.append(told[-1] if told else "its end cannot be decoded")
         if self._lost > max(_MOST_DAMAGE_SECONDS, _MOST_DAMAGE * self._seconds):
             reasons.append(f"{self._lost:.1f} of {self._seconds:.1f} s cannot be decoded")

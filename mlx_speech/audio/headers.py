@@ -15,6 +15,7 @@ _SLACK_BYTES = 256
 # arecord and ffmpeg, when they write to a pipe.
 _UNKNOWN_SIZE = 0x7F000000
 _UNKNOWN_SIZES = {1_000_000_000, 1_500_000_000, 2_000_000_000}  # likewise, of other programs
+_BEYOND_ALL_FILES = 1 << 62  #: what sizes of 64 bits are then, -1 for example
 _MOST_CHUNKS = 10_000  #: that are looked at for the one with the samples
 _PADDING_BLOCK = 1 << 20
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
@@ -48,9 +49,9 @@ def check_length(file: io.FileIO, name: str) -> bool:
     trusted, end = True, 0
     if head[8:12] in (b"WAVE", b"AIFF", b"AIFC"):
         start, end = _chunk_end(file, head)
-        # of a size of 0 the header as a whole says whether it is meant
-        whole = int.from_bytes(head[4:8], "little") + 8
-        trusted = head[8:12] != b"WAVE" or end > start or size <= start or whole == size
+        # a size of 0 is meant where nothing follows it, or another chunk
+        unknown = end == start < size and not _begins_chunk(_read_at(file, start, 4))
+        trusted = not ((unknown and head[8:12] == b"WAVE") or sizes_to_mend(file))
     elif head[8:12] == b"AVI ":
         length = int.from_bytes(head[4:8], "little")
         end = 8 + length if length < _UNKNOWN_SIZE else 0
@@ -58,13 +59,13 @@ def check_length(file: io.FileIO, name: str) -> bool:
         end = _caf_end(file)
     elif head[:16] == _W64_RIFF:
         end = _w64_end(file)
-    elif head[:4] == b".snd":
-        start, length = struct.unpack(">II", head[4:12].ljust(8, b"\0"))
-        end = start + length if length < _UNKNOWN_SIZE else 0
+    elif head[:4] in (b".snd", b"dns."):
+        end, trusted = _au_end(head), not sizes_to_mend(file)
     elif head[:7] == b"NIST_1A":
         end = _sphere_end(file)
     elif head[:19] == b"Creative Voice File":
-        end = _voc_end(file)
+        end, blocks = _voc_end(file)
+        trusted = blocks == 1  # libsndfile would read the heads of others as samples
     elif head[:4] == b"OggS":
         trusted, end = False, _ogg_end(file, size)
     elif head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):
@@ -86,12 +87,18 @@ def _chunk_end(file: io.FileIO, head: bytes) -> tuple[int, int]:
         at += 8
         if tag in (b"data", b"SSND"):
             if length >= _UNKNOWN_SIZE or length in _UNKNOWN_SIZES:
-                return at, at + long_length if long_length else 0
+                return at, at + long_length if 0 < long_length < _BEYOND_ALL_FILES else 0
             return at, at + length
         if tag == b"ds64":  # RF64: the sizes that take more than 32 bits
             long_length = int.from_bytes(_read_at(file, at + 8, 8), "little")
         at += length + length % 2
     return at, 0
+
+
+def _au_end(head: bytes) -> int:
+    order = "<" if head[:1] == b"d" else ">"
+    start, length = struct.unpack(f"{order}II", head[4:12].ljust(8, b"\0"))
+    return start + length if 0 < length < _UNKNOWN_SIZE else 0
 
 
 def _caf_end(file: io.FileIO) -> int:
@@ -102,7 +109,7 @@ def _caf_end(file: io.FileIO) -> int:
         tag, length = struct.unpack(">4sq", chunk)
         at += 12
         if tag == b"data" or length < 0:
-            return at + length if length >= 0 else 0  # -1: unknown
+            return at + length if length > 0 else 0  # -1: unknown
         at += length
     return 0
 
@@ -114,7 +121,7 @@ def _w64_end(file: io.FileIO) -> int:
             break
         length = int.from_bytes(chunk[16:], "little")
         if chunk[:16] == _W64_DATA:
-            return at + length
+            return at + length if length < _BEYOND_ALL_FILES else 0
         at += max(24, length + -length % 8)
     return 0
 
@@ -129,13 +136,26 @@ def _sphere_end(file: io.FileIO) -> int:
     return int(start[1]) + counts[0] * counts[1] * counts[2] if start else 0
 
 
-def _voc_end(file: io.FileIO) -> int:
+def _voc_end(file: io.FileIO) -> tuple[int, int]:
+    """Where its blocks end, and how many there are."""
     at = int.from_bytes(_read_at(file, 20, 2), "little")
-    for _ in range(_MOST_CHUNKS):
+    for blocks in range(_MOST_CHUNKS):
         if (block := _read_at(file, at, 4))[:1] in (b"", b"\0"):
-            return at
+            return at, blocks
         at += 4 + int.from_bytes(block[1:], "little")
-    return 0
+    return 0, _MOST_CHUNKS
+
+
+def sizes_to_mend(file: io.FileIO) -> dict[int, bytes]:
+    """By position, what to read in place of sizes that are not known and that readers believe."""
+    head, size = _read_at(file, 0, 24), file.seek(0, os.SEEK_END)
+    if head[:4] in (b"RF64", b"BW64") and head[12:16] == b"ds64":
+        start, end = _chunk_end(file, head)
+        if not end and start < size:
+            return {20: struct.pack("<QQQ", size - 8, size - start, 0)}
+    elif head[:4] == b".snd" and head[8:12] == bytes(4):
+        return {8: b"\xff" * 4}
+    return {}
 
 
 def joined_at(file: io.FileIO) -> int:
@@ -150,8 +170,8 @@ def joined_at(file: io.FileIO) -> int:
         at = 8 + length + length % 2
     elif head[:4] == b"caff":
         at = _caf_end(file)
-    elif head[:4] == b".snd":
-        at = sum(struct.unpack(">II", head[4:12].ljust(8, b"\0")))
+    elif head[:4] in (b".snd", b"dns."):
+        at = _au_end(head)
     elif head[4:8] == b"ftyp":
         magic = slice(4, 8)
         for _ in range(_MOST_CHUNKS):
@@ -168,6 +188,32 @@ def joined_at(file: io.FileIO) -> int:
             if length < 24 or _read_at(file, at, 16) == _ASF_HEADER:
                 break
     return at if at and _read_at(file, at, 24)[magic] == head[magic] else 0
+
+
+def unread(file: io.FileIO) -> str:
+    """A remark on what stands behind the end that a header tells of, if that may be sound."""
+    if at := joined_at(file):
+        rest = "another recording begins there, which was not read: split the file"
+        return f"it ends after {at} bytes; {rest}"
+    head = _read_at(file, 0, 24)
+    end = 0
+    if head[8:12] in (b"WAVE", b"AIFF", b"AIFC"):
+        start, end = _chunk_end(file, head)
+        end = 0 if end == start else end + end % 2
+    elif head[:4] == b"caff":
+        end = _caf_end(file)
+    elif head[:4] in (b".snd", b"dns."):
+        end = _au_end(head)
+    more = file.seek(0, os.SEEK_END) - end
+    follows = _read_at(file, end, _SLACK_BYTES)
+    if not end or more <= _SLACK_BYTES or _begins_chunk(follows) or not follows.strip(b"\0"):
+        return ""
+    return f"by its header it ends after {end} bytes; the {more} behind them were not read"
+
+
+def _begins_chunk(data: bytes) -> bool:
+    """Whether it has a chunk's name, four printable characters, and not samples."""
+    return len(data) >= 4 and all(32 <= byte < 127 for byte in data[:4])
 
 
 def padding(file: io.FileIO) -> int:
@@ -220,6 +266,8 @@ def _mp3_end(file: io.FileIO, head: bytes) -> int:
     if at < 0 or len(first) < at + 16 or first[at + 7] & 3 != 3:
         return 0
     frames, length = struct.unpack(">II", first[at + 8 : at + 16])
+    if length >= _UNKNOWN_SIZE:
+        return 0
     # programs disagree on which of the first frames to count
     frame = min(_LONGEST_MP3_FRAME, length // max(frames, 1))
     return start + max(0, first.find(b"\xff")) + length - 2 * frame

@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import AudioError, InputError
 from ..fields import Range, fitted
 from .av_reader import read_media
-from .headers import check_length, joined_at
+from .headers import check_length, unread
 from .recording import BLOCK_FRAMES, Channel, Recording, checked_rate, disk_errors, record
 from .soundfile_reader import NotDecodedError, read_sound
 
@@ -134,9 +134,8 @@ def open_recording(
         if not os.fstat(file.fileno()).st_size:
             raise AudioError(f"{name} is empty (0 bytes): record or copy it again")
         recording = _read_file(file, name, target, audio_track, channel)
-        if at := joined_at(file):
-            rest = "another recording begins there, which was not read: split the file"
-            recording.remarks.append(f"it ends after {at} bytes; {rest}")
+        if remark := unread(file):
+            recording.remarks.append(remark)
         return recording
 
 

@@ -50,6 +50,26 @@ class TestTimeline:
         assert seconds.max() == pytest.approx(4.0, abs=0.15)
         assert loud.sum() == pytest.approx(4 * 40, abs=12)
 
+    @pytest.mark.parametrize("kind", ["mka", "webm", "ts"])
+    def test_a_clip_that_begins_late(self, tmp_path, kind):
+        """As it is cut from a stream: its times go on from there."""
+        whole = make(tmp_path / f"whole.{kind}", sine(48000, seconds=6), rate=48000)
+        clip = without(whole, tmp_path / f"clip.{kind}", -1.0, 3.0)
+        assert len(load(clip)) == pytest.approx(3 * SAMPLING_RATE, abs=0.1 * SAMPLING_RATE)
+
+    def test_a_program_stream(self, tmp_path):
+        late = shifted(tmp_path / "late.mpg", 3.0, sine(seconds=2), video=6.0)
+        samples = load(late)
+        assert len(samples) == pytest.approx(5 * SAMPLING_RATE, abs=0.1 * SAMPLING_RATE)
+        assert np.abs(samples[: int(2.9 * SAMPLING_RATE)]).max() < 1e-3
+
+    def test_gaps_in_a_recording_joined_to_another(self, tmp_path):
+        """Its timestamps begin anew."""
+        whole = make(tmp_path / "whole.ts", sine(seconds=6))
+        part = without(whole, tmp_path / "gap.ts", 2.0, 4.0)
+        path = write(tmp_path / "joined.ts", whole.read_bytes() + part.read_bytes())
+        assert len(load(path)) == pytest.approx(12 * SAMPLING_RATE, abs=0.2 * SAMPLING_RATE)
+
     def test_a_timestamp_days_ahead_is_wrong(self, tmp_path):
         path = without(
             make(tmp_path / "a.mka", sine(seconds=4)), tmp_path / "b.mka", 2, 2, leap=10**6
@@ -60,9 +80,11 @@ class TestTimeline:
 def shifted(path, start, samples, video):
     """A track that begins `start` seconds after the picture."""
     kind = path.suffix[1:]
-    with av.open(str(path), "w", format={"mkv": "matroska", "ts": "mpegts"}.get(kind, kind)) as out:
+    format = {"mkv": "matroska", "ts": "mpegts", "mpg": "mpeg"}.get(kind, kind)
+    with av.open(str(path), "w", format=format) as out:
         pictures = out.add_stream("mpeg4", rate=10, width=64, height=48)
-        stream = out.add_stream("aac", rate=SAMPLING_RATE, layout="mono")
+        codec = "mp2" if kind == "mpg" else "aac"
+        stream = out.add_stream(codec, rate=SAMPLING_RATE, layout="mono")
         for number in range(round(video * 10)):
             out.mux(
                 pictures.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), number, np.uint8)))
@@ -109,6 +131,37 @@ class TestDamage:
         assert len(samples) == pytest.approx(len(whole), abs=0.1 * SAMPLING_RATE)
         # what follows is where it was
         np.testing.assert_allclose(samples[-16000:-4000], whole[-16000:-4000], atol=0.02)
+
+    @pytest.mark.parametrize("kind", ["ac3", "eac3"])
+    def test_whatever_a_decoder_calls_it(self, tmp_path, kind):
+        """Their errors are of many kinds."""
+        path = tmp_path / f"talk.{kind}"
+        with av.open(str(path), "w") as out:
+            stream = out.add_stream(kind, rate=48000, layout="mono")
+            for frame in frames_for(stream, sine(48000, 6).astype(np.float32), 48000):
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+        data = path.read_bytes()
+        half = len(data) // 2
+        write(path, data[:half] + bytes([data[half] ^ 0x55]) + data[half + 1 :])
+        assert remarks(path) == ["it is damaged at 3.0 s; the rest was read"]
+        assert len(load(path)) == pytest.approx(6 * SAMPLING_RATE, abs=0.1 * SAMPLING_RATE)
+
+    @pytest.mark.parametrize("kind", ["flac", "mka"])
+    def test_its_last_packet_where_the_length_is_known(self, tmp_path, kind):
+        data = damages.whole(kind, tmp_path)
+        path = write(tmp_path / f"bad.{kind}", data[:-500] + bytes(40) + data[-460:])
+        (remark,) = remarks(path)
+        assert re.fullmatch(r"it is damaged at (7\.9|8\.0) s; the rest was read", remark)
+        assert len(load(path)) == pytest.approx(8 * SAMPLING_RATE, abs=0.3 * SAMPLING_RATE)
+
+    def test_the_beginning_of_ogg(self, tmp_path):
+        """What follows is where it was."""
+        data = bytearray(damages.whole("opus", tmp_path))
+        data[3000:3040] = bytes(40)
+        path = write(tmp_path / "bad.opus", data)
+        assert remarks(path)[0].startswith("it is damaged at 0.0 s")
+        assert len(load(path)) == pytest.approx(8 * SAMPLING_RATE, abs=0.1 * SAMPLING_RATE)
 
     def test_another_recording_behind_the_end(self, tmp_path):
         data = encoded(NOISE, format="WAV")

@@ -7,8 +7,9 @@ import os
 import struct
 
 import pytest
-from media import encoded, make, sine
+from media import encoded, is_sine, load, make, refused, sine, write
 
+from mlx_speech.audio import open_recording
 from mlx_speech.audio.headers import check_length
 from mlx_speech.errors import AudioError
 
@@ -91,6 +92,67 @@ class TestLength:
     def test_caf_of_unknown_length(self, tmp_path, size):
         with opened(tmp_path, caf(size=size)) as file:
             assert check_length(file, "file")
+
+    @pytest.mark.parametrize("size", [0, 1 << 62, (1 << 64) - 1])
+    def test_long_sizes_that_are_unknown(self, tmp_path, size):
+        samples = sine(seconds=2)
+        for kind, tag in (("RF64", b"ds64"), ("W64", b"data")):
+            data = bytearray(encoded(samples, format=kind))
+            at = data.index(tag) + 16
+            data[at : at + 8] = size.to_bytes(8, "little")
+            is_sine(load(write(tmp_path / f"talk.{kind}", data)), seconds=2)
+
+    def test_au_of_unknown_size(self, tmp_path):
+        for size in (0, 0xFFFFFFFF):
+            data = bytearray(encoded(sine(), format="AU"))
+            data[8:12] = size.to_bytes(4, "big")
+            is_sine(load(write(tmp_path / "talk.au", data)))
+
+    def test_little_endian_au(self, tmp_path):
+        data = encoded(sine(), format="AU", endian="LITTLE")
+        is_sine(load(write(tmp_path / "talk.au", data)))
+        assert "cut short" in refused(write(tmp_path / "talk.au", data[:-400]))
+
+    def test_a_size_of_0_in_an_otherwise_right_header(self, tmp_path):
+        data = bytearray(encoded(sine(hertz=441), format="WAV"))
+        data[40:44] = bytes(4)
+        is_sine(load(write(tmp_path / "talk.wav", data)), hertz=441)
+        chunk = wav(b"") + b"LIST" + struct.pack("<I", 400) + bytes(400)
+        assert "holds no samples" in refused(write(tmp_path / "none.wav", chunk))
+
+    def test_voc_of_several_blocks(self, tmp_path):
+        data = encoded(sine(), format="VOC")
+        start = 26 + 16  # behind the heads of the file and of its block
+        samples = data[start : start + 32000]
+        head = struct.pack("<IBBHI", 16000, 16, 1, 4, 0)
+        text = b"\5\3\0\0abc"
+        parts = (samples[:10000], samples[10000:20000], samples[20000:])
+        blocks = [head + part if not number else part for number, part in enumerate(parts)]
+        kinds = (9, 2, 2)
+        made = [
+            bytes([kind]) + len(block).to_bytes(3, "little") + block
+            for kind, block in zip(kinds, blocks, strict=True)
+        ]
+        is_sine(load(write(tmp_path / "talk.voc", data[:26] + text + b"".join(made) + b"\0")))
+
+    @pytest.mark.parametrize(("kind", "at", "order"), [("WAV", 40, "little"), ("AU", 8, "big")])
+    def test_what_is_behind_the_end_is_told(self, tmp_path, kind, at, order):
+        data = bytearray(encoded(sine(hertz=441), format=kind))
+        start = len(data) - 32000
+        data[at : at + 4] = (16000).to_bytes(4, order)
+        remark = f"by its header it ends after {start + 16000} bytes; the 16000 behind them were"
+        for more, told in ((b"", True), (bytes(32000), False), (b"LIST" + bytes(400), False)):
+            behind = data[: start + 16000] + more if more else data
+            with open_recording(write(tmp_path / "talk", behind)) as recording:
+                assert recording.duration == 0.5
+                assert recording.remarks == ([f"{remark} not read"] if told else [])
+
+    @pytest.mark.parametrize("size", [1 << 31, (1 << 32) - 1])
+    def test_mp3_of_unknown_size(self, tmp_path, size):
+        data = bytearray(encoded(sine(seconds=3), format="MP3"))
+        at = max(data.find(b"Xing"), data.find(b"Info")) + 12
+        data[at : at + 4] = size.to_bytes(4, "big")
+        is_sine(load(write(tmp_path / "talk.mp3", data)), seconds=3, tolerance=0.02, slack=0.05)
 
     def test_ogg_ends_with_a_whole_page(self, tmp_path):
         data = encoded(sine(seconds=2), format="OGG")
