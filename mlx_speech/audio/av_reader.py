@@ -47,13 +47,18 @@ _LENGTH_SLACK_SECONDS = 0.5
 _MOST_PLANES = 7
 #: a timestamp so far behind is of another recording, joined to the first: clocks drift by less
 _REWOUND_SECONDS = 1.0
+#: formats of nothing but frames, in which what is none comes in one packet with the next frame;
+#: it shows by its size, in bytes and in usual packets
+_BARE, _LONGEST_FRAME_BYTES, _LONGEST_FRAME = {"aac", "ac3", "eac3", "mp3"}, 2000, 4
 _GAPLESS = {"flac", "ogg"}  #: what is missing in these is damage
 Messages = list[tuple[int, str, str]]  #: what FFmpeg's libraries log: (level, who, message) each
 #: what they tell of an end that is missing, and of damage to a container, and only log
 _CUT_SHORT = re.compile("partial file|end(ed|s) prematurely|Input/output error|timed out")
 _CONTAINER_DAMAGED = re.compile("CRC mismatch|exceeds containing")
 #: what an MP3 file may have between its frames, where files were joined, and players skip
-_MP3_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"Xing", b"Info", b"LAME")
+_MP3_TAGS = (b"ID3", b"TAG", b"APETAGEX")
+#: and how a frame begins that tells of the others, if so; encoders write their names in any frame
+_MP3_INFO, _MP3_INFO_BYTES = (b"Xing", b"Info"), 64
 
 
 def read_media(
@@ -198,6 +203,7 @@ class _Samples:
         self._lost = 0.0  # seconds
         self._damage: list[float] = []  # seconds at which packets were damaged
         self._ends_whole = True
+        self._packets = self._bytes = 0  # of usual size
         # damage is told by the checksums of FLAC and AC-3, and by MP3's numbers of bits
         track.codec_context.options = {"err_detect": "crccheck+compliant"}
 
@@ -245,14 +251,14 @@ class _Samples:
                 decoded = packet.decode()
             except av.FFmpegError:  # decoders have many; there is no reading in it that could fail
                 decoded, refused = [], True
-            complained = self._complained(packet, refused)
+            skipped = self._skipped(packet)
+            complained = self._complained(packet, refused or skipped > 0)
             if packet.size or complained:  # the last one is empty
                 self._ends_whole = not complained
             if complained:
                 seconds = float((packet.duration or 0) * packet.time_base)
-                self._add_damage(seconds)
-                if not decoded:
-                    yield from self._silence(seconds)
+                self._add_damage(skipped + seconds)
+                yield from self._silence(skipped if decoded else skipped + seconds)
             for frame in decoded:
                 found = (frame.format.name, frame.layout.name, frame.sample_rate)
                 if found != setup:
@@ -319,9 +325,22 @@ class _Samples:
         told, self._told = self._messages[self._told :], len(self._messages)
         codec = self._track.codec_context.codec.name
         damaged = any(who == codec or _CONTAINER_DAMAGED.search(what) for _, who, what in told)
-        if self._kinds & {"mp3"} and any(tag in bytes(packet) for tag in _MP3_TAGS):
+        if not (refused or damaged):
             return False
-        return refused or damaged
+        data = bytes(packet) if self._kinds & {"mp3"} else b""
+        about = any(tag in data for tag in _MP3_TAGS)
+        return not (about or any(tag in data[:_MP3_INFO_BYTES] for tag in _MP3_INFO))
+
+    def _skipped(self, packet: Any) -> float:
+        """About how many seconds a packet has of what is no frame."""
+        if not self._kinds & _BARE or not packet.size:
+            return 0.0
+        usual = self._bytes / self._packets if self._packets else packet.size
+        if packet.size > max(_LONGEST_FRAME_BYTES, _LONGEST_FRAME * usual):
+            return (packet.size / usual - 1) * self._seconds / self._packets
+        self._packets += 1
+        self._bytes += packet.size
+        return 0.0
 
     def _add_damage(self, seconds: float) -> None:
         """To what is read so far."""

@@ -147,6 +147,21 @@ class TestDamage:
         assert remarks(path) == ["it is damaged at 3.0 s; the rest was read"]
         assert len(load(path)) == pytest.approx(6 * SAMPLING_RATE, abs=0.1 * SAMPLING_RATE)
 
+    @pytest.mark.parametrize("fill", [bytes, np.random.default_rng(1).bytes])
+    def test_what_is_no_frame_takes_its_time(self, tmp_path, fill):
+        """Whole frames are lost, of a format without times: what follows is where it was."""
+        data = make(tmp_path / "good.mp3", NOISE).read_bytes()
+        whole = load(tmp_path / "good.mp3")
+        half, lost = len(data) // 2, len(data) // 16
+        path = tmp_path / "bad.mp3"
+        samples = load(write(path, data[:half] + fill(lost) + data[half + lost :]))
+        (remark,) = remarks(path)
+        assert re.fullmatch(r"it is damaged at (3\.9|4\.0) s; the rest was read", remark)
+        assert len(samples) == pytest.approx(len(whole), abs=0.1 * SAMPLING_RATE)
+        lost = len(data) * 3 // 8
+        write(path, data[:half] + bytes(lost) + data[half + lost :])
+        assert "cannot be decoded" in refused(path)
+
     @pytest.mark.parametrize("kind", ["flac", "mka"])
     def test_its_last_packet_where_the_length_is_known(self, tmp_path, kind):
         data = damages.whole(kind, tmp_path)
