@@ -50,7 +50,6 @@ _REWOUND_SECONDS = 1.0
 #: formats of nothing but frames, in which what is none comes in one packet with the next frame;
 #: it shows by its size, in bytes and in usual packets
 _BARE, _LONGEST_FRAME_BYTES, _LONGEST_FRAME = {"aac", "ac3", "eac3", "mp3"}, 2000, 4
-_GAPLESS = {"flac", "ogg"}  #: what is missing in these is damage
 Messages = list[tuple[int, str, str]]  #: what FFmpeg's libraries log: (level, who, message) each
 #: what they tell of an end that is missing, and of damage to a container, and only log
 _CUT_SHORT = re.compile("partial file|end(ed|s) prematurely|Input/output error|timed out")
@@ -195,7 +194,7 @@ class _Samples:
         # with a picture, the length may be the picture's
         self._measured = measured and self._kinds & _MEASURED and len(container.streams) == 1
         self._first = (container.start_time or 0) / 1_000_000
-        if self._kinds & {"ogg"} and any(_CONTAINER_DAMAGED.search(what) for *_, what in messages):
+        if self._lost_pages():
             self._first = 0.0  # it is the first page's that could be read
         self._start = self._first  # of what is being read; further recordings may be joined to it
         self._frames = 0
@@ -271,7 +270,7 @@ class _Samples:
                         resampler = av.AudioResampler(kind, frame.layout, self._rate)
                 if self._kinds & _TIMED and frame.time is not None:
                     gap = self._gap(frame.time)
-                    if gap and (complained or self._kinds & _GAPLESS):
+                    if gap and (complained or self._kinds & {"flac"} or self._lost_pages()):
                         self._add_damage(gap)
                     yield from self._silence(gap)
                 frame.pts = None
@@ -313,6 +312,11 @@ class _Samples:
             self._measured = False  # nor is the length right
             return 0.0
         return missing if missing > _LEAST_GAP_SECONDS else 0.0
+
+    def _lost_pages(self) -> bool:
+        """Whether pages of an Ogg file were damaged, as far as it was looked at."""
+        told = (what for *_, what in self._messages)
+        return "ogg" in self._kinds and any(map(_CONTAINER_DAMAGED.search, told))
 
     def _silence(self, seconds: float) -> Iterator[np.ndarray]:
         count = round(seconds * self._rate)

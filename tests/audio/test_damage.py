@@ -38,7 +38,7 @@ class TestTimeline:
         assert np.abs(samples[: int(2.9 * SAMPLING_RATE)]).max() < 1e-3
         assert np.abs(samples[int(3.2 * SAMPLING_RATE) :][:8000]).max() > 0.4
 
-    @pytest.mark.parametrize("kind", ["mp4", "mov", "mkv", "mka", "webm", "ts"])
+    @pytest.mark.parametrize("kind", ["mp4", "mov", "mkv", "mka", "webm", "ts", "opus"])
     def test_packets_that_are_missing_are_silence(self, tmp_path, kind):
         whole = make(tmp_path / f"whole.{kind}", sine(seconds=6), rate=48000 // 3)
         part = without(whole, tmp_path / f"gap.{kind}", 2.0, 4.0)
