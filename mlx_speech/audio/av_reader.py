@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,8 @@ _REWOUND_SECONDS = 1.0
 #: formats of nothing but frames, in which what is none comes in one packet with the next frame;
 #: it shows by its size, in bytes and in usual packets
 _BARE, _LONGEST_FRAME_BYTES, _LONGEST_FRAME = {"aac", "ac3", "eac3", "mp3"}, 2000, 4
+#: where there are more doubts about MP3 frames, a few or a share of them, its encoder makes them
+_FEW_DOUBTS, _MOST_DOUBTS = 3, 0.005
 Messages = list[tuple[int, str, str]]  #: what FFmpeg's libraries log: (level, who, message) each
 #: what they tell of an end that is missing, and of damage to a container, and only log
 _CUT_SHORT = re.compile("partial file|end(ed|s) prematurely|Input/output error|timed out")
@@ -203,6 +205,9 @@ class _Samples:
         self._damage: list[float] = []  # seconds at which packets were damaged
         self._ends_whole = True
         self._packets = self._bytes = 0  # of usual size
+        self._strict = _strict_decoder(track.codec_context.codec.name)
+        self._checked = 0  # packets, by it
+        self._doubts: list[float] = []  # seconds of those that it refuses
         # damage is told by the checksums of FLAC and AC-3, and by MP3's numbers of bits
         track.codec_context.options = {"err_detect": "crccheck+compliant"}
 
@@ -232,9 +237,13 @@ class _Samples:
 
     def remarks(self) -> list[str]:
         """What was damaged, once all is read."""
-        if not self._damage:
+        found = self._damage
+        if len(self._doubts) <= max(_FEW_DOUBTS, _MOST_DOUBTS * self._checked):
+            found = sorted([*found, *self._doubts])
+        if not found:
             return []
-        places = [f"{at:.1f}" for at in self._damage]
+        apart = [at for at, last in zip(found, [-2.0, *found], strict=False) if at > last + 1]
+        places = [f"{at:.1f}" for at in apart]
         more = f" and {len(places) - 5} places more" if len(places) > 5 else ""
         return [f"it is damaged at {', '.join(places[:5])} s{more}; the rest was read"]
 
@@ -252,6 +261,8 @@ class _Samples:
                 decoded, refused = [], True
             skipped = self._skipped(packet)
             complained = self._complained(packet, refused or skipped > 0)
+            if self._strict and self._is_doubtful(packet) and not complained:
+                self._doubts.append(self._seconds)
             if packet.size or complained:  # the last one is empty
                 self._ends_whole = not complained
             if complained:
@@ -335,6 +346,16 @@ class _Samples:
         about = any(tag in data for tag in _MP3_TAGS)
         return not (about or any(tag in data[:_MP3_INFO_BYTES] for tag in _MP3_INFO))
 
+    def _is_doubtful(self, packet: Any) -> bool:
+        """Whether the strict decoder complains of a packet."""
+        import av
+
+        with suppress(av.FFmpegError):
+            self._strict.decode(packet)
+        self._checked += 1
+        told, self._told = self._messages[self._told :], len(self._messages)
+        return any("bits_left" in what for *_, what in told)
+
     def _skipped(self, packet: Any) -> float:
         """About how many seconds a packet has of what is no frame."""
         if not self._kinds & _BARE or not packet.size:
@@ -366,6 +387,20 @@ class _Samples:
             reasons.append(f"{self._lost:.1f} of {self._seconds:.1f} s cannot be decoded")
         if reasons:
             raise damaged(self._name, reasons[0])
+
+
+def _strict_decoder(codec: str) -> Any:
+    """One that tells where an MP3 frame has more bits than it uses, the only check that it has.
+
+    There are encoders that fill them up so; what it decodes is muted there, and not used.
+    """
+    import av
+
+    if codec not in ("mp3", "mp3float"):
+        return None
+    decoder = av.CodecContext.create(codec, "r")
+    decoder.options = {"err_detect": "buffer"}
+    return decoder
 
 
 _log_lock = threading.Lock()

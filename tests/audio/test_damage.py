@@ -117,7 +117,7 @@ def without(whole, path, start, end, leap=0.0):
 
 
 class TestDamage:
-    KINDS = ("aac", "ac3", "flac", "m4a", "mka", "mov", "ogg", "opus", "ts", "webm")
+    KINDS = ("aac", "ac3", "flac", "m4a", "mp3", "mka", "mov", "ogg", "opus", "ts", "webm")
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_one_place_is_named_and_the_rest_read(self, tmp_path, kind):
@@ -177,6 +177,15 @@ class TestDamage:
         path = write(tmp_path / "bad.opus", data)
         assert remarks(path)[0].startswith("it is damaged at 0.0 s")
         assert len(load(path)) == pytest.approx(8 * SAMPLING_RATE, abs=0.1 * SAMPLING_RATE)
+
+    def test_encoders_that_fill_up_frames_make_no_damage(self, tmp_path, monkeypatch):
+        """As where MP3 frames with bits that nothing uses are more than a few."""
+        data = DAMAGES["40 bytes in the middle"](damages.whole("mp3", tmp_path))
+        path = write(tmp_path / "filled.mp3", data)
+        assert remarks(path)
+        for limit in ("_FEW_DOUBTS", "_MOST_DOUBTS"):
+            monkeypatch.setattr(f"mlx_speech.audio.av_reader.{limit}", 0)
+        assert remarks(path) == []
 
     def test_another_recording_behind_the_end(self, tmp_path):
         data = encoded(NOISE, format="WAV")
