@@ -172,8 +172,16 @@ def further_tokens(config: dict[str, Any]) -> list[str | dict[str, Any]]:
 
 
 def content_of(token: str | dict[str, Any]) -> str:
-    """The text of a token as configurations have it."""
-    return token if isinstance(token, str) else token["content"]
+    """The text of a token as configurations have it.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    content = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(content, str):
+        rule = "must be text, or an object with text as its content"
+        raise CheckpointError(f"a token of tokenizer_config.json is {token!r}, but {rule}")
+    return content
 
 
 def _as_llama(data: dict[str, Any], config: dict[str, Any]) -> Backend:

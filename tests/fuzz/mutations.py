@@ -11,6 +11,7 @@ import pickle
 import pickletools
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -288,10 +289,14 @@ def change_pickle(data: bytes, rng: Random) -> Mutated:
     """An operation left out, done twice, replaced, or with another argument."""
     if not zipfile.is_zipfile(io.BytesIO(data)):
         return _changed_pickle(data, rng)
-    written = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as read, zipfile.ZipFile(written, "w") as out:
-        for entry in read.namelist():
-            held = read.read(entry)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as read:
+            entries = {entry: read.read(entry) for entry in read.namelist()}
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error):
+        return data, "the zip was damaged before"
+    written, what = io.BytesIO(), "no pickle in it"
+    with zipfile.ZipFile(written, "w") as out:
+        for entry, held in entries.items():
             if entry.endswith(".pkl"):
                 held, what = _changed_pickle(held, rng)
             out.writestr(entry, held)

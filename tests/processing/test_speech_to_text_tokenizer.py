@@ -89,6 +89,12 @@ class TestTokenizer:
         assert tokenizer.encode("zero zéro") == [5, 34, 35, 2]
         assert tokenizer.decode([34, 35]) == "zero zéro"
 
+    @pytest.mark.parametrize("token", [{}, {"content": 5}])
+    def test_a_token_without_text(self, s2t_copy, token):
+        edit_json(s2t_copy / "tokenizer_config.json", unk_token=token)
+        with pytest.raises(CheckpointError, match=r"of tokenizer_config\.json is \{.*, but"):
+            Speech2TextTokenizer.from_pretrained(s2t_copy)
+
     def test_an_id_of_several_pieces(self, s2t_copy):
         edit_json(s2t_copy / "vocab.json", **{"▁zero": 34, "▁zéro": 34})
         with pytest.raises(CheckpointError, match=r"vocab\.json: an id stands there for several"):

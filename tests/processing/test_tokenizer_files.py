@@ -28,9 +28,12 @@ class TestBadFiles:
             Tokenizer.from_pretrained(folder)
 
     def test_bad_settings(self, tmp_path):
-        for settings in ({"pad_token": {}}, {"added_tokens_decoder": {"x": "y"}}):
-            folder = small.gpt2(tmp_path, **settings)
-            with pytest.raises(CheckpointError, match="not a readable tokenizer"):
+        for name, value, message in (
+            ("pad_token", {}, r"a token of tokenizer_config\.json is \{\}, but must be text"),
+            ("added_tokens_decoder", {"x": "y"}, "not a readable tokenizer"),
+        ):
+            folder = small.gpt2(tmp_path, **{name: value})
+            with pytest.raises(CheckpointError, match=message):
                 Tokenizer.from_pretrained(folder)
 
 
