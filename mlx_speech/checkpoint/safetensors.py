@@ -60,7 +60,8 @@ def _check(header: dict[str, Any], file: Path, size: int) -> None:
     """
     for name, tensor in header.items():
         stated = tensor.get("dtype") if isinstance(tensor, dict) else None
-        if isinstance(stated, str) and stated not in ELEMENT_TYPES:
+        known = isinstance(stated, str) and stated in ELEMENT_TYPES
+        if stated is not None and not known:
             message = f"tensor {printable(name)} is stored as {stated}, which is not supported"
             raise CheckpointError(f"{file}: {message}; take the checkpoint that it was made from")
     try:

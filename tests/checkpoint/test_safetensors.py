@@ -73,7 +73,7 @@ def test_files_that_are_cut_off(tmp_path, content):
         read_safetensors(tmp_path / "a")
 
 
-@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "C64", "novelty"])
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "C64", "novelty", 5])
 def test_types_that_are_not_read(tmp_path, dtype):
     path = write(tmp_path / "a", {"x": entry(dtype, [2], 0, 16)})
     with pytest.raises(CheckpointError, match=f"tensor x is stored as {dtype}, which is not sup"):
