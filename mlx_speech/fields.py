@@ -39,6 +39,9 @@ class Range:
         return " and ".join(told)
 
 
+TokenId = Annotated[int, Range(-1, 2**31 - 1)]  #: -1 says that there is none
+
+
 def _shown(number: float) -> str:
     return str(number) if isinstance(number, int) else f"{number:g}"
 

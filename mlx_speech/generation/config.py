@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from ..errors import CheckpointError, InputError
-from ..fields import Range, fit_fields, fit_items
+from ..fields import Range, TokenId, fit_fields, fit_items
 
 #: limit on the answer's length where neither the checkpoint nor the call gives one
 DEFAULT_NEW_TOKENS = 200
@@ -17,7 +17,6 @@ Beams = Annotated[int, Range(1, 256)]  #: each has a cache and a row of logits o
 Temperature = Annotated[float, Range(0, 1e6)]
 Penalty = Annotated[float, Range(0.01, 100)]  #: factor on scores
 Exponent = Annotated[float, Range(-5, 5)]  #: of a length, in float32
-TokenId = Annotated[int, Range(-1, 2**31 - 1)]  #: -1 says that there is none
 
 
 @dataclass(frozen=True, kw_only=True)

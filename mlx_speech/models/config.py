@@ -19,7 +19,6 @@ LayerCount = Annotated[int, Range(1, 2**12)]  #: also bounded by the tensors, se
 VocabSize = Annotated[int, Range(1, 2**24)]
 Frames = Annotated[int, Range(1, 2**20)]  #: of a window, a kernel, a table of positions
 Positions = Annotated[int, Range(1, 2**31 - 1)]  #: that a model was made for
-TokenId = Annotated[int, Range(-1, 2**31 - 1)]  #: -1 says that there is none
 VocabIndex = Annotated[int, Range(0, 2**24 - 1)]  #: the id of a token that there has to be
 Epsilon = Annotated[float, Range(1e-30, 1)]  #: of a norm
 Scale = Annotated[float, Range(1e-6, 1e6)]  #: of scores, states or logits

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
+from ..fields import TokenId
 from ..layers.activations import ACTIVATIONS
 from ..layers.attention import causal_mask, merge_heads, scaled_dot_product_attention, split_heads
 from ..layers.cache import KVCache
@@ -19,7 +20,6 @@ from .config import (
     LayerCount,
     Positions,
     PretrainedConfig,
-    TokenId,
     VocabSize,
     Width,
 )

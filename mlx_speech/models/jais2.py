@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import mlx.nn as nn
 
+from ..fields import TokenId
 from .causal_lm import CausalLM
-from .config import Epsilon, Factor, Positions, TokenId, VocabSize, Width
+from .config import Epsilon, Factor, Positions, VocabSize, Width
 from .decoder import DecoderConfig, DecoderModel
 
 

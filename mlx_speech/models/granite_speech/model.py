@@ -8,12 +8,13 @@ from typing import Any, ClassVar, Unpack, get_type_hints
 import mlx.core as mx
 
 from ...errors import CheckpointError, InputError
+from ...fields import TokenId
 from ...generation.search import Step
 from ...layers.cache import CACHE_OPTIONS, KVCache, LeftPadding
 from ...layers.lora import use_adapter
 from ..base import PretrainedModel
 from ..causal_lm import CausalLMOutput
-from ..config import DERIVED, Frames, PretrainedConfig, TokenId
+from ..config import DERIVED, Frames, PretrainedConfig
 from ..decoder import DecoderInputs
 from ..granite import GraniteConfig, GraniteForCausalLM
 from ..loss import causal_lm_loss

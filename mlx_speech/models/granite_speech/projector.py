@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...errors import InputError
+from ...fields import TokenId
 from ...layers.attention import merge_heads, scaled_dot_product_attention, split_heads
 from ..config import (
     Epsilon,
@@ -17,7 +18,6 @@ from ..config import (
     LayerCount,
     Positions,
     PretrainedConfig,
-    TokenId,
     VocabSize,
     Width,
 )

@@ -13,6 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ...errors import InputError
+from ...fields import TokenId
 from ...layers.activations import ACTIVATIONS
 from ...layers.attention import (
     attention_weights,
@@ -26,7 +27,6 @@ from ..config import (
     LayerCount,
     Positions,
     PretrainedConfig,
-    TokenId,
     VocabIndex,
     VocabSize,
     Width,
