@@ -86,7 +86,7 @@ def prepare(args: argparse.Namespace, console: Console) -> None:
 
         check_recordings(args.model, args.check, args.revision)
     if args.upload_repo is not None:
-        from .upload import check_token
+        from mlx_speech.checkpoint.upload import check_token
 
         console.detail(f"uploading as {check_token()}")
 
@@ -135,11 +135,13 @@ def _judge(args: argparse.Namespace, result: Conversion, report: CheckReport) ->
 
 def _upload(args: argparse.Namespace, result: Conversion, repo_id: str) -> None:
     """Upload, and print where it is; tells how to go on where that fails."""
-    from .upload import upload
+    from mlx_speech.checkpoint.upload import upload
 
     try:
-        url = upload(result.folder, repo_id, private=args.private, progress=not args.quiet)
+        how = {"private": args.private, "progress": not args.quiet}
+        message = "MLX weights, converted by mlx_speech"
+        commit = upload(result.folder, repo_id, commit_message=message, **how)
     except HubError as error:
         again = f"`hf upload {repo_id} {result.folder}` goes on where this ended"
         raise HubError(f"{error}; the model is in {result.folder}, and {again}") from error
-    print(url, flush=True)
+    print(commit.repo_url, flush=True)

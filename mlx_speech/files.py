@@ -166,6 +166,25 @@ def replacing_folder(
 
 
 @contextmanager
+def adding_files(folder: Path) -> Iterator[Path]:
+    """Within it, write files to the folder that it gives; at the end they are moved into `folder`,
+    in the place of those of the same names. What else is there stays.
+
+    Raises:
+        InputError: `folder` is a file.
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give the name of a folder")
+    with hidden_folder(folder / "files") as temporary:
+        yield temporary
+        for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
+            target = folder / file.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+
+
+@contextmanager
 def hidden_folder(path: Path) -> Iterator[Path]:
     """A new folder beside `path`, which is gone at the end; locked, so that it is seen to be used.
 

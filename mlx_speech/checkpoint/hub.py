@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import Any, TypedDict, Unpack, cast
 
 from ..errors import CheckpointError, HubError, MlxSpeechError
+from ..fields import fit_items
 from .folder import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -34,23 +36,59 @@ _ANSWERS = {
 }
 
 
+class HubOptions(TypedDict, total=False):
+    """How a repository is had, as in transformers' `from_pretrained`.
+
+    revision: branch, tag or commit; the default branch if not given.
+    cache_dir: where downloads are kept; by default in huggingface_hub's own cache.
+    force_download: download what is in the cache already, too.
+    local_files_only: take what the cache has, and ask no Hub.
+    token: access token, True for that of `hf auth login`, False for none.
+    """
+
+    revision: str | None
+    cache_dir: str | os.PathLike | None
+    force_download: bool
+    local_files_only: bool
+    token: str | bool | None
+
+
+# what transformers' `from_pretrained` takes as well, and what is the case here whatever is said
+_WITHOUT_EFFECT = ("low_cpu_mem_usage", "trust_remote_code", "use_fast", "use_safetensors")
+
+
+def take_hub_options(options: dict[str, Any]) -> HubOptions:
+    """Take out of the keywords of a `from_pretrained` those that are for `resolve_checkpoint`.
+
+    What only says how transformers is to work is taken out, too: no code of a repository is ever
+    run, and nothing is read before it is needed.
+
+    Raises:
+        InputError: one is of another type.
+    """
+    for name in _WITHOUT_EFFECT:
+        options.pop(name, None)
+    given = {name: options.pop(name) for name in HubOptions.__annotations__ if name in options}
+    return cast(HubOptions, fit_items(HubOptions, given))
+
+
 def resolve_checkpoint(
     path_or_repo: str | os.PathLike,
     *,
-    revision: str | None = None,
     weights: bool = True,
     also: tuple[str, ...] = (),
     progress: bool = True,
+    **options: Unpack[HubOptions],
 ) -> Path:
     """Return the folder of a checkpoint, downloading it from the Hugging Face Hub if need be.
 
     Args:
         path_or_repo: a folder, or a repository as `owner/name`. An existing folder wins; a
             `Path` is never read as a repository.
-        revision: branch, tag or commit of the repository; the default branch if not given.
         weights: fetch the weights too; without, only what configurations and tokenizers read.
         also: patterns of further files to fetch, where there are any.
         progress: show huggingface_hub's progress bars on standard error.
+        options: see `HubOptions`.
 
     Returns:
         The folder as given, or the repository's snapshot folder in huggingface_hub's cache; if
@@ -65,7 +103,7 @@ def resolve_checkpoint(
     if not isinstance(path_or_repo, str | os.PathLike):
         kind = type(path_or_repo).__name__
         raise CheckpointError(f"a model is named by text or a path, but a {kind} was given")
-    name = os.fspath(path_or_repo)
+    name, revision = os.fspath(path_or_repo), options.get("revision")
     path = os.path.expanduser(name)
     if os.path.isdir(path):
         if revision is not None:
@@ -84,9 +122,9 @@ def resolve_checkpoint(
         )
     if problem := repo_id_problem(name):
         raise CheckpointError(f"there is no folder {name!r} here, and {problem}")
-    folder = _download(name, revision, (*SMALL_FILES, *also), progress)
+    folder = _download(name, (*SMALL_FILES, *also), progress, options)
     if weights:
-        _fetch_weights(name, folder, progress)
+        _fetch_weights(name, folder, progress, options)
     return folder
 
 
@@ -107,11 +145,11 @@ def repo_id_problem(name: str) -> str | None:
     return None
 
 
-def _fetch_weights(repo_id: str, folder: Path, progress: bool) -> None:
+def _fetch_weights(repo_id: str, folder: Path, progress: bool, options: HubOptions) -> None:
     """Fetch the weights that the small files name, of the same commit."""
-    weights = _weights_of(repo_id, folder)
-    if _missing(folder, weights):
-        _download(repo_id, folder.name, weights, progress)
+    weights = _weights_of(repo_id, folder, options.get("cache_dir"))
+    if options.get("force_download") or _missing(folder, weights):
+        _download(repo_id, weights, progress, {**options, "revision": folder.name})
     if missing := _missing(folder, weights):
         raise HubError(f"{repo_id}: {_lacks(missing)}: run again with downloads allowed")
 
@@ -140,7 +178,7 @@ def weight_headers(
         return {}
     missing = _missing(folder, _weights_of(repo_id, folder))
     if any(name.endswith(".bin") for name in missing):
-        _fetch_weights(repo_id, folder, progress)
+        _fetch_weights(repo_id, folder, progress, {})
         return {}
     headers = {}
     for name in missing:
@@ -160,20 +198,21 @@ def _missing(folder: Path, names: list[str]) -> list[str]:
     return [name for name in names if not (folder / name).is_file()]
 
 
-def _listing(repo_id: str, revision: str | None) -> set[str] | None:
+def _listing(repo_id: str, revision: str | None, cache_dir: Any = None) -> set[str] | None:
     """Names of all files in the repository, as kept by its last download, or None if unknown."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
+    wanted = {"revision": revision, "cache_dir": cache_dir}
     try:
-        return {file.path for file in get_cached_repo_tree(repo_id, revision=revision)}
+        return {file.path for file in get_cached_repo_tree(repo_id, **wanted)}
     except CachedRepoTreeNotFoundError:
         return None
 
 
-def _weights_of(repo_id: str, folder: Path) -> list[str]:
+def _weights_of(repo_id: str, folder: Path, cache_dir: Any = None) -> list[str]:
     """Name the weight files of a snapshot; without a listing, judge by what the cache holds."""
-    listing = _listing(repo_id, folder.name)
+    listing = _listing(repo_id, folder.name, cache_dir)
     held = {file.name for file in folder.iterdir()} if listing is None else listing
     if not held & {"config.json", ADAPTER_CONFIG}:
         if listing is None:
@@ -197,17 +236,18 @@ def _weights_of(repo_id: str, folder: Path) -> list[str]:
     return names
 
 
-def _download(repo_id: str, revision: str | None, patterns: Sequence[str], progress: bool) -> Path:
+def _download(repo_id: str, patterns: Sequence[str], progress: bool, options: HubOptions) -> Path:
     """Bring the files that match into the cache, and return the snapshot's folder."""
     from huggingface_hub import snapshot_download
 
-    fetch = partial(snapshot_download, repo_id, tqdm_class=None if progress else _hidden_bar())
-    with explained(repo_id, revision, lambda: _uncached(repo_id, revision, patterns)):
+    bar = None if progress else _hidden_bar()
+    fetch = partial(snapshot_download, repo_id, tqdm_class=bar, **options)
+    revision, cache_dir = options.get("revision"), options.get("cache_dir")
+    with explained(repo_id, revision, lambda: _uncached(repo_id, revision, cache_dir, patterns)):
         # to the Hub's patterns, a slash is a letter as any other
         ignored = ["*/*", APPLE_DOUBLE]
-        top = fetch(revision=revision, allow_patterns=list(patterns), ignore_patterns=ignored)
-        folder = Path(top)
-        listing = _listing(repo_id, folder.name) or ()
+        folder = Path(fetch(allow_patterns=list(patterns), ignore_patterns=ignored))
+        listing = _listing(repo_id, folder.name, cache_dir) or ()
         nested = [name for name in listing if "/" in name and _matches(name, patterns)]
         if _missing(folder, nested):
             fetch(revision=folder.name, allow_patterns=nested)
@@ -231,12 +271,15 @@ def _hidden_bar() -> type:
     return HiddenBar
 
 
-def _uncached(repo_id: str, revision: str | None, patterns: Sequence[str]) -> list[str]:
+def _uncached(
+    repo_id: str, revision: str | None, cache_dir: Any, patterns: Sequence[str]
+) -> list[str]:
     """Name the files that match but are not in the cache, as far as that can be known offline."""
     from huggingface_hub import try_to_load_from_cache
 
-    known = _listing(repo_id, revision) or [name for name in patterns if "*" not in name]
-    cached = partial(try_to_load_from_cache, repo_id, revision=revision)
+    listed = _listing(repo_id, revision, cache_dir)
+    known = listed or [name for name in patterns if "*" not in name]
+    cached = partial(try_to_load_from_cache, repo_id, revision=revision, cache_dir=cache_dir)
     wanted = sorted(name for name in known if _matches(name, patterns))
     return [name for name in wanted if not isinstance(cached(name), str)]
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 from huggingface_hub import constants
 
-from convert.upload import check_token, upload
+from mlx_speech.checkpoint.upload import check_token, upload
 from mlx_speech.errors import HubError, InputError
 
 # huggingface_hub's own, where it uploads without Xet
@@ -78,7 +78,7 @@ def test_new_repository(me, folder, repo_id):
     (folder / "._config.json").write_bytes(b"of macOS")
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "._rag.jinja").write_bytes(b"of macOS")
-    assert upload(folder, repo_id) == f"{me.url}/{repo_id}"
+    assert upload(folder, repo_id).repo_url == f"{me.url}/{repo_id}"
     assert held(me, repo_id) == FILES
     assert not me.repositories[repo_id].private
     assert sent(me) == sorted([*SHARDS, "out_llm.safetensors"])
@@ -306,7 +306,8 @@ def test_progress_bars(me, folder, capsys, progress):
 
 def xet_upload(me, folder: Path) -> subprocess.CompletedProcess:
     """In a process of its own: Xet reads the environment, and keeps its threads."""
-    script = f"from convert.upload import upload\nupload({str(folder)!r}, {REPO!r}, progress=False)"
+    imports = "from mlx_speech.checkpoint.upload import upload"
+    script = f"{imports}\nupload({str(folder)!r}, {REPO!r}, progress=False)"
     home = {"HF_HOME": constants.HF_HOME, "HF_ENDPOINT": me.url, "HF_HUB_DISABLE_TELEMETRY": "1"}
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", script],

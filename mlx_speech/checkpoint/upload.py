@@ -1,34 +1,39 @@
-"""A converted model -> a repository on the Hugging Face Hub, by huggingface_hub's own uploading."""
+"""A folder -> a repository on the Hugging Face Hub, by huggingface_hub's own uploading."""
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from mlx_speech.checkpoint.folder import APPLE_DOUBLE
-from mlx_speech.checkpoint.hub import explained, repo_id_problem
-from mlx_speech.errors import HubError, InputError
+from ..errors import HubError, InputError
+from .folder import APPLE_DOUBLE
+from .hub import explained, repo_id_problem
 
-#: what an earlier model in the repository may have had, and would be taken for this one's
-_REPLACED = ["model*.safetensors", "model.safetensors.index.json"]
+#: what an earlier model in the repository may have had, and would be taken for the new one's
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 
 
-def check_token() -> str:
+def check_token(token: str | None = None) -> str:
     """Find the access token and have the Hub confirm it; returns the user's name.
+
+    Args:
+        token: by default that of `hf auth login` or HF_TOKEN.
 
     Raises:
         HubError: there is none, it is not valid, or the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
 
-    _need_token()
+    _need_token(token)
     with explained(None):
-        return HfApi().whoami()["name"]
+        return HfApi(token=token).whoami()["name"]
 
 
-def _need_token() -> None:
+def _need_token(token: str | None) -> None:
     from huggingface_hub import get_token
 
-    if get_token() is None:
+    if token is None and get_token() is None:
         raise HubError(
             "uploading needs an access token, and there is none: log in with `hf auth login`, or "
             "set HF_TOKEN to a token that may write (https://huggingface.co/settings/tokens)"
@@ -36,21 +41,31 @@ def _need_token() -> None:
 
 
 def upload(
-    folder: str | os.PathLike, repo_id: str, *, private: bool = False, progress: bool = True
-) -> str:
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    replaces: Sequence[str] = WEIGHTS,
+    progress: bool = True,
+    **commit: Any,
+) -> Any:
     """Make a folder the newest commit of a repository, which is created if there is none.
 
-    Files that an interrupted upload has finished are not sent again. Weights that the repository
-    held before are removed from it.
+    Files that an interrupted upload has finished are not sent again.
 
     Args:
-        folder: what `convert` wrote.
+        folder: what to upload.
         repo_id: `owner/name`.
         private: create the repository as a private one.
+        token: access token; by default that of `hf auth login` or HF_TOKEN.
+        replaces: patterns of files that the repository loses unless they are in the folder.
         progress: show huggingface_hub's progress bars on standard error.
+        commit: `commit_message`, `commit_description`, `revision`, `create_pr`, as
+            `HfApi.upload_folder` has them.
 
     Returns:
-        The repository's address.
+        The commit, huggingface_hub's `CommitInfo`; its `repo_url` is the repository's address.
 
     Raises:
         HubError: there is no access token, or not the right to write there; the Hub cannot be
@@ -62,23 +77,22 @@ def upload(
 
     if problem := repo_id_problem(repo_id):
         raise InputError(problem)
-    _need_token()
-    api = HfApi()
+    _need_token(token)
+    api = HfApi(token=token)
     with explained(repo_id), ExitStack() as stack:
         if not progress and not utils.are_progress_bars_disabled():
             utils.disable_progress_bars()
             stack.callback(utils.enable_progress_bars)
-        url = api.create_repo(repo_id, private=private or None, exist_ok=True)
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
             raise InputError(
                 f"{repo_id} is there already, and public: make it private in its settings, or "
                 "upload under another name"
             )
-        api.upload_folder(
+        return api.upload_folder(
             repo_id=repo_id,
             folder_path=Path(folder),
-            delete_patterns=_REPLACED,
+            delete_patterns=list(replaces),
             ignore_patterns=[APPLE_DOUBLE, f"*/{APPLE_DOUBLE}"],
-            commit_message="MLX weights, converted by mlx_speech",
+            **commit,
         )
-    return str(url)

@@ -1,0 +1,104 @@
+"""What is read by `from_pretrained` is written by `save_pretrained`, and uploaded by
+`push_to_hub`."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..errors import CheckpointError
+from ..files import adding_files
+from .upload import check_token, upload
+
+#: arguments of `push_to_hub` that are not also those of `save_pretrained`
+_PUSHED = (
+    *("repo_id", "private", "token", "revision", "create_pr"),
+    *("commit_message", "commit_description"),
+)
+
+
+class Saveable:
+    """Base of what has `from_pretrained`; a subclass writes its files in `_write_files`.
+
+    Attributes:
+        replaced_files: patterns of files that another one of the same kind may have had.
+    """
+
+    replaced_files: ClassVar[Sequence[str]] = ()
+
+    def _write_files(self, folder: Path, **options: Any) -> None:
+        """Write everything that `from_pretrained` reads into a new folder."""
+        raise NotImplementedError
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **options: Any
+    ) -> list[str]:
+        """Write to a folder what `from_pretrained` reads, there and in transformers.
+
+        Files of the same names are replaced once all are written; others in the folder stay.
+
+        Args:
+            save_directory: the folder, which is made if there is none.
+            push_to_hub: also upload it; then `options` may be those of `push_to_hub`, with a
+                `repo_id` that is by default the folder's name.
+
+        Returns:
+            Paths of the files.
+
+        Raises:
+            CheckpointError: the folder cannot be written to.
+            InputError: it is a file, or there is no such option.
+        """
+        hub = {name: options.pop(name) for name in _PUSHED if name in options}
+        folder = Path(os.path.expanduser(save_directory))
+        try:
+            with adding_files(folder) as temporary:
+                self._write_files(temporary, **options)
+                files = [f.relative_to(temporary) for f in temporary.rglob("*") if f.is_file()]
+        except OSError as error:
+            reason = error.strerror or error
+            raise CheckpointError(f"{folder}: cannot be written: {reason}") from error
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", folder.name), **hub, **options)
+        return [str(folder / file) for file in sorted(files)]
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool = False,
+        token: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Upload what `save_pretrained` writes, as one commit.
+
+        Args:
+            repo_id: `owner/name`, or a name that the user of the token owns.
+            options: of `save_pretrained`; the others are as in `HfApi.upload_folder`.
+
+        Returns:
+            The commit, huggingface_hub's `CommitInfo`.
+
+        Raises:
+            HubError: it cannot be uploaded; see `upload`.
+        """
+        if "/" not in repo_id:
+            repo_id = f"{check_token(token)}/{repo_id}"
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **options)
+            return upload(
+                folder,
+                repo_id,
+                private=private,
+                token=token,
+                replaces=self.replaced_files,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
+            )

@@ -1,0 +1,45 @@
+"""What models return: named fields, of which those that are there are items as well."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import Any
+
+
+@dataclass(eq=False)
+class ModelOutput(dict):
+    """Base of what models return, a dataclass and a dictionary at once, as in transformers.
+
+    `out.logits` is `out["logits"]`; `out[0]` and `out[:2]` count the fields that are not None, in
+    their order, and iterating gives their names. A field that is None is no item.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if value is None:
+            self.pop(name, None)
+        else:
+            super().__setitem__(name, value)
+
+    __setitem__ = __setattr__
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The values of all fields that are not None, in their order."""
+        return tuple(self[field.name] for field in fields(self) if field.name in self)
+
+
+def can_return_tuple(call: Callable) -> Callable:
+    """Give a model's call, which returns a `ModelOutput`, the argument `return_dict`: False makes a
+    tuple of it. By default the configuration decides, which says True unless told otherwise."""
+
+    @wraps(call)
+    def either(self, *args: Any, return_dict: bool | None = None, **inputs: Any) -> Any:
+        output = call(self, *args, **inputs)
+        if return_dict is None:
+            return_dict = getattr(self.config, "return_dict", True)
+        return output if return_dict else output.to_tuple()
+
+    return either
