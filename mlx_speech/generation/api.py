@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from ..errors import ContextLengthError, InputError, UnsupportedOptionError
+from ..layers.token_ids import as_mlx, check_token_ids
 from .beam import Hypothesis, beam_search
 from .config import GenerationConfig
 from .protocols import GenerativeModel, LayerCache, Step
@@ -131,7 +131,7 @@ def prefill(
     if input_ids is not None:
         kwargs["input_ids"] = input_ids
     config, inputs = resolve_config(model, kwargs, streaming)
-    inputs = {name: _as_mlx(value) for name, value in inputs.items()}
+    inputs = {name: as_mlx(value) for name, value in inputs.items()}
     stopping = StoppingCriteria(config, inputs.pop("tokenizer", None))
     processors = inputs.pop("logits_processor", None) or ()
     processors = [processors] if callable(processors) else processors
@@ -145,7 +145,7 @@ def prefill(
     if cache is not None and not is_cache(cache):
         raise InputError.must_be("past_key_values", cache, "what make_cache returned")
     prompt, attention_mask = model.prepare_prompt(inputs, config)
-    check_prompt(prompt, model.vocab_size)
+    prompt = check_token_ids(prompt, model.vocab_size)
     has_audio = any(inputs.get(name) is not None for name in ("input_features", "audio_features"))
     if draft_model is not None and has_audio:
         raise InputError("a draft model proposes answers to text, not to recordings")
@@ -170,14 +170,6 @@ def prefill(
         history = mx.where(attention_mask != 0, prompt, prompt[:, -1:])
     fed = (config, history, logits, step, cache, stopping, processors)
     return Prefilled(*fed, prompt=prompt, draft=draft)
-
-
-def _as_mlx(value: Any) -> Any:
-    """Arrays of NumPy and other libraries as MLX's; anything else as it is."""
-    if isinstance(value, mx.array) or not hasattr(value, "__array__"):
-        return value
-    array = np.asarray(value)
-    return mx.array(array.astype(array.dtype.newbyteorder("="), order="C", copy=False))
 
 
 def is_cache(cache: Any) -> bool:
@@ -210,21 +202,6 @@ def _prefill_draft(
         sizes = f"{logits.shape[-1]} tokens, the model {vocab_size}"
         raise InputError(f"the draft model knows {sizes}; they need the same tokenizer")
     return step, cache
-
-
-def check_prompt(prompt: mx.array, vocab_size: int) -> None:
-    """Raises `InputError` for what are no token ids."""
-    if not isinstance(prompt, mx.array) or prompt.ndim != 2 or not prompt.size:
-        shown = prompt.shape if isinstance(prompt, mx.array) else type(prompt).__name__
-        raise InputError(f"input_ids are {shown}, but must be an MLX array (batch, length)")
-    if not mx.issubdtype(prompt.dtype, mx.integer):
-        raise InputError(f"input_ids are {prompt.dtype}, but must be integers")
-    least, greatest = mx.min(prompt).item(), mx.max(prompt).item()
-    suspect = least if least < 0 else greatest
-    if not 0 <= suspect < vocab_size:
-        found = f"input_ids hold {suspect}, the model knows 0 to {vocab_size - 1}"
-        remedy = "after adding tokens to a tokenizer, call model.resize_token_embeddings"
-        raise InputError(f"{found}; {remedy}")
 
 
 def check_generates(model: object) -> None:
