@@ -3,7 +3,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,9 +27,8 @@ class Saveable:
 
     replaced_files: ClassVar[Sequence[str]] = ()
 
-    def _write_files(self, folder: Path, **options: Any) -> None:
-        """Write everything that `from_pretrained` reads into a new folder."""
-        raise NotImplementedError
+    #: given a new folder and the options of `save_pretrained`, writes all that is read
+    _write_files: Callable[..., None]
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **options: Any

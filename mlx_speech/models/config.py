@@ -1,13 +1,19 @@
 """What every model configuration shares: reading Hugging Face's `config.json` into a dataclass."""
 
+import copy
+import json
+import os
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
 from ..checkpoint.folder import read_json
-from ..checkpoint.hub import resolve_checkpoint
+from ..checkpoint.hub import resolve_checkpoint, take_hub_options
+from ..checkpoint.saving import Saveable
 from ..errors import CheckpointError, InputError
-from ..fields import Range, fit_fields
+from ..fields import Range, fit_fields, fitted
+from ..files import replacing
 
 DERIVED: Any = None  #: default of a field that `__post_init__` works out from the others
 
@@ -23,18 +29,52 @@ VocabIndex = Annotated[int, Range(0, 2**24 - 1)]  #: the id of a token that ther
 Epsilon = Annotated[float, Range(1e-30, 1)]  #: of a norm
 Scale = Annotated[float, Range(1e-6, 1e6)]  #: of scores, states or logits
 
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+#: of all kinds of configurations
+_COMMON_ALIASES = {"torch_dtype": "dtype", "_name_or_path": "name_or_path"}
+
+
+class _KeepsUnknown(type):
+    """Keywords that are no fields are attributes of a configuration all the same."""
+
+    def __call__(cls: Any, **values: Any) -> Any:
+        values = {cls.field_name(name): value for name, value in values.items()}
+        names = {f.name for f in fields(cls) if f.init}
+        unknown = {name: values.pop(name) for name in values.keys() - names}
+        config = super().__call__(**values)
+        for name, value in unknown.items():
+            setter = getattr(getattr(cls, name, None), "fset", None)
+            if setter is not None:
+                setter(config, value)
+            else:  # not an attribute: what a file says could hide a method
+                config.extra[name] = value
+        return config
+
 
 @dataclass(kw_only=True)
-class PretrainedConfig:
+class PretrainedConfig(Saveable, metaclass=_KeepsUnknown):
     """Base of the configurations.
 
     Fields are those of the transformers documentation; their annotations say what values make
-    sense. What a file holds beyond them is kept in `extra` and written back by `to_dict`, so that
-    nothing is lost when a checkpoint is saved.
+    sense. What a file or a caller gives beyond them is kept in `extra`, is an attribute as well,
+    and is written back by `to_dict`, so that nothing is lost when a checkpoint is saved.
+
+    Args:
+        output_hidden_states, output_attentions, return_dict: what the models return where a call
+            does not say it.
+        dtype: floating type of the checkpoint's weights, by its name.
+        architectures: names of the model classes that the checkpoint is of.
+        chunk_size_feed_forward: kept, and changes nothing: it would only save memory in training.
+        id2label: names of a classifier's labels by their indices; by default LABEL_0 and LABEL_1.
+        label2id: the inverse, where it is given or follows from `num_labels`.
+        num_labels: how many labels there are, in place of their names.
+        problem_type: what the labels are; unset, they tell by themselves.
+        name_or_path: what the configuration was read from.
 
     Attributes:
         other_types: further values of `model_type` that are the same thing.
         aliases: other names under which the same value is documented, e.g. `audio_token_id`.
+        part_of_config: where a configuration of a whole model has this one as a part.
 
     Raises:
         InputError: a value has the wrong type, makes no sense, or contradicts another one.
@@ -43,11 +83,52 @@ class PretrainedConfig:
     model_type: ClassVar[str]
     other_types: ClassVar[tuple[str, ...]] = ()
     aliases: ClassVar[dict[str, str]] = {}
+    part_of_config: ClassVar[str | None] = None
 
-    extra: dict[str, Any] = field(default_factory=dict, repr=False)
+    output_hidden_states: bool = False
+    output_attentions: bool = False
+    return_dict: bool = True
+    dtype: str | None = None
+    architectures: list[str] | None = None
+    is_encoder_decoder: bool = False
+    chunk_size_feed_forward: int = 0
+    id2label: dict | None = None
+    label2id: dict | None = None
+    problem_type: str | None = None
+    transformers_version: str | None = None
+    name_or_path: str = field(default="", compare=False)
+    extra: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
+        for option in fields(PretrainedConfig):
+            if option.default is not MISSING and getattr(self, option.name) is None:
+                setattr(self, option.name, option.default)
+        if self.dtype is not None:  # MLX's or PyTorch's, as well as its name
+            self.dtype = str(self.dtype).rpartition(".")[2]
         fit_fields(self)
+        if self.id2label is None:
+            self.num_labels = 2
+        else:
+            self.id2label = {_index(key): label for key, label in self.id2label.items()}
+        if self.problem_type is not None:
+            self._check_choice("problem_type", PROBLEM_TYPES)
+
+    @property
+    def num_labels(self) -> int:
+        """How many labels a classifier tells apart; setting another number renames them."""
+        return len(self.id2label or ())
+
+    @num_labels.setter
+    def num_labels(self, number: int) -> None:
+        number = fitted("num_labels", number, VocabSize)
+        if self.id2label is None or number != self.num_labels:
+            self.id2label = {index: f"LABEL_{index}" for index in range(number)}
+            self.label2id = {label: index for index, label in self.id2label.items()}
+
+    @classmethod
+    def field_name(cls, name: str) -> str:
+        """The field that is meant by a name, which may be one of the `aliases`."""
+        return cls.aliases.get(name) or _COMMON_ALIASES.get(name, name)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], place: str = "config.json: ") -> Self:
@@ -59,31 +140,94 @@ class PretrainedConfig:
         Raises:
             CheckpointError: a value has the wrong type, makes no sense, or contradicts another one.
         """
-        names = {f.name for f in fields(cls)} - {"extra"}
-        extra = {cls.aliases.get(key, key): value for key, value in data.items()}
-        known = {name: extra.pop(name) for name in names & extra.keys()}
-        model_type = extra.pop("model_type", cls.model_type)
+        values = dict(data)
+        model_type = values.pop("model_type", cls.model_type)
         if model_type not in (cls.model_type, *cls.other_types):
             raise CheckpointError(
                 f"{place}model_type {model_type!r} where {cls.model_type!r} is supported"
             )
         try:
-            return cls(**known, extra=extra)
+            return cls(**values)
         except InputError as error:  # its names are the file's, not options that a user gave
             raise CheckpointError(f"{place}{error}") from None
 
     @classmethod
-    def from_pretrained(cls, path_or_repo, *, revision: str | None = None) -> Self:
-        """Read the configuration of a local folder or a Hugging Face repository."""
-        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
-        return cls.from_dict(read_json(folder))
+    def from_pretrained(
+        cls, path_or_repo, *, return_unused_kwargs: bool = False, **options: Any
+    ) -> Any:
+        """Read the configuration of a local folder or a Hugging Face repository.
+
+        Args:
+            return_unused_kwargs: return the options that there are no fields for, too.
+            options: those of `HubOptions`, and fields that are to differ from the checkpoint's.
+
+        Raises:
+            InputError: an option is neither, and not to be returned.
+        """
+        folder = resolve_checkpoint(path_or_repo, weights=False, **take_hub_options(options))
+        data = read_json(folder)
+        if cls.part_of_config in data and data.get("model_type") != cls.model_type:
+            data = fitted(str(cls.part_of_config), data[cls.part_of_config], dict)
+        names = {*(f.name for f in fields(cls)), *data, "num_labels"} - {"extra"}
+        changes = {name: options[name] for name in options if cls.field_name(name) in names}
+        unused = {name: value for name, value in options.items() if name not in changes}
+        if unused and not return_unused_kwargs:
+            raise InputError(f"a {cls.__name__} has no {', '.join(sorted(unused))}")
+        config = cls.from_dict({**data, **changes})
+        config.name_or_path = str(path_or_repo)
+        return (config, unused) if return_unused_kwargs else config
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike) -> Self:
+        """Read a configuration from a file of any name."""
+        path = Path(json_file)
+        return cls.from_dict(read_json(path.parent, path.name), f"{path.name}: ")
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form, as it stands in a checkpoint's `config.json`."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        extra = values.pop("extra")
+        """All values, as they may stand in a checkpoint's `config.json`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
         nested = {k: v.to_dict() for k, v in values.items() if isinstance(v, PretrainedConfig)}
-        return {"model_type": self.model_type, **values, **nested, **extra}
+        values = copy.deepcopy({**self.extra, **values, **nested})
+        return {**values, "model_type": self.model_type}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """`to_dict` without the values that every kind of configuration has by default."""
+        common = PretrainedConfig()
+        own = type(self).__dataclass_fields__
+        usual = {
+            f.name: getattr(common, f.name)
+            for f in fields(common)
+            if own[f.name].default == f.default
+        }
+        nested = {k: v for k, v in vars(self).items() if isinstance(v, PretrainedConfig)}
+        return {
+            name: nested[name].to_diff_dict() if name in nested else value
+            for name, value in self.to_dict().items()
+            if name != "name_or_path" and value != usual.get(name, MISSING)
+        }
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """`to_diff_dict`, or else `to_dict`, as JSON."""
+        values = self.to_diff_dict() if use_diff else self.to_dict()
+        return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
+        """Write `to_json_string` to a file."""
+        with replacing(Path(json_file_path)) as temporary:
+            temporary.write_text(self.to_json_string(use_diff), encoding="utf-8")
+
+    def update(self, config_dict: dict[str, Any]) -> None:
+        """Set attributes; they are not checked."""
+        for name, value in config_dict.items():
+            setattr(self, name, value)
+
+    def get_text_config(self) -> "PretrainedConfig":
+        """The configuration of the text decoder, which is this one where there is no other."""
+        return getattr(self, "text_config", self)
+
+    def _write_files(self, folder: Path) -> None:
+        self.to_json_file(folder / "config.json")
 
     def check_layers(self, num_tensors: int, place: str = "config.json: ") -> None:
         """Refuse more layers than the tensors of a checkpoint could be of, before they are built.
@@ -100,11 +244,21 @@ class PretrainedConfig:
                     f"{place}{name} is {value}, but the weights are {num_tensors} tensors in all"
                 )
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         # only reached when there is no such attribute
-        if name not in type(self).aliases:
+        own, extra = self.field_name(name), vars(self).get("extra", {})
+        if own != name and own in vars(self):
+            return getattr(self, own)
+        if name not in extra:
             raise AttributeError(f"{type(self).__name__} has no field {name!r}")
-        return getattr(self, type(self).aliases[name])
+        return extra[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        name = self.field_name(name)
+        if name in self.__dataclass_fields__ or hasattr(type(self), name):
+            super().__setattr__(name, value)
+        else:
+            self.extra[name] = value
 
     def _check_choice(self, name: str, choices: Collection[str]) -> None:
         """Raises `InputError` where a field has none of these values."""
@@ -116,3 +270,11 @@ class PretrainedConfig:
         value, unit = getattr(self, name), getattr(self, divisor)
         if value % unit:
             raise InputError.must_be(name, value, f"a multiple of {divisor}, {unit}")
+
+
+def _index(key: Any) -> int:
+    """A key of `id2label`, which JSON has as text."""
+    try:
+        return int(key)
+    except (TypeError, ValueError):
+        raise InputError.must_be("id2label", {key: ...}, "a dict whose keys are integers") from None

@@ -80,6 +80,10 @@ class DecoderConfig(PretrainedConfig):
         self._check_choice("hidden_act", ACTIVATIONS)
         given = self.rope_parameters, self.rope_theta, self.rope_scaling
         self.rope_parameters = normalize_rope_parameters(*given)
+        # as checkpoints had them before, for who still asks for them
+        self.rope_theta = self.rope_parameters["rope_theta"]
+        plain = self.rope_parameters["rope_type"] == "default"
+        self.rope_scaling = None if plain else self.rope_parameters
 
     @property
     def scales(self) -> Scales:

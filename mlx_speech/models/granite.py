@@ -13,6 +13,7 @@ class GraniteConfig(DecoderConfig):
     """Configuration of a Granite text decoder."""
 
     model_type: ClassVar[str] = "granite"
+    part_of_config: ClassVar[str | None] = "text_config"
 
     rms_norm_eps: Epsilon = 1e-6
     embedding_multiplier: Scale = 1.0

@@ -9,36 +9,21 @@ import mlx.nn as nn
 from ..errors import InputError
 from .base import ModelOutput, PretrainedModel
 from .causal_lm import CausalLM
-from .config import DERIVED, Epsilon, VocabSize
+from .config import Epsilon
 from .decoder import DecoderConfig, DecoderInputs, DecoderModel
-
-PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
 @dataclass(kw_only=True)
 class LlamaConfig(DecoderConfig):
     """Configuration of a Llama text decoder.
 
-    num_labels: outputs of the classifier; by default as many as `id2label` has, else 2.
-    problem_type: what the classifier's labels are; unset, they tell by themselves.
+    pretraining_tp: how many devices the model was trained on; kept, and changes nothing.
     """
 
     model_type: ClassVar[str] = "llama"
 
     rms_norm_eps: Epsilon = 1e-6
     pretraining_tp: int = 1
-    num_labels: VocabSize = DERIVED
-    id2label: dict | None = None
-    problem_type: str | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.pretraining_tp != 1:
-            raise InputError.must_be("pretraining_tp", self.pretraining_tp, "1")
-        if self.problem_type is not None:
-            self._check_choice("problem_type", PROBLEM_TYPES)
-        if self.num_labels is None:
-            self.num_labels = len(self.id2label) if self.id2label else 2
 
 
 class LlamaModel(DecoderModel):

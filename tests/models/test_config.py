@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
+import mlx.core as mx
 import pytest
 from conftest import TINY, TINY_S2T
 
@@ -11,10 +13,12 @@ from mlx_speech import (
     CheckpointError,
     GraniteConfig,
     GraniteSpeechConfig,
+    GraniteSpeechEncoderConfig,
     InputError,
     Jais2Config,
     LlamaConfig,
     Speech2TextConfig,
+    UnsupportedOptionError,
 )
 from mlx_speech.errors import one_line
 
@@ -98,7 +102,104 @@ def test_integers_with_a_point_and_null_where_it_means_something():
     )
     assert (config.hidden_size, config.head_dim) == (64, 16)
     assert type(config.hidden_size) is int
-    assert config.extra == {"novelty": None}
+    assert config.novelty is None
+    assert "novelty" in config.to_dict()
+
+
+class TestCommonFields:
+    """What all configurations have, whatever they are of."""
+
+    def test_labels(self):
+        config = LlamaConfig()
+        assert (config.num_labels, config.id2label) == (2, {0: "LABEL_0", 1: "LABEL_1"})
+        assert LlamaConfig(num_labels=3).label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
+        config.num_labels = 1
+        assert config.id2label == {0: "LABEL_0"}
+        named = LlamaConfig(id2label={"0": "no", "1": "yes"})
+        assert named.id2label == {0: "no", 1: "yes"}
+        named.num_labels = 2  # which it has: the names stay
+        assert named.id2label == {0: "no", 1: "yes"}
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"id2label": {"first": "no"}}, "id2label is .*, but must be a dict whose keys are"),
+            ({"num_labels": 0}, "num_labels is 0, but must be an integer, at least 1"),
+            ({"problem_type": "clustering"}, "problem_type is 'clustering', but must be one of"),
+            ({"dtype": 5, "use_cache": "yes"}, "use_cache is 'yes', but must be true or false"),
+        ],
+    )
+    def test_what_makes_no_sense(self, options, message):
+        with pytest.raises(InputError, match=message):
+            LlamaConfig(**options)
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", mx.bfloat16, "torch.bfloat16"])
+    def test_dtype(self, dtype):
+        assert LlamaConfig(torch_dtype=dtype).dtype == "bfloat16"
+
+    def test_other_names(self):
+        config = Speech2TextConfig(hidden_size=64)
+        assert (config.d_model, config.hidden_size) == (64, 64)
+        config.hidden_size = 32
+        assert config.d_model == 32
+        assert "hidden_size" not in config.to_dict()
+
+    def test_further_attributes(self):
+        config = LlamaConfig(novelty=[1])
+        config.other = 2
+        config.update({"novelty": 3})
+        assert (config.novelty, config.other) == (3, 2)
+        assert {"novelty": 3, "other": 2}.items() <= config.to_dict().items()
+        assert LlamaConfig.from_dict(config.to_dict()) == config
+        assert copy.deepcopy(config) == config
+        with pytest.raises(AttributeError, match="LlamaConfig has no field 'third'"):
+            _ = config.third
+
+    @pytest.mark.parametrize("name", ["to_dict", "scales", "norm", "extra", "model_class"])
+    def test_no_method_is_hidden_by_a_file(self, name):
+        config = LlamaConfig.from_dict({name: 5})
+        assert config.to_dict()[name] == 5
+        assert config.scales.attention == 128**-0.5
+
+
+class TestFiles:
+    def test_saved(self, tmp_path):
+        config = Jais2Config(rope_theta=5e5, id2label={0: "a", 1: "b", 2: "c"}, novelty=1)
+        assert config.save_pretrained(tmp_path) == [str(tmp_path / "config.json")]
+        written = json.loads((tmp_path / "config.json").read_text())
+        assert written["id2label"] == {"0": "a", "1": "b", "2": "c"}
+        assert written.keys().isdisjoint({"output_attentions", "problem_type", "name_or_path"})
+        read = Jais2Config.from_pretrained(tmp_path)
+        assert read == config
+        assert read.name_or_path == str(tmp_path)
+
+    def test_of_a_name(self, tmp_path):
+        config = LlamaConfig(head_dim=8)
+        config.to_json_file(tmp_path / "own.json")
+        assert LlamaConfig.from_json_file(tmp_path / "own.json") == config
+        assert json.loads(config.to_json_string(use_diff=False)) == {
+            **config.to_dict(),
+            "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+        }
+
+    def test_parts_of_a_model(self):
+        whole = GraniteSpeechConfig.from_pretrained(TINY)
+        part = GraniteSpeechEncoderConfig.from_pretrained(TINY)
+        assert part == whole.encoder_config
+        assert GraniteConfig.from_pretrained(TINY).vocab_size == whole.text_config.vocab_size
+        assert whole.get_text_config() is whole.text_config
+
+    def test_changes(self):
+        config, unused = Speech2TextConfig.from_pretrained(
+            TINY_S2T, dropout=0.5, num_labels=3, novelty=1, return_unused_kwargs=True
+        )
+        assert (config.dropout, config.num_labels, unused) == (0.5, 3, {"novelty": 1})
+        with pytest.raises(InputError, match="a Speech2TextConfig has no novelty"):
+            Speech2TextConfig.from_pretrained(TINY_S2T, novelty=1)
+
+    def test_only_granite_speaks(self):
+        with pytest.raises(UnsupportedOptionError, match="text_config is a LlamaConfig"):
+            GraniteSpeechConfig(text_config=LlamaConfig())
 
 
 GRANITE = {"encoder_config": {"num_layers": 16}, "projector_config": {"encoder_hidden_size": 1024}}

@@ -84,7 +84,6 @@ def llama(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pretraining_tp": 2}, "pretraining_tp is 2, but must be 1"),
         ({"num_key_value_heads": 3}, "must be a multiple of num_key_value_heads, 3"),
         ({"hidden_act": "swoosh"}, "hidden_act is 'swoosh', but must be one of"),
         ({"rope_parameters": {"rope_type": "proportional"}}, "rope_type 'proportional' is not"),

@@ -27,6 +27,7 @@ class GraniteSpeechEncoderConfig(PretrainedConfig):
 
     model_type: ClassVar[str] = "granite_speech_encoder"
     other_types: ClassVar[tuple[str, ...]] = ("granite_speech_plus_encoder",)
+    part_of_config: ClassVar[str | None] = "encoder_config"
     aliases: ClassVar[dict[str, str]] = {
         "hidden_size": "hidden_dim",
         "num_hidden_layers": "num_layers",

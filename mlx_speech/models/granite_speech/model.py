@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Unpack, get_type_hints
 
 import mlx.core as mx
 
-from ...errors import CheckpointError, InputError
+from ...errors import CheckpointError, InputError, UnsupportedOptionError
 from ...fields import TokenId
 from ...generation.search import Step
 from ...layers.cache import CACHE_OPTIONS, KVCache, LeftPadding
@@ -45,16 +45,17 @@ class GraniteSpeechConfig(PretrainedConfig):
     downsample_rate: Frames = 5
     window_size: Frames = 15
     tie_word_embeddings: bool | None = True
-    transformers_version: str | None = None
 
     def __post_init__(self):
-        super().__post_init__()
         hints = get_type_hints(type(self))
         for name in ("text_config", "encoder_config", "projector_config"):
-            value = getattr(self, name)
+            value, kind = getattr(self, name), hints[name]
+            if isinstance(value, PretrainedConfig) and not isinstance(value, kind):
+                what = f"{name} is a {type(value).__name__}, but Granite Speech is made of"
+                raise UnsupportedOptionError(f"{what} a {kind.__name__} there; give that")
             if value is None or isinstance(value, dict):
-                part = hints[name].from_dict(value or {}, f"config.json: {name}.")
-                setattr(self, name, part)
+                setattr(self, name, kind.from_dict(value or {}, f"config.json: {name}."))
+        super().__post_init__()
         self._check_multiple("window_size", "downsample_rate")
         if self.tie_word_embeddings is not None:
             self.text_config.tie_word_embeddings = self.tie_word_embeddings
@@ -73,6 +74,13 @@ class GraniteSpeechConfig(PretrainedConfig):
             tied = said[0] if len(set(said)) == 1 else None
             data = {**data, "tie_word_embeddings": tied}
         return super().from_dict(data, place)
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `PretrainedConfig.to_dict`; what only the tensors can tell is left out."""
+        values = super().to_dict()
+        if self.tie_word_embeddings is None:
+            del values["tie_word_embeddings"]
+        return values
 
     @property
     def logits_divisor(self) -> float:

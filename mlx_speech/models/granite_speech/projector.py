@@ -33,6 +33,7 @@ class Blip2QFormerConfig(PretrainedConfig):
     """
 
     model_type: ClassVar[str] = "blip_2_qformer"
+    part_of_config: ClassVar[str | None] = "projector_config"
 
     vocab_size: VocabSize = 30522
     hidden_size: Width = 768
