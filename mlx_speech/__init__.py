@@ -19,6 +19,8 @@ __version__ = "0.1.0"
 #: modules -> the public names in them
 _HOMES = {
     "audio": "load_audio",
+    "auto": "AutoConfig AutoFeatureExtractor AutoModel AutoModelForCausalLM "
+    "AutoModelForSequenceClassification AutoModelForSpeechSeq2Seq AutoProcessor AutoTokenizer",
     "chat_session": "ChatSession",
     "errors": "AudioError CheckpointError ContextLengthError HubError InputError MlxSpeechError "
     "UnsupportedOptionError",
@@ -40,7 +42,7 @@ _HOMES = {
     "processing.log_mel": "GraniteSpeechFeatureExtractor",
     "processing.speech_to_text": "Speech2TextProcessor",
     "processing.speech_to_text_tokenizer": "Speech2TextTokenizer",
-    "processing.tokenizer": "AutoTokenizer LlamaTokenizer Tokenizer",
+    "processing.tokenizer": "LlamaTokenizer Tokenizer",
     "transcription.pipeline": "stream_transcribe transcribe",
     "transcription.transcript": "Segment Transcript Word",
 }

@@ -28,9 +28,14 @@ class Architecture:
     processor: str = ".processing.tokenizer:Tokenizer"
     transcription: str | None = None
 
+    @property
+    def model_names(self) -> list[str]:
+        """Names of the model classes."""
+        return [model.partition(":")[2] for model in self.models]
+
     def model_class(self, name: str | None = None) -> Any:
         """The model class of that name, or the first; its `config_class` is the configuration."""
-        named = {model.partition(":")[2]: model for model in self.models}
+        named = dict(zip(self.model_names, self.models, strict=True))
         return _imported(named.get(name or "", self.models[0]))
 
     @property

@@ -17,7 +17,7 @@ LAYERS = [
     ["cli"],
     ["chat_session", "output"],
     ["transcription"],
-    ["loading"],
+    ["auto", "loading"],
     ["processing"],
     ["models"],
     ["checkpoint"],

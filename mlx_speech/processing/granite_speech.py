@@ -34,6 +34,8 @@ class GraniteSpeechProcessor:
         prompts: how this checkpoint wants to be instructed.
     """
 
+    extractor_class, tokenizer_class = GraniteSpeechFeatureExtractor, Tokenizer
+
     def __init__(
         self,
         audio_processor: GraniteSpeechFeatureExtractor,

@@ -27,6 +27,8 @@ class Speech2TextProcessor:
         max_seconds: longest recording that the model takes at once, if that is bounded.
     """
 
+    extractor_class, tokenizer_class = Speech2TextFeatureExtractor, Speech2TextTokenizer
+
     def __init__(
         self,
         feature_extractor: Speech2TextFeatureExtractor,

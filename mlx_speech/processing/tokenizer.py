@@ -303,6 +303,3 @@ class LlamaTokenizer(Tokenizer):
     """
 
     _llama = True
-
-
-AutoTokenizer = Tokenizer  #: by the name under which transformers' examples import it
