@@ -11,9 +11,12 @@ unfused product silently, so every model here keeps inside them (tests/layers/te
 Keys and values are never tiled to the number of query heads.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
+
+from ..errors import InputError
+from .token_ids import as_mlx
 
 
 class Quantized(NamedTuple):
@@ -33,8 +36,10 @@ def scaled_dot_product_attention(
     *,
     scale: float,
     mask: mx.array | str | None = None,
+    dropout: float = 0.0,
+    weights: list[mx.array] | None = None,
 ) -> mx.array:
-    """Softmax attention.
+    """Softmax attention. With one of the last two arguments no kernel is fused.
 
     Args:
         queries: (batch, query heads, L, head_dim).
@@ -42,53 +47,53 @@ def scaled_dot_product_attention(
         scale: factor on the scores.
         mask: `None`, `"causal"`, a boolean array (true where attention is allowed) or an additive
             one in the queries' dtype, broadcastable to (batch, query heads, L, S).
+        dropout: share of the weights to leave out at random.
+        weights: if given, the weights (batch, query heads, L, S) are appended to it.
 
     Returns:
         (batch, query heads, L, head_dim).
     """
-    if isinstance(keys, Quantized):
-        return _quantized_attention(queries, keys, values, scale, mask)
-    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
-
-
-def _quantized_attention(queries, keys: Quantized, values: Quantized, scale, mask) -> mx.array:
-    batch, heads, length, _ = queries.shape
-    key_heads, num_keys = keys.data.shape[1:3]
-    if isinstance(mask, str):
-        mask = causal_mask(mx.ones((1, num_keys)), length)
-
-    def multiply(x: mx.array, by: Quantized, transpose: bool) -> mx.array:
-        # the query heads of a key head become rows, so that nothing is tiled
-        rows = x.reshape(batch, key_heads, heads // key_heads * length, -1)
-        product = mx.quantized_matmul(rows, *by[:3], transpose, by.group_size, by.bits)
-        return product.reshape(batch, heads, length, -1)
-
-    scores = multiply(queries * scale, keys, True)
-    if mask is not None and mask.dtype == mx.bool_:
-        scores = mx.where(mask, scores, -mx.inf)
-    elif mask is not None:
-        scores = scores + mask
-    return multiply(mx.softmax(scores, axis=-1, precise=True), values, False)
+    if not (isinstance(keys, Quantized) or dropout or weights is not None):
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+    shares = attention_weights(queries, keys, scale=scale, mask=mask)
+    if dropout:
+        kept = mx.random.bernoulli(1 - dropout, shares.shape)
+        shares = mx.where(kept, shares / (1 - dropout), 0)
+    if weights is not None:
+        weights.append(shares)
+    return _multiply(shares, values)
 
 
 def attention_weights(
-    queries: mx.array, keys: mx.array, *, scale: float, mask: mx.array | str | None = None
+    queries: mx.array,
+    keys: mx.array | Quantized,
+    *,
+    scale: float,
+    mask: mx.array | str | None = None,
 ) -> mx.array:
-    """What each query makes of each key, for those who want to see it: no kernel is fused.
-
-    Args:
-        queries, keys, scale: as above, with as many key heads as query heads.
-        mask: `None`, `"causal"` or a boolean array.
-
-    Returns:
-        (batch, heads, L, S), rows that sum to 1.
-    """
-    scores = (queries * scale) @ keys.swapaxes(-1, -2)
+    """What each query makes of each key: (batch, query heads, L, S), rows that sum to 1; arguments
+    as in `scaled_dot_product_attention`."""
+    scores = _multiply(queries * scale, keys, transpose=True)
     if isinstance(mask, str):
         mask = causal_mask(mx.ones((1, scores.shape[-1])), scores.shape[-2])
-    if mask is not None:
+    if isinstance(mask, mx.array) and mask.dtype == mx.bool_:
         scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
     return mx.softmax(scores, axis=-1, precise=True)
+
+
+def _multiply(x: mx.array, by: mx.array | Quantized, transpose: bool = False) -> mx.array:
+    """Of each query head with its key head: the query heads of one become rows, so that nothing is
+    tiled."""
+    batch, heads, length, width = x.shape
+    key_heads = (by.data if isinstance(by, Quantized) else by).shape[1]
+    rows = x.reshape(batch, key_heads, heads // key_heads * length, width)
+    if isinstance(by, Quantized):
+        product = mx.quantized_matmul(rows, *by[:3], transpose, by.group_size, by.bits)
+    else:
+        product = rows @ (by.swapaxes(-1, -2) if transpose else by)
+    return product.reshape(batch, heads, length, -1)
 
 
 def split_heads(x: mx.array, num_heads: int) -> mx.array:
@@ -119,3 +124,37 @@ def causal_mask(attention_mask: mx.array, num_queries: int) -> mx.array:
     key = mx.arange(num_keys)[None]
     allowed = attention_mask.astype(mx.bool_)[:, None, None, :]
     return ((key <= query) & allowed) | (key == query)
+
+
+def decoder_mask(
+    attention_mask: Any,
+    shape: tuple[int, int, int, int],
+    dtype: mx.Dtype,
+    name: str = "attention_mask",
+) -> mx.array:
+    """A caller's mask of a decoder as `scaled_dot_product_attention` takes it.
+
+    Args:
+        attention_mask: (batch, S), zero at padding; or (batch or 1, heads or 1, L, S), which is
+            boolean, true where attention is allowed, or is added to the scores.
+        shape: (batch, heads, L, S).
+        dtype: of the queries.
+        name: of the argument, for a message.
+
+    Raises:
+        InputError: it is no such array.
+    """
+    mask = as_mlx(attention_mask)
+    two_axes = shape[0], shape[3]
+    if isinstance(mask, mx.array) and mask.shape == two_axes:
+        return causal_mask(mask, shape[2])
+    four = isinstance(mask, mx.array) and mask.ndim == 4
+    if four and all(have in (1, want) for have, want in zip(mask.shape, shape, strict=True)):
+        if mask.dtype == mx.bool_:
+            return mask
+        if mx.issubdtype(mask.dtype, mx.floating):
+            return mx.maximum(mask, mx.finfo(dtype).min).astype(dtype)
+        raise InputError(f"{name} of 4 axes is {mask.dtype}, but must be boolean or of floats")
+    found = mask.shape if isinstance(mask, mx.array) else type(mask).__name__
+    wanted = f"an array {two_axes}, the cached positions included, or {shape}"
+    raise InputError(f"{name} is {found}, but must be {wanted}")

@@ -12,11 +12,51 @@ from ..errors import InputError
 
 
 def as_mlx(value: Any) -> Any:
-    """Arrays of NumPy and other libraries as MLX's; anything else as it is."""
+    """Arrays of NumPy and other libraries as MLX's; anything else as it is.
+
+    Raises:
+        InputError: it holds what are no numbers.
+    """
     if isinstance(value, mx.array) or not hasattr(value, "__array__"):
         return value
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, RuntimeError):  # torch's bfloat16, and what it has gradients of
+        return mx.array(value)
+    if array.dtype.kind not in "biufc":
+        raise InputError(f"an array of {array.dtype} holds no numbers")
     return mx.array(array.astype(array.dtype.newbyteorder("="), order="C", copy=False))
+
+
+def check_array(
+    value: Any, name: str, kind: Any, *shapes: tuple[int | str, ...], hint: str = ""
+) -> mx.array:
+    """An array of a caller as MLX's.
+
+    Args:
+        name: of the argument, for a message.
+        kind: of its numbers: `mx.integer`, `mx.floating` or, for all, `mx.generic`.
+        shapes: that it may have; an axis of any length but zero is told by its name.
+        hint: what else a message about the shape says.
+
+    Raises:
+        InputError: it has another shape or kind, or is none.
+    """
+    array = as_mlx(value)
+    if not isinstance(array, mx.array) or not any(_fits(array.shape, s) for s in shapes):
+        found = getattr(array, "shape", type(array).__name__)
+        wanted = " or ".join(f"({', '.join(map(str, shape))})" for shape in shapes)
+        raise InputError(f"{name} are {found}, but must be an array {wanted}{hint}")
+    if not mx.issubdtype(array.dtype, kind):
+        rule = "integers" if kind == mx.integer else "floats"
+        raise InputError(f"{name} are {array.dtype}, but must be {rule}")
+    return array
+
+
+def _fits(found: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
+    pairs = zip(found, shape, strict=False)
+    named = all(have > 0 if isinstance(want, str) else have == want for have, want in pairs)
+    return len(found) == len(shape) and named
 
 
 def check_token_ids(
@@ -34,13 +74,8 @@ def check_token_ids(
     Raises:
         InputError: they are no such array, or the model does not know one of them.
     """
-    ids = as_mlx(ids)
-    if not isinstance(ids, mx.array) or ids.ndim != 2 or not ids.size:
-        shown = ids.shape if isinstance(ids, mx.array) else type(ids).__name__
-        hint = "; one text alone is ids[None]" if getattr(ids, "ndim", 0) == 1 else ""
-        raise InputError(f"{name} are {shown}, but must be an array (batch, length){hint}")
-    if not mx.issubdtype(ids.dtype, mx.integer):
-        raise InputError(f"{name} are {ids.dtype}, but must be integers")
+    hint = "; one text alone is ids[None]" if getattr(ids, "ndim", 0) == 1 else ""
+    ids = check_array(ids, name, mx.integer, ("batch", "length"), hint=hint)
     checked = ids if ignored is None else mx.where(ids == ignored, 0, ids)
     least, greatest = mx.min(checked).item(), mx.max(checked).item()
     suspect = least if least < 0 else greatest

@@ -1,8 +1,6 @@
 """What every model class offers beside its own call: loading, sizes, generation."""
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,21 +13,7 @@ from ..checkpoint.hub import resolve_checkpoint
 from ..checkpoint.weights import load_weights
 from ..errors import CheckpointError, InputError, UnsupportedOptionError
 from ..generation import GenerationConfig, generate
-from ..layers.cache import KVCache
 from .config import PretrainedConfig
-
-
-@dataclass(kw_only=True)
-class ModelOutput:
-    """What every decoder returns beside its result.
-
-    past_key_values: the cache that was passed in, now longer.
-    hidden_states: on request, the embeddings, each layer's output, and the final norm's in place
-        of the last layer's, all (batch, length, hidden_size).
-    """
-
-    past_key_values: Sequence[KVCache] | None = None
-    hidden_states: tuple[mx.array, ...] | None = None
 
 
 class PretrainedModel(nn.Module):

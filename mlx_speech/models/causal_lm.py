@@ -6,29 +6,36 @@ from typing import Any, ClassVar, Unpack
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
+from ..errors import InputError
 from ..fields import fitted
 from ..generation.config import Count
 from ..generation.search import Step
-from ..layers.cache import CACHE_OPTIONS, KVCache, LeftPadding, make_cache
-from .base import ModelOutput, PretrainedModel
-from .decoder import DecoderConfig, DecoderInputs, DecoderModel
+from ..layers.cache import CACHE_OPTIONS, KVCache, LeftPadding
+from ..layers.model_output import ModelOutput, can_return_tuple
+from ..layers.token_ids import as_mlx
+from .base import PretrainedModel
+from .decoder import DecoderConfig, DecoderModel, DecoderOptions
 from .loss import causal_lm_loss
 
 PREFILL_STEP_SIZE = 2048  #: positions of a prompt that are fed at once
 PREFILL_OPTIONS = ("prefill_step_size", "prompt_progress_callback")
 
 
-@dataclass(kw_only=True)
-class CausalLMOutput(ModelOutput):
-    """What a causal language model returns: `ModelOutput` and these.
+@dataclass(eq=False)
+class CausalLMOutputWithPast(ModelOutput):
+    """What a causal language model returns; the rest is as in `BaseModelOutputWithPast`.
 
+    loss: when labels were given.
     logits: (batch, kept positions, vocab_size).
-    loss: mean cross-entropy, when labels were given.
     """
 
-    logits: mx.array
     loss: mx.array | None = None
+    logits: mx.array | None = None
+    past_key_values: Sequence[KVCache] | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
 
 
 class CausalLM(PretrainedModel):
@@ -46,24 +53,50 @@ class CausalLM(PretrainedModel):
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
+    @can_return_tuple
     def __call__(
         self,
         input_ids: mx.array | None = None,
-        *,
+        attention_mask: mx.array | None = None,
+        position_ids: mx.array | None = None,
+        past_key_values: Sequence[KVCache] | None = None,
+        inputs_embeds: mx.array | None = None,
         labels: mx.array | None = None,
-        logits_to_keep: int = 0,
-        **inputs: Unpack[DecoderInputs],
-    ) -> CausalLMOutput:
+        use_cache: bool | None = None,
+        logits_to_keep: int | mx.array = 0,
+        *,
+        num_items_in_batch: int | mx.array | None = None,
+        **options: Unpack[DecoderOptions],
+    ) -> CausalLMOutputWithPast:
         """Run the model; what is not described here is as in `DecoderModel`.
 
         Args:
             labels: (batch, length), -100 where there is no loss.
-            logits_to_keep: number of last positions to compute logits for; 0 means all.
+            logits_to_keep: see `kept_positions`.
+            num_items_in_batch: what the sum of the losses is divided by, where a batch is one part
+                of several; by default how many labels count.
         """
-        beside = dict(vars(self.model(input_ids, **inputs)))
-        logits = self.logits(beside.pop("last_hidden_state")[:, -logits_to_keep:])
-        loss = None if labels is None else causal_lm_loss(logits, labels)
-        return CausalLMOutput(logits=logits, loss=loss, **beside)
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            return_dict=True,
+            **options,
+        )
+        logits = self.logits(kept_positions(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = causal_lm_loss(logits, labels, num_items_in_batch=num_items_in_batch)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
     def logits(self, hidden_states: mx.array) -> mx.array:
         """(…, hidden_size) -> (…, vocab_size)."""
@@ -79,8 +112,8 @@ class CausalLM(PretrainedModel):
         return self.config.max_position_embeddings
 
     def make_cache(self, left_padding: LeftPadding = None, **options: Any) -> list[KVCache]:
-        """An empty cache, one entry a layer; see `mlx_speech.layers.cache.make_cache`."""
-        return make_cache(self.config.num_hidden_layers, left_padding, **options)
+        """See `DecoderModel.make_cache`."""
+        return self.model.make_cache(left_padding, **options)
 
     def prefill(
         self,
@@ -112,9 +145,11 @@ class CausalLM(PretrainedModel):
         cache[0].prompt_length = cache[0].length + length
         for start in range(0, length, prefill_step_size):
             done = min(start + prefill_step_size, length)
-            ids = input_ids[:, start:done] if inputs_embeds is None else None
-            embeds = None if inputs_embeds is None else inputs_embeds[:, start:done]
-            logits = self(ids, inputs_embeds=embeds, past_key_values=cache, logits_to_keep=1).logits
+            if inputs_embeds is None:
+                embeds = self.model.embed(input_ids[:, start:done])
+            else:
+                embeds = inputs_embeds[:, start:done]
+            logits = self.logits(self.model.run_layers(embeds, cache)[:, -1])
             if done < length or prompt_progress_callback is not None:
                 mx.eval([layer.state for layer in cache])
                 mx.clear_cache()
@@ -122,6 +157,44 @@ class CausalLM(PretrainedModel):
                 prompt_progress_callback(done, length)
 
         def step(tokens: mx.array) -> mx.array:
-            return self(tokens, past_key_values=cache).logits
+            return self.logits(self.model.run_layers(self.model.embed(tokens), cache))
 
-        return logits[:, -1], step
+        return logits, step
+
+
+def kept_positions(states: mx.array, logits_to_keep: Any) -> mx.array:
+    """The states (batch, length, hidden_size) of which logits are wanted.
+
+    Args:
+        logits_to_keep: how many of the last positions, 0 for all; or which, (kept,) for all rows or
+            (batch, kept), negative ones counted from the end; or a boolean (batch, length), whose
+            true positions make one row.
+
+    Returns:
+        (batch, kept, hidden_size), or of booleans (kept, hidden_size).
+
+    Raises:
+        InputError: it is something else, or there is no such position.
+    """
+    keep = as_mlx(logits_to_keep)
+    batch, length, _ = states.shape
+    if isinstance(keep, list | tuple | range):
+        keep = mx.array(fitted("logits_to_keep", list(keep), list[int]), mx.int32)
+    elif getattr(keep, "ndim", None) == 0:
+        keep = keep.item()
+    if isinstance(keep, int) and keep >= 0:
+        return states[:, -keep:]
+    if isinstance(keep, mx.array) and keep.dtype == mx.bool_ and keep.shape == (batch, length):
+        places = np.flatnonzero(np.array(keep))
+        return states.flatten(0, 1)[mx.array(places.astype(np.int32))]
+    if not isinstance(keep, mx.array) or not mx.issubdtype(keep.dtype, mx.integer):
+        rule = "a number of positions, or an array of which"
+        raise InputError.must_be("logits_to_keep", logits_to_keep, rule)
+    if keep.size and not -length <= mx.min(keep).item() <= mx.max(keep).item() < length:
+        raise InputError(f"logits_to_keep names positions that a text of {length} has not")
+    if keep.ndim == 1:
+        return states[:, keep]
+    if keep.ndim != 2 or len(keep) != batch:
+        shapes = f"{keep.shape}, but must be (kept,) or ({batch}, kept)"
+        raise InputError(f"logits_to_keep is {shapes}")
+    return mx.take_along_axis(states, (keep % length)[..., None], axis=1)

@@ -10,10 +10,17 @@ import mlx.nn as nn
 from ..errors import InputError
 from ..fields import TokenId
 from ..layers.activations import ACTIVATIONS
-from ..layers.attention import causal_mask, merge_heads, scaled_dot_product_attention, split_heads
-from ..layers.cache import KVCache
+from ..layers.attention import (
+    decoder_mask,
+    merge_heads,
+    scaled_dot_product_attention,
+    split_heads,
+)
+from ..layers.cache import KVCache, LeftPadding, make_cache
+from ..layers.model_output import ModelOutput, can_return_tuple
 from ..layers.rope import RotaryEmbedding, normalize_rope_parameters
-from .base import ModelOutput, PretrainedModel
+from ..layers.token_ids import as_mlx, check_array, check_token_ids
+from .base import PretrainedModel
 from .config import (
     DERIVED,
     Factor,
@@ -95,22 +102,39 @@ class DecoderConfig(PretrainedConfig):
         return nn.RMSNorm(self.hidden_size, eps=self.rms_norm_eps)
 
 
-class DecoderInputs(TypedDict, total=False):
+class DecoderOptions(TypedDict, total=False):
+    """What every call takes by keyword; see `DecoderModel`."""
+
+    cache_position: mx.array | None
+    output_attentions: bool | None
+    output_hidden_states: bool | None
+
+
+class DecoderInputs(DecoderOptions, total=False):
     """What decoders take beside token ids; see `DecoderModel`."""
 
     attention_mask: mx.array | None
     position_ids: mx.array | None
     past_key_values: Sequence[KVCache] | None
     inputs_embeds: mx.array | None
-    output_hidden_states: bool
+    use_cache: bool | None
 
 
-@dataclass(kw_only=True)
-class DecoderOutput(ModelOutput):
-    """`ModelOutput` and the last hidden state, (batch, length, hidden_size), after the final
-    norm."""
+@dataclass(eq=False)
+class BaseModelOutputWithPast(ModelOutput):
+    """What a decoder without a head returns.
 
-    last_hidden_state: mx.array
+    last_hidden_state: (batch, length, hidden_size), after the final norm.
+    past_key_values: the cache, an entry a layer; see `use_cache`.
+    hidden_states: on request, the embeddings, each layer's output, and the final norm's in place
+        of the last layer's, all (batch, length, hidden_size).
+    attentions: on request, each layer's weights, (batch, heads, length, cached length + length).
+    """
+
+    last_hidden_state: mx.array | None = None
+    past_key_values: Sequence[KVCache] | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
 
 
 class Attention(nn.Module):
@@ -119,20 +143,29 @@ class Attention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.num_kv_heads = config.num_key_value_heads
         self.scale = config.scales.attention
+        self.dropout = config.attention_dropout
         dim, head_dim, bias = config.hidden_size, config.head_dim, config.attention_bias
         self.q_proj = nn.Linear(dim, self.num_heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(dim, self.num_kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(dim, self.num_kv_heads * head_dim, bias=bias)
         self.o_proj = nn.Linear(self.num_heads * head_dim, dim, bias=bias)
 
-    def __call__(self, x, mask, cache, rotate):
+    def __call__(self, x, mask, cache, rotate, weights):
         queries = split_heads(self.q_proj(x), self.num_heads)
         keys = split_heads(self.k_proj(x), self.num_kv_heads)
         values = split_heads(self.v_proj(x), self.num_kv_heads)
         queries, keys = rotate(queries), rotate(keys)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
-        out = scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
+        out = scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            scale=self.scale,
+            mask=mask,
+            dropout=self.dropout if self.training else 0.0,
+            weights=weights,
+        )
         return self.o_proj(merge_heads(out))
 
 
@@ -163,8 +196,8 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = config.norm()
         self.post_attention_layernorm = config.norm()
 
-    def __call__(self, x, mask, cache, rotate):
-        x = x + self._scaled(self.self_attn(self.input_layernorm(x), mask, cache, rotate))
+    def __call__(self, x, mask, cache, rotate, weights):
+        x = x + self._scaled(self.self_attn(self.input_layernorm(x), mask, cache, rotate, weights))
         return x + self._scaled(self.mlp(self.post_attention_layernorm(x)))
 
     def _scaled(self, branch):
@@ -184,58 +217,126 @@ class DecoderModel(PretrainedModel):
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
         self.norm = config.norm()
 
+    @can_return_tuple
     def __call__(
         self,
         input_ids: mx.array | None = None,
-        *,
         attention_mask: mx.array | None = None,
         position_ids: mx.array | None = None,
         past_key_values: Sequence[KVCache] | None = None,
         inputs_embeds: mx.array | None = None,
-        output_hidden_states: bool = False,
-    ) -> DecoderOutput:
-        """Run the decoder.
+        use_cache: bool | None = None,
+        *,
+        cache_position: mx.array | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPast:
+        """Run the decoder. Arrays may be those of NumPy or torch, too.
 
         Args:
             input_ids: (batch, length) token ids; or give `inputs_embeds` instead,
                 (batch, length, hidden_size), before the embedding multiplier.
             attention_mask: (batch, cached length + length), zero at padding. Not needed where the
-                cache was made for a left-padded batch.
+                cache was made for a left-padded batch. Or (batch or 1, heads or 1, length, cached
+                length + length), boolean, true where attention is allowed, or added to the scores.
             position_ids: (batch, length), or one row for all. By default positions go on from the
                 cache, and padding counts (as in transformers), unless the cache knows of it.
-            past_key_values: a cache from `make_cache`, extended in place.
-            output_hidden_states: also return every layer's output.
+                Without cache and mask, texts begin where they do not go on: they are packed, and
+                none attends to another.
+            past_key_values: a cache from `make_cache` or an earlier call, extended in place.
+            use_cache: whether a new cache is made and returned where none is given; by default
+                the configuration says.
+            cache_position: the positions that follow the cache, (length,), which is known anyway.
+            output_attentions, output_hidden_states: also return these of every layer; by default
+                the configuration says. Fused attention has no weights, so asking for them is
+                slower.
+            return_dict: whether the result is an output or a tuple; by default the configuration
+                says.
 
         Raises:
-            InputError: both or neither of `input_ids` and `inputs_embeds` are given.
+            InputError: both or neither of `input_ids` and `inputs_embeds` are given, or an
+                argument has another shape or type, or the model does not know an id.
         """
+        config, dtype = self.config, self.norm.weight.dtype
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give exactly one of input_ids and inputs_embeds")
-        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        if inputs_embeds is None:
+            x = self.embed(check_token_ids(input_ids, config.vocab_size))
+        else:
+            shape = "batch", "length", config.hidden_size
+            embeds = check_array(inputs_embeds, "inputs_embeds", mx.floating, shape)
+            x = embeds.astype(dtype)
+        batch, length, _ = x.shape
+        cache = past_key_values or None
+        if cache is not None:
+            self._check_cache(cache, batch)
+        elif config.use_cache if use_cache is None else use_cache:
+            cache = self.make_cache()
+        cached = cache[0].length if cache else 0
+        if cache_position is not None:
+            _check_cache_position(cache_position, cached, length)
+        mask = None
+        if position_ids is not None:
+            shapes = (batch, length), (1, length), (length,)
+            position_ids = check_array(position_ids, "position_ids", mx.integer, *shapes)
+            position_ids = mx.broadcast_to(position_ids, (batch, length))
+            if cache is None:
+                mask = packed_mask(position_ids)
+        if attention_mask is not None:
+            if cache and cached + length > (cache[0].max_size or cached + length):
+                raise InputError("a cache of max_kv_size is past it and takes no attention_mask")
+            of_scores = batch, config.num_attention_heads, length, cached + length
+            mask = decoder_mask(attention_mask, of_scores, dtype)
+        weights: list[mx.array] | None = None
+        states: list[mx.array] | None = None
+        if self._wanted(output_attentions, "output_attentions"):
+            weights = []
+        if self._wanted(output_hidden_states, "output_hidden_states"):
+            states = []
+        x = self.run_layers(x, cache, mask, position_ids, states, weights)
+        return BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=cache,
+            hidden_states=None if states is None else tuple(states),
+            attentions=None if weights is None else tuple(weights),
+        )
+
+    def run_layers(
+        self,
+        x: mx.array,
+        cache: Sequence[KVCache] | None = None,
+        mask: mx.array | None = None,
+        position_ids: mx.array | None = None,
+        states: list[mx.array] | None = None,
+        weights: list[mx.array] | None = None,
+    ) -> mx.array:
+        """What generation calls for each token: nothing is checked, so nothing is waited for.
+
+        Args:
+            x: (batch, length, hidden_size), before the embedding multiplier.
+            mask: for attention; by default the cache's.
+            states, weights: if given, hidden states and attention weights are appended to them.
+
+        Returns:
+            (batch, length, hidden_size), after the final norm.
+        """
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
-        batch, length, _ = x.shape
-        first = past_key_values[0] if past_key_values else KVCache()
-        mask = first.make_mask(length)
-        if attention_mask is not None:
-            mask = causal_mask(attention_mask, length)
-        start = first.offset
-        if position_ids is not None:
-            start = mx.broadcast_to(position_ids, (batch, length))
+        length = x.shape[1]
+        first = cache[0] if cache else KVCache()
+        mask = first.make_mask(length) if mask is None else mask
+        start = first.offset if position_ids is None else position_ids
         ahead = max(0, first.prompt_length - first.length - length)
         rotate = self.rope.rotation(start, length, ahead)
-        states = [x]
-        caches: Sequence[KVCache | None] = past_key_values or [None] * len(self.layers)
+        caches: Sequence[KVCache | None] = cache or [None] * len(self.layers)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
-            x = layer(x, mask, layer_cache, rotate)
-            if output_hidden_states:
+            if states is not None:
                 states.append(x)
+            x = layer(x, mask, layer_cache, rotate, weights)
         x = self.norm(x)
-        return DecoderOutput(
-            last_hidden_state=x,
-            past_key_values=past_key_values,
-            hidden_states=(*states[:-1], x) if output_hidden_states else None,
-        )
+        if states is not None:
+            states.append(x)
+        return x
 
     def embed(self, input_ids: mx.array) -> mx.array:
         """(batch, length) -> (batch, length, hidden_size), before the embedding multiplier.
@@ -244,9 +345,53 @@ class DecoderModel(PretrainedModel):
         """
         return self.embed_tokens(input_ids).astype(self.norm.weight.dtype)
 
+    def make_cache(self, left_padding: LeftPadding = None, **options: Any) -> list[KVCache]:
+        """An empty cache, one entry a layer; see `mlx_speech.layers.cache.make_cache`."""
+        return make_cache(self.config.num_hidden_layers, left_padding, **options)
+
+    def _wanted(self, asked: bool | None, name: str) -> bool:
+        return bool(getattr(self.config, name, False) if asked is None else asked)
+
+    def _check_cache(self, cache: Any, batch: int) -> None:
+        """Raises `InputError` where it is none of this model and of so many rows."""
+        layers, heads = self.config.num_hidden_layers, self.config.num_key_value_heads
+        is_list = isinstance(cache, Sequence) and all(isinstance(c, KVCache) for c in cache)
+        if not is_list or len(cache) != layers:
+            found = f"{type(cache).__name__} of {len(cache)}" if is_list else type(cache).__name__
+            made = f"a cache of {layers} layers, which model.make_cache() gives, or a call"
+            raise InputError(f"past_key_values is a {found}, but must be {made}")
+        if cache[0].state and cache[0].state[0].shape[:2] != (batch, heads):
+            found = "{} rows and {} heads".format(*cache[0].state[0].shape[:2])
+            raise InputError(f"past_key_values has {found}, but {batch} and {heads} are needed")
+
     @classmethod
     def sanitize(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
         """Out of a checkpoint with or without a head: names without `model.`, the head dropped."""
         heads = ("lm_head.", "score.")
         kept = {k.removeprefix("model."): v for k, v in weights.items() if not k.startswith(heads)}
         return super().sanitize(kept, config)
+
+
+def packed_mask(position_ids: mx.array) -> mx.array:
+    """Causal attention within each of the texts that stand one after the other in a row.
+
+    Args:
+        position_ids: (batch, length); a text begins where they are not one more than before.
+
+    Returns:
+        Boolean (batch, 1, length, length).
+    """
+    begins = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    text = mx.cumsum(mx.pad(begins.astype(mx.int32), ((0, 0), (1, 0))), axis=1)
+    index = mx.arange(text.shape[1])
+    same = text[:, None, :, None] == text[:, None, None]
+    return same & (index[:, None] >= index)
+
+
+def _check_cache_position(cache_position: Any, cached: int, length: int) -> None:
+    """Raises `InputError` where it says anything but what follows from the cache."""
+    found = as_mlx(cache_position)
+    told = found.flatten().tolist() if isinstance(found, mx.array) else found
+    if told != list(range(cached, cached + length)):
+        wanted = f"must be {cached} to {cached + length - 1}, which follow the cache"
+        raise InputError(f"cache_position {wanted}; leave it out, or give position_ids")

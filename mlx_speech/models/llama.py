@@ -1,16 +1,21 @@
 """Llama: the plain decoder, as a language model and as a classifier of texts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
-from .base import ModelOutput, PretrainedModel
+from ..layers.cache import KVCache, LeftPadding
+from ..layers.model_output import ModelOutput, can_return_tuple
+from ..layers.token_ids import as_mlx
+from .base import PretrainedModel
 from .causal_lm import CausalLM
 from .config import Epsilon
-from .decoder import DecoderConfig, DecoderInputs, DecoderModel
+from .decoder import DecoderConfig, DecoderModel, DecoderOptions
+from .loss import sequence_classification_loss
 
 
 @dataclass(kw_only=True)
@@ -35,16 +40,19 @@ class LlamaForCausalLM(CausalLM):
     model_class = LlamaModel
 
 
-@dataclass(kw_only=True)
-class SequenceClassifierOutput(ModelOutput):
-    """What a classifier of texts returns: `ModelOutput` and these.
+@dataclass(eq=False)
+class SequenceClassifierOutputWithPast(ModelOutput):
+    """What a classifier of texts returns; the rest is as in `BaseModelOutputWithPast`.
 
-    logits: (batch, num_labels), of each row's last token that is not padding.
     loss: when labels were given.
+    logits: (batch, num_labels), of each row's last token that is not padding.
     """
 
-    logits: mx.array
     loss: mx.array | None = None
+    logits: mx.array | None = None
+    past_key_values: Sequence[KVCache] | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
 
 
 class LlamaForSequenceClassification(PretrainedModel):
@@ -57,27 +65,40 @@ class LlamaForSequenceClassification(PretrainedModel):
         self.model = LlamaModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
 
+    @can_return_tuple
     def __call__(
         self,
         input_ids: mx.array | None = None,
-        *,
+        attention_mask: mx.array | None = None,
+        position_ids: mx.array | None = None,
+        past_key_values: Sequence[KVCache] | None = None,
+        inputs_embeds: mx.array | None = None,
         labels: mx.array | None = None,
-        **inputs: Unpack[DecoderInputs],
-    ) -> SequenceClassifierOutput:
+        use_cache: bool | None = None,
+        **options: Unpack[DecoderOptions],
+    ) -> SequenceClassifierOutputWithPast:
         """Classify; what is not described here is as in `DecoderModel`.
 
         Each row is judged by its rightmost token that is not `pad_token_id`, wherever the padding
         is; by its last position where there are only embeddings, which do not tell.
 
         Args:
-            labels: (batch,) of integers for one label of several, (batch,) or (batch, 1) of
-                floats for a regression with one output, else (batch, num_labels) of floats.
+            labels: see `sequence_classification_loss`.
 
         Raises:
             InputError: several rows, but no `pad_token_id` to tell their ends by.
         """
-        beside = dict(vars(self.model(input_ids, **inputs)))
-        states = beside.pop("last_hidden_state")
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            return_dict=True,
+            **options,
+        )
+        states = outputs.last_hidden_state
         batch, length, _ = states.shape
         pad = self.config.pad_token_id
         if pad is None and batch > 1:
@@ -87,23 +108,19 @@ class LlamaForSequenceClassification(PretrainedModel):
             )
         last = mx.full((batch,), length - 1)
         if pad is not None and input_ids is not None:
-            last = mx.argmax(mx.arange(length) * (input_ids != pad), axis=-1)
+            last = mx.argmax(mx.arange(length) * (as_mlx(input_ids) != pad), axis=-1)
         logits = self.score(states[mx.arange(batch), last])
-        loss = None if labels is None else self.loss(logits, labels)
-        return SequenceClassifierOutput(logits=logits, loss=loss, **beside)
+        loss = None
+        if labels is not None:
+            loss = sequence_classification_loss(logits, labels, self.config.problem_type)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
-    def loss(self, logits: mx.array, labels: mx.array) -> mx.array:
-        """Mean squared error, cross-entropy or binary cross-entropy, as `problem_type` or else
-        the labels say."""
-        problem = self.config.problem_type
-        if problem is None and self.config.num_labels == 1:
-            problem = "regression"
-        elif problem is None and mx.issubdtype(labels.dtype, mx.integer):
-            problem = "single_label_classification"
-        logits = logits.astype(mx.float32)
-        if problem == "single_label_classification":
-            return nn.losses.cross_entropy(logits, labels.flatten(), reduction="mean")
-        targets = labels.reshape(logits.shape).astype(mx.float32)
-        if problem == "regression":
-            return nn.losses.mse_loss(logits, targets)
-        return nn.losses.binary_cross_entropy(logits, targets)
+    def make_cache(self, left_padding: LeftPadding = None, **options: Any) -> list[KVCache]:
+        """See `DecoderModel.make_cache`."""
+        return self.model.make_cache(left_padding, **options)

@@ -1,49 +1,99 @@
-"""Cross-entropy, as models compute it where labels are given."""
+"""What models compute where labels are given, as transformers' loss functions do."""
+
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
+from ..layers.token_ids import as_mlx, check_array
 
 IGNORED = -100  #: label of a position that does not count
 
 
-def cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
-    """Mean over the labels that are not -100, in float32.
+def cross_entropy(
+    logits: mx.array,
+    labels: mx.array,
+    num_items_in_batch: int | mx.array | None = None,
+    ignore_index: int = IGNORED,
+) -> mx.array:
+    """Mean over the labels that count, in float32; NaN where none does.
 
     Args:
-        logits: (rows, length, vocab_size).
-        labels: (rows, length), for the same positions.
+        logits: (…, classes).
+        labels: (…), for the same positions.
+        num_items_in_batch: what the sum is divided by instead, where a batch is one part of
+            several.
+        ignore_index: label that does not count.
 
     Raises:
-        InputError: a label is no id of the vocabulary.
+        InputError: a label is none of the classes, or there are more or fewer than logits.
     """
-    counts = labels != IGNORED
-    targets, size = mx.where(counts, labels, 0), logits.shape[-1]
-    lowest, highest = mx.min(targets).item(), mx.max(targets).item()
+    labels, size = check_array(labels, "labels", mx.integer, logits.shape[:-1]), logits.shape[-1]
+    counts = labels != ignore_index
+    targets = mx.where(counts, labels, 0)
+    lowest, highest = (mx.min(targets).item(), mx.max(targets).item()) if targets.size else (0, 0)
     if lowest < 0 or highest >= size:
         raise InputError(
             f"labels hold {lowest if lowest < 0 else highest}, but must be within 0 and "
-            f"{size - 1}, or {IGNORED} where there is no loss"
+            f"{size - 1}, or {ignore_index} where there is no loss"
         )
     losses = nn.losses.cross_entropy(logits.astype(mx.float32), targets)
-    return (losses * counts).sum() / counts.sum()
+    total = counts.sum() if num_items_in_batch is None else as_mlx(num_items_in_batch)
+    return (losses * counts).sum() / total
 
 
 def causal_lm_loss(
-    logits: mx.array, labels: mx.array, attention_mask: mx.array | None = None
+    logits: mx.array,
+    labels: mx.array,
+    attention_mask: mx.array | None = None,
+    num_items_in_batch: int | mx.array | None = None,
+    ignore_index: int = IGNORED,
 ) -> mx.array:
-    """Mean cross-entropy of each position's logits against the next position's label.
+    """Cross-entropy of each position's logits against the next position's label.
 
     Args:
         logits: (batch, length, vocab_size).
-        labels: (batch, length), -100 where there is no loss.
+        labels: (batch, length).
         attention_mask: (batch, length); labels at its zeros do not count either.
+        num_items_in_batch, ignore_index: see `cross_entropy`.
 
     Raises:
-        InputError: a label is no id of the vocabulary.
+        InputError: a label is no id of the vocabulary, or there are more or fewer than logits.
     """
-    targets = labels[:, 1:]
+    hint = ", one for each position's logits"
+    targets = check_array(labels, "labels", mx.integer, logits.shape[:-1], hint=hint)[:, 1:]
     if attention_mask is not None:
-        targets = mx.where(attention_mask[:, 1:] != 0, targets, IGNORED)
-    return cross_entropy(logits[:, :-1], targets)
+        targets = mx.where(as_mlx(attention_mask)[:, 1:] != 0, targets, ignore_index)
+    return cross_entropy(logits[:, :-1], targets, num_items_in_batch, ignore_index)
+
+
+def sequence_classification_loss(
+    logits: mx.array, labels: Any, problem_type: str | None = None
+) -> mx.array:
+    """Mean squared error, cross-entropy or binary cross-entropy, in float32.
+
+    Args:
+        logits: (batch, num_labels).
+        labels: integers (batch,) for one class of several, -100 where there is no loss; else floats
+            (batch, num_labels), of one output alone also (batch,).
+        problem_type: by default it follows from the labels.
+
+    Raises:
+        InputError: labels have another shape or type, or are no classes.
+    """
+    labels, (batch, num_labels) = as_mlx(labels), logits.shape
+    if problem_type is None and num_labels == 1:
+        problem_type = "regression"
+    elif problem_type is None and mx.issubdtype(getattr(labels, "dtype", mx.float32), mx.integer):
+        problem_type = "single_label_classification"
+    single = problem_type == "single_label_classification"
+    one_each = single or num_labels == 1
+    shapes = [(batch,), (batch, 1)] if one_each else [(batch, num_labels)]
+    labels = check_array(labels, "labels", mx.generic, *shapes)
+    if single:
+        return cross_entropy(logits, labels.flatten())
+    logits, targets = (part.astype(mx.float32) for part in (logits, labels.reshape(logits.shape)))
+    if problem_type == "regression":
+        return nn.losses.mse_loss(logits, targets)
+    return nn.losses.binary_cross_entropy(logits, targets)

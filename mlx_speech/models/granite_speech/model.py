@@ -13,7 +13,7 @@ from ...generation.search import Step
 from ...layers.cache import CACHE_OPTIONS, KVCache, LeftPadding
 from ...layers.lora import use_adapter
 from ..base import PretrainedModel
-from ..causal_lm import CausalLMOutput
+from ..causal_lm import CausalLMOutputWithPast
 from ..config import DERIVED, Frames, PretrainedConfig
 from ..decoder import DecoderInputs
 from ..granite import GraniteConfig, GraniteForCausalLM
@@ -105,9 +105,9 @@ class GraniteSpeechPlusConfig(GraniteSpeechConfig):
     encoder_config: GraniteSpeechPlusEncoderConfig = DERIVED
 
 
-@dataclass(kw_only=True)
-class GraniteSpeechOutput(CausalLMOutput):
-    """`CausalLMOutput` and the projected audio, (recordings, audio tokens, hidden_size)."""
+@dataclass(eq=False)
+class GraniteSpeechOutput(CausalLMOutputWithPast):
+    """`CausalLMOutputWithPast` and the projected audio, (recordings, audio tokens, hidden_size)."""
 
     audio_hidden_states: mx.array | None = None
 
