@@ -7,8 +7,10 @@ nothing, and no GPU is needed.
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
+from mlx_speech.errors import InputError
 from mlx_speech.layers import attention
 from mlx_speech.models.granite_speech.model import (
     GraniteSpeechConfig,
@@ -181,3 +183,74 @@ def test_attention_has_one_door():
     assert [n for n, s in sources.items() if "fast.scaled_dot_product_attention(" in s] == [
         "attention.py"
     ]
+
+
+def heads(count: int, length: int, seed: int) -> mx.array:
+    return mx.random.normal((2, count, length, 64), key=mx.random.key(seed))
+
+
+ADDED = mx.random.normal((2, 4, 5, 7), key=mx.random.key(9))
+MASKS = {"none": None, "causal": "causal", "boolean": ADDED > -0.5, "added": ADDED}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_unfused_is_the_same(name):
+    """Weights of every query head, of which two share a key head; they sum to 1."""
+    given = heads(4, 5, 1), heads(2, 7, 2), heads(2, 7, 3)
+    options = {"scale": 0.2, "mask": MASKS[name]}
+    weights: list[mx.array] = []
+    found = attention.scaled_dot_product_attention(*given, **options, weights=weights)
+    expected = attention.scaled_dot_product_attention(*given, **options)
+    assert mx.abs(found - expected).max().item() < 1e-5
+    assert [w.shape for w in weights] == [(2, 4, 5, 7)]
+    assert mx.abs(weights[0].sum(axis=-1) - 1).max().item() < 1e-5
+    quantized = [
+        attention.Quantized(*mx.quantize(part, 32, 8), group_size=32, bits=8) for part in given[1:]
+    ]
+    close = attention.scaled_dot_product_attention(given[0], *quantized, **options, weights=weights)
+    assert mx.abs(close - expected).max().item() < 0.05
+    assert mx.abs(weights[1] - weights[0]).max().item() < 0.05
+
+
+def test_dropout():
+    """A share of the weights is zero, and the others make up for it in the mean."""
+    queries, keys, values = heads(2, 200, 1), heads(2, 200, 2), heads(2, 200, 3)
+    whole, left = [], []
+    common = {"scale": 0.1}
+    attention.scaled_dot_product_attention(queries, keys, values, **common, weights=whole)
+    found = attention.scaled_dot_product_attention(
+        queries, keys, values, **common, dropout=0.25, weights=left
+    )
+    kept = left[0] != 0
+    assert kept.mean().item() == pytest.approx(0.75, abs=0.01)
+    assert mx.abs(mx.where(kept, left[0] * 0.75 - whole[0], 0)).max().item() < 1e-6
+    assert mx.abs(found - left[0] @ values).max().item() < 1e-5
+
+
+def test_a_callers_mask():
+    """Of two axes, causal; of four, as it is, in a type that half precision can hold."""
+    shape = (2, 4, 2, 3)
+    mask = attention.decoder_mask(np.array([[0, 1, 1], [1, 1, 0]]), shape, mx.float32)
+    assert mask[:, 0].tolist() == [
+        [[False, True, False], [False, True, True]],
+        [[True, True, False], [True, True, True]],  # padding attends to itself
+    ]
+    added = mx.full((1, 1, 2, 3), np.finfo(np.float32).min)
+    half = attention.decoder_mask(added, shape, mx.float16)
+    assert half.dtype == mx.float16
+    assert mx.isfinite(half).all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.ones((2, 2)), r"x is \(2, 2\), but must be an array \(2, 3\), the cached positions"),
+        (np.ones((1, 3)), r"x is \(1, 3\)"),
+        ([[1, 1, 1]], "x is list"),
+        (np.ones((2, 3, 2, 3)), r"or \(2, 4, 2, 3\)"),
+        (np.ones((1, 1, 2, 3), int), "x of 4 axes is mlx.core.int64, but must be boolean or of"),
+    ],
+)
+def test_masks_that_do_not_fit(mask, message):
+    with pytest.raises(InputError, match=message):
+        attention.decoder_mask(mask, (2, 4, 2, 3), mx.float32, "x")

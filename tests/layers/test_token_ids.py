@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlx_speech.errors import InputError
-from mlx_speech.layers.token_ids import as_mlx, check_token_ids
+from mlx_speech.layers.token_ids import as_mlx, check_array, check_token_ids
 
 
 class Tensor:
@@ -22,6 +22,24 @@ def test_any_array(ids):
 
 def test_what_is_no_array_stays():
     assert as_mlx([1]) == [1]
+
+
+@pytest.mark.parametrize("array", [np.array(["a"]), np.array([None])])
+def test_arrays_of_no_numbers(array):
+    with pytest.raises(InputError, match="holds no numbers"):
+        as_mlx(array)
+
+
+def test_shapes():
+    """Any length but zero where an axis has a name."""
+    shapes = ("rows", 2), (3,)
+    for shape in ((1, 2), (7, 2), (3,)):
+        assert check_array(np.ones(shape), "x", mx.floating, *shapes).shape == shape
+    for shape in ((0, 2), (2, 3), (1, 2, 2), (2,)):
+        with pytest.raises(InputError, match=r"but must be an array \(rows, 2\) or \(3\)"):
+            check_array(np.ones(shape), "x", mx.floating, *shapes)
+    with pytest.raises(InputError, match="int64, but must be floats"):
+        check_array(np.ones(3, int), "x", mx.floating, *shapes)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import DATA, TINY, edit_json, random_decoder
+from mlx.utils import tree_flatten
 
 import mlx_speech
 from mlx_speech import (
@@ -21,7 +23,9 @@ from mlx_speech import (
     LlamaForSequenceClassification,
     LlamaModel,
 )
+from mlx_speech.layers.cache import KVCache
 from mlx_speech.loading import load_model
+from mlx_speech.models import decoder
 
 FOLDER = DATA / "decoders"
 FAMILIES = ("granite", "jais2", "llama")
@@ -124,15 +128,95 @@ def test_documented_defaults():
     assert "rms_norm_eps" not in Jais2Config().to_dict()
 
 
-def test_inputs():
+IDS = mx.array([[5, 6, 7]])
+BAD_INPUTS = [
+    ({}, "exactly one of input_ids and inputs_embeds"),
+    ({"input_ids": IDS, "inputs_embeds": mx.zeros((1, 3, 32))}, "exactly one of input_ids"),
+    ({"input_ids": mx.array([[61]])}, "input_ids hold 61, the model knows 0 to 60"),
+    ({"input_ids": mx.array([[-1]])}, "input_ids hold -1"),
+    ({"input_ids": IDS[0]}, r"one text alone is ids\[None\]"),
+    ({"input_ids": [[5]]}, "input_ids are list"),
+    ({"input_ids": np.ones((1, 2))}, "input_ids are mlx.core.float32, but must be integers"),
+    ({"inputs_embeds": mx.zeros((1, 3, 31))}, r"inputs_embeds are \(1, 3, 31\), .*length, 32"),
+    ({"inputs_embeds": mx.zeros((1, 3, 32), mx.int32)}, "inputs_embeds are .*must be floats"),
+    ({"input_ids": IDS, "attention_mask": np.ones((1, 4))}, r"attention_mask is \(1, 4\)"),
+    ({"input_ids": IDS, "position_ids": mx.array([0, 1])}, r"position_ids are \(2,\)"),
+    ({"input_ids": IDS, "position_ids": mx.zeros((1, 3))}, "position_ids are .*integers"),
+    ({"input_ids": IDS, "cache_position": mx.array([1, 2, 3])}, "cache_position must be 0 to 2"),
+    ({"input_ids": IDS, "past_key_values": [1]}, "past_key_values is a list, but"),
+    ({"input_ids": IDS, "past_key_values": [KVCache()]}, "is a list of 1, .* of 2 layers"),
+    ({"input_ids": IDS, "labels": mx.array([[5, 6, 61]])}, "labels hold 61"),
+    ({"input_ids": IDS, "labels": mx.array([[5, 6]])}, r"labels are \(1, 2\)"),
+    ({"input_ids": IDS, "labels": IDS, "logits_to_keep": 1}, r"array \(1, 1\), one for each"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "message"), BAD_INPUTS)
+def test_inputs_that_make_no_sense(inputs, message):
+    with pytest.raises(InputError, match=message) as error:
+        random_decoder()(**inputs)
+    assert "\n" not in str(error.value)
+
+
+def test_caches_that_do_not_fit():
     model = random_decoder()
-    ids = mx.array([[5, 6, 7]])
-    for bad in ({}, {"input_ids": ids, "inputs_embeds": mx.zeros((1, 3, 32))}):
-        with pytest.raises(InputError, match="exactly one of input_ids and inputs_embeds"):
-            model(**bad)
-    states = model(ids, output_hidden_states=True).hidden_states
-    assert len(states) == 3
-    assert model(ids, logits_to_keep=1).logits.shape == (1, 1, 61)
+    cache = model(IDS).past_key_values
+    with pytest.raises(InputError, match="past_key_values has 1 rows and 2 heads, but 2 and 2 are"):
+        model(mx.repeat(IDS, 2, 0), past_key_values=cache)
+    rotating = model.make_cache(max_kv_size=5)
+    model(IDS, attention_mask=mx.ones((1, 3)), past_key_values=rotating)
+    with pytest.raises(InputError, match="past it and takes no attention_mask"):
+        model(IDS, attention_mask=mx.ones((1, 6)), past_key_values=rotating)
+
+
+def test_cache_position_is_what_is_known():
+    model = random_decoder()
+    plain = model(IDS, cache_position=np.arange(3))
+    assert mx.array_equal(plain.logits, model(IDS).logits)
+    more = model(IDS, past_key_values=plain.past_key_values, cache_position=mx.array([3, 4, 5]))
+    assert more.past_key_values[0].length == 6
+
+
+@pytest.mark.parametrize(
+    "keep", [-1, 1.5, "two", None, [0, "1"], [3], np.array([-4]), np.ones((2, 1), int)]
+)
+def test_positions_that_are_none(keep):
+    with pytest.raises(InputError, match="logits_to_keep"):
+        random_decoder()(IDS, logits_to_keep=keep)
+
+
+def test_generation_waits_for_nothing(monkeypatch):
+    """Neither a prompt's parts nor a step are checked: that is done once, at the door."""
+    model = random_decoder()
+
+    def refused(*args, **kwargs):
+        raise AssertionError
+
+    cache = model.make_cache()
+    for name in ("check_token_ids", "check_array", "decoder_mask"):
+        monkeypatch.setattr(decoder, name, refused)
+    logits, step = model.prefill(IDS, cache, prefill_step_size=2)
+    assert step(mx.argmax(logits, axis=-1)[:, None]).shape == (1, 1, 61)
+    with pytest.raises(AssertionError):
+        model(IDS)
+
+
+def test_dropout_acts_in_training_alone():
+    model = random_decoder(attention_dropout=0.5)
+    plain = random_decoder()(IDS).logits
+    assert mx.array_equal(model.eval()(IDS).logits, plain)
+    model.train()
+    assert mx.abs(model(IDS).logits - model(IDS).logits).max().item() > 0.01
+    assert mx.array_equal(random_decoder().train()(IDS).logits, plain)
+
+
+def test_gradients_flow_through_a_call():
+    """With labels, in training, with the cache that comes back by default."""
+    model = random_decoder()
+    loss, gradients = nn.value_and_grad(model, lambda m: m(IDS, labels=IDS).loss)(model)
+    sizes = [mx.abs(value).max().item() for _, value in tree_flatten(gradients)]
+    assert loss.item() > 0
+    assert min(sizes) > 0
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])

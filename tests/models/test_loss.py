@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from mlx_speech.errors import InputError
-from mlx_speech.models.loss import causal_lm_loss, cross_entropy
+from mlx_speech.models.loss import (
+    causal_lm_loss,
+    cross_entropy,
+    sequence_classification_loss,
+)
 
 LOGITS = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
 LABELS = np.array([[0, 4, -100, 2], [1, -100, -100, 3]])
@@ -42,3 +46,52 @@ def test_labels_out_of_range(wrong):
     for loss in (cross_entropy, causal_lm_loss):
         with pytest.raises(InputError, match=f"labels hold {wrong}, but must be within 0 and 4"):
             loss(mx.array(LOGITS), labels)
+
+
+def test_a_part_of_a_batch():
+    """The sum, divided by what is said; another label that does not count."""
+    pairs = [(0, 0, 4), (0, 2, 2), (1, 2, 3)]
+    found = causal_lm_loss(mx.array(LOGITS), mx.array(LABELS), num_items_in_batch=12)
+    assert found.item() == pytest.approx(expected(pairs) * 3 / 12, rel=1e-5)
+    labels = mx.where(mx.array(LABELS) == -100, 1, mx.array(LABELS))
+    found = causal_lm_loss(mx.array(LOGITS), labels, ignore_index=1)
+    assert found.item() == pytest.approx(expected(pairs), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[0, 1]], "labels are list"),
+        (np.zeros((2, 3), int), r"\(2, 3\), but must be an array \(2, 4\), one for each"),
+        (np.zeros((2, 4)), "float"),
+    ],
+)
+def test_labels_that_are_none(labels, message):
+    with pytest.raises(InputError, match=message):
+        causal_lm_loss(mx.array(LOGITS), labels)
+
+
+ROWS = LOGITS[0, :3]  # of three texts and five classes
+
+
+def test_classes_that_do_not_count():
+    """-100 is no class, and is not read from memory beside the logits."""
+    found = sequence_classification_loss(mx.array(ROWS), mx.array([0, -100, 2]))
+    assert found.item() == pytest.approx(expected([(0, 0, 0), (0, 2, 2)]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem_type", "message"),
+    [
+        (np.array([0, 5, 2]), None, "labels hold 5, but must be within 0 and 4, or -100"),
+        (np.array([0, -1, 2]), None, "labels hold -1"),
+        (np.array([0, 1]), None, r"labels are \(2\,\), but must be an array \(3\) or \(3, 1\)"),
+        (np.zeros(3), None, r"must be an array \(3, 5\)"),
+        (np.zeros(3), "single_label_classification", "float.*but must be integers"),
+        (np.zeros((3, 4)), "regression", r"must be an array \(3, 5\)"),
+        ([0, 1, 2], None, "labels are list"),
+    ],
+)
+def test_labels_of_no_class(labels, problem_type, message):
+    with pytest.raises(InputError, match=message):
+        sequence_classification_loss(mx.array(ROWS), labels, problem_type)
