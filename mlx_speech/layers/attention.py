@@ -126,12 +126,28 @@ def causal_mask(attention_mask: mx.array, num_queries: int) -> mx.array:
     return ((key <= query) & allowed) | (key == query)
 
 
+def packed_mask(position_ids: mx.array) -> mx.array:
+    """Causal attention within each of the texts that stand one after the other in a row.
+
+    Args:
+        position_ids: (batch, length); a text begins where they are not one more than before.
+
+    Returns:
+        Boolean (batch, 1, length, length).
+    """
+    begins = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    text = mx.cumsum(mx.pad(begins.astype(mx.int32), ((0, 0), (1, 0))), axis=1)
+    index = mx.arange(text.shape[1])
+    same = text[:, None, :, None] == text[:, None, None]
+    return same & (index[:, None] >= index)
+
+
 def decoder_mask(
     attention_mask: Any,
     shape: tuple[int, int, int, int],
     dtype: mx.Dtype,
     name: str = "attention_mask",
-) -> mx.array:
+) -> tuple[mx.array, mx.array | None]:
     """A caller's mask of a decoder as `scaled_dot_product_attention` takes it.
 
     Args:
@@ -141,20 +157,27 @@ def decoder_mask(
         dtype: of the queries.
         name: of the argument, for a message.
 
+    Returns:
+        The mask, and of a boolean one which queries have a key at all, (…, L, 1). The others attend
+        to themselves, lest they turn into NaN; torch makes zeros of them.
+
     Raises:
         InputError: it is no such array.
     """
     mask = as_mlx(attention_mask)
-    two_axes = shape[0], shape[3]
+    two_axes, (*_, num_queries, num_keys) = (shape[0], shape[3]), shape
+    key = mx.arange(num_keys)
+    query = key[num_keys - num_queries :, None]
     if isinstance(mask, mx.array) and mask.shape == two_axes:
-        return causal_mask(mask, shape[2])
+        mask = mask.astype(mx.bool_)[:, None, None] & (key <= query)
     four = isinstance(mask, mx.array) and mask.ndim == 4
-    if four and all(have in (1, want) for have, want in zip(mask.shape, shape, strict=True)):
-        if mask.dtype == mx.bool_:
-            return mask
-        if mx.issubdtype(mask.dtype, mx.floating):
-            return mx.maximum(mask, mx.finfo(dtype).min).astype(dtype)
-        raise InputError(f"{name} of 4 axes is {mask.dtype}, but must be boolean or of floats")
-    found = mask.shape if isinstance(mask, mx.array) else type(mask).__name__
-    wanted = f"an array {two_axes}, the cached positions included, or {shape}"
-    raise InputError(f"{name} is {found}, but must be {wanted}")
+    if not four or any(have not in (1, want) for have, want in zip(mask.shape, shape, strict=True)):
+        found = mask.shape if isinstance(mask, mx.array) else type(mask).__name__
+        wanted = f"an array {two_axes}, the cached positions included, or {shape}"
+        raise InputError(f"{name} is {found}, but must be {wanted}")
+    if mask.dtype == mx.bool_:
+        seen = mask.any(axis=-1, keepdims=True)
+        return mask | (~seen & (key == query)), seen
+    if mx.issubdtype(mask.dtype, mx.floating):
+        return mx.maximum(mask, mx.finfo(dtype).min).astype(dtype), None
+    raise InputError(f"{name} of 4 axes is {mask.dtype}, but must be boolean or of floats")

@@ -1,6 +1,6 @@
 """The one decoder-only transformer. Each family's file says only what differs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypedDict
 
@@ -13,6 +13,7 @@ from ..layers.activations import ACTIVATIONS
 from ..layers.attention import (
     decoder_mask,
     merge_heads,
+    packed_mask,
     scaled_dot_product_attention,
     split_heads,
 )
@@ -137,6 +138,21 @@ class BaseModelOutputWithPast(ModelOutput):
     attentions: tuple[mx.array, ...] | None = None
 
 
+class AttentionInputs(NamedTuple):
+    """What the attention of every layer is told alike.
+
+    rotate: turns queries and keys to their positions.
+    mask: see `scaled_dot_product_attention`.
+    seen: where it is false, nothing is attended to and the result is zero.
+    weights: if given, the attention weights are appended to it.
+    """
+
+    rotate: Callable[[mx.array], mx.array]
+    mask: mx.array | str | None
+    seen: mx.array | None
+    weights: list[mx.array] | None
+
+
 class Attention(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -150,11 +166,11 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(dim, self.num_kv_heads * head_dim, bias=bias)
         self.o_proj = nn.Linear(self.num_heads * head_dim, dim, bias=bias)
 
-    def __call__(self, x, mask, cache, rotate, weights):
+    def __call__(self, x, cache, inputs):
         queries = split_heads(self.q_proj(x), self.num_heads)
         keys = split_heads(self.k_proj(x), self.num_kv_heads)
         values = split_heads(self.v_proj(x), self.num_kv_heads)
-        queries, keys = rotate(queries), rotate(keys)
+        queries, keys = inputs.rotate(queries), inputs.rotate(keys)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
         out = scaled_dot_product_attention(
@@ -162,10 +178,12 @@ class Attention(nn.Module):
             keys,
             values,
             scale=self.scale,
-            mask=mask,
+            mask=inputs.mask,
             dropout=self.dropout if self.training else 0.0,
-            weights=weights,
+            weights=inputs.weights,
         )
+        if inputs.seen is not None:
+            out = mx.where(inputs.seen, out, 0)
         return self.o_proj(merge_heads(out))
 
 
@@ -196,8 +214,8 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = config.norm()
         self.post_attention_layernorm = config.norm()
 
-    def __call__(self, x, mask, cache, rotate, weights):
-        x = x + self._scaled(self.self_attn(self.input_layernorm(x), mask, cache, rotate, weights))
+    def __call__(self, x, cache, inputs):
+        x = x + self._scaled(self.self_attn(self.input_layernorm(x), cache, inputs))
         return x + self._scaled(self.mlp(self.post_attention_layernorm(x)))
 
     def _scaled(self, branch):
@@ -257,43 +275,30 @@ class DecoderModel(PretrainedModel):
             InputError: both or neither of `input_ids` and `inputs_embeds` are given, or an
                 argument has another shape or type, or the model does not know an id.
         """
-        config, dtype = self.config, self.norm.weight.dtype
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
-            x = self.embed(check_token_ids(input_ids, config.vocab_size))
-        else:
-            shape = "batch", "length", config.hidden_size
-            embeds = check_array(inputs_embeds, "inputs_embeds", mx.floating, shape)
-            x = embeds.astype(dtype)
+        x = self._input_embeds(input_ids, inputs_embeds)
         batch, length, _ = x.shape
-        cache = past_key_values or None
+        cache = past_key_values
         if cache is not None:
             self._check_cache(cache, batch)
-        elif config.use_cache if use_cache is None else use_cache:
+        elif self.config.use_cache if use_cache is None else use_cache:
             cache = self.make_cache()
-        cached = cache[0].length if cache else 0
+        num_keys = length + (cache[0].length if cache else 0)
         if cache_position is not None:
-            _check_cache_position(cache_position, cached, length)
-        mask = None
+            _check_cache_position(cache_position, num_keys - length, num_keys)
+        mask = seen = None
         if position_ids is not None:
             shapes = (batch, length), (1, length), (length,)
             position_ids = check_array(position_ids, "position_ids", mx.integer, *shapes)
             position_ids = mx.broadcast_to(position_ids, (batch, length))
-            if cache is None:
-                mask = packed_mask(position_ids)
+            mask = packed_mask(position_ids) if cache is None else None
         if attention_mask is not None:
-            if cache and cached + length > (cache[0].max_size or cached + length):
+            if cache and num_keys > (cache[0].max_size or num_keys):
                 raise InputError("a cache of max_kv_size is past it and takes no attention_mask")
-            of_scores = batch, config.num_attention_heads, length, cached + length
-            mask = decoder_mask(attention_mask, of_scores, dtype)
-        weights: list[mx.array] | None = None
-        states: list[mx.array] | None = None
-        if self._wanted(output_attentions, "output_attentions"):
-            weights = []
-        if self._wanted(output_hidden_states, "output_hidden_states"):
-            states = []
-        x = self.run_layers(x, cache, mask, position_ids, states, weights)
+            shape = batch, self.config.num_attention_heads, length, num_keys
+            mask, seen = decoder_mask(attention_mask, shape, x.dtype)
+        states = self._collected("output_hidden_states", output_hidden_states)
+        weights = self._collected("output_attentions", output_attentions)
+        x = self.run_layers(x, cache, mask, seen, position_ids, states, weights)
         return BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=cache,
@@ -306,6 +311,7 @@ class DecoderModel(PretrainedModel):
         x: mx.array,
         cache: Sequence[KVCache] | None = None,
         mask: mx.array | None = None,
+        seen: mx.array | None = None,
         position_ids: mx.array | None = None,
         states: list[mx.array] | None = None,
         weights: list[mx.array] | None = None,
@@ -314,7 +320,7 @@ class DecoderModel(PretrainedModel):
 
         Args:
             x: (batch, length, hidden_size), before the embedding multiplier.
-            mask: for attention; by default the cache's.
+            mask, seen: see `AttentionInputs`; by default as the cache says.
             states, weights: if given, hidden states and attention weights are appended to them.
 
         Returns:
@@ -328,11 +334,12 @@ class DecoderModel(PretrainedModel):
         start = first.offset if position_ids is None else position_ids
         ahead = max(0, first.prompt_length - first.length - length)
         rotate = self.rope.rotation(start, length, ahead)
+        inputs = AttentionInputs(rotate, mask, seen, weights)
         caches: Sequence[KVCache | None] = cache or [None] * len(self.layers)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             if states is not None:
                 states.append(x)
-            x = layer(x, mask, layer_cache, rotate, weights)
+            x = layer(x, layer_cache, inputs)
         x = self.norm(x)
         if states is not None:
             states.append(x)
@@ -349,8 +356,18 @@ class DecoderModel(PretrainedModel):
         """An empty cache, one entry a layer; see `mlx_speech.layers.cache.make_cache`."""
         return make_cache(self.config.num_hidden_layers, left_padding, **options)
 
-    def _wanted(self, asked: bool | None, name: str) -> bool:
-        return bool(getattr(self.config, name, False) if asked is None else asked)
+    def _input_embeds(self, input_ids: Any, inputs_embeds: Any) -> mx.array:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            return self.embed(check_token_ids(input_ids, self.config.vocab_size))
+        shape = "batch", "length", self.config.hidden_size
+        embeds = check_array(inputs_embeds, "inputs_embeds", mx.floating, shape)
+        return embeds.astype(self.norm.weight.dtype)
+
+    def _collected(self, name: str, asked: bool | None) -> list[mx.array] | None:
+        """A list to collect in where that is asked for, by the call or else the configuration."""
+        return [] if (getattr(self.config, name, False) if asked is None else asked) else None
 
     def _check_cache(self, cache: Any, batch: int) -> None:
         """Raises `InputError` where it is none of this model and of so many rows."""
@@ -372,26 +389,10 @@ class DecoderModel(PretrainedModel):
         return super().sanitize(kept, config)
 
 
-def packed_mask(position_ids: mx.array) -> mx.array:
-    """Causal attention within each of the texts that stand one after the other in a row.
-
-    Args:
-        position_ids: (batch, length); a text begins where they are not one more than before.
-
-    Returns:
-        Boolean (batch, 1, length, length).
-    """
-    begins = position_ids[:, 1:] != position_ids[:, :-1] + 1
-    text = mx.cumsum(mx.pad(begins.astype(mx.int32), ((0, 0), (1, 0))), axis=1)
-    index = mx.arange(text.shape[1])
-    same = text[:, None, :, None] == text[:, None, None]
-    return same & (index[:, None] >= index)
-
-
-def _check_cache_position(cache_position: Any, cached: int, length: int) -> None:
+def _check_cache_position(cache_position: Any, start: int, stop: int) -> None:
     """Raises `InputError` where it says anything but what follows from the cache."""
     found = as_mlx(cache_position)
     told = found.flatten().tolist() if isinstance(found, mx.array) else found
-    if told != list(range(cached, cached + length)):
-        wanted = f"must be {cached} to {cached + length - 1}, which follow the cache"
+    if told != list(range(start, stop)):
+        wanted = f"must be {start} to {stop - 1}, which follow the cache"
         raise InputError(f"cache_position {wanted}; leave it out, or give position_ids")

@@ -230,13 +230,15 @@ def test_dropout():
 def test_a_callers_mask():
     """Of two axes, causal; of four, as it is, in a type that half precision can hold."""
     shape = (2, 4, 2, 3)
-    mask = attention.decoder_mask(np.array([[0, 1, 1], [1, 1, 0]]), shape, mx.float32)
+    padding = np.array([[0, 0, 1], [1, 1, 0]])
+    mask, seen = attention.decoder_mask(padding, shape, mx.float32)
     assert mask[:, 0].tolist() == [
-        [[False, True, False], [False, True, True]],
-        [[True, True, False], [True, True, True]],  # padding attends to itself
+        [[False, True, False], [False, False, True]],  # padding before a text attends to itself
+        [[True, True, False], [True, True, False]],
     ]
+    assert seen[:, 0, :, 0].tolist() == [[False, True], [True, True]]
     added = mx.full((1, 1, 2, 3), np.finfo(np.float32).min)
-    half = attention.decoder_mask(added, shape, mx.float16)
+    half, _ = attention.decoder_mask(added, shape, mx.float16)
     assert half.dtype == mx.float16
     assert mx.isfinite(half).all()
 

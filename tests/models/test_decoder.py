@@ -201,6 +201,26 @@ def test_generation_waits_for_nothing(monkeypatch):
         model(IDS)
 
 
+def test_padding_before_a_text_attends_to_nothing():
+    """As if there were no attention; with its own value, a loss would differ from the reference."""
+    model, without = random_decoder(), random_decoder()
+    for layer in without.model.layers:
+        layer.self_attn.o_proj.weight = mx.zeros_like(layer.self_attn.o_proj.weight)
+    ids, mask = mx.array([[3, 4, 5, 6, 7]]), mx.array([[0, 0, 1, 1, 1]])
+    found, expected = (m(ids, attention_mask=mask).logits for m in (model, without))
+    assert mx.abs(found - expected)[:, :2].max().item() < 1e-5
+    assert mx.abs(found - expected)[:, 2:].max().item() > 0.1
+
+
+def test_packed_texts_are_as_alone():
+    model = random_decoder()
+    ids, positions = mx.array([[5, 6, 7, 8, 9]]), mx.array([[0, 1, 2, 0, 1]])
+    packed = model(ids, position_ids=positions, use_cache=False)
+    assert packed.past_key_values is None
+    alone = mx.concatenate([model(ids[:, :3]).logits, model(ids[:, 3:]).logits], axis=1)
+    assert mx.abs(packed.logits - alone).max().item() < 1e-4
+
+
 def test_dropout_acts_in_training_alone():
     model = random_decoder(attention_dropout=0.5)
     plain = random_decoder()(IDS).logits

@@ -132,6 +132,24 @@ def test_attentions(decoder, side):
         assert_close(found, expected, 1e-5)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_itself(decoder, side):
+    """Every position as in the reference's fused attention, what is padding too: with padding on
+    the left, the loss asks it for the first token."""
+    ids, mask = text_ids(ROWS, LENGTH), padded(side)
+    labels = np.where(mask == 1, ids, -100)
+    decoder.reference.set_attn_implementation("sdpa")
+    try:
+        flags = {"output_hidden_states": True}
+        ours, theirs = call(decoder, ids, attention_mask=mask, labels=labels, **flags)
+    finally:
+        decoder.reference.set_attn_implementation("eager")
+    assert_logits_match(ours.logits, theirs.logits)
+    assert ours.loss.item() == pytest.approx(theirs.loss.item(), abs=1e-5)
+    for found, expected in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+        assert_close(found, expected, 1e-4)
+
+
 def test_by_position(decoder):
     """Every argument that the reference takes by position."""
     ids, mask = text_ids(ROWS, LENGTH), padded("right")
@@ -242,12 +260,12 @@ def masks() -> dict[str, np.ndarray]:
     causal = np.tril(np.ones((LENGTH, LENGTH), bool))
     halves = causal & ((np.arange(LENGTH)[:, None] < 4) == (np.arange(LENGTH) < 4))
     drawn = np.random.default_rng(2).random((ROWS, 4, LENGTH, LENGTH)) < 0.6
-    each = drawn | np.eye(LENGTH, dtype=bool)  # attends ahead as well
+    drawn[1, :, 3] = False  # attends to nothing; others ahead as well
     one = halves[None, None]
     return {
         "boolean": one,
         "by row": np.repeat(one, ROWS, 0),
-        "by head": each,
+        "by head": drawn,
         "infinite": np.where(one, 0, -np.inf).astype(np.float32),
         "smallest": np.where(one, 0, np.finfo(np.float32).min).astype(np.float32),
         "bias": np.random.default_rng(4).normal(0, 2, (ROWS, 4, LENGTH, LENGTH)).astype(np.float32),
