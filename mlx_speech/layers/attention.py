@@ -29,13 +29,24 @@ class Quantized(NamedTuple):
     bits: int
 
 
+class AttentionMask(NamedTuple):
+    """A boolean mask for queries some of which may have no key.
+
+    allowed: (…, L, S), where those have themselves, lest they turn into NaN.
+    seen: (…, L, 1), false for them: their result is zero, as it is in torch.
+    """
+
+    allowed: mx.array
+    seen: mx.array
+
+
 def scaled_dot_product_attention(
     queries: mx.array,
     keys: mx.array | Quantized,
     values: mx.array | Quantized,
     *,
     scale: float,
-    mask: mx.array | str | None = None,
+    mask: mx.array | AttentionMask | str | None = None,
     dropout: float = 0.0,
     weights: list[mx.array] | None = None,
 ) -> mx.array:
@@ -46,13 +57,18 @@ def scaled_dot_product_attention(
         keys, values: (batch, key heads, S, head_dim); query heads are a multiple of key heads.
         scale: factor on the scores.
         mask: `None`, `"causal"`, a boolean array (true where attention is allowed) or an additive
-            one in the queries' dtype, broadcastable to (batch, query heads, L, S).
+            one in the queries' dtype, broadcastable to (batch, query heads, L, S); or an
+            `AttentionMask`.
         dropout: share of the weights to leave out at random.
         weights: if given, the weights (batch, query heads, L, S) are appended to it.
 
     Returns:
         (batch, query heads, L, head_dim).
     """
+    if isinstance(mask, AttentionMask):
+        options: dict[str, Any] = {"scale": scale, "dropout": dropout, "weights": weights}
+        out = scaled_dot_product_attention(queries, keys, values, mask=mask.allowed, **options)
+        return mx.where(mask.seen, out, 0)
     if not (isinstance(keys, Quantized) or dropout or weights is not None):
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
     shares = attention_weights(queries, keys, scale=scale, mask=mask)
@@ -147,7 +163,7 @@ def decoder_mask(
     shape: tuple[int, int, int, int],
     dtype: mx.Dtype,
     name: str = "attention_mask",
-) -> tuple[mx.array, mx.array | None]:
+) -> mx.array | AttentionMask:
     """A caller's mask of a decoder as `scaled_dot_product_attention` takes it.
 
     Args:
@@ -156,10 +172,6 @@ def decoder_mask(
         shape: (batch, heads, L, S).
         dtype: of the queries.
         name: of the argument, for a message.
-
-    Returns:
-        The mask, and of a boolean one which queries have a key at all, (…, L, 1). The others attend
-        to themselves, lest they turn into NaN; torch makes zeros of them.
 
     Raises:
         InputError: it is no such array.
@@ -177,7 +189,7 @@ def decoder_mask(
         raise InputError(f"{name} is {found}, but must be {wanted}")
     if mask.dtype == mx.bool_:
         seen = mask.any(axis=-1, keepdims=True)
-        return mask | (~seen & (key == query)), seen
+        return AttentionMask(mask | (~seen & (key == query)), seen)
     if mx.issubdtype(mask.dtype, mx.floating):
-        return mx.maximum(mask, mx.finfo(dtype).min).astype(dtype), None
+        return mx.maximum(mask, mx.finfo(dtype).min).astype(dtype)
     raise InputError(f"{name} of 4 axes is {mask.dtype}, but must be boolean or of floats")

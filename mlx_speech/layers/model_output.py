@@ -43,3 +43,8 @@ def can_return_tuple(call: Callable) -> Callable:
         return output if return_dict else output.to_tuple()
 
     return either
+
+
+def asked(config: Any, name: str, value: bool | None) -> bool:
+    """An argument of a call, which by default is as the configuration says, or else False."""
+    return bool(getattr(config, name, False) if value is None else value)

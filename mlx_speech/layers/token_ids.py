@@ -86,3 +86,12 @@ def check_token_ids(
         remedy = "after adding tokens to a tokenizer, call model.resize_token_embeddings"
         raise InputError(f"{found}; {remedy}")
     return ids
+
+
+def check_cache_position(cache_position: Any, cached: int, length: int) -> None:
+    """Raises `InputError` where it says anything but what follows from the cache."""
+    found = as_mlx(cache_position)
+    told = found.flatten().tolist() if isinstance(found, mx.array) else found
+    if told != list(range(cached, cached + length)):
+        wanted = f"must be {cached} to {cached + length - 1}, which follow the cache"
+        raise InputError(f"cache_position {wanted}; leave it out")

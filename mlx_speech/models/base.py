@@ -189,6 +189,10 @@ class PretrainedModel(nn.Module):
                 raise InputError(f"{option} is for models with an encoder and a decoder")
         return inputs.pop("input_ids"), inputs.pop("attention_mask", None)
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The same as calling the model."""
+        return self(*args, **kwargs)
+
     def generate(self, input_ids: mx.array, **kwargs) -> mx.array:
         """Token ids that continue `input_ids`; see `mlx_speech.generation.generate`."""
         return generate(self, input_ids, **kwargs)

@@ -1,6 +1,6 @@
 """The one decoder-only transformer. Each family's file says only what differs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypedDict
 
@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..fields import TokenId
 from ..layers.activations import ACTIVATIONS
 from ..layers.attention import (
+    AttentionMask,
     decoder_mask,
     merge_heads,
     packed_mask,
@@ -18,9 +19,9 @@ from ..layers.attention import (
     split_heads,
 )
 from ..layers.cache import KVCache, LeftPadding, make_cache
-from ..layers.model_output import ModelOutput, can_return_tuple
+from ..layers.model_output import ModelOutput, asked, can_return_tuple
 from ..layers.rope import RotaryEmbedding, normalize_rope_parameters
-from ..layers.token_ids import as_mlx, check_array, check_token_ids
+from ..layers.token_ids import check_array, check_cache_position, check_token_ids
 from .base import PretrainedModel
 from .config import (
     DERIVED,
@@ -138,21 +139,6 @@ class BaseModelOutputWithPast(ModelOutput):
     attentions: tuple[mx.array, ...] | None = None
 
 
-class AttentionInputs(NamedTuple):
-    """What the attention of every layer is told alike.
-
-    rotate: turns queries and keys to their positions.
-    mask: see `scaled_dot_product_attention`.
-    seen: where it is false, nothing is attended to and the result is zero.
-    weights: if given, the attention weights are appended to it.
-    """
-
-    rotate: Callable[[mx.array], mx.array]
-    mask: mx.array | str | None
-    seen: mx.array | None
-    weights: list[mx.array] | None
-
-
 class Attention(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -166,11 +152,11 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(dim, self.num_kv_heads * head_dim, bias=bias)
         self.o_proj = nn.Linear(self.num_heads * head_dim, dim, bias=bias)
 
-    def __call__(self, x, cache, inputs):
+    def __call__(self, x, mask, cache, rotate, weights):
         queries = split_heads(self.q_proj(x), self.num_heads)
         keys = split_heads(self.k_proj(x), self.num_kv_heads)
         values = split_heads(self.v_proj(x), self.num_kv_heads)
-        queries, keys = inputs.rotate(queries), inputs.rotate(keys)
+        queries, keys = rotate(queries), rotate(keys)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
         out = scaled_dot_product_attention(
@@ -178,12 +164,10 @@ class Attention(nn.Module):
             keys,
             values,
             scale=self.scale,
-            mask=inputs.mask,
+            mask=mask,
             dropout=self.dropout if self.training else 0.0,
-            weights=inputs.weights,
+            weights=weights,
         )
-        if inputs.seen is not None:
-            out = mx.where(inputs.seen, out, 0)
         return self.o_proj(merge_heads(out))
 
 
@@ -214,8 +198,8 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = config.norm()
         self.post_attention_layernorm = config.norm()
 
-    def __call__(self, x, cache, inputs):
-        x = x + self._scaled(self.self_attn(self.input_layernorm(x), cache, inputs))
+    def __call__(self, x, mask, cache, rotate, weights):
+        x = x + self._scaled(self.self_attn(self.input_layernorm(x), mask, cache, rotate, weights))
         return x + self._scaled(self.mlp(self.post_attention_layernorm(x)))
 
     def _scaled(self, branch):
@@ -280,25 +264,29 @@ class DecoderModel(PretrainedModel):
         cache = past_key_values
         if cache is not None:
             self._check_cache(cache, batch)
-        elif self.config.use_cache if use_cache is None else use_cache:
+        elif asked(self.config, "use_cache", use_cache):
             cache = self.make_cache()
-        num_keys = length + (cache[0].length if cache else 0)
+        cached = cache[0].length if cache else 0
         if cache_position is not None:
-            _check_cache_position(cache_position, num_keys - length, num_keys)
-        mask = seen = None
+            check_cache_position(cache_position, cached, length)
+        mask: mx.array | AttentionMask | None = None
         if position_ids is not None:
             shapes = (batch, length), (1, length), (length,)
             position_ids = check_array(position_ids, "position_ids", mx.integer, *shapes)
             position_ids = mx.broadcast_to(position_ids, (batch, length))
             mask = packed_mask(position_ids) if cache is None else None
         if attention_mask is not None:
-            if cache and num_keys > (cache[0].max_size or num_keys):
+            if cache and cached + length > (cache[0].max_size or cached + length):
                 raise InputError("a cache of max_kv_size is past it and takes no attention_mask")
-            shape = batch, self.config.num_attention_heads, length, num_keys
-            mask, seen = decoder_mask(attention_mask, shape, x.dtype)
-        states = self._collected("output_hidden_states", output_hidden_states)
-        weights = self._collected("output_attentions", output_attentions)
-        x = self.run_layers(x, cache, mask, seen, position_ids, states, weights)
+            shape = batch, self.config.num_attention_heads, length, cached + length
+            mask = decoder_mask(attention_mask, shape, x.dtype)
+        weights: list[mx.array] | None = None
+        states: list[mx.array] | None = None
+        if asked(self.config, "output_attentions", output_attentions):
+            weights = []
+        if asked(self.config, "output_hidden_states", output_hidden_states):
+            states = []
+        x = self.run_layers(x, cache, mask, position_ids, states, weights)
         return BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=cache,
@@ -310,8 +298,7 @@ class DecoderModel(PretrainedModel):
         self,
         x: mx.array,
         cache: Sequence[KVCache] | None = None,
-        mask: mx.array | None = None,
-        seen: mx.array | None = None,
+        mask: mx.array | AttentionMask | None = None,
         position_ids: mx.array | None = None,
         states: list[mx.array] | None = None,
         weights: list[mx.array] | None = None,
@@ -320,7 +307,7 @@ class DecoderModel(PretrainedModel):
 
         Args:
             x: (batch, length, hidden_size), before the embedding multiplier.
-            mask, seen: see `AttentionInputs`; by default as the cache says.
+            mask: see `scaled_dot_product_attention`; by default the cache's.
             states, weights: if given, hidden states and attention weights are appended to them.
 
         Returns:
@@ -334,12 +321,11 @@ class DecoderModel(PretrainedModel):
         start = first.offset if position_ids is None else position_ids
         ahead = max(0, first.prompt_length - first.length - length)
         rotate = self.rope.rotation(start, length, ahead)
-        inputs = AttentionInputs(rotate, mask, seen, weights)
         caches: Sequence[KVCache | None] = cache or [None] * len(self.layers)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             if states is not None:
                 states.append(x)
-            x = layer(x, layer_cache, inputs)
+            x = layer(x, mask, layer_cache, rotate, weights)
         x = self.norm(x)
         if states is not None:
             states.append(x)
@@ -365,10 +351,6 @@ class DecoderModel(PretrainedModel):
         embeds = check_array(inputs_embeds, "inputs_embeds", mx.floating, shape)
         return embeds.astype(self.norm.weight.dtype)
 
-    def _collected(self, name: str, asked: bool | None) -> list[mx.array] | None:
-        """A list to collect in where that is asked for, by the call or else the configuration."""
-        return [] if (getattr(self.config, name, False) if asked is None else asked) else None
-
     def _check_cache(self, cache: Any, batch: int) -> None:
         """Raises `InputError` where it is none of this model and of so many rows."""
         layers, heads = self.config.num_hidden_layers, self.config.num_key_value_heads
@@ -387,12 +369,3 @@ class DecoderModel(PretrainedModel):
         heads = ("lm_head.", "score.")
         kept = {k.removeprefix("model."): v for k, v in weights.items() if not k.startswith(heads)}
         return super().sanitize(kept, config)
-
-
-def _check_cache_position(cache_position: Any, start: int, stop: int) -> None:
-    """Raises `InputError` where it says anything but what follows from the cache."""
-    found = as_mlx(cache_position)
-    told = found.flatten().tolist() if isinstance(found, mx.array) else found
-    if told != list(range(start, stop)):
-        wanted = f"must be {start} to {stop - 1}, which follow the cache"
-        raise InputError(f"cache_position {wanted}; leave it out, or give position_ids")

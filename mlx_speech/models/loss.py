@@ -1,13 +1,15 @@
 """What models compute where labels are given, as transformers' loss functions do."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
+from ..fields import Range, fitted
 from ..layers.token_ids import as_mlx, check_array
 
+_Positive = Annotated[float, Range(0, exclusive=True)]
 IGNORED = -100  #: label of a position that does not count
 
 
@@ -39,7 +41,9 @@ def cross_entropy(
             f"{size - 1}, or {ignore_index} where there is no loss"
         )
     losses = nn.losses.cross_entropy(logits.astype(mx.float32), targets)
-    total = counts.sum() if num_items_in_batch is None else as_mlx(num_items_in_batch)
+    total = counts.sum()
+    if num_items_in_batch is not None:
+        total = fitted("num_items_in_batch", num_items_in_batch, _Positive)
     return (losses * counts).sum() / total
 
 

@@ -237,8 +237,12 @@ def test_a_callers_mask():
         [[True, True, False], [True, True, False]],
     ]
     assert seen[:, 0, :, 0].tolist() == [[False, True], [True, True]]
+    given = heads(4, 2, 1), heads(2, 3, 2), heads(2, 3, 3)
+    both = attention.AttentionMask(mask, seen)
+    found = attention.scaled_dot_product_attention(*given, scale=0.1, mask=both)
+    assert (mx.abs(found).sum(axis=-1) > 0)[:, 0].tolist() == [[False, True], [True, True]]
     added = mx.full((1, 1, 2, 3), np.finfo(np.float32).min)
-    half, _ = attention.decoder_mask(added, shape, mx.float16)
+    half = attention.decoder_mask(added, shape, mx.float16)
     assert half.dtype == mx.float16
     assert mx.isfinite(half).all()
 

@@ -146,6 +146,8 @@ BAD_INPUTS = [
     ({"input_ids": IDS, "past_key_values": [1]}, "past_key_values is a list, but"),
     ({"input_ids": IDS, "past_key_values": [KVCache()]}, "is a list of 1, .* of 2 layers"),
     ({"input_ids": IDS, "labels": mx.array([[5, 6, 61]])}, "labels hold 61"),
+    ({"input_ids": IDS, "labels": IDS, "num_items_in_batch": 0}, "num_items_in_batch is 0, but"),
+    ({"input_ids": IDS, "labels": IDS, "num_items_in_batch": "1"}, "num_items_in_batch is '1'"),
     ({"input_ids": IDS, "labels": mx.array([[5, 6]])}, r"labels are \(1, 2\)"),
     ({"input_ids": IDS, "labels": IDS, "logits_to_keep": 1}, r"array \(1, 1\), one for each"),
 ]
@@ -171,7 +173,7 @@ def test_caches_that_do_not_fit():
 
 def test_cache_position_is_what_is_known():
     model = random_decoder()
-    plain = model(IDS, cache_position=np.arange(3))
+    plain = model.forward(IDS, cache_position=np.arange(3))
     assert mx.array_equal(plain.logits, model(IDS).logits)
     more = model(IDS, past_key_values=plain.past_key_values, cache_position=mx.array([3, 4, 5]))
     assert more.past_key_values[0].length == 6
