@@ -65,19 +65,18 @@ def scaled_dot_product_attention(
     Returns:
         (batch, query heads, L, head_dim).
     """
-    if isinstance(mask, AttentionMask):
-        options: dict[str, Any] = {"scale": scale, "dropout": dropout, "weights": weights}
-        out = scaled_dot_product_attention(queries, keys, values, mask=mask.allowed, **options)
-        return mx.where(mask.seen, out, 0)
-    if not (isinstance(keys, Quantized) or dropout or weights is not None):
-        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
-    shares = attention_weights(queries, keys, scale=scale, mask=mask)
-    if dropout:
-        kept = mx.random.bernoulli(1 - dropout, shares.shape)
-        shares = mx.where(kept, shares / (1 - dropout), 0)
-    if weights is not None:
-        weights.append(shares)
-    return _multiply(shares, values)
+    allowed, seen = mask if isinstance(mask, AttentionMask) else (mask, None)
+    if isinstance(keys, Quantized) or dropout or weights is not None:
+        shares = attention_weights(queries, keys, scale=scale, mask=allowed)
+        if dropout:
+            kept = mx.random.bernoulli(1 - dropout, shares.shape)
+            shares = mx.where(kept, shares / (1 - dropout), 0)
+        if weights is not None:
+            weights.append(shares)
+        out = _multiply(shares, values)
+    else:
+        out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=allowed)
+    return out if seen is None else mx.where(seen, out, 0)
 
 
 def attention_weights(
