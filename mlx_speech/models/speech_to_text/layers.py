@@ -4,9 +4,9 @@ Module names are those of the checkpoints.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,12 +15,7 @@ import numpy as np
 from ...errors import InputError
 from ...fields import TokenId
 from ...layers.activations import ACTIVATIONS
-from ...layers.attention import (
-    attention_weights,
-    merge_heads,
-    scaled_dot_product_attention,
-    split_heads,
-)
+from ...layers.attention import merge_heads, scaled_dot_product_attention, split_heads
 from ..config import (
     Factor,
     Frames,
@@ -31,6 +26,7 @@ from ..config import (
     VocabSize,
     Width,
 )
+from .outputs import Layers
 
 
 @dataclass(kw_only=True)
@@ -134,9 +130,10 @@ class SinusoidalPositions:
 class Attention(nn.Module):
     """Attention to the own sequence or to another one."""
 
-    def __init__(self, dim: int, num_heads: int):
+    def __init__(self, config: Speech2TextConfig, num_heads: int):
         super().__init__()
-        self.num_heads = num_heads
+        dim = config.d_model
+        self.num_heads, self.dropout = num_heads, config.attention_dropout
         self.scale = (dim // num_heads) ** -0.5
         self.q_proj = nn.Linear(dim, dim)
         self.k_proj = nn.Linear(dim, dim)
@@ -166,12 +163,12 @@ class Attention(nn.Module):
         """
         batch, _, num_keys, _ = keys.shape
         queries = split_heads(self.q_proj(x).reshape(batch, -1, x.shape[-1]), self.num_heads)
-        if weights is None:
-            out = scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
-        else:
-            shares = attention_weights(queries, keys, scale=self.scale, mask=mask)
-            out = shares @ values
-            by_row = shares.reshape(batch, self.num_heads, -1, x.shape[1], num_keys)
+        shares: list[mx.array] | None = None if weights is None else []
+        dropout = self.dropout if self.training else 0.0
+        options = {"scale": self.scale, "mask": mask, "dropout": dropout, "weights": shares}
+        out = scaled_dot_product_attention(queries, keys, values, **options)
+        if weights is not None and shares is not None:
+            by_row = shares[0].reshape(batch, self.num_heads, -1, x.shape[1], num_keys)
             weights.append(by_row.swapaxes(1, 2).flatten(0, 1))
         return self.out_proj(merge_heads(out).reshape(x.shape))
 
@@ -183,11 +180,44 @@ class Layer(nn.Module):
         super().__init__()
         dim = config.d_model
         self.activation = ACTIVATIONS[config.activation_function]
-        self.self_attn = Attention(dim, num_heads)
+        self.dropout = nn.Dropout(config.dropout)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
+        self.self_attn = Attention(config, num_heads)
         self.self_attn_layer_norm = nn.LayerNorm(dim)
         self.fc1 = nn.Linear(dim, ffn_dim)
         self.fc2 = nn.Linear(ffn_dim, dim)
         self.final_layer_norm = nn.LayerNorm(dim)
 
     def feed_forward(self, x: mx.array) -> mx.array:
-        return x + self.fc2(self.activation(self.fc1(self.final_layer_norm(x))))
+        inner = self.activation_dropout(self.activation(self.fc1(self.final_layer_norm(x))))
+        return x + self.dropout(self.fc2(inner))
+
+
+class LayerStack(nn.Module):
+    """What encoder and decoder share: layers, some of which training skips at random
+    (https://arxiv.org/abs/1909.11556), and the norm behind them."""
+
+    def __init__(self, config: Speech2TextConfig, layers: list[Any], layerdrop: float):
+        super().__init__()
+        self.config, self.layerdrop = config, layerdrop
+        self.dropout = nn.Dropout(config.dropout)
+        self.positions = SinusoidalPositions(config.d_model, config.pad_token_id)
+        self.layers = layers
+        self.layer_norm = nn.LayerNorm(config.d_model)
+
+    def run(self, x: mx.array, layers: Iterable[Callable[[mx.array], mx.array]]) -> Layers:
+        """The first layer's input, each layer's output, and the final norm's in place of the last
+        layer's.
+
+        Args:
+            x: (rows, length, d_model), with positions.
+            layers: each of them with all that it takes beside this.
+        """
+        states = [self.dropout(x)]
+        for layer in layers:
+            before, after = states[-1], layer(states[-1])
+            if self.training and self.layerdrop:
+                after = mx.where(mx.random.uniform() < self.layerdrop, before, after)
+            states.append(after)
+        states[-1] = self.layer_norm(states[-1])
+        return tuple(states)

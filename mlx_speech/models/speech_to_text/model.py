@@ -2,8 +2,7 @@
 Transformer encoder-decoder (https://arxiv.org/abs/1706.03762) over filter banks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,51 +11,22 @@ from ...errors import InputError
 from ...generation import GenerationConfig, generate
 from ...generation.search import Step
 from ...layers.cache import CrossAttentionCache, KVCache
+from ...layers.model_output import can_return_tuple
+from ...layers.token_ids import as_mlx, check_token_ids
 from ..base import PretrainedModel
 from ..loss import IGNORED, cross_entropy
-from .decoder import Speech2TextDecoder
-from .encoder import EncoderOutput, Speech2TextEncoder, real_frames
+from .decoder import Cache, Speech2TextDecoder
+from .encoder import Speech2TextEncoder, real_frames
 from .layers import Speech2TextConfig
+from .outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 
 
-@dataclass(kw_only=True)
-class Seq2SeqOutput:
-    """What both models return beside their result.
-
-    past_key_values: the cache that was passed in, now longer.
-    decoder_hidden_states: on request, as the encoder's, (rows, length, d_model).
-    decoder_attentions: on request, each layer's weights, (rows, heads, length, cached length).
-    cross_attentions: on request, each layer's weights, (rows, heads, length, frames).
-    encoder_last_hidden_state, encoder_hidden_states, encoder_attentions: see `EncoderOutput`; None
-        where the cache held the recording.
-    """
-
-    past_key_values: Sequence[Any] | None = None
-    decoder_hidden_states: tuple[mx.array, ...] | None = None
-    decoder_attentions: tuple[mx.array, ...] | None = None
-    cross_attentions: tuple[mx.array, ...] | None = None
-    encoder_last_hidden_state: mx.array | None = None
-    encoder_hidden_states: tuple[mx.array, ...] | None = None
-    encoder_attentions: tuple[mx.array, ...] | None = None
-
-
-@dataclass(kw_only=True)
-class Seq2SeqModelOutput(Seq2SeqOutput):
-    """`Seq2SeqOutput` and the decoder's last hidden state, (rows, length, d_model)."""
-
-    last_hidden_state: mx.array
-
-
-@dataclass(kw_only=True)
-class Seq2SeqLMOutput(Seq2SeqOutput):
-    """`Seq2SeqOutput`, logits (rows, length, vocab_size) and, where labels were given, the loss."""
-
-    logits: mx.array
-    loss: mx.array | None = None
-
-
-class Speech2TextModel(nn.Module):
+class Speech2TextModel(PretrainedModel):
     """Encoder and decoder, without a head."""
+
+    config_class = Speech2TextConfig
+    computed_tensors = (*PretrainedModel.computed_tensors, ".embed_positions.weights")
+    tied_embeddings = "decoder.embed_tokens."
 
     def __init__(self, config: Speech2TextConfig):
         super().__init__()
@@ -64,23 +34,20 @@ class Speech2TextModel(nn.Module):
         self.encoder = Speech2TextEncoder(config)
         self.decoder = Speech2TextDecoder(config)
 
-    @classmethod
-    def from_pretrained(cls, path_or_repo, **options) -> Self:
-        """The same part of a `Speech2TextForConditionalGeneration`; see there."""
-        return Speech2TextForConditionalGeneration.from_pretrained(path_or_repo, **options).model
-
+    @can_return_tuple
     def __call__(
         self,
         input_features: mx.array | None = None,
         attention_mask: mx.array | None = None,
         decoder_input_ids: mx.array | None = None,
         decoder_attention_mask: mx.array | None = None,
-        encoder_outputs: EncoderOutput | Sequence[mx.array] | None = None,
-        past_key_values: Sequence[Any] | None = None,
+        encoder_outputs: BaseModelOutput | Sequence[Any] | None = None,
+        past_key_values: Cache | None = None,
         decoder_inputs_embeds: mx.array | None = None,
-        *,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        cache_position: mx.array | None = None,
     ) -> Seq2SeqModelOutput:
         """Run the model.
 
@@ -88,64 +55,100 @@ class Speech2TextModel(nn.Module):
             input_features: (recordings, frames, features).
             attention_mask: (recordings, frames), ones and then zeros at the padding.
             decoder_input_ids: (recordings, length) token ids.
-            decoder_attention_mask: (recordings, cached length + length), zero at padding.
+            decoder_attention_mask: (recordings, cached length + length), zero at padding; or for
+                each query, see `decoder_mask`.
             encoder_outputs: what the encoder returned, instead of `input_features`; the
                 `attention_mask` remains that of the features.
-            past_key_values: a cache from `make_cache`, extended in place. From its second use on
-                it holds the recordings, and only what the decoder is fed has to be given.
+            past_key_values: a cache, extended in place: that of an earlier call, or an empty one
+                from `make_cache`. Once it holds the recordings, they need not be given again.
             decoder_inputs_embeds: (recordings, length, d_model) instead of `decoder_input_ids`,
                 after the multiplication that `scale_embedding` asks for.
-            output_hidden_states, output_attentions: also return these of every layer. Weights are
+            use_cache: whether to return a cache; by default as the configuration says.
+            output_attentions, output_hidden_states: also return these of every layer. Weights are
                 not to be had from fused attention, so asking for them is slower.
+            cache_position: (length,), that of the decoder's input, counted from the cache; it can
+                only be what it is without this argument.
+            return_dict: False for a tuple; by default as the configuration says.
 
         Raises:
             InputError: arguments are missing, contradict each other or have the wrong shape.
         """
-        unused: Sequence[Any] = [*[None] * len(self.decoder.layers), CrossAttentionCache()]
-        *caches, cross_kv = unused if past_key_values is None else past_key_values
-        encoded = None if encoder_outputs is None else EncoderOutput.of(encoder_outputs)
-        if input_features is not None:
-            if encoded is not None or cross_kv.layers:
-                raise InputError(
-                    "give a recording once: no input_features beside encoder_outputs or a cache "
-                    "that already holds one"
-                )
-            encoded = self.encoder(
-                input_features,
-                attention_mask,
-                output_hidden_states=output_hidden_states,
-                output_attentions=output_attentions,
-            )
-        if not cross_kv.layers:
-            if encoded is None:
-                raise InputError("give input_features or encoder_outputs")
-            self._fill(cross_kv, encoded.last_hidden_state, attention_mask)
-        weights: list[mx.array] | None = [] if output_attentions else None
-        encoder_fields = {} if encoded is None else vars(encoded)
-        fed = decoder_input_ids, decoder_inputs_embeds, decoder_attention_mask
-        states = self.decoder(*fed, cross_kv, caches, weights)
+        shown = {
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+        }
+        encoded, mask = self.encode(input_features, attention_mask, encoder_outputs, **shown)
+        decoded = self.decoder(
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoded.last_hidden_state,
+            mask,
+            past_key_values,
+            decoder_inputs_embeds,
+            use_cache,
+            **shown,
+            cache_position=cache_position,
+        )
         return Seq2SeqModelOutput(
-            last_hidden_state=states[-1],
-            past_key_values=past_key_values,
-            decoder_hidden_states=states if output_hidden_states else None,
-            decoder_attentions=None if weights is None else tuple(weights[::2]),
-            cross_attentions=None if weights is None else tuple(weights[1::2]),
-            **{f"encoder_{name}": value for name, value in encoder_fields.items()},
+            last_hidden_state=decoded.last_hidden_state,
+            past_key_values=decoded.past_key_values,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
         )
 
-    def _fill(self, cross_kv: CrossAttentionCache, frames: mx.array, mask: mx.array | None) -> None:
-        """Compute every layer's keys and values of the encoder's output; `mask` is as it was."""
-        if mask is not None and self.encoder.conv.subsampled(mask).shape != frames.shape[:2]:
+    def encode(
+        self,
+        input_features: mx.array | None = None,
+        attention_mask: mx.array | None = None,
+        encoder_outputs: BaseModelOutput | Sequence[Any] | None = None,
+        **shown: bool | None,
+    ) -> tuple[BaseModelOutput, mx.array | None]:
+        """What the encoder returns, or has returned, if anything; and which of its frames are real,
+        (recordings, subsampled frames), None if all are. Arguments as in the call.
+
+        Raises:
+            InputError: they contradict each other or have the wrong shape.
+        """
+        if input_features is not None and encoder_outputs is not None:
+            raise InputError("give a recording once: as input_features or as encoder_outputs")
+        if input_features is not None:
+            encoded = self.encoder(input_features, attention_mask, **shown, return_dict=True)
+        else:
+            encoded = BaseModelOutput.of(encoder_outputs)
+        frames, real = encoded.last_hidden_state, real_frames(attention_mask)
+        if frames is None or attention_mask is None:
+            return encoded, None
+        mask = self.encoder.conv.subsampled(as_mlx(attention_mask))
+        if mask.shape != frames.shape[:2]:
             raise InputError(
-                f"attention_mask is {mask.shape}, which does not belong to encoder outputs of "
-                f"{frames.shape}"
+                f"attention_mask is {tuple(attention_mask.shape)}, which does not belong to "
+                f"encoder outputs of {frames.shape}"
             )
-        keys_values = [layer.encoder_attn.keys_values(frames) for layer in self.decoder.layers]
-        cross_kv.fill(keys_values, self.encoder.frame_mask(real_frames(mask)))
+        return encoded, None if real is None else mask
+
+    def get_encoder(self) -> Speech2TextEncoder:
+        """The encoder."""
+        return self.encoder
+
+    def get_decoder(self) -> Speech2TextDecoder:
+        """The decoder."""
+        return self.decoder
 
     def make_cache(self) -> list[KVCache | CrossAttentionCache]:
-        """An empty cache: one entry for each layer's own positions, and one for the recordings."""
-        return [*(KVCache() for _ in self.decoder.layers), CrossAttentionCache()]
+        """See `Speech2TextDecoder.make_cache`."""
+        return self.decoder.make_cache()
+
+    @classmethod
+    def sanitize(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
+        """Out of a checkpoint with or without a head: names without `model.`, the head dropped."""
+        whole = Speech2TextForConditionalGeneration.sanitize(weights, config)
+        return {
+            k.removeprefix("model."): v for k, v in whole.items() if not k.startswith("lm_head.")
+        }
 
 
 class Speech2TextForConditionalGeneration(PretrainedModel):
@@ -153,7 +156,7 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
 
     config_class = Speech2TextConfig
     generation_inputs = ("input_features", "attention_mask", "encoder_outputs", "decoder_input_ids")
-    computed_tensors = (*PretrainedModel.computed_tensors, ".embed_positions.weights")
+    computed_tensors = Speech2TextModel.computed_tensors
     tied_embeddings = "model.decoder.embed_tokens."
 
     def __init__(self, config: Speech2TextConfig):
@@ -163,19 +166,21 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
+    @can_return_tuple
     def __call__(
         self,
         input_features: mx.array | None = None,
         attention_mask: mx.array | None = None,
         decoder_input_ids: mx.array | None = None,
         decoder_attention_mask: mx.array | None = None,
-        encoder_outputs: EncoderOutput | Sequence[mx.array] | None = None,
-        past_key_values: Sequence[Any] | None = None,
+        encoder_outputs: BaseModelOutput | Sequence[Any] | None = None,
+        past_key_values: Cache | None = None,
         decoder_inputs_embeds: mx.array | None = None,
         labels: mx.array | None = None,
-        *,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        cache_position: mx.array | None = None,
     ) -> Seq2SeqLMOutput:
         """Run the model; what is not described here is as in `Speech2TextModel`.
 
@@ -183,28 +188,43 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
             labels: (recordings, length) token ids, -100 where there is no loss. Where no input of
                 the decoder is given, it is these, one place later, after `decoder_start_token_id`.
         """
-        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
-            start = mx.full((len(labels), 1), self.config.decoder_start_token_id, labels.dtype)
-            shifted = mx.concatenate([start, labels[:, :-1]], axis=1)
-            decoder_input_ids = mx.where(shifted == IGNORED, self.config.pad_token_id, shifted)
-        inputs = input_features, attention_mask, decoder_input_ids, decoder_attention_mask
-        others = encoder_outputs, past_key_values, decoder_inputs_embeds
+        if labels is not None:
+            labels = check_token_ids(labels, self.config.vocab_size, "labels", IGNORED)
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                start = mx.full((len(labels), 1), self.config.decoder_start_token_id, labels.dtype)
+                shifted = mx.concatenate([start, labels[:, :-1]], axis=1)
+                decoder_input_ids = mx.where(shifted == IGNORED, self.config.pad_token_id, shifted)
         output = self.model(
-            *inputs,
-            *others,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
+            input_features,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            past_key_values,
+            decoder_inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            cache_position,
+            return_dict=True,
         )
-        beside = dict(vars(output))
-        logits = self.logits(beside.pop("last_hidden_state"))
+        logits = self.logits(output.pop("last_hidden_state"))
         loss = None if labels is None else cross_entropy(logits, labels)
-        return Seq2SeqLMOutput(logits=logits, loss=loss, **beside)
+        return Seq2SeqLMOutput(loss=loss, logits=logits, **output)
 
     def logits(self, hidden_states: mx.array) -> mx.array:
         """(…, d_model) -> (…, vocab_size)."""
         if self.config.tie_word_embeddings:
             return self.model.decoder.embed_tokens.as_linear(hidden_states)
         return self.lm_head(hidden_states)
+
+    def get_encoder(self) -> Speech2TextEncoder:
+        """The encoder."""
+        return self.model.encoder
+
+    def get_decoder(self) -> Speech2TextDecoder:
+        """The decoder."""
+        return self.model.decoder
 
     def audio_stages(self, input_features: mx.array) -> dict[str, mx.array]:
         """What becomes of an unpadded recording on its way to the decoder, by stage."""
@@ -238,7 +258,7 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
         """The tokens that an answer starts from; see `PretrainedModel.prepare_prompt`."""
         source, encoded = inputs.get("input_features"), inputs.get("encoder_outputs")
         if source is None and encoded is not None:
-            source = EncoderOutput.of(encoded).last_hidden_state
+            source = BaseModelOutput.of(encoded).last_hidden_state
         if source is None:
             raise InputError("generate needs input_features or encoder_outputs")
         first = config.decoder_start_token_id
@@ -258,11 +278,14 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
         """Encode the recordings and feed the decoder's first tokens; returns the next one's logits
         and the function for later steps."""
 
-        def step(tokens: mx.array, **recordings) -> mx.array:
-            output = self.model(decoder_input_ids=tokens, past_key_values=cache, **recordings)
-            return self.logits(output.last_hidden_state)
+        decoder = self.model.decoder
+        encoded, mask = self.model.encode(**recordings)
+        decoder.listen(cache, encoded.last_hidden_state, mask)
 
-        return step(input_ids, **recordings)[:, -1], step
+        def step(tokens: mx.array) -> mx.array:
+            return self.logits(decoder.decode(*decoder.embed(tokens), cache)[-1])
+
+        return step(input_ids)[:, -1], step
 
     @classmethod
     def sanitize(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
