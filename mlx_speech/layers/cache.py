@@ -70,6 +70,7 @@ class KVCache:
         state: what is stored: here keys and values, with room to grow along the third axis.
         length: positions that went in.
         prompt_length: positions that the prompt will have taken, once all its parts are in.
+        adapted: whether the model's LoRA adapter was on for what it holds; kept by the first layer.
     """
 
     step = 256
@@ -78,6 +79,7 @@ class KVCache:
     def __init__(self, left_padding: LeftPadding = None):
         self.state: list[mx.array] = []
         self.length = self.prompt_length = 0
+        self.adapted = False
         self._left_padding = mx.array(left_padding) if left_padding and any(left_padding) else None
 
     @property

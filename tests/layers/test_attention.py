@@ -111,7 +111,7 @@ def test_released_checkpoints(sent, name, recordings):
             **CHECKPOINTS[name],
         }
     )
-    model = GraniteSpeechForConditionalGeneration(config)
+    model = GraniteSpeechForConditionalGeneration(config).eval()
     model.set_dtype(mx.bfloat16)
     # 27 s: the last block of 200 frames is not full, the last window of 15 neither
     features = mx.zeros((recordings, 1357, 160))
@@ -143,7 +143,7 @@ def test_released_checkpoints(sent, name, recordings):
 def test_speech_to_text(sent, name, recordings):
     """Beams are queries of one recording: its keys are neither tiled nor too few."""
     config = Speech2TextConfig(**SPEECH_TO_TEXT[name])
-    model = Speech2TextForConditionalGeneration(config)
+    model = Speech2TextForConditionalGeneration(config).eval()
     model.set_dtype(mx.bfloat16)
     lengths = mx.array([2701, 900, 33][:recordings])
     mask = mx.arange(2701) < lengths[:, None]

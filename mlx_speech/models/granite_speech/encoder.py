@@ -5,7 +5,7 @@ frames and carries Shaw's relative positions (https://arxiv.org/abs/1803.02155),
 self-conditioning on the CTC posteriors at mid depth (https://arxiv.org/abs/2104.02724).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import mlx.core as mx
@@ -14,6 +14,8 @@ import mlx.nn as nn
 from ...errors import InputError
 from ...layers.activations import glu, silu
 from ...layers.attention import merge_heads, scaled_dot_product_attention, split_heads
+from ...layers.model_output import ModelOutput, asked, can_return_tuple
+from ...layers.token_ids import check_array
 from ..config import DERIVED, Factor, Frames, LayerCount, PretrainedConfig, VocabSize, Width
 
 
@@ -75,16 +77,24 @@ class GraniteSpeechPlusEncoderConfig(GraniteSpeechEncoderConfig):
     other_types: ClassVar[tuple[str, ...]] = ("granite_speech_encoder",)
 
 
-@dataclass
-class EncoderOutput:
+@dataclass(eq=False)
+class GraniteSpeechEncoderOutput(ModelOutput):
     """What the encoder returns.
 
     last_hidden_state: (batch, frames, output size), zero at padding frames of a batch.
+    pooler_output: the projected audio, (batch, audio tokens, hidden_size of the decoder), where
+        `get_audio_features` returns this.
+    hidden_states: on request, the first block's input, each block's output, and
+        `last_hidden_state` in place of the last one's.
+    attentions: always None, attention here being within blocks of frames.
     ctc_logits: (batch, frames, output_dim) of the character head; costs nothing unless evaluated.
     """
 
-    last_hidden_state: mx.array
-    ctc_logits: mx.array
+    last_hidden_state: mx.array = field(kw_only=True)
+    pooler_output: mx.array | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+    ctc_logits: mx.array = field(kw_only=True)
 
 
 class FrameMask:
@@ -119,9 +129,11 @@ class FeedForward(nn.Module):
         self.pre_norm = nn.LayerNorm(dim)
         self.up_proj = nn.Linear(dim, inner)
         self.down_proj = nn.Linear(inner, dim)
+        self.dropout = nn.Dropout(config.dropout)
 
     def __call__(self, x):
-        return self.down_proj(silu(self.up_proj(self.pre_norm(x))))
+        inner = self.dropout(silu(self.up_proj(self.pre_norm(x))))
+        return self.dropout(self.down_proj(inner))
 
 
 class BlockAttention(nn.Module):
@@ -139,6 +151,7 @@ class BlockAttention(nn.Module):
         self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, dim)
         self.rel_pos_emb = nn.Embedding(2 * config.max_pos_emb + 1, head_dim)
+        self.dropout = nn.Dropout(config.dropout)
 
     def __call__(self, x: mx.array, mask: FrameMask) -> mx.array:
         batch, num_frames, _ = x.shape
@@ -153,7 +166,7 @@ class BlockAttention(nn.Module):
             bias = mx.where(mask.keys, bias, mx.array(lowest, bias.dtype)).flatten(0, 1)
         out = scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=bias)
         out = merge_heads(out).reshape(batch, -1, out.shape[1] * out.shape[3])
-        return self.to_out(out[:, :num_frames])
+        return self.dropout(self.to_out(out[:, :num_frames]))
 
     def relative_bias(self, queries: mx.array) -> mx.array:
         """Scaled scores of each query with the embedding of its distance to each key.
@@ -220,6 +233,7 @@ class ConvModule(nn.Module):
         self.up_conv = nn.Linear(dim, 2 * inner)
         self.depth_conv = DepthwiseConv(inner, config.conv_kernel_size)
         self.down_conv = nn.Linear(inner, dim)
+        self.dropout = nn.Dropout(config.dropout)
 
     def gate(self, x: mx.array) -> mx.array:
         """The half before the convolution: (batch, frames, width) -> (batch, frames, inner)."""
@@ -227,7 +241,7 @@ class ConvModule(nn.Module):
 
     def __call__(self, gated: mx.array, halo: bool = False) -> mx.array:
         """The convolution, see there, and what is after it."""
-        return self.down_conv(silu(self.depth_conv(gated, halo)))
+        return self.dropout(self.down_conv(silu(self.depth_conv(gated, halo))))
 
 
 class ConformerBlock(nn.Module):
@@ -267,26 +281,45 @@ class GraniteSpeechCTCEncoder(nn.Module):
         self.out = nn.Linear(config.hidden_dim, config.output_dim)
         self.out_mid = nn.Linear(config.output_dim, config.hidden_dim)
 
+    @can_return_tuple
     def __call__(
-        self, input_features: mx.array, feature_lengths: mx.array | None = None
-    ) -> EncoderOutput:
+        self,
+        hidden_states: mx.array,
+        feature_lengths: mx.array | None = None,
+        *,
+        output_hidden_states: bool | None = None,
+    ) -> GraniteSpeechEncoderOutput:
         """Encode stacked log-mel frames, 50 a second.
 
         Args:
-            input_features: (batch, frames, input_dim).
+            hidden_states: (batch, frames, input_dim), the input features.
             feature_lengths: (batch,) real frames of each recording of a padded batch. Each then
                 gets what it gets alone; the reference implementation lets padding leak.
+
+        Raises:
+            InputError: the shapes are wrong, or there are no such lengths.
         """
-        mask = FrameMask(input_features.shape[1], self.config.context_size, feature_lengths)
-        x = self.embed(input_features)
-        kept = set(self.config.cat_hidden_layers or [])
-        exported = [x] if 0 in kept else []
+        shape = "recordings", "frames", self.config.input_dim
+        features = check_array(hidden_states, "input_features", mx.floating, shape)
+        batch, num_frames, _ = features.shape
+        lengths = feature_lengths
+        if lengths is not None:
+            lengths = check_array(lengths, "feature_lengths", mx.integer, (batch,))
+            if not 0 < mx.min(lengths).item() <= mx.max(lengths).item() <= num_frames:
+                rule = f"within 1 and {num_frames}, the frames of input_features"
+                raise InputError.must_be("feature_lengths", lengths.tolist(), rule)
+        mask = FrameMask(num_frames, self.config.context_size, lengths)
+        states = [self.embed(features)]
         for number, layer in enumerate(self.layers, start=1):
-            x = self.condition(number, layer(x, mask))
-            if number in kept:
-                exported.append(x)
-        hidden = mx.concatenate([*exported, x], axis=-1)
-        return EncoderOutput(mask.zero_padding(hidden), self.out(x))
+            states.append(self.condition(number, layer(states[-1], mask)))
+        exported = [states[number] for number in sorted(set(self.config.cat_hidden_layers or []))]
+        hidden = mask.zero_padding(mx.concatenate([*exported, states[-1]], axis=-1))
+        shown = asked(self.config, "output_hidden_states", output_hidden_states)
+        return GraniteSpeechEncoderOutput(
+            last_hidden_state=hidden,
+            hidden_states=(*states[:-1], hidden) if shown else None,
+            ctc_logits=self.out(states[-1]),
+        )
 
     def embed(self, input_features: mx.array) -> mx.array:
         """What the first block gets, in the model's dtype: (batch, frames, hidden_dim)."""

@@ -8,7 +8,12 @@ final: block k runs about k attention blocks behind the input, and nothing is co
 import mlx.core as mx
 
 from ...layers.lora import use_adapter
-from .encoder import ConformerBlock, EncoderOutput, FrameMask, GraniteSpeechCTCEncoder
+from .encoder import (
+    ConformerBlock,
+    FrameMask,
+    GraniteSpeechCTCEncoder,
+    GraniteSpeechEncoderOutput,
+)
 
 
 class EncoderStream:
@@ -30,7 +35,7 @@ class EncoderStream:
         self._exported = {number: _Frames(0, width, dtype) for number in kept}
         self._ended = False
 
-    def push(self, features: mx.array, last: bool = False) -> EncoderOutput:
+    def push(self, features: mx.array, last: bool = False) -> GraniteSpeechEncoderOutput:
         """Take the next frames and give those that are final.
 
         Args:
@@ -58,7 +63,8 @@ class EncoderStream:
             queues = [*self._exported.values(), *(q for b in self._blocks for q in b.queues)]
             # now, or what waits would keep all that it is computed from
             mx.eval(hidden, [frames.waiting for frames in queues])
-            return EncoderOutput(hidden, self._encoder.out(x))
+            logits = self._encoder.out(x)
+            return GraniteSpeechEncoderOutput(last_hidden_state=hidden, ctc_logits=logits)
 
 
 class _Frames:

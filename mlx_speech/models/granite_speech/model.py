@@ -12,15 +12,18 @@ from ...fields import TokenId
 from ...generation.search import Step
 from ...layers.cache import CACHE_OPTIONS, KVCache, LeftPadding
 from ...layers.lora import use_adapter
+from ...layers.model_output import can_return_tuple
+from ...layers.token_ids import as_mlx, check_array, check_token_ids
 from ..base import PretrainedModel
-from ..causal_lm import CausalLMOutputWithPast
-from ..config import DERIVED, Frames, PretrainedConfig
-from ..decoder import DecoderInputs
+from ..causal_lm import CausalLMOutputWithPast, kept_positions
+from ..config import DERIVED, Frames, PretrainedConfig, Scale
+from ..decoder import DecoderOptions
 from ..granite import GraniteConfig, GraniteForCausalLM
 from ..loss import causal_lm_loss
 from .encoder import (
     GraniteSpeechCTCEncoder,
     GraniteSpeechEncoderConfig,
+    GraniteSpeechEncoderOutput,
     GraniteSpeechPlusEncoderConfig,
     sanitize_encoder,
 )
@@ -31,10 +34,18 @@ from .projector import Blip2QFormerConfig, WindowedProjector
 @dataclass(kw_only=True)
 class GraniteSpeechConfig(PretrainedConfig):
     """Configuration of a Granite Speech model; `tie_word_embeddings` is None where only the
-    checkpoint's tensors can tell. Its parts may be given as dicts, or left out."""
+    checkpoint's tensors can tell. Its parts may be given as dicts, or left out.
+
+    logits_divisor: what the head's products are divided by, where it is not known from the rest.
+        Granite divides by `logits_scaling`, and so was every release trained and measured. From
+        transformers 5.10 on, its Granite Speech does not (Granite itself still does), so neither
+        are the logits of other checkpoints that such a version saved. The likeliest token is the
+        same; probabilities, and with them sampling and beam search, are not.
+    """
 
     model_type: ClassVar[str] = "granite_speech"
     aliases: ClassVar[dict[str, str]] = {"audio_token_id": "audio_token_index"}
+    release_saved_by: ClassVar[tuple[int, int] | None] = None  #: such a version of transformers
 
     text_config: GraniteConfig = DERIVED
     encoder_config: GraniteSpeechEncoderConfig = DERIVED
@@ -45,6 +56,7 @@ class GraniteSpeechConfig(PretrainedConfig):
     downsample_rate: Frames = 5
     window_size: Frames = 15
     tie_word_embeddings: bool | None = True
+    logits_divisor: Scale = DERIVED
 
     def __post_init__(self):
         hints = get_type_hints(type(self))
@@ -59,6 +71,11 @@ class GraniteSpeechConfig(PretrainedConfig):
         self._check_multiple("window_size", "downsample_rate")
         if self.tie_word_embeddings is not None:
             self.text_config.tie_word_embeddings = self.tie_word_embeddings
+        if self.logits_divisor is None:
+            numbers = re.match(r"(\d+)\.(\d+)", self.transformers_version or "")
+            version = tuple(map(int, numbers.groups())) if numbers else (0, 0)
+            divided = version < (5, 10) or version == self.release_saved_by
+            self.logits_divisor = self.text_config.logits_scaling if divided else 1.0
 
     @classmethod
     def from_dict(cls, data, place="config.json: "):
@@ -82,34 +99,37 @@ class GraniteSpeechConfig(PretrainedConfig):
             del values["tie_word_embeddings"]
         return values
 
-    @property
-    def logits_divisor(self) -> float:
-        """What the head's products are divided by.
-
-        Granite divides by `logits_scaling`. From transformers 5.10 on, its Granite Speech does not
-        (Granite itself still does), so a checkpoint that such a version saved was trained and
-        measured without. The likeliest token is the same; probabilities, and with them sampling
-        and beam search, are not.
-        """
-        version = re.match(r"(\d+)\.(\d+)", self.transformers_version or "")
-        undivided = version is not None and tuple(map(int, version.groups())) >= (5, 10)
-        return 1.0 if undivided else self.text_config.logits_scaling
-
 
 @dataclass(kw_only=True)
 class GraniteSpeechPlusConfig(GraniteSpeechConfig):
     """Configuration of the Plus variant, whose encoder exports more than its last layer."""
 
     model_type: ClassVar[str] = "granite_speech_plus"
+    release_saved_by = (5, 19)  # the update of granite-speech-4.1-2b-plus of October 2026
 
     encoder_config: GraniteSpeechPlusEncoderConfig = DERIVED
 
 
 @dataclass(eq=False)
-class GraniteSpeechOutput(CausalLMOutputWithPast):
+class GraniteSpeechCausalLMOutputWithPast(CausalLMOutputWithPast):
     """`CausalLMOutputWithPast` and the projected audio, (recordings, audio tokens, hidden_size)."""
 
     audio_hidden_states: mx.array | None = None
+
+
+@dataclass(eq=False)
+class AudioFeatures(GraniteSpeechEncoderOutput):
+    """What `get_audio_features` returns: the encoder's output, and in `pooler_output` the projected
+    audio, (recordings, audio tokens, hidden_size). Before transformers 5.1 that was all there was:
+    as an array, this is what it is."""
+
+    def __mlx_array__(self) -> mx.array | None:
+        return self.pooler_output
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.pooler_output, name)
 
 
 _RENAMES = (
@@ -146,11 +166,19 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         self.language_model = GraniteForCausalLM(text)
         self.language_model.logits_divisor = config.logits_divisor
 
+    @can_return_tuple
     def get_audio_features(
-        self, input_features: mx.array, feature_lengths: mx.array | None = None
-    ) -> mx.array:
-        """(recordings, frames, 160) -> (recordings, audio tokens, hidden_size of the decoder)."""
-        return self.projector(self.encoder(input_features, feature_lengths).last_hidden_state)
+        self,
+        input_features: mx.array,
+        feature_lengths: mx.array | None = None,
+        *,
+        output_hidden_states: bool | None = None,
+    ) -> AudioFeatures:
+        """The audio as the decoder gets it, in `pooler_output`; arguments as in the encoder."""
+        shown = {"output_hidden_states": output_hidden_states, "return_dict": True}
+        encoded = self.encoder(input_features, feature_lengths, **shown)
+        encoded["pooler_output"] = self.projector(encoded.last_hidden_state)
+        return AudioFeatures(**encoded)
 
     def audio_stages(self, input_features: mx.array) -> dict[str, mx.array]:
         """What `get_audio_features` computes on its way, with the adapter on, by stage."""
@@ -172,33 +200,33 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         is_audio = input_ids == self.config.audio_token_index
         return self.language_model.model.embed(mx.where(is_audio, 0, input_ids))
 
-    def embed_prompt(
+    def get_merged_audio_embeddings(
         self,
         input_ids: mx.array,
-        input_features: mx.array | None = None,
+        audio_features: mx.array | None,
         input_features_mask: mx.array | None = None,
-        feature_lengths: mx.array | None = None,
-        audio_features: mx.array | None = None,
-    ) -> tuple[mx.array, mx.array | None]:
-        """Embeddings of a prompt with the audio written over its audio tokens; and the audio
-        features. Arguments as in `__call__`; the recordings are in the order in which the prompts,
-        one after the other, mention them.
+    ) -> mx.array:
+        """Embeddings of a prompt with the audio written over its audio tokens, (batch, length,
+        hidden_size). Arguments as in the call; the recordings are in the order in which the
+        prompts, one after the other, mention them.
 
         Raises:
-            InputError: there are more or fewer audio tokens than audio features.
+            InputError: there are more or fewer audio tokens than audio features, or arguments are
+                of other shapes.
         """
-        if input_features is not None and audio_features is not None:
-            raise InputError("input_features and audio_features are the same; give one of them")
-        if input_features is not None:
-            audio_features = self.get_audio_features(input_features, feature_lengths)
         is_audio = input_ids == self.config.audio_token_index
         embeds = self.embed_text(input_ids)
-        features = embeds[:0, 0] if audio_features is None else audio_features.flatten(0, 1)
-        if audio_features is not None and input_features_mask is not None:
-            valid = input_features_mask.flatten() != 0
-            index = mx.arange(valid.size)
-            first = mx.argsort(mx.where(valid, index, valid.size + index))
-            features = features[first[: valid.sum().item()]]
+        features = embeds[:0, 0]
+        if audio_features is not None:
+            shape = "recordings", "audio tokens", embeds.shape[-1]
+            audio = check_array(audio_features, "audio_features", mx.floating, shape)
+            features = audio.flatten(0, 1)
+            if input_features_mask is not None:
+                shape = audio.shape[:2]
+                mask = check_array(input_features_mask, "input_features_mask", mx.generic, shape)
+                valid, index = mask.flatten() != 0, mx.arange(mask.size)
+                first = mx.argsort(mx.where(valid, index, valid.size + index))
+                features = features[first[: valid.sum().item()]]
         num_tokens = is_audio.sum().item()
         if num_tokens != len(features):
             raise InputError(
@@ -209,21 +237,51 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
             source = mx.cumsum(is_audio.flatten().astype(mx.int32)).reshape(is_audio.shape) - 1
             audio = features.astype(embeds.dtype)[mx.maximum(source, 0)]
             embeds = mx.where(is_audio[..., None], audio, embeds)
-        return embeds, audio_features
+        return embeds
 
-    def __call__(
+    def embed_prompt(
         self,
-        input_ids: mx.array | None = None,
-        *,
+        input_ids: mx.array,
         input_features: mx.array | None = None,
         input_features_mask: mx.array | None = None,
         feature_lengths: mx.array | None = None,
         audio_features: mx.array | None = None,
+    ) -> tuple[mx.array, mx.array | None]:
+        """What `get_merged_audio_embeddings` gives, and the audio features. Arguments as in the
+        call.
+
+        Raises:
+            InputError: see there; or both features are given.
+        """
+        if input_features is not None and audio_features is not None:
+            raise InputError("input_features and audio_features are the same; give one of them")
+        if input_features is not None:
+            audio_features = self.get_audio_features(
+                input_features, feature_lengths, return_dict=True
+            ).pooler_output
+        merged = self.get_merged_audio_embeddings(input_ids, audio_features, input_features_mask)
+        return merged, audio_features
+
+    @can_return_tuple
+    def __call__(
+        self,
+        input_ids: mx.array | None = None,
+        input_features: mx.array | None = None,
+        input_features_mask: mx.array | None = None,
+        attention_mask: mx.array | None = None,
+        position_ids: mx.array | None = None,
+        past_key_values: Sequence[KVCache] | None = None,
+        inputs_embeds: mx.array | None = None,
         labels: mx.array | None = None,
-        logits_to_keep: int = 0,
+        use_cache: bool | None = None,
+        logits_to_keep: int | mx.array = 0,
+        *,
+        feature_lengths: mx.array | None = None,
+        audio_features: mx.array | None = None,
         adapter: bool | None = None,
-        **inputs: Unpack[DecoderInputs],
-    ) -> GraniteSpeechOutput:
+        num_items_in_batch: int | mx.array | None = None,
+        **options: Unpack[DecoderOptions],
+    ) -> GraniteSpeechCausalLMOutputWithPast:
         """Run the model; what is not described here is as in `CausalLM`.
 
         Args:
@@ -231,26 +289,69 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
             input_features: (recordings, frames, 160) stacked log-mel frames.
             input_features_mask: (recordings, audio tokens), zero where a shorter recording of the
                 batch has no audio features.
+            labels: (batch, length), -100 where there is no loss, as there is none at padding.
             feature_lengths: (recordings,) real frames of each, for a batch of different lengths.
             audio_features: (recordings, audio tokens, hidden_size) what `get_audio_features` gave,
                 instead of `input_features`; `input_features_mask` goes with them as well.
             adapter: whether the LoRA adapter is on. By default it is on exactly when this call
-                brings audio; say True when continuing a cached prompt that did.
+                brings audio, or continues a cache of one that did.
+
+        Raises:
+            InputError: arguments are missing, contradict each other or have the wrong shape, or the
+                model does not know an id.
         """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("give exactly one of input_ids and inputs_embeds")
         has_audio = input_features is not None or audio_features is not None
-        embeds_given = inputs.get("inputs_embeds") is not None
-        if has_audio and (embeds_given or input_ids is None):
+        if has_audio and input_ids is None:
             raise InputError("recordings need input_ids to say where they belong")
+        if adapter is None:
+            adapter = has_audio or bool(past_key_values and past_key_values[0].adapted)
         # around the encoder as well: its layers may be adapted too
-        with use_adapter(has_audio if adapter is None else adapter):
-            if input_ids is not None and not embeds_given:
-                inputs["inputs_embeds"], audio_features = self.embed_prompt(
-                    input_ids, input_features, input_features_mask, feature_lengths, audio_features
+        with use_adapter(adapter):
+            if input_ids is not None:
+                inputs_embeds, audio_features = self.embed_prompt(
+                    self._checked_ids(input_ids),
+                    input_features,
+                    input_features_mask,
+                    feature_lengths,
+                    audio_features,
                 )
-            output = self.language_model(logits_to_keep=logits_to_keep, **inputs)
+            outputs = self.language_model.model(
+                None,
+                attention_mask,
+                position_ids,
+                past_key_values,
+                inputs_embeds,
+                use_cache,
+                return_dict=True,
+                **options,
+            )
+            states = kept_positions(outputs.last_hidden_state, logits_to_keep)
+            logits = self.language_model.logits(states)
+        loss = None
         if labels is not None:
-            output.loss = causal_lm_loss(output.logits, labels, inputs.get("attention_mask"))
-        return GraniteSpeechOutput(**vars(output), audio_hidden_states=audio_features)
+            mask = as_mlx(attention_mask)
+            if mask is not None:
+                mask = mask[:, -outputs.last_hidden_state.shape[1] :] if mask.ndim == 2 else None
+            loss = causal_lm_loss(logits, labels, mask, num_items_in_batch)
+        if outputs.past_key_values:
+            outputs.past_key_values[0].adapted = adapter
+        return GraniteSpeechCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            audio_hidden_states=audio_features,
+        )
+
+    def _checked_ids(self, input_ids: Any) -> mx.array:
+        """Token ids of a caller as an MLX array; see `check_token_ids`."""
+        ids = check_array(input_ids, "input_ids", mx.integer, ("batch", "length"))
+        is_audio = ids == self.config.audio_token_index
+        check_token_ids(mx.where(is_audio, 0, ids), self.language_model.vocab_size)
+        return ids
 
     @property
     def vocab_size(self) -> int:
@@ -273,14 +374,15 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         on for the answer to a prompt with audio."""
         audio = {name: inputs.pop(name, None) for name in AUDIO_INPUTS}
         adapter = audio["input_features"] is not None or audio["audio_features"] is not None
+        decoder, cache[0].adapted = self.language_model, adapter
         with use_adapter(adapter):
             inputs["inputs_embeds"], _ = self.embed_prompt(input_ids, **audio)
-            logits, _ = self.language_model.prefill(input_ids, cache, **inputs)
+            logits, _ = decoder.prefill(input_ids, cache, **inputs)
 
         def step(tokens: mx.array) -> mx.array:
             # an audio token that the model itself came up with stands for no recording
-            embeds = self.embed_text(tokens)
-            return self(inputs_embeds=embeds, past_key_values=cache, adapter=adapter).logits
+            with use_adapter(adapter):
+                return decoder.logits(decoder.model.run_layers(self.embed_text(tokens), cache))
 
         return logits, step
 

@@ -27,9 +27,8 @@ from ..config import (
 class Blip2QFormerConfig(PretrainedConfig):
     """Configuration of the Q-Former; defaults are those of transformers, not of any checkpoint.
 
-    It has neither a vocabulary nor positions here, and dropout and initialisation are for training:
-    `vocab_size`, `max_position_embeddings`, `pad_token_id`, the `_prob`s and `initializer_range`
-    are kept, and change nothing.
+    It has neither a vocabulary nor positions here: `vocab_size`, `max_position_embeddings` and
+    `pad_token_id` are kept, and change nothing.
     """
 
     model_type: ClassVar[str] = "blip_2_qformer"
@@ -63,6 +62,7 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, config: Blip2QFormerConfig, source_size: int):
         super().__init__()
         self.num_heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(source_size, config.hidden_size)
         self.value = nn.Linear(source_size, config.hidden_size)
@@ -73,7 +73,9 @@ class MultiHeadAttention(nn.Module):
         # the learned queries are the same for every window until they have looked at one
         queries = mx.broadcast_to(queries, (keys.shape[0], *queries.shape[1:]))
         scale = queries.shape[-1] ** -0.5
-        return merge_heads(scaled_dot_product_attention(queries, keys, values, scale=scale))
+        dropout = self.dropout if self.training else 0.0
+        out = scaled_dot_product_attention(queries, keys, values, scale=scale, dropout=dropout)
+        return merge_heads(out)
 
 
 class ResidualOutput(nn.Module):
@@ -82,10 +84,11 @@ class ResidualOutput(nn.Module):
     def __init__(self, input_size: int, config: Blip2QFormerConfig):
         super().__init__()
         self.dense = nn.Linear(input_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def __call__(self, x, residual):
-        return self.LayerNorm(self.dense(x) + residual)
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
 
 
 class AttentionSublayer(nn.Module):
@@ -119,11 +122,12 @@ class QFormer(nn.Module):
     def __init__(self, config: Blip2QFormerConfig):
         super().__init__()
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.encoder = nn.Module()  # it is only there for the names
         self.encoder.layer = [QFormerLayer(config, i) for i in range(config.num_hidden_layers)]
 
     def __call__(self, queries, frames):
-        x = self.layernorm(queries)
+        x = self.dropout(self.layernorm(queries))
         for layer in self.encoder.layer:
             x = layer(x, frames)
         return x

@@ -60,7 +60,7 @@ def encoder(**options) -> GraniteSpeechCTCEncoder:
     sizes |= {"num_layers": 2, "num_heads": HEADS, "conv_kernel_size": KERNEL}
     sizes |= {"context_size": CONTEXT, "max_pos_emb": FARTHEST}
     config = GraniteSpeechEncoderConfig(**(sizes | options))
-    made = GraniteSpeechCTCEncoder(config)
+    made = GraniteSpeechCTCEncoder(config).eval()
     keys = iter(mx.random.split(mx.random.key(5), 200))
     made.update(
         tree_map(lambda p: 0.5 * mx.random.normal(p.shape, key=next(keys)), made.parameters())

@@ -26,7 +26,8 @@ SMALL = {
 
 def small_encoder(dtype=mx.float32, **changes) -> GraniteSpeechCTCEncoder:
     """Random weights, none of them zero, so that every path through a block counts."""
-    encoder = GraniteSpeechCTCEncoder(GraniteSpeechEncoderConfig(**{**SMALL, **changes}))
+    config = GraniteSpeechEncoderConfig(**{**SMALL, **changes})
+    encoder = GraniteSpeechCTCEncoder(config).eval()
     mx.random.seed(0)
     encoder.update(
         tree_map(lambda w: mx.random.normal(w.shape).astype(dtype) * 0.3, encoder.parameters())

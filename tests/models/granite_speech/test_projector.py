@@ -67,6 +67,7 @@ def projector(frequency: int) -> WindowedProjector:
         cross_attention_frequency=frequency,
     )
     made = WindowedProjector(config, window_size=WINDOW, downsample_rate=RATE, output_size=12)
+    made.eval()
     keys = iter(mx.random.split(mx.random.key(7), 200))
     made.update(
         tree_map(lambda p: 0.5 * mx.random.normal(p.shape, key=next(keys)), made.parameters())
