@@ -258,7 +258,7 @@ def test_word_errors(quantized, said):
         # whose encoder therefore runs only once
         audio = models[8].get_audio_features(inputs["input_features"])
         for bits, model in models.items():
-            model.get_audio_features = lambda *_, audio=audio: audio
+            model.get_audio_features = lambda *_, audio=audio, **__: audio
             output = model.generate(**inputs, max_new_tokens=60)
             found = output[0, inputs["input_ids"].shape[1] :].tolist()
             found = processor.decode(found, skip_special_tokens=True)

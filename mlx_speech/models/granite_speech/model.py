@@ -219,7 +219,8 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         features = embeds[:0, 0]
         if audio_features is not None:
             shape = "recordings", "audio tokens", embeds.shape[-1]
-            audio = check_array(audio_features, "audio_features", mx.floating, shape)
+            audio = getattr(audio_features, "pooler_output", audio_features)
+            audio = check_array(audio, "audio_features", mx.floating, shape)
             features = audio.flatten(0, 1)
             if input_features_mask is not None:
                 shape = audio.shape[:2]
@@ -256,11 +257,10 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         if input_features is not None and audio_features is not None:
             raise InputError("input_features and audio_features are the same; give one of them")
         if input_features is not None:
-            audio_features = self.get_audio_features(
-                input_features, feature_lengths, return_dict=True
-            ).pooler_output
+            given = input_features, feature_lengths
+            audio_features = self.get_audio_features(*given, return_dict=True)
         merged = self.get_merged_audio_embeddings(input_ids, audio_features, input_features_mask)
-        return merged, audio_features
+        return merged, getattr(audio_features, "pooler_output", audio_features)
 
     @can_return_tuple
     def __call__(

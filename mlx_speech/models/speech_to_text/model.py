@@ -287,6 +287,11 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
 
         return step(input_ids)[:, -1], step
 
+    @staticmethod
+    def rename(name: str) -> str:
+        """A name of a whole checkpoint, or of one that was saved without a head."""
+        return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
+
     @classmethod
     def sanitize(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
         """See `PretrainedModel.sanitize`; the convolutions' kernels become as MLX has them,

@@ -192,3 +192,19 @@ def test_batch_norm_becomes_part_of_the_convolution(layout):
     expected = (expected - mean) / np.sqrt(variance + 1e-5) * gain + shift
     np.testing.assert_allclose(conv(mx.array(x)[None])[0], expected, atol=1e-5)
     assert sanitize_encoder(made, "encoder.").keys() == made.keys()
+
+
+def test_dropout_acts_in_training():
+    """In each of its four places, and only then."""
+    x = mx.random.normal((1, 9, 6), key=mx.random.key(1))
+    expected = encoder()(x).last_hidden_state
+    assert mx.array_equal(encoder(dropout=0.0).train()(x).last_hidden_state, expected).item()
+    trained = encoder(dropout=0.5).train()
+    block = trained.layers[0]
+    for part in (block.ff1, block.ff2):
+        y = mx.ones((1, 4, 8))
+        assert (part(y) == 0).any().item()
+        part.dropout, part.down_proj.bias = mx.zeros_like, part.down_proj.bias + 1
+        assert (part(y) == 0).all().item()
+    assert not mx.allclose(trained(x).last_hidden_state, expected).item()
+    assert mx.array_equal(encoder(dropout=0.5)(x).last_hidden_state, expected).item()

@@ -57,7 +57,7 @@ def reference(w, frames):
     return np.concatenate(found)
 
 
-def projector(frequency: int) -> WindowedProjector:
+def projector(frequency: int, **options) -> WindowedProjector:
     config = Blip2QFormerConfig(
         hidden_size=16,
         num_hidden_layers=2,
@@ -65,6 +65,7 @@ def projector(frequency: int) -> WindowedProjector:
         intermediate_size=24,
         encoder_hidden_size=10,
         cross_attention_frequency=frequency,
+        **options,
     )
     made = WindowedProjector(config, window_size=WINDOW, downsample_rate=RATE, output_size=12)
     made.eval()
@@ -87,3 +88,15 @@ def test_equal_to_numpy(frequency, length):
     assert found.shape == (2, -(-length // WINDOW) * (WINDOW // RATE), 12)
     for row, own in zip(np.array(found), frames, strict=True):
         np.testing.assert_allclose(row, reference(weights, own), atol=2e-4)
+
+
+@pytest.mark.parametrize("rate", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_dropout_acts_in_training(rate):
+    """Each rate alone, and only then."""
+    made, frames = projector(1), mx.random.normal((1, 15, 10), key=mx.random.key(1))
+    expected = made(frames)
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    for rates, same in ((none, True), (none | {rate: 0.5}, False)):
+        trained = projector(1, **rates).train()
+        assert mx.array_equal(trained(frames), expected).item() == same
+        assert mx.array_equal(trained.eval()(frames), expected).item()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 import numpy as np
+import pytest
 
+from mlx_speech import Speech2TextConfig, Speech2TextModel
 from mlx_speech.models.speech_to_text.layers import SinusoidalPositions
 
 
@@ -24,3 +26,45 @@ class TestPositions:
         angles = np.arange(2.0, 7002.0)[:, None] / 10000 ** (np.arange(32) / 31)
         # float32 has no more
         np.testing.assert_allclose(long[0, :, :32], np.sin(angles), rtol=0, atol=1e-3)
+
+
+class TestDropout:
+    """Each rate acts in training, where it leaves something out at random, and only there."""
+
+    def outputs(self, **rates) -> tuple[mx.array, mx.array]:
+        """Encoder and decoder of a small model in training; every rate is zero but those given."""
+        none = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
+        sizes = {"vocab_size": 11, "d_model": 8, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+        sizes |= {"encoder_layers": 2, "decoder_layers": 2, "conv_channels": 4}
+        sizes |= {"input_feat_per_channel": 5}
+        mx.random.seed(3)
+        model = Speech2TextModel(Speech2TextConfig(**sizes | none | rates))
+        assert model.training
+        x = mx.random.normal((2, 9, 5), key=mx.random.key(1))
+        output = model(x, decoder_input_ids=mx.array([[2, 5, 7], [2, 9, 4]]))
+        self.again = model(x, decoder_input_ids=mx.array([[2, 5, 7], [2, 9, 4]]))
+        model.eval()
+        self.evaluated = model(x, decoder_input_ids=mx.array([[2, 5, 7], [2, 9, 4]]))
+        return output.encoder_last_hidden_state, output.last_hidden_state
+
+    @pytest.mark.parametrize("rate", ["dropout", "attention_dropout", "activation_dropout"])
+    def test_rates(self, rate):
+        plain = self.outputs()
+        assert mx.array_equal(plain[1], self.again.last_hidden_state).item()
+        dropped = self.outputs(**{rate: 0.5})
+        assert not mx.allclose(dropped[0], plain[0]).item()
+        assert not mx.allclose(dropped[1], plain[1]).item()
+        assert not mx.allclose(dropped[1], self.again.last_hidden_state).item()
+        assert mx.array_equal(self.evaluated.last_hidden_state, plain[1]).item()
+
+    @pytest.mark.parametrize(
+        ("rate", "changed"), [("encoder_layerdrop", 0), ("decoder_layerdrop", 1)]
+    )
+    def test_layers_are_skipped(self, rate, changed):
+        """A rate of one leaves the norm of what went in."""
+        plain = self.outputs()
+        skipped = self.outputs(**{rate: 1.0})
+        assert not mx.allclose(skipped[changed], plain[changed]).item()
+        if changed:
+            assert mx.array_equal(skipped[0], plain[0]).item()
+        assert mx.array_equal(self.evaluated.last_hidden_state, plain[1]).item()

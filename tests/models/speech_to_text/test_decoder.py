@@ -1,0 +1,141 @@
+"""The decoder's door: what a caller may give, and that generation goes past it."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import TINY_S2T
+
+from mlx_speech import InputError, Speech2TextModel
+from mlx_speech.loading import load_model
+
+IDS = mx.array([[2, 19, 136]])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(TINY_S2T, dtype=mx.float32)
+
+
+@pytest.fixture(scope="module")
+def headless():
+    return Speech2TextModel.from_pretrained(TINY_S2T, dtype=mx.float32)
+
+
+@pytest.fixture(scope="module")
+def x() -> mx.array:
+    return mx.random.normal((1, 40, 80), key=mx.random.key(2))
+
+
+class TestIds:
+    @pytest.mark.parametrize("bad", [320, 9999, -1])
+    @pytest.mark.parametrize("name", ["decoder_input_ids", "labels"])
+    def test_ids_beyond_the_vocabulary(self, model, headless, x, name, bad):
+        ids = mx.array([[2, bad, 5]])
+        message = rf"{name} hold {bad}, the model knows 0 to 319.*model\.resize_token_embeddings"
+        with pytest.raises(InputError, match=message):
+            model(x, **{name: ids})
+        if name != "labels":
+            with pytest.raises(InputError, match=message):
+                headless(x, **{name: ids})
+            with pytest.raises(InputError, match=message):
+                model.get_decoder()(ids, encoder_hidden_states=mx.zeros((1, 4, 128)))
+
+    def test_the_remedy(self, x):
+        fresh = load_model(TINY_S2T, dtype=mx.float32)
+        fresh.resize_token_embeddings(330)
+        assert fresh(x, labels=mx.array([[2, 325]])).logits.shape == (1, 2, 330)
+        bare = Speech2TextModel.from_pretrained(TINY_S2T)
+        bare.resize_token_embeddings(330)
+        assert bare(x, decoder_input_ids=mx.array([[2, 325]])).last_hidden_state.shape[1] == 2
+
+    @pytest.mark.parametrize(
+        ("inputs", "message"),
+        [
+            ({"decoder_input_ids": mx.array([2, 5])}, r"one text alone is ids\[None\]"),
+            ({"decoder_input_ids": np.array([2, 5])}, r"one text alone is ids\[None\]"),
+            ({"decoder_input_ids": mx.array([[2.0]])}, "float32, but must be integers"),
+            ({"decoder_input_ids": [[2, 5]]}, "are list, but must be an array"),
+            ({"labels": mx.array([5])}, r"labels are \(1,\), but must be an array \(batch, length"),
+            (
+                {"decoder_input_ids": IDS, "labels": mx.array([[5]])},
+                r"labels are \(1, 1\), but must be an array \(1, 3\)",
+            ),
+            (
+                {"decoder_input_ids": IDS, "decoder_attention_mask": mx.ones((1, 2))},
+                r"\(1, 2\), but",
+            ),
+            ({"decoder_input_ids": IDS, "cache_position": mx.array([1, 2, 3])}, "must be 0 to 2"),
+            ({"decoder_inputs_embeds": mx.zeros((1, 2, 64))}, r"\(recordings, length, 128\)"),
+            (
+                {"decoder_input_ids": IDS, "past_key_values": [1, 2]},
+                "what make_cache or an earlier",
+            ),
+            ({"decoder_input_ids": IDS, "past_key_values": ()}, None),
+            (
+                {"decoder_input_ids": IDS, "attention_mask": mx.ones((40,))},
+                r"are \(40,\), but must",
+            ),
+            ({"decoder_input_ids": IDS, "attention_mask": [1] * 40}, "are list, but must be"),
+        ],
+    )
+    def test_other_arrays(self, model, x, inputs, message):
+        if message is None:
+            assert model(x, **inputs).logits.shape == (1, 3, 320)
+            return
+        with pytest.raises(InputError, match=message):
+            model(x, **inputs)
+
+    @pytest.mark.parametrize(
+        "given",
+        [7, mx.zeros((1, 4, 128)), {}, {"hidden_states": 1}, (), (None,), (mx.zeros((4, 128)),)],
+    )
+    def test_encoder_outputs_that_are_none(self, model, given):
+        with pytest.raises(InputError, match="encoder_outputs"):
+            model(encoder_outputs=given, decoder_input_ids=IDS)
+
+
+class TestUseCache:
+    def test_the_configuration_decides(self, x):
+        model = load_model(TINY_S2T, dtype=mx.float32)
+        assert model.config.use_cache
+        output = model(x, decoder_input_ids=IDS)
+        assert [c.length for c in output.past_key_values[:-1]] == [3] * 3
+        assert model(x, decoder_input_ids=IDS, use_cache=False).past_key_values is None
+        model.config.use_cache = False
+        assert "past_key_values" not in model(x, decoder_input_ids=IDS)
+        assert model(x, decoder_input_ids=IDS, use_cache=True).past_key_values is not None
+
+    def test_the_recording_again(self, model, x):
+        """Accepted where it is as long as that of the cache, which is what counts."""
+        first = model(x, decoder_input_ids=IDS[:, :2])
+        again = {"decoder_input_ids": IDS[:, 2:], "past_key_values": first.past_key_values}
+        found = model(mx.zeros_like(x), **again).logits
+        whole = model(x, decoder_input_ids=IDS).logits[:, 2:]
+        assert mx.allclose(found, whole, atol=1e-4).item()
+
+    def test_an_id_that_is_refused_leaves_the_cache_as_it_was(self, model, x):
+        cache = model.make_cache()
+        with pytest.raises(InputError):
+            model(x, decoder_input_ids=mx.array([[2, 9999]]), past_key_values=cache)
+        assert cache[0].length == 0
+        assert not cache[-1].layers
+
+
+def test_steps_of_generation_wait_for_nothing(model, x, monkeypatch):
+    """`prefill` and each step only build a graph: no value is asked for."""
+    cache = model.make_cache()
+    tokens = mx.array([[2]])
+    logits, step = model.prefill(tokens, cache, input_features=x)
+
+    def refuse(*_):
+        raise AssertionError("a value was asked for")
+
+    for name in ("item", "tolist", "__bool__", "__int__", "__float__"):
+        monkeypatch.setattr(mx.array, name, refuse)
+    monkeypatch.setattr(mx, "eval", refuse)
+    for _ in range(2):
+        logits = step(mx.argmax(logits.reshape(1, -1, 320)[:, -1:], axis=-1))
+    monkeypatch.undo()
+    assert logits.shape == (1, 1, 320)
