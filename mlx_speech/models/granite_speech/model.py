@@ -183,7 +183,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
     def audio_stages(self, input_features: mx.array) -> dict[str, mx.array]:
         """What `get_audio_features` computes on its way, with the adapter on, by stage."""
         with use_adapter(True):
-            encoded = self.encoder(input_features).last_hidden_state
+            encoded = self.encoder(input_features, return_dict=True).last_hidden_state
             return {"encoder": encoded, "projector": self.projector(encoded)}
 
     def encode_stream(self) -> EncoderStream:

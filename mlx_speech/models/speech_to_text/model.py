@@ -88,6 +88,7 @@ class Speech2TextModel(PretrainedModel):
             use_cache,
             **shown,
             cache_position=cache_position,
+            return_dict=True,
         )
         return Seq2SeqModelOutput(
             last_hidden_state=decoded.last_hidden_state,
@@ -228,7 +229,7 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
 
     def audio_stages(self, input_features: mx.array) -> dict[str, mx.array]:
         """What becomes of an unpadded recording on its way to the decoder, by stage."""
-        return {"encoder": self.model.encoder(input_features).last_hidden_state}
+        return {"encoder": self.model.encode(input_features)[0].last_hidden_state}
 
     @property
     def context_length(self) -> int:

@@ -103,6 +103,19 @@ class TestAudioFeatures:
         assert mx.allclose(model(inputs_embeds=merged, adapter=True).logits, expected).item()
 
 
+def test_tuples_because_the_configuration_says_so(inputs):
+    model, _ = load(TINY, dtype=mx.float32)
+    expected = model(**inputs, use_cache=False).to_tuple()
+    for part in (model, model.encoder, model.language_model, model.language_model.model):
+        part.config.return_dict = False
+    found = model(**inputs, use_cache=False)
+    assert type(found) is tuple
+    assert [mx.array_equal(*pair).item() for pair in zip(found, expected, strict=True)] == [
+        True
+    ] * 2
+    assert model.generate(**inputs, max_new_tokens=2).shape[0] == 1
+
+
 class TestCache:
     def test_it_comes_back_and_knows_of_the_adapter(self, tiny, inputs):
         """A loop written for transformers brings the audio once; the adapter stays on."""

@@ -96,6 +96,19 @@ class TestIds:
             model(encoder_outputs=given, decoder_input_ids=IDS)
 
 
+def test_tuples_because_the_configuration_says_so(x):
+    model = load_model(TINY_S2T, dtype=mx.float32)
+    expected = model(x, decoder_input_ids=IDS, use_cache=False).to_tuple()
+    model.config.return_dict = False
+    found = model(x, decoder_input_ids=IDS, use_cache=False)
+    assert type(found) is tuple
+    assert [mx.array_equal(*pair).item() for pair in zip(found, expected, strict=True)] == [
+        True
+    ] * 2
+    assert model(x, decoder_input_ids=IDS, return_dict=True).logits.shape == (1, 3, 320)
+    assert model.generate(x, max_new_tokens=2).shape[0] == 1
+
+
 class TestUseCache:
     def test_the_configuration_decides(self, x):
         model = load_model(TINY_S2T, dtype=mx.float32)
