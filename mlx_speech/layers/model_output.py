@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any
 
+from ..fields import fitted
+
 
 @dataclass(eq=False)
 class ModelOutput(dict):
@@ -37,14 +39,19 @@ def can_return_tuple(call: Callable) -> Callable:
 
     @wraps(call)
     def either(self, *args: Any, return_dict: bool | None = None, **inputs: Any) -> Any:
+        as_output = asked(self.config, "return_dict", return_dict, default=True)
         output = call(self, *args, **inputs)
-        if return_dict is None:
-            return_dict = getattr(self.config, "return_dict", True)
-        return output if return_dict else output.to_tuple()
+        return output if as_output else output.to_tuple()
 
     return either
 
 
-def asked(config: Any, name: str, value: bool | None) -> bool:
-    """An argument of a call, which by default is as the configuration says, or else False."""
-    return bool(getattr(config, name, False) if value is None else value)
+def asked(config: Any, name: str, value: bool | None, default: bool = False) -> bool:
+    """An argument of a call, which by default is as the configuration says, or else the default.
+
+    Raises:
+        InputError: it is neither true nor false.
+    """
+    if value is None:
+        return bool(getattr(config, name, default))
+    return fitted(name, value, bool)

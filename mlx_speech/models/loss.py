@@ -31,7 +31,9 @@ def cross_entropy(
     Raises:
         InputError: a label is none of the classes, or there are more or fewer than logits.
     """
-    labels, size = check_array(labels, "labels", mx.integer, logits.shape[:-1]), logits.shape[-1]
+    size = logits.shape[-1]
+    # of a type that holds what does not count
+    labels = check_array(labels, "labels", mx.integer, logits.shape[:-1]).astype(mx.int64)
     counts = labels != ignore_index
     targets = mx.where(counts, labels, 0)
     lowest, highest = (mx.min(targets).item(), mx.max(targets).item()) if targets.size else (0, 0)

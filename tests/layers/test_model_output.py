@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mlx_speech.errors import InputError
 from mlx_speech.layers.model_output import ModelOutput, can_return_tuple
 
 
@@ -53,3 +54,5 @@ def test_return_dict(configured, asked, expected):
     output = Model()("l", return_dict=asked)
     assert type(output) is expected
     assert output[0] == "l"
+    with pytest.raises(InputError, match="return_dict is 'no', but must be true or false"):
+        Model()("l", return_dict="no")

@@ -145,6 +145,8 @@ BAD_INPUTS = [
     ({"input_ids": IDS, "cache_position": mx.array([1, 2, 3])}, "cache_position must be 0 to 2"),
     ({"input_ids": IDS, "past_key_values": [1]}, "past_key_values is a list, but"),
     ({"input_ids": IDS, "past_key_values": [KVCache()]}, "is a list of 1, .* of 2 layers"),
+    ({"input_ids": IDS, "use_cache": IDS}, "use_cache is .*, but must be true or false"),
+    ({"input_ids": IDS, "output_attentions": "yes"}, "output_attentions is 'yes'"),
     ({"input_ids": IDS, "labels": mx.array([[5, 6, 61]])}, "labels hold 61"),
     ({"input_ids": IDS, "labels": IDS, "num_items_in_batch": 0}, "num_items_in_batch is 0, but"),
     ({"input_ids": IDS, "labels": IDS, "num_items_in_batch": "1"}, "num_items_in_batch is '1'"),
@@ -249,6 +251,8 @@ def test_half_precision_stays(name, dtype):
     cache = model.make_cache()
     output = model(mx.array([[5, 6, 7]]), past_key_values=cache, output_hidden_states=True)
     assert {state.dtype for state in output.hidden_states} == {dtype}
+    unfused = model(IDS, attention_mask=mx.array([[0, 1, 1]]), output_attentions=True)
+    assert {array.dtype for array in (unfused.logits, *unfused.attentions)} == {dtype}
     assert output.logits.dtype == dtype
     assert {part.dtype for layer in cache for part in layer.state} == {dtype}
 

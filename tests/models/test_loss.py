@@ -48,6 +48,18 @@ def test_labels_out_of_range(wrong):
             loss(mx.array(LOGITS), labels)
 
 
+def test_unsigned_labels():
+    """Of a type that could not hold -100: 156 is a label like others."""
+    logits = mx.zeros((1, 2, 200))
+    found = cross_entropy(logits, mx.array([[156, 0]], mx.uint8))
+    assert found.item() == pytest.approx(np.log(200), rel=1e-5)
+    assert cross_entropy(logits, mx.array([[156, 0]], mx.uint8), 1).item() > 10
+
+
+def test_one_position_has_no_loss():
+    assert np.isnan(causal_lm_loss(mx.zeros((1, 1, 5)), mx.array([[3]])).item())
+
+
 def test_a_part_of_a_batch():
     """The sum, divided by what is said; another label that does not count."""
     pairs = [(0, 0, 4), (0, 2, 2), (1, 2, 3)]
