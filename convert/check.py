@@ -20,6 +20,7 @@ import mlx.core as mx
 from mlx_speech.audio import Recording, load_audio, open_recording
 from mlx_speech.checkpoint.folder import read_json, weight_files
 from mlx_speech.checkpoint.hub import resolve_checkpoint
+from mlx_speech.checkpoint.shards import save_tensors
 from mlx_speech.checkpoint.weights import ADAPTER_WEIGHTS
 from mlx_speech.errors import AudioError, UnsupportedOptionError
 from mlx_speech.files import errors_about
@@ -27,7 +28,6 @@ from mlx_speech.generation import prefill
 from mlx_speech.loading import architecture, load
 from mlx_speech.transcription.pipeline import prepare, transcribe
 
-from .shards import save_tensors
 from .word_errors import word_error_rate, word_errors
 
 #: what is compared by relative error, in the order in which it is computed

@@ -1,29 +1,23 @@
 """Convert a checkpoint module by module: what is in memory is one of them."""
 
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten
 
-from mlx_speech.checkpoint.quantization import (
-    Quantization,
-    config_entries,
-    resolve_quantization,
-    skip_reason,
-)
+from mlx_speech.checkpoint.model_files import module_tensors, saved_config, write_json
+from mlx_speech.checkpoint.quantization import Quantization, resolve_quantization, skip_reason
+from mlx_speech.checkpoint.shards import ShardWriter, TensorSpec
 from mlx_speech.checkpoint.weights import check_finite
 from mlx_speech.errors import InputError
 from mlx_speech.files import clean_up, replacing_folder
+from mlx_speech.models.base import PretrainedModel
 
 from .card import model_card, write_card
 from .plan import Conversion, Plan, Row
-from .shards import ShardWriter, TensorSpec
 from .source import OpenModel, Source, open_model
 from .target import (
     CONVERTED_BY,
@@ -33,9 +27,6 @@ from .target import (
     converted_by,
     writing,
 )
-
-#: where transformers and the Hub look for what MLX calls `quantization`
-_OTHER_NAME = "quantization_config"
 
 
 def convert(
@@ -125,34 +116,33 @@ def convert(
     return results
 
 
-def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[str]]]:
-    """Modules that have tensors of their own: name, module, names of the tensors in it."""
-    modules = dict(model.named_modules())
-    names: dict[str, list[str]] = {}
-    for full, _ in tree_flatten(model.parameters()):
-        path, _, name = full.rpartition(".")
-        names.setdefault(path, []).append(name)
-    for path, own in names.items():
-        yield path, modules[path], own
-
-
 def _tensors(
-    arrays: dict[str, mx.array], settings: dict[str, Any] | None
-) -> Iterator[tuple[str, mx.array]]:
-    """A module's tensors as they are to be written; computed when evaluated."""
-    for name, array in arrays.items():
-        if name == "weight" and settings and "scales" not in arrays:
-            parts = mx.quantize(array, **settings)
-            yield from zip(("weight", "scales", "biases"), parts, strict=False)
-        else:
-            yield name, array
+    model: PretrainedModel,
+    path: str,
+    arrays: dict[str, mx.array],
+    settings: dict[str, Any] | None,
+    quantized: bool,
+) -> dict[str, mx.array]:
+    """A module's tensors as they are to be written, by their names; computed when evaluated.
+
+    Args:
+        settings: of the module.
+        quantized: whether any module of the result is.
+    """
+    if settings and "scales" not in arrays:
+        parts = mx.quantize(arrays["weight"], **settings)
+        arrays = {**arrays, **dict(zip(("weight", "scales", "biases"), parts, strict=False))}
+    tensors = {f"{path}.{name}": array for name, array in arrays.items()}
+    return tensors if quantized else model.to_checkpoint(tensors, model.config)
 
 
 def _result(
     source: Source, opened: OpenModel, folder: Path, quantization: Quantization | None
 ) -> Conversion:
     rows = []
-    for path, module, names in _modules(opened.model):
+    model = opened.model
+    quantized = quantization is not None or any("scales" in module for module in model.modules())
+    for path, module, names in module_tensors(model):
         settings: dict[str, Any] | None = None
         note, shape = "", module[names[0]].shape
         if "scales" in module:
@@ -162,8 +152,9 @@ def _result(
             chosen = quantization(path, module)
             settings = chosen if isinstance(chosen, dict) else None
             note = _note(path, module, quantization, settings, opened.dtype)
-        tensors = _tensors({name: module[name] for name in names}, settings)
-        after = sum(array.nbytes for _, array in tensors)
+        arrays = {name: module[name] for name in names}
+        tensors = _tensors(model, path, arrays, settings, quantized)
+        after = sum(array.nbytes for array in tensors.values())
         rows.append(Row(path, shape, settings, opened.dtype, opened.stored[path], after, note))
     default: dict[str, Any] = {}
     if quantization is not None:
@@ -205,23 +196,30 @@ def _write(
         folders = [stack.enter_context(folder) for folder in replaced]
         check_space(folders[0], results)
         settings = [{row.path: row.settings for row in r.plan.rows} for r in results]
+        quantized, model = results[0].bits is not None, opened.model
+        layout = "mlx" if quantized else "pt"
         writers = []
         for folder, chosen in zip(folders, settings, strict=True):
             specs = [
-                TensorSpec.of(f"{path}.{name}", array)
-                for path, module, names in _modules(opened.model)
-                for name, array in _tensors({n: module[n] for n in names}, chosen[path])
+                TensorSpec.of(name, array)
+                for path, module, names in module_tensors(model)
+                for name, array in _tensors(
+                    model, path, {n: module[n] for n in names}, chosen[path], quantized
+                ).items()
             ]
-            writers.append(stack.enter_context(closing(ShardWriter(folder, specs))))
-        for path, module, names in list(_modules(opened.model)):
+            writer = ShardWriter(folder, specs, layout=layout)
+            writers.append(stack.enter_context(closing(writer)))
+        for path, module, names in list(module_tensors(model)):
             # out of the model, so that nothing holds them once they are written
             arrays = {name: module.pop(name) for name in names}
             check_finite([(f"{path}.{name}", a) for name, a in arrays.items()], source.folder)
-            outputs = [dict(_tensors(arrays, chosen[path])) for chosen in settings]
+            outputs = [
+                _tensors(model, path, arrays, chosen[path], quantized) for chosen in settings
+            ]
             mx.eval(outputs)
             for writer, output in zip(writers, outputs, strict=True):
                 for name, array in output.items():
-                    writer.write(f"{path}.{name}", array)
+                    writer.write(name, array)
             del arrays, outputs, output, array
             mx.clear_cache()
             done += opened.stored[path]
@@ -233,32 +231,17 @@ def _write(
             write_card(folder, model_card(result, source.folder))
             # last: without it, what is there does not load
             config = result_config(source, opened, result) | {CONVERTED_BY: converted_by(folder)}
-            text = json.dumps(config, indent=2, ensure_ascii=False)
-            (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+            write_json(folder / "config.json", config)
 
 
 def result_config(source: Source, opened: OpenModel, result: Conversion) -> dict[str, Any]:
-    """The result's config.json: the source's, and what is different.
-
-    What a source may leave to transformers' defaults, or say in transformers' newer way only, is
-    said as mlx-lm reads it too.
-    """
-    own = ("quantization", _OTHER_NAME, CONVERTED_BY)
-    config = {k: v for k, v in source.config.items() if k not in own}
-    for name in ("dtype", "torch_dtype"):
-        if name in config or name == "dtype":
-            config[name] = result.dtype
+    """The result's config.json: the source's, and what is different."""
+    config = {name: value for name, value in source.config.items() if name != CONVERTED_BY}
     config.setdefault("base_model", result.source)
     config["tie_word_embeddings"] = opened.model.config.tie_word_embeddings
-    if rope := config.get("rope_parameters"):
-        config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
-        if rope.get("rope_type", "default") != "default":
-            config.setdefault("rope_scaling", rope)
     if result.fused_adapter is not None:
         config["has_lora_adapter"] = False
         config["fused_adapter"] = result.fused_adapter
-    if result.bits is not None:
-        default = {"group_size": result.group_size, "bits": result.bits, "mode": result.mode}
-        settings = config_entries([(row.path, row.settings) for row in result.plan.rows], default)
-        config["quantization"] = config[_OTHER_NAME] = settings
-    return config
+    default = {"group_size": result.group_size, "bits": result.bits, "mode": result.mode}
+    settings = {row.path: row.settings for row in result.plan.rows}
+    return saved_config(config, result.dtype, settings, default if result.bits else None)

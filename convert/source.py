@@ -19,6 +19,7 @@ from mlx_speech.checkpoint.folder import SMALL_FILES, is_apple_double, read_json
 from mlx_speech.checkpoint.hub import resolve_checkpoint, weight_headers
 from mlx_speech.checkpoint.pytorch import read_pytorch_bin
 from mlx_speech.checkpoint.quantization import dequantize
+from mlx_speech.checkpoint.shards import save_sparse_placeholder, save_tensors
 from mlx_speech.checkpoint.weights import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -32,8 +33,6 @@ from mlx_speech.files import hidden_folder
 from mlx_speech.layers.lora import LoRALinear
 from mlx_speech.loading import model_class
 from mlx_speech.models.base import PretrainedModel
-
-from .shards import save_sparse_placeholder, save_tensors
 
 #: files that stay beside the weights, as far as there are any
 _CARRIED = (*SMALL_FILES, "LICENSE*", "NOTICE*", "out_llm.safetensors")

@@ -8,8 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from .checkpoint.folder import read_json
-from .checkpoint.hub import resolve_checkpoint
-from .checkpoint.weights import load_weights
+from .checkpoint.hub import resolve_checkpoint, take_hub_options
 from .errors import CheckpointError
 
 
@@ -123,8 +122,8 @@ def load(
     Args:
         path_or_repo: a folder in the Hugging Face layout, or a repository id `owner/name`.
         revision: branch, tag or commit of the repository.
-        dtype: floating type to compute in, or its name. By default that of the checkpoint; on a CPU
-            float32, which is where half precision saves no time.
+        dtype: floating type to compute in, or its name; see
+            `mlx_speech.checkpoint.options.LoadingOptions`.
         progress: show a progress bar while downloading, on standard error.
 
     Returns:
@@ -133,6 +132,7 @@ def load(
     Raises:
         HubError: the repository cannot be had.
         CheckpointError: the folder is incomplete, malformed, or of an unsupported kind.
+        InputError: there is no such type.
     """
     folder = resolve_checkpoint(path_or_repo, revision=revision, progress=progress)
     model = load_model(folder, dtype=dtype)
@@ -140,13 +140,10 @@ def load(
     return model, row.processor_class.from_pretrained(folder, name=str(path_or_repo))
 
 
-def load_model(
-    path_or_repo: str | os.PathLike,
-    *,
-    revision: str | None = None,
-    dtype: mx.Dtype | str | None = None,
-) -> Any:
-    """Load a model alone; arguments and errors as in `load`."""
-    folder = resolve_checkpoint(path_or_repo, revision=revision)
-    config = read_json(folder)
-    return load_weights(folder, config, model_class(config), dtype)
+def load_model(path_or_repo: str | os.PathLike, **options: Any) -> Any:
+    """Load a model alone, of the class that its config.json names; options and errors are those of
+    `PretrainedModel.from_pretrained`."""
+    hub = take_hub_options(dict(options))
+    folder = resolve_checkpoint(path_or_repo, **hub)
+    options = {name: value for name, value in options.items() if name not in hub}
+    return model_class(read_json(folder)).from_pretrained(folder, **options)

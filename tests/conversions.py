@@ -23,12 +23,13 @@ def logits(model) -> mx.array:
     return model(TOKENS).logits
 
 
-def tensors(folder: Path) -> dict[str, mx.array]:
+def tensors(folder: Path, layout: str = "mlx") -> dict[str, mx.array]:
+    """Of all shards, whose headers say that they are in this layout."""
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     result = {}
     for file in sorted(set(index["weight_map"].values())):
         read, metadata = mx.load(str(folder / file), return_metadata=True)
-        assert metadata == {"format": "mlx"}
+        assert metadata == {"format": layout}
         assert all(index["weight_map"][name] == file for name in read)
         result |= read
     assert result.keys() == index["weight_map"].keys()

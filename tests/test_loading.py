@@ -452,7 +452,7 @@ def test_what_resolving_is_told(monkeypatch):
     monkeypatch.setattr(loading, "resolve_checkpoint", resolve)
     load("owner/name", revision="v1", progress=False)
     assert told[0] == ("owner/name", {"revision": "v1", "progress": False})
-    assert told[1:] == [(TINY, {"revision": None})]  # the model, from what was found
+    assert told[1:] == [(TINY, {})]  # the model, from what was found
 
 
 def test_registry_classes_exist():

@@ -211,6 +211,69 @@ def resolve_quantization(
     return Quantization(Recipe(8, 8, width, width), name, mode, size, recipe)
 
 
+#: what the configurations of transformers call the modules that they leave alone
+_LEFT_ALONE = ("modules_to_not_convert", "llm_int8_skip_modules")
+
+
+def requested_quantization(requested: Any) -> tuple[dict[str, Any], list[str]]:
+    """What a `quantization_config` asks for, as arguments of `resolve_quantization`; and names in
+    the paths of the modules that it leaves alone.
+
+    Args:
+        requested: `bits`, `group_size` and `mode`, a dict as config.json has it under
+            `quantization`. Or what transformers has for other libraries, as an object or a dict of
+            the same names: a `BitsAndBytesConfig` with `load_in_4bit` or `load_in_8bit`, or a
+            `TorchAoConfig` of weights in 4 or 8 bits. MLX's own quantization has as many bits.
+
+    Raises:
+        InputError: it asks for nothing that MLX has.
+    """
+    items = requested if isinstance(requested, dict) else getattr(requested, "__dict__", {})
+    named = {name.removeprefix("_"): value for name, value in items.items()}
+    left_alone = [module for name in _LEFT_ALONE for module in named.get(name) or ()]
+    if "bits" in named and "quant_method" not in named:
+        settings = {name: named.pop(name) for name in ("bits", "group_size", "mode") & named.keys()}
+        if named:
+            raise InputError(f"{min(named)} is no setting of a quantization")
+        return settings, []
+    for bits in (4, 8):
+        if named.get(f"load_in_{bits}bit"):
+            return {"bits": bits}, left_alone
+    # torchao has had names for its kinds, and has classes
+    kind = named.get("quant_type")
+    name = kind if isinstance(kind, str) else type(kind).__name__
+    if match := re.fullmatch(r"int([48])_?weight_?only(config)?", name, re.IGNORECASE):
+        options = named.get("quant_type_kwargs", {}) if isinstance(kind, str) else vars(kind)
+        settings = {"bits": int(match[1]), "group_size": options.get("group_size")}
+        return settings, left_alone
+    raise InputError(
+        f"quantization_config {requested!r} asks for no quantization that MLX has: give a dict "
+        'such as {"bits": 4, "group_size": 64}'
+    )
+
+
+def quantize_as_requested(model: nn.Module, requested: Any) -> None:
+    """Quantize a model's layers, of which each is computed when it is first used.
+
+    Args:
+        requested: see `requested_quantization`.
+
+    Raises:
+        InputError: it asks for nothing that MLX has, or the model is quantized already.
+    """
+    import mlx.nn as nn
+
+    if any("scales" in module for module in model.modules()):
+        raise InputError("quantization_config is for a checkpoint that is not quantized already")
+    settings, left_alone = requested_quantization(requested)
+    chosen = resolve_quantization(model, **settings)
+
+    def as_requested(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        return not any(f".{name}." in f".{path}." for name in left_alone) and chosen(path, module)
+
+    nn.quantize(model, class_predicate=as_requested)
+
+
 def quantize_as_stored(model: nn.Module, weights: dict[str, mx.array]) -> None:
     """Give a model quantized layers where a checkpoint has them, so that its tensors fit.
 

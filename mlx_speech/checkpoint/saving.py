@@ -1,19 +1,21 @@
 """What is read by `from_pretrained` is written by `save_pretrained`, and uploaded by
 `push_to_hub`."""
 
+import inspect
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 from ..files import adding_files
-from .upload import check_token, upload
+from .upload import check_token, model_card, upload
 
 #: arguments of `push_to_hub` that are not also those of `save_pretrained`
 _PUSHED = (
-    *("repo_id", "private", "token", "revision", "create_pr"),
+    *("repo_id", "private", "token", "revision", "create_pr", "tags"),
     *("commit_message", "commit_description"),
 )
 
@@ -22,20 +24,20 @@ class Saveable:
     """Base of what has `from_pretrained`; a subclass writes its files in `_write_files`.
 
     Attributes:
-        replaced_files: patterns of files that another one of the same kind may have had.
+        replaced_files: patterns of files that an earlier one of the same kind may have had, and
+            that would be taken for this one's.
     """
 
     replaced_files: ClassVar[Sequence[str]] = ()
-
-    #: given a new folder and the options of `save_pretrained`, writes all that is read
-    _write_files: Callable[..., None]
+    _write_files: Callable[..., None]  #: (folder, options): what `from_pretrained` reads, and all
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **options: Any
     ) -> list[str]:
         """Write to a folder what `from_pretrained` reads, there and in transformers.
 
-        Files of the same names are replaced once all are written; others in the folder stay.
+        Files of the same names are replaced once all are written, and what an earlier save left,
+        such as further shards, goes; others in the folder stay.
 
         Args:
             save_directory: the folder, which is made if there is none.
@@ -49,12 +51,19 @@ class Saveable:
             CheckpointError: the folder cannot be written to.
             InputError: it is a file, or there is no such option.
         """
+        known = (*inspect.signature(self._write_files).parameters, *_PUSHED)
+        if unknown := options.keys() - {*known}:
+            raise InputError(f"{min(unknown)} is no option of save_pretrained here")
         hub = {name: options.pop(name) for name in _PUSHED if name in options}
         folder = Path(os.path.expanduser(save_directory))
         try:
             with adding_files(folder) as temporary:
                 self._write_files(temporary, **options)
-                files = [f.relative_to(temporary) for f in temporary.rglob("*") if f.is_file()]
+                files = {f.relative_to(temporary) for f in temporary.rglob("*") if f.is_file()}
+            for file in folder.iterdir():
+                stale = any(fnmatchcase(file.name, pattern) for pattern in self.replaced_files)
+                if stale and file.relative_to(folder) not in files:
+                    file.unlink()
         except OSError as error:
             reason = error.strerror or error
             raise CheckpointError(f"{folder}: cannot be written: {reason}") from error
@@ -68,16 +77,19 @@ class Saveable:
         *,
         commit_message: str | None = None,
         commit_description: str | None = None,
-        private: bool = False,
-        token: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
         revision: str | None = None,
         create_pr: bool = False,
+        tags: Sequence[str] | None = None,
         **options: Any,
     ) -> Any:
         """Upload what `save_pretrained` writes, as one commit.
 
         Args:
             repo_id: `owner/name`, or a name that the user of the token owns.
+            token: access token; by default, and with True, that of `hf auth login` or HF_TOKEN.
+            tags: for the model card; without one, the repository gets a simple one.
             options: of `save_pretrained`; the others are as in `HfApi.upload_folder`.
 
         Returns:
@@ -86,14 +98,17 @@ class Saveable:
         Raises:
             HubError: it cannot be uploaded; see `upload`.
         """
+        token = token if isinstance(token, str) else None
         if "/" not in repo_id:
             repo_id = f"{check_token(token)}/{repo_id}"
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **options)
+            card = model_card(repo_id, tags, token)
+            card.save(Path(folder) / "README.md")
             return upload(
                 folder,
                 repo_id,
-                private=private,
+                private=bool(private),
                 token=token,
                 replaces=self.replaced_files,
                 commit_message=commit_message or f"Upload {type(self).__name__}",

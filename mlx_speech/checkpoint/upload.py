@@ -40,6 +40,26 @@ def _need_token(token: str | None) -> None:
         )
 
 
+def model_card(repo_id: str, tags: Sequence[str] | None = None, token: str | None = None) -> Any:
+    """The card of a repository with further tags, huggingface_hub's `ModelCard`; a new one where
+    there is none.
+
+    Raises:
+        HubError: the Hub cannot be reached, or forbids it.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    with explained(repo_id):
+        try:
+            card = ModelCard.load(repo_id, token=token)
+        except (EntryNotFoundError, RepositoryNotFoundError):
+            card = ModelCard.from_template(ModelCardData(library_name="mlx", tags=["mlx"]))
+    held = card.data.tags or []
+    card.data.tags = [*held, *(tag for tag in tags or () if tag not in held)]
+    return card
+
+
 def upload(
     folder: str | os.PathLike,
     repo_id: str,

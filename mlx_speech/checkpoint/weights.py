@@ -1,23 +1,24 @@
 """Tensors of a checkpoint folder -> a model: read, renamed, assigned, cast, with the adapter."""
 
 import math
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
 from ..errors import CheckpointError
-from ..fields import fitted
 from ..generation.config import GenerationConfig
 from ..layers.lora import AdaptableModel, LoraConfig, apply_adapter
 from .elements import type_name
 from .float8 import apply_scales
 from .folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NO_WEIGHTS, printable, read_json, weight_files
+from .options import LoadingOptions
 from .pytorch import read_pytorch_bin
-from .quantization import check_quant_method, quantize_as_stored
+from .quantization import check_quant_method, quantize_as_requested, quantize_as_stored
 from .safetensors import read_safetensors
 
 
@@ -43,29 +44,36 @@ class CheckpointModel(AdaptableModel, Protocol):
     def eval(self) -> Any: ...
 
 
+#: how names of the tensors of heads begin; the rest of a model is the same with any of them
+HEADS = ("lm_head.", "score.", "qa_outputs.")
+
 T = TypeVar("T", bound=CheckpointModel)
 
 
 def load_weights(
-    folder: Path, config: dict, model_class: type[T], dtype: mx.Dtype | None = None
+    folder: Path,
+    config: dict,
+    model_class: type[T],
+    options: LoadingOptions = LoadingOptions(),  # noqa: B008  # it is frozen
 ) -> T:
     """A folder's model in evaluation mode, its adapter over it, with all its tensors read.
 
     Args:
         config: the folder's config.json.
         model_class: what to make of it, a `PretrainedModel`.
-        dtype: floating type to compute in; by default that of the checkpoint, or on a CPU float32.
+        options: how.
 
     Raises:
         CheckpointError: tensors are missing, superfluous, misshapen, damaged or of the wrong type;
             the configuration is malformed; the adapter does not fit.
+        InputError: MLX has no such quantization as asked for, or the checkpoint has one already.
     """
-    dtype = _floating(dtype)
-    model = lazy_model(folder, config, model_class)
-    if dtype is None and mx.default_device().type == mx.DeviceType.cpu:
-        dtype = mx.float32
-    dtype = dtype or checkpoint_dtype(config, dict(tree_flatten(model.parameters())))
+    model = lazy_model(folder, config, model_class, options.ignore_mismatched_sizes)
+    stored = checkpoint_dtype(config, dict(tree_flatten(model.parameters())))
+    dtype = options.chosen_dtype(stored)
     cast(model, dtype)
+    if options.quantization_config is not None:
+        quantize_as_requested(model, options.quantization_config)
     attach_adapter(model, folder, dtype)
     model.eval()
     # reads the files, one tensor after the other: what is not needed in its stored type any more
@@ -75,15 +83,9 @@ def load_weights(
     return model
 
 
-def _floating(dtype: Any) -> mx.Dtype | None:
-    """A type to compute in, by its name as well."""
-    names = ("float32", "float16", "bfloat16")
-    if dtype is None or dtype in [getattr(mx, name) for name in names]:
-        return dtype
-    return getattr(mx, fitted("dtype", dtype, Literal[names]))
-
-
-def lazy_model(folder: Path, config: dict, model_class: type[T]) -> T:
+def lazy_model(
+    folder: Path, config: dict, model_class: type[T], ignore_mismatched_sizes: bool = False
+) -> T:
     """A folder's model without its adapter, in the types and with the bits in which it is stored.
 
     Tensors of safetensors are read when they are first used. Arguments and errors as above.
@@ -102,6 +104,10 @@ def lazy_model(folder: Path, config: dict, model_class: type[T]) -> T:
     model_class.infer_config_from_weights(settings, weights)
     model = model_class(settings)
     quantize_as_stored(model, weights)
+    stated = config.get("architectures")
+    other_kind = isinstance(stated, list) and stated != [model_class.__name__]
+    if other_kind or ignore_mismatched_sizes:
+        weights = with_new_tensors(model, weights, folder, other_kind, ignore_mismatched_sizes)
     assign_weights(model, weights, folder)
     model.folder = folder
     stored = read_json(folder, "generation_config.json", required=False)
@@ -188,6 +194,37 @@ def check_finite(arrays: Iterable[tuple[str, mx.array]], folder: Path) -> None:
             raise CheckpointError(f"{folder}: {message}; take another copy of the checkpoint")
 
 
+def with_new_tensors(
+    model: nn.Module,
+    weights: dict[str, mx.array],
+    folder: Path,
+    heads: bool = True,
+    mismatched: bool = False,
+) -> dict[str, mx.array]:
+    """A checkpoint's tensors, and a model's own in place of some, as it was made; says which.
+
+    Args:
+        heads: a head that the checkpoint lacks is new, and one that the model lacks is left out.
+        mismatched: so is every tensor that has another shape in the model.
+    """
+    own = dict(tree_flatten(model.parameters()))
+    kept = {
+        name: value
+        for name, value in weights.items()
+        if not (heads and name.startswith(HEADS) and name not in own)
+        and not (mismatched and name in own and own[name].shape != value.shape)
+    }
+    dropped = weights.keys() - kept.keys()
+    lacking = {n for n in own.keys() - kept.keys() if n in dropped or n.startswith(HEADS)}
+    if lacking:
+        warnings.warn(
+            f"{folder}: new, and random, in this {type(model).__name__} are "
+            f"{', '.join(sorted(lacking))}; train it before you use it",
+            stacklevel=2,
+        )
+    return kept | {name: own[name] for name in lacking}
+
+
 def assign_weights(model: nn.Module, weights: dict[str, mx.array], folder: Path) -> None:
     """Put tensors into a model.
 
@@ -217,7 +254,9 @@ def assign_weights(model: nn.Module, weights: dict[str, mx.array], folder: Path)
         if names
     ]
     if told:
-        raise CheckpointError(f"{folder}: the weights do not fit config.json; {'; '.join(told)}")
+        error = CheckpointError(f"{folder}: the weights do not fit config.json; {'; '.join(told)}")
+        head = any(name.startswith(HEADS) for name in problems["of the wrong shape"])
+        raise error.with_hint("ignore_mismatched_sizes=True gives new ones") if head else error
     model.load_weights(list(weights.items()))
 
 

@@ -46,12 +46,27 @@ class AdaptableModel(Protocol):
 
 
 class LoRALinear(nn.Module):
-    """A linear layer with a switchable low-rank term: `scale * x A^T B^T`."""
+    """A linear layer with a switchable low-rank term: `scale * x A^T B^T`.
 
-    def __init__(self, base: nn.Module, lora_a: mx.array, lora_b: mx.array, scale: float, on: bool):
+    Args:
+        adapter: what the term is part of.
+        name: of the layer in the adapter's file.
+        on: whether the term is added where nothing is said.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        lora_a: mx.array,
+        lora_b: mx.array,
+        adapter: "LoraConfig",
+        name: str,
+        on: bool,
+    ):
         super().__init__()
         self.base, self.lora_a, self.lora_b = base, lora_a, lora_b
-        self.scale, self.on_by_default = scale, on
+        self.adapter, self.name = adapter, name
+        self.scale, self.on_by_default = adapter.scale(name), on
 
     def __call__(self, x: mx.array) -> mx.array:
         out = self.base(x)
@@ -106,6 +121,7 @@ class LoraConfig:
     exclude_modules: str | list[str] | None = None
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] | None = None
+    stored: dict[str, Any] = field(default_factory=dict, repr=False)  #: all of the file
 
     def __post_init__(self):
         fit_fields(self)
@@ -139,9 +155,10 @@ class LoraConfig:
             raise CheckpointError(f"adapter_config.json: {refused[0]} is not supported")
         if data.get("bias", "none") != "none":
             raise CheckpointError("adapter_config.json: trained biases are not supported")
-        names = cls.__dataclass_fields__
+        names = cls.__dataclass_fields__.keys() - {"stored"}
+        known = {k: v for k, v in data.items() if k in names and v is not None}
         try:
-            return cls(**{k: v for k, v in data.items() if k in names and v is not None})
+            return cls(**known, stored=data)
         except InputError as error:
             raise CheckpointError(f"adapter_config.json: {error}") from None
 
@@ -240,7 +257,7 @@ def apply_adapter(
                 f"{(rank, inputs)} and {(outputs, rank)}"
             )
         parent, _, leaf = path.rpartition(".")
-        adapted = LoRALinear(base, a, b, config.scale(name), model.adapter_by_default)
+        adapted = LoRALinear(base, a, b, config, name, model.adapter_by_default)
         setattr(modules[parent], leaf, adapted)
     if config.target_modules is not None:
         check_targets(model, config, modules, {model.rename(name) for name in pairs})

@@ -1,22 +1,30 @@
 """What every model class offers beside its own call: loading, sizes, generation."""
 
+import os
 import warnings
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..checkpoint.folder import read_json
-from ..checkpoint.hub import resolve_checkpoint
-from ..checkpoint.weights import load_weights
+from ..checkpoint.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
+from ..checkpoint.hub import resolve_checkpoint, take_hub_options
+from ..checkpoint.model_files import QUANTIZATION, write_model
+from ..checkpoint.options import LoadingOptions, floating_dtype, is_device
+from ..checkpoint.saving import Saveable
+from ..checkpoint.shards import INDEX
+from ..checkpoint.weights import HEADS, cast, load_weights
 from ..errors import CheckpointError, InputError, UnsupportedOptionError
+from ..fields import fitted
 from ..generation import GenerationConfig, generate
+from ..generation.config import Count
 from .config import PretrainedConfig
 
 
-class PretrainedModel(nn.Module):
+class PretrainedModel(Saveable, nn.Module):
     """Base of the model classes.
 
     A subclass names its `config_class` and says in `sanitize` how a checkpoint's tensor names and
@@ -29,6 +37,8 @@ class PretrainedModel(nn.Module):
         cache_options: what `make_cache` takes beside the padding.
         generation_inputs: what `prepare_prompt` and `prefill` take beside the options of
             generation.
+        base_model_prefix: how all names begin but those of the head; empty where there is no head,
+            None where there is always the same.
         computed_tensors: how names of tensors end that checkpoints may hold and models compute.
         tied_head: how the head's names begin, which may be stored though it is tied to the
             embeddings; None if there is none.
@@ -37,10 +47,15 @@ class PretrainedModel(nn.Module):
         generation_config: defaults of `generate`, from the checkpoint's generation_config.json.
     """
 
+    replaced_files = (
+        *("model.safetensors", "model-?????-of-?????.safetensors", INDEX),
+        *(ADAPTER_CONFIG, ADAPTER_WEIGHTS),
+    )
     config_class: ClassVar[type[PretrainedConfig]]
     adapter_by_default: ClassVar[bool] = True
     cache_options: ClassVar[tuple[str, ...]] = ()
     generation_inputs: ClassVar[tuple[str, ...]] = ()
+    base_model_prefix: ClassVar[str | None] = "model."
     computed_tensors: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq", "position_ids")
     tied_head: ClassVar[str | None] = "lm_head."
     tied_embeddings: ClassVar[str] = "model.embed_tokens."
@@ -50,28 +65,40 @@ class PretrainedModel(nn.Module):
     generation_config: GenerationConfig | None = None
 
     @classmethod
-    def from_pretrained(
-        cls, path_or_repo, *, revision: str | None = None, dtype: mx.Dtype | None = None
-    ):
+    def from_pretrained(cls, path_or_repo, *, config: Any = None, **options: Any):
         """Load a model from a local folder or a Hugging Face repository.
 
         Args:
             path_or_repo: a folder in the Hugging Face layout, or a repository id `owner/name`.
-            revision: branch, tag or commit of the repository.
-            dtype: floating type to compute in; by default that of the checkpoint, on a CPU float32.
+            config: a configuration, or where one is, in place of the checkpoint's.
+            options: of `HubOptions`, such as `revision`; of `LoadingOptions`, such as `dtype`; and
+                fields of the configuration that are to have other values, such as `num_labels`.
+                `device_map` and `attn_implementation` may say what is so in any case.
 
         Raises:
             HubError: the repository cannot be had.
             CheckpointError: the folder is incomplete, malformed, or holds another kind of model.
+            InputError: there is no such option, or its value makes no sense.
+            UnsupportedOptionError: MLX cannot do what was asked for.
         """
-        folder = resolve_checkpoint(path_or_repo, revision=revision)
-        config = read_json(folder)
-        model_type = config.get("model_type")
+        hub, loading = take_hub_options(options), LoadingOptions.take(options)
+        folder = resolve_checkpoint(path_or_repo, **hub)
+        stored = read_json(folder)
+        model_type = stored.get("model_type")
         for candidate in (cls, *cls.__subclasses__()):
-            known = candidate.config_class
-            if model_type in (known.model_type, *known.other_types):
-                return load_weights(folder, config, candidate, dtype)
+            kind = candidate.config_class
+            if model_type in (kind.model_type, *kind.other_types):
+                data = _configured(kind, stored, config, options)
+                return load_weights(folder, data, candidate, loading)
         raise CheckpointError(f"{folder}: holds a {model_type} model, not a {cls.__name__}")
+
+    def _write_files(self, folder: Path, max_shard_size: int | str = "50GB") -> None:
+        """See `Saveable`.
+
+        Args:
+            max_shard_size: most bytes of tensors in a file, as a number or as in "5GB".
+        """
+        write_model(self, folder, max_shard_size)
 
     @staticmethod
     def rename(name: str) -> str:
@@ -91,7 +118,7 @@ class PretrainedModel(nn.Module):
         A head that is said to be tied to the embeddings is one with them, also where only the head
         is stored. As in transformers, it stays where its values are others.
         """
-        own = {cls.rename(name): value for name, value in weights.items()}
+        own = cls._prefixed({cls.rename(name): value for name, value in weights.items()})
         stored = {k: v for k, v in own.items() if not k.endswith(cls.computed_tensors)}
         if not getattr(config, "tie_word_embeddings", False) or cls.tied_head is None:
             return stored
@@ -100,6 +127,23 @@ class PretrainedModel(nn.Module):
         if not all(mx.array_equal(stored[k], stored.get(t, stored[k])) for k, t in tied.items()):
             return stored
         return {tied.get(name, name): value for name, value in stored.items()}
+
+    @classmethod
+    def _prefixed(cls, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """The tensors of a model with any head, or none, under the names of one with this."""
+        prefix = cls.base_model_prefix
+        if prefix == "":
+            kept = {k: v for k, v in weights.items() if not k.startswith(HEADS)}
+            return {k.removeprefix("model."): v for k, v in kept.items()}
+        if prefix is None or any(name.startswith(prefix) for name in weights):
+            return weights
+        return {k if k.startswith(HEADS) else prefix + k: v for k, v in weights.items()}
+
+    @classmethod
+    def to_checkpoint(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
+        """This model's tensors, all of some of its modules, under transformers' names and in its
+        layouts: the inverse of `sanitize`."""
+        return weights
 
     @classmethod
     def infer_config_from_weights(cls, config, weights: dict[str, mx.array]) -> None:
@@ -120,12 +164,64 @@ class PretrainedModel(nn.Module):
         return next(dtype for dtype in types if mx.issubdtype(dtype, mx.floating))
 
     @property
+    def device(self) -> mx.Device:
+        """Where MLX computes; memory is one for all devices."""
+        return mx.default_device()
+
+    def to(self, *places: Any, dtype: Any = None, device: Any = None) -> Self:
+        """Cast the model to a floating type; a device changes nothing.
+
+        Args:
+            places: a type, by itself or its name, and a device, in any order.
+
+        Raises:
+            InputError: one is neither.
+        """
+        for value in (*places, dtype, device):
+            chosen = floating_dtype(value)
+            if chosen is not None:
+                cast(self, chosen)
+            elif value is not None and not is_device(value):
+                raise InputError(f"to takes a floating type or a device, but not {value!r}")
+        return self
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """How many numbers are in the tensors; `only_trainable` leaves out what is frozen."""
+        tensors = self.trainable_parameters() if only_trainable else self.parameters()
+        return sum(array.size for _, array in tree_flatten(tensors))
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The embeddings of tokens."""
+        return self._module(self.tied_embeddings)
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Have other embeddings of tokens."""
+        path, _, name = f".{self.tied_embeddings}".removesuffix(".").rpartition(".")
+        setattr(self._module(path[1:]) if path else self, name, value)
+
+    def get_output_embeddings(self) -> nn.Linear | nn.Embedding | None:
+        """The head that gives the probabilities of tokens, which may be the embeddings; None where
+        there is none."""
+        if self.tied_head is None:
+            return None
+        return self._module(
+            self.tied_embeddings if self.config.tie_word_embeddings else self.tied_head
+        )
+
+    def _module(self, prefix: str) -> Any:
+        return attrgetter(prefix.removesuffix("."))(self)
+
+    @property
     def vocab_size(self) -> int:
         """Ids that a prompt may hold are below it."""
         return self.config.vocab_size
 
     def resize_token_embeddings(
-        self, new_num_tokens: int, padding_idx: int | None = None
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        *,
+        padding_idx: int | None = None,
     ) -> nn.Embedding:
         """Make room for tokens that were added to the tokenizer, or less.
 
@@ -135,16 +231,23 @@ class PretrainedModel(nn.Module):
         `pad_token_id` if that is given.
 
         Args:
-            new_num_tokens: rows to have, as in `len(tokenizer)`.
+            new_num_tokens: rows to have, as in `len(tokenizer)`; by default as many as there are.
+            pad_to_multiple_of: have more of them, up to the next multiple of this.
             padding_idx: id of the padding token; its embedding becomes zero.
 
         Returns:
-            The embeddings, with weights (new_num_tokens, hidden_size).
+            The embeddings, with weights (rows, hidden_size).
 
         Raises:
             InputError: there are to be no rows, or none for `padding_idx`.
             UnsupportedOptionError: the model is quantized.
         """
+        if new_num_tokens is None:
+            new_num_tokens = getattr(self.config, "text_config", self.config).vocab_size
+        if pad_to_multiple_of is not None:
+            new_num_tokens += -new_num_tokens % fitted(
+                "pad_to_multiple_of", pad_to_multiple_of, Count
+            )
         if new_num_tokens < 1:
             raise InputError(f"a model cannot have embeddings of {new_num_tokens} tokens")
         if padding_idx is not None and not 0 <= padding_idx < new_num_tokens:
@@ -196,3 +299,34 @@ class PretrainedModel(nn.Module):
     def generate(self, input_ids: mx.array, **kwargs) -> mx.array:
         """Token ids that continue `input_ids`; see `mlx_speech.generation.generate`."""
         return generate(self, input_ids, **kwargs)
+
+
+def _configured(
+    kind: type[PretrainedConfig], stored: dict[str, Any], config: Any, changes: dict[str, Any]
+) -> dict[str, Any]:
+    """The config.json that a model is made from.
+
+    Args:
+        stored: the checkpoint's.
+        config: a configuration in its place, or where one is; None if there is none.
+        changes: fields that are to have other values.
+
+    Raises:
+        InputError: a change is of no field.
+    """
+    data = stored
+    if config is not None:
+        if isinstance(config, str | os.PathLike):
+            config = kind.from_pretrained(config)
+        # what the tensors are is for their own config.json to say
+        told = {name: stored[name] for name in ("architectures", *QUANTIZATION) if name in stored}
+        data = config.to_dict() | told
+    known = kind.from_dict(data)
+    for name, value in changes.items():
+        if not (hasattr(known, name) or name in known.extra):
+            raise InputError(
+                f"{name} is no option of from_pretrained, and no field of {kind.__name__}"
+            )
+        if isinstance(getattr(known, name, None), PretrainedConfig) and isinstance(value, dict):
+            changes = {**changes, name: {**data.get(name, {}), **value}}
+    return data | changes

@@ -17,6 +17,7 @@ from ..layers.model_output import ModelOutput, can_return_tuple
 from ..layers.token_ids import as_mlx
 from .base import PretrainedModel
 from .decoder import DecoderConfig, DecoderModel, DecoderOptions
+from .initialization import init_weights
 from .loss import causal_lm_loss
 
 PREFILL_STEP_SIZE = 2048  #: positions of a prompt that are fed at once
@@ -52,6 +53,7 @@ class CausalLM(PretrainedModel):
         self.model = self.model_class(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        init_weights(self)
 
     @can_return_tuple
     def __call__(

@@ -32,6 +32,7 @@ from .config import (
     VocabSize,
     Width,
 )
+from .initialization import init_weights
 
 
 class Scales(NamedTuple):
@@ -209,6 +210,10 @@ class DecoderLayer(nn.Module):
 class DecoderModel(PretrainedModel):
     """Token embeddings, layers and the final norm, without a head."""
 
+    base_model_prefix = ""
+    tied_head = None
+    tied_embeddings = "embed_tokens."
+
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
@@ -218,6 +223,7 @@ class DecoderModel(PretrainedModel):
         self.rope = RotaryEmbedding(config.head_dim, *rope)
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
         self.norm = config.norm()
+        init_weights(self)
 
     @can_return_tuple
     def __call__(
@@ -362,10 +368,3 @@ class DecoderModel(PretrainedModel):
         if cache[0].state and cache[0].state[0].shape[:2] != (batch, heads):
             found = "{} rows and {} heads".format(*cache[0].state[0].shape[:2])
             raise InputError(f"past_key_values has {found}, but {batch} and {heads} are needed")
-
-    @classmethod
-    def sanitize(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
-        """Out of a checkpoint with or without a head: names without `model.`, the head dropped."""
-        heads = ("lm_head.", "score.")
-        kept = {k.removeprefix("model."): v for k, v in weights.items() if not k.startswith(heads)}
-        return super().sanitize(kept, config)

@@ -15,6 +15,7 @@ from .base import PretrainedModel
 from .causal_lm import CausalLM
 from .config import Epsilon
 from .decoder import DecoderConfig, DecoderModel, DecoderOptions
+from .initialization import init_weights
 from .loss import sequence_classification_loss
 
 
@@ -64,6 +65,7 @@ class LlamaForSequenceClassification(PretrainedModel):
         self.config = config
         self.model = LlamaModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        init_weights(self)
 
     @can_return_tuple
     def __call__(

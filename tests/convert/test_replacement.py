@@ -19,8 +19,8 @@ from conftest import DECODERS, ROOT, TINY
 from pytorch_files import save_pytorch_bin
 
 from convert import convert
-from convert.shards import ShardWriter
 from mlx_speech import CheckpointError, InputError, load
+from mlx_speech.checkpoint.shards import ShardWriter
 from mlx_speech.loading import load_model
 
 

@@ -48,7 +48,10 @@ class TestQuantizedSource:
         (result,) = convert(small.folder, tmp_path / "out", dequantize=True)
         config = json.loads((result.folder / "config.json").read_text())
         assert not {"quantization", "quantization_config"} & config.keys()
-        found, original = tensors(result.folder), mx.load(str(DECODERS / "llama/model.safetensors"))
+        found, original = (
+            tensors(result.folder, "pt"),
+            mx.load(str(DECODERS / "llama/model.safetensors")),
+        )
         assert found.keys() == original.keys()
         assert {v.dtype for v in found.values()} == {mx.float32}
         packed = tensors(small.folder)

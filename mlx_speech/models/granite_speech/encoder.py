@@ -198,6 +198,10 @@ class DepthwiseConv(nn.Module):
         self.weight = mx.zeros((channels, kernel_size, 1))
         self.bias = mx.zeros((channels,))
 
+    def init_own_weights(self, std: float) -> None:
+        """See `init_weights`."""
+        self.weight = mx.random.normal(self.weight.shape, scale=std)
+
     @property
     def halo(self) -> tuple[int, int]:
         """Frames before and after its own that a frame's result depends on."""
@@ -332,6 +336,9 @@ class GraniteSpeechCTCEncoder(nn.Module):
         return x + self.out_mid(mx.softmax(self.out(x), axis=-1, precise=True))
 
 
+_BATCH_NORM_EPS = 1e-5
+
+
 def sanitize_encoder(weights: dict[str, mx.array], prefix: str) -> dict[str, mx.array]:
     """The encoder's checkpoint tensors in this module's layouts.
 
@@ -367,6 +374,33 @@ def _fold_batch_norm(kernel: mx.array, weights: dict[str, mx.array], prefix: str
         if value.shape != kernel.shape[:1]:
             raise ValueError(f"{prefix}batch_norm.{part} {value.shape} for {len(kernel)} channels")
     gain, shift, mean, variance = statistics
-    factor = gain * mx.rsqrt(variance + 1e-5)
+    factor = gain * mx.rsqrt(variance + _BATCH_NORM_EPS)
     folded = kernel.astype(mx.float32) * factor[:, None, None]
     return folded, shift - mean * factor
+
+
+def encoder_to_checkpoint(weights: dict[str, mx.array], prefix: str) -> dict[str, mx.array]:
+    """The inverse of `sanitize_encoder`, of tensors of whole modules.
+
+    What a BatchNorm did is in the convolution before it, so that the one in the checkpoint only
+    adds the bias.
+    """
+    result = {}
+    for name, value in weights.items():
+        conv, _, part = name.removeprefix(prefix).rpartition("conv.")
+        if not name.startswith(prefix) or not conv:
+            result[name] = value
+        elif conv.endswith(("up_", "down_")) and part == "weight":
+            result[name] = value[..., None]
+        elif not conv.endswith("depth_"):
+            result[name] = value
+        elif part == "weight":
+            result[name.replace("depth_conv.", "depth_conv.conv.")] = value.swapaxes(1, 2)
+        else:
+            norm = name.replace("depth_conv.bias", "batch_norm.")
+            ones = mx.ones_like(value)
+            statistics = {"running_mean": 0 * ones, "running_var": ones * (1 - _BATCH_NORM_EPS)}
+            parts = {"weight": ones, "bias": value, **statistics}
+            result |= {f"{norm}{part}": array for part, array in parts.items()}
+            result[f"{norm}num_batches_tracked"] = mx.array(0, mx.int64)
+    return result

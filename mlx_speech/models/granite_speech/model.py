@@ -19,12 +19,14 @@ from ..causal_lm import CausalLMOutputWithPast, kept_positions
 from ..config import DERIVED, Frames, PretrainedConfig, Scale
 from ..decoder import DecoderOptions
 from ..granite import GraniteConfig, GraniteForCausalLM
+from ..initialization import init_weights
 from ..loss import causal_lm_loss
 from .encoder import (
     GraniteSpeechCTCEncoder,
     GraniteSpeechEncoderConfig,
     GraniteSpeechEncoderOutput,
     GraniteSpeechPlusEncoderConfig,
+    encoder_to_checkpoint,
     sanitize_encoder,
 )
 from .encoder_stream import EncoderStream
@@ -146,6 +148,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
     adapter_by_default = False
     cache_options = CACHE_OPTIONS
     computed_tensors = (*PretrainedModel.computed_tensors, "num_batches_tracked")
+    base_model_prefix = None
     tied_head = "language_model.lm_head."
     tied_embeddings = "language_model.model.embed_tokens."
     generation_inputs = (*GraniteForCausalLM.generation_inputs, *AUDIO_INPUTS)
@@ -165,6 +168,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         self.projector = WindowedProjector(config.projector_config, *windows, text.hidden_size)
         self.language_model = GraniteForCausalLM(text)
         self.language_model.logits_divisor = config.logits_divisor
+        init_weights(self)
 
     @can_return_tuple
     def get_audio_features(
@@ -416,6 +420,11 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
     def sanitize(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
         """See `PretrainedModel.sanitize` and `sanitize_encoder`."""
         return sanitize_encoder(super().sanitize(weights, config), "encoder.")
+
+    @classmethod
+    def to_checkpoint(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
+        """See `PretrainedModel.to_checkpoint` and `encoder_to_checkpoint`."""
+        return encoder_to_checkpoint(weights, "encoder.")
 
 
 class GraniteSpeechPlusForConditionalGeneration(GraniteSpeechForConditionalGeneration):

@@ -121,6 +121,7 @@ class QFormerLayer(nn.Module):
 class QFormer(nn.Module):
     def __init__(self, config: Blip2QFormerConfig):
         super().__init__()
+        self.config = config
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.encoder = nn.Module()  # it is only there for the names
@@ -149,6 +150,10 @@ class WindowedProjector(nn.Module):
         self.query = mx.zeros((1, window_size // downsample_rate, config.hidden_size))
         self.qformer = QFormer(config)
         self.linear = nn.Linear(config.hidden_size, output_size)
+
+    def init_own_weights(self, std: float) -> None:
+        """See `init_weights`; the queries are drawn with a deviation of their own, 1."""
+        self.query = mx.random.normal(self.query.shape)
 
     def __call__(self, hidden_states: mx.array) -> mx.array:
         """(batch, frames, encoder size) -> (batch, audio tokens, output size)."""

@@ -14,6 +14,7 @@ from ...layers.cache import CrossAttentionCache, KVCache
 from ...layers.model_output import can_return_tuple
 from ...layers.token_ids import as_mlx, check_token_ids
 from ..base import PretrainedModel
+from ..initialization import init_weights
 from ..loss import IGNORED, cross_entropy
 from .decoder import Cache, Speech2TextDecoder
 from .encoder import Speech2TextEncoder, real_frames
@@ -21,11 +22,43 @@ from .layers import Speech2TextConfig
 from .outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 
 
-class Speech2TextModel(PretrainedModel):
-    """Encoder and decoder, without a head."""
+class Speech2TextPretrainedModel(PretrainedModel):
+    """What both models share: how a checkpoint's tensors become theirs, and back."""
 
     config_class = Speech2TextConfig
     computed_tensors = (*PretrainedModel.computed_tensors, ".embed_positions.weights")
+
+    @classmethod
+    def sanitize(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
+        """See `PretrainedModel.sanitize`; the convolutions' kernels become as MLX has them,
+        (out, k, in) instead of (out, in, k)."""
+        turned = super().sanitize(weights, config)
+        for index, (name, size) in enumerate(cls._kernels(config).items()):
+            inputs = config.conv_channels // 2 if index else config.num_features
+            # told by the shape, so that kernels already turned stay as they are
+            if name in turned and turned[name].shape[1:] == (inputs, size):
+                turned[name] = turned[name].swapaxes(1, 2)
+        return turned
+
+    @classmethod
+    def to_checkpoint(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
+        """See `PretrainedModel.to_checkpoint`."""
+        kernels = cls._kernels(config)
+        return {k: v.swapaxes(1, 2) if k in kernels else v for k, v in weights.items()}
+
+    @classmethod
+    def _kernels(cls, config: Speech2TextConfig) -> dict[str, int]:
+        """Names of the convolutions' kernels, and their sizes."""
+        start = f"{cls.base_model_prefix}encoder.conv.conv_layers"
+        sizes = enumerate(config.conv_kernel_sizes)
+        return {f"{start}.{index}.weight": size for index, size in sizes}
+
+
+class Speech2TextModel(Speech2TextPretrainedModel):
+    """Encoder and decoder, without a head."""
+
+    base_model_prefix = ""
+    tied_head = None
     tied_embeddings = "decoder.embed_tokens."
 
     def __init__(self, config: Speech2TextConfig):
@@ -33,6 +66,7 @@ class Speech2TextModel(PretrainedModel):
         self.config = config
         self.encoder = Speech2TextEncoder(config)
         self.decoder = Speech2TextDecoder(config)
+        init_weights(self)
 
     @can_return_tuple
     def __call__(
@@ -143,21 +177,11 @@ class Speech2TextModel(PretrainedModel):
         """See `Speech2TextDecoder.make_cache`."""
         return self.decoder.make_cache()
 
-    @classmethod
-    def sanitize(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
-        """Out of a checkpoint with or without a head: names without `model.`, the head dropped."""
-        whole = Speech2TextForConditionalGeneration.sanitize(weights, config)
-        return {
-            k.removeprefix("model."): v for k, v in whole.items() if not k.startswith("lm_head.")
-        }
 
-
-class Speech2TextForConditionalGeneration(PretrainedModel):
+class Speech2TextForConditionalGeneration(Speech2TextPretrainedModel):
     """Speech2Text with a language-modelling head, tied to the embeddings or its own."""
 
-    config_class = Speech2TextConfig
     generation_inputs = ("input_features", "attention_mask", "encoder_outputs", "decoder_input_ids")
-    computed_tensors = Speech2TextModel.computed_tensors
     tied_embeddings = "model.decoder.embed_tokens."
 
     def __init__(self, config: Speech2TextConfig):
@@ -166,6 +190,7 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
         self.model = Speech2TextModel(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        init_weights(self)
 
     @can_return_tuple
     def __call__(
@@ -278,7 +303,6 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
     ) -> tuple[mx.array, Step]:
         """Encode the recordings and feed the decoder's first tokens; returns the next one's logits
         and the function for later steps."""
-
         decoder = self.model.decoder
         encoded, mask = self.model.encode(**recordings)
         decoder.listen(cache, encoded.last_hidden_state, mask)
@@ -287,21 +311,3 @@ class Speech2TextForConditionalGeneration(PretrainedModel):
             return self.logits(decoder.decode(*decoder.embed(tokens), cache)[-1])
 
         return step(input_ids)[:, -1], step
-
-    @staticmethod
-    def rename(name: str) -> str:
-        """A name of a whole checkpoint, or of one that was saved without a head."""
-        return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
-
-    @classmethod
-    def sanitize(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
-        """See `PretrainedModel.sanitize`; the convolutions' kernels become as MLX has them,
-        (out, k, in) instead of (out, in, k)."""
-        weights = super().sanitize(weights, config)
-        for index, size in enumerate(config.conv_kernel_sizes):
-            name = f"model.encoder.conv.conv_layers.{index}.weight"
-            inputs = config.conv_channels // 2 if index else config.num_features
-            # told by the shape, so that kernels already turned stay as they are
-            if name in weights and weights[name].shape[1:] == (inputs, size):
-                weights[name] = weights[name].swapaxes(1, 2)
-        return weights

@@ -5,18 +5,19 @@ tensor), and the tensors' bytes one after the other
 (https://huggingface.co/docs/safetensors, "Format").
 """
 
-import io
 import json
 import math
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
 import mlx.core as mx
 
-from mlx_speech.checkpoint.elements import type_name
+from ..errors import InputError
+from .elements import type_name
 
-SHARD_BYTES = 5 * 10**9  #: most bytes of tensors in one file, unless one alone has more
 INDEX = "model.safetensors.index.json"
 
 
@@ -43,25 +44,39 @@ class ShardWriter:
     Args:
         folder: where to put the files, and their index.
         specs: all tensors.
-        shard_bytes: most bytes of tensors in a file.
+        max_shard_size: most bytes of tensors in a file, unless one alone has more; a number, or a
+            text such as "5GB".
+        layout: what the header says of the tensors' layouts: "pt" for those of transformers, else
+            "mlx".
+
+    Raises:
+        InputError: `max_shard_size` is no size.
     """
 
-    def __init__(self, folder: Path, specs: list[TensorSpec], shard_bytes: int = SHARD_BYTES):
-        self._folder = folder
-        shards: list[list[TensorSpec]] = [[]]
-        size = 0
-        for spec in specs:
-            if shards[-1] and size + spec.nbytes > shard_bytes:
-                shards.append([])
-                size = 0
-            shards[-1].append(spec)
-            size += spec.nbytes
-        count = len(shards)
-        names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-        self._shards = dict(zip(names if count > 1 else ["model.safetensors"], shards, strict=True))
-        self._specs = specs
-        self._waiting = iter(specs)
-        self._file: BinaryIO = io.BytesIO()  # none is open before the first tensor
+    def __init__(
+        self,
+        folder: Path,
+        specs: Iterable[TensorSpec],
+        max_shard_size: int | str = "5GB",
+        layout: str = "mlx",
+    ):
+        from huggingface_hub import split_state_dict_into_shards_factory
+
+        self._folder, self._layout = folder, layout
+        self._specs = {spec.name: spec for spec in specs}
+        rule = 'a number of bytes, or of KB, MB, GB or TB as in "5GB"'
+        try:
+            self._split = split_state_dict_into_shards_factory(
+                self._specs,
+                get_storage_size=lambda spec: spec.nbytes,
+                filename_pattern="model{suffix}.safetensors",
+                max_shard_size=max_shard_size,
+            )
+        except (TypeError, ValueError):
+            raise InputError.must_be("max_shard_size", max_shard_size, rule) from None
+        self._waiting = iter(self._specs.values())
+        self._files: dict[str, BinaryIO] = {}
+        self._open = ExitStack()
 
     def write(self, name: str, array: mx.array) -> None:
         """Write the next tensor.
@@ -72,35 +87,35 @@ class ShardWriter:
         spec = next(self._waiting)
         if spec != TensorSpec.of(name, array):
             raise ValueError(f"{spec} was announced, but {TensorSpec.of(name, array)} came")
-        for file, shard in self._shards.items():
-            if shard[0] is spec:
-                self.close()
-                self._file = (self._folder / file).open("wb")
-                self._file.write(_header(shard))
-        self._file.write(_bytes(array))
+        file = self._split.tensor_to_filename[name]
+        held = self._split.filename_to_tensors[file]
+        if name == held[0]:
+            # a shard of one large tensor stands between two parts of another one
+            self._files[file] = self._open.enter_context((self._folder / file).open("wb"))
+            header = _header((self._specs[tensor] for tensor in held), self._layout)
+            self._files[file].write(header)
+        self._files[file].write(_bytes(array))
+        if name == held[-1]:
+            self._files[file].close()
 
     def finish(self) -> None:
         """Write the index, after all tensors."""
-        self.close()
-        index = {
-            "metadata": {"total_size": sum(spec.nbytes for spec in self._specs)},
-            "weight_map": {s.name: file for file, shard in self._shards.items() for s in shard},
-        }
+        index = {"metadata": self._split.metadata, "weight_map": self._split.tensor_to_filename}
         (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
     def close(self) -> None:
-        """Close the file that is being written; what is there of it stays."""
-        self._file.close()
+        """Close the files that are being written; what is there of them stays."""
+        self._open.close()
 
 
-def save_tensors(file: Path, arrays: dict[str, mx.array]) -> None:
+def save_tensors(file: Path, arrays: dict[str, mx.array], layout: str = "mlx") -> None:
     """Write one file; unlike `mx.save_safetensors`, without a copy of all tensors.
 
     Raises:
         OSError: the disk is full.
     """
     with file.open("wb") as out:
-        out.write(_header([TensorSpec.of(name, array) for name, array in arrays.items()]))
+        out.write(_header((TensorSpec.of(name, array) for name, array in arrays.items()), layout))
         for array in arrays.values():
             out.write(_bytes(array))
 
@@ -114,8 +129,8 @@ def save_sparse_placeholder(file: Path, header: dict[str, dict]) -> None:
         out.truncate(len(start) + size)
 
 
-def _header(specs: list[TensorSpec]) -> bytes:
-    header: dict = {"__metadata__": {"format": "mlx"}}
+def _header(specs: Iterable[TensorSpec], layout: str) -> bytes:
+    header: dict = {"__metadata__": {"format": layout}}
     start = 0
     for spec in specs:
         header[spec.name] = {

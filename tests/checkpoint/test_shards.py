@@ -15,7 +15,8 @@ from conversions import logits, same, tensors
 from mlx.utils import tree_flatten
 
 from convert import convert
-from convert.shards import ShardWriter, TensorSpec
+from mlx_speech import InputError
+from mlx_speech.checkpoint.shards import ShardWriter, TensorSpec
 from mlx_speech.loading import load_model
 
 
@@ -31,14 +32,14 @@ class TestShards:
             writer.write(name, array)
         writer.finish()
         files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
-        assert files == [f"model-{i:05d}-of-00006.safetensors" for i in range(1, 7)]
+        assert files == [f"model-{i:05d}-of-00005.safetensors" for i in range(1, 6)]
         assert same(tensors(tmp_path), arrays)
         for file in files[:-1]:
             held = mx.load(str(tmp_path / file))
             assert len(held) == 1 or sum(v.nbytes for v in held.values()) <= 1300
 
     def test_a_model_in_shards(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(ShardWriter.__init__, "__defaults__", (10**6,))
+        monkeypatch.setattr(ShardWriter.__init__, "__defaults__", (10**6, "mlx"))
         (result,) = convert(TINY, tmp_path / "out", quantize=True)
         assert len(list(result.folder.glob("model-*-of-00005.safetensors"))) == 5
         (expected,) = convert(TINY, tmp_path / "whole", quantize=True)
@@ -46,6 +47,20 @@ class TestShards:
         assert mx.array_equal(
             logits(load_model(result.folder)), logits(load_model(expected.folder))
         ).item()
+
+    @pytest.mark.parametrize("size", ["5XB", "GB", "", None, [1]])
+    def test_no_size(self, tmp_path, size):
+        with pytest.raises(InputError, match=r"max_shard_size is .* must be a number of bytes"):
+            ShardWriter(tmp_path, [TensorSpec("a", mx.float32, (2,))], size)
+
+    def test_sizes_with_a_unit(self, tmp_path):
+        specs = [TensorSpec(f"t{i}", mx.uint8, (400,)) for i in range(5)]
+        writer = ShardWriter(tmp_path, specs, "1KB", "pt")
+        for spec in specs:
+            writer.write(spec.name, mx.zeros(400, mx.uint8))
+        writer.finish()
+        assert len(list(tmp_path.glob("model-*-of-00003.safetensors"))) == 3
+        assert tensors(tmp_path, "pt").keys() == {spec.name for spec in specs}
 
     def test_another_order_than_announced(self, tmp_path):
         writer = ShardWriter(tmp_path, [TensorSpec("a", mx.float32, (2,))])
