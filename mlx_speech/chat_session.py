@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import CheckpointError, InputError
 from .fields import fitted
-from .generation.api import check_generates
+from .generation.checks import check_generates
 from .generation.prompt_cache import load_prompt_cache, save_prompt_cache
 from .generation.protocols import GenerativeModel
 from .generation.text import GenerationResponse, prompt_ids, stream_generate, text_tokenizer

@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_speech import GenerationConfig
+from mlx_speech.generation.processors import logits_processors
 from mlx_speech.generation.search import DecodingInputs, search
 from mlx_speech.generation.stopping import StoppingCriteria
 from mlx_speech.layers.cache import KVCache
@@ -32,8 +33,12 @@ class MarkovModel:
         return self.feed(prompt)[:, -1]
 
     def prefill(self, prompt: mx.array, config: GenerationConfig, step=None) -> DecodingInputs:
+        length = prompt.shape[1]
+        config = GenerationConfig().overridden(config).limited(length)
         logits, stopping = self.start(prompt), StoppingCriteria(config)
-        return DecodingInputs(config, prompt, logits, step or self.feed, self.cache, stopping)
+        processors = logits_processors(config, length, logits.shape[-1])
+        fed = logits, step or self.feed, self.cache
+        return DecodingInputs(config, prompt, *fed, stopping, processors)
 
     def history(self) -> list[list[int]]:
         cache = self.cache[0]

@@ -5,6 +5,21 @@ They see logits and a cache that can be advanced and reordered, and know no mode
 
 from .api import generate, prefill
 from .config import GenerationConfig
+from .outputs import (
+    GenerateBeamDecoderOnlyOutput,
+    GenerateBeamEncoderDecoderOutput,
+    GenerateDecoderOnlyOutput,
+    GenerateEncoderDecoderOutput,
+)
 from .streaming import StreamingDetokenizer
 
-__all__ = ["GenerationConfig", "StreamingDetokenizer", "generate", "prefill"]
+__all__ = [
+    "GenerateBeamDecoderOnlyOutput",
+    "GenerateBeamEncoderDecoderOutput",
+    "GenerateDecoderOnlyOutput",
+    "GenerateEncoderDecoderOutput",
+    "GenerationConfig",
+    "StreamingDetokenizer",
+    "generate",
+    "prefill",
+]

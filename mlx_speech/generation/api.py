@@ -1,80 +1,126 @@
 """`generate`: a prompt in, token ids out; `prefill`, on which all that generates is built."""
 
 import copy
-import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import mlx.core as mx
 
-from ..errors import ContextLengthError, InputError, UnsupportedOptionError
-from ..layers.token_ids import as_mlx, check_token_ids
+from ..errors import InputError
+from ..layers.token_ids import as_mlx
 from .beam import Hypothesis, beam_search
+from .checks import check_cache, check_context, check_generates, is_cache, left_padding
 from .config import GenerationConfig
-from .protocols import GenerativeModel, LayerCache, Step
+from .outputs import (
+    GenerateBeamDecoderOnlyOutput,
+    GenerateBeamEncoderDecoderOutput,
+    GenerateDecoderOnlyOutput,
+    GenerateEncoderDecoderOutput,
+    ScoreRecord,
+)
+from .processors import logits_processors
+from .protocols import GenerativeModel, LayerCache, Step, Streamer
 from .search import DecodingInputs, TokenStep, search
 from .speculative import speculative_search
 from .stopping import StoppingCriteria
 
 #: what `generate` takes beside options, the cache's options and the model's inputs
-_ARGUMENTS = ("draft_model", "logits_processor", "past_key_values", "tokenizer")
+_ARGUMENTS = (
+    *("draft_model", "logits_processor", "past_key_values", "prefix_allowed_tokens_fn"),
+    *("stopping_criteria", "tokenizer"),
+)
 
 
-def generate(model, input_ids: mx.array | None = None, **kwargs: Any) -> mx.array:
+def generate(
+    model: GenerativeModel,
+    inputs: mx.array | None = None,
+    generation_config: GenerationConfig | None = None,
+    *,
+    streamer: Streamer | None = None,
+    synced_gpus: bool | None = None,
+    **kwargs: Any,
+) -> Any:
     """Continue prompts, or answer recordings, with the strategy that the options ask for.
 
     Args:
         model: has `prepare_prompt`, `make_cache` and `prefill`.
-        input_ids: (batch, length), padded on the left where lengths differ; not for an
-            encoder-decoder, whose answers start from a token of its own.
-        attention_mask: (batch, length), zero at padding.
-        generation_config: the options; by default the checkpoint's.
+        inputs: the model's main input: `input_ids` (batch, length), padded on the left where
+            lengths differ; of an encoder-decoder, what it encodes. The answer then starts from a
+            token of its own.
+        generation_config: the options; what it does not say, the checkpoint's says.
+        streamer: its `put` gets the prompts' ids, and each token as it is chosen, (batch,); then
+            its `end` is called. Beam search cannot stream.
+        synced_gpus: without effect: there is one device.
+        attention_mask: (batch, length), zero at padding; by default at each `pad_token_id`, unless
+            that ends answers as well.
+        inputs_embeds: (batch, length, hidden_size), fed instead of `input_ids`, before the
+            embedding multiplier. Without `input_ids` only what is new comes back.
         logits_processor: functions of (tokens so far (rows, length), scores (rows, vocab)) that
             give other scores, applied in order.
+        stopping_criteria: functions of (tokens so far, scores of each step or None) that say
+            whether the rows (rows,), or all of them, have ended.
+        prefix_allowed_tokens_fn: function of (number of the prompt, its tokens so far) that gives
+            the ids that may come next.
         tokenizer: what decodes, for `stop_strings`.
-        draft_model: a smaller model with the same vocabulary, for speculative decoding.
+        draft_model, or assistant_model: a smaller model with the same vocabulary, for speculative
+            decoding.
         past_key_values: a cache that holds the beginning of the prompt already (`make_cache`).
         kwargs: single options that differ from the configuration's (see `GenerationConfig`), those
             of the cache (see `make_cache`) and of `prefill`, and the model's further inputs, such
             as `input_features`.
 
     Returns:
-        (batch, length + new tokens): the prompt and its continuation, padded at the end.
+        (batch, length + new tokens): the prompt and its continuation, padded at the end; or with
+        `return_dict_in_generate` one of the outputs in `mlx_speech.generation.outputs`.
 
     Raises:
         ContextLengthError: prompt and `max_new_tokens` exceed the model's context.
         InputError: an argument is unknown or contradicts another.
-        UnsupportedOptionError: the model generates nothing.
+        UnsupportedOptionError: the model generates nothing, or an option is not supported.
     """
-    run = prefill(model, input_ids, **kwargs)
-    rows = [row.tokens for row in run.rows()]
-    longest, fill = max(map(len, rows)), run.config.fill_token_id
-    filled = [row + [fill] * (longest - len(row)) for row in rows]
-    return mx.concatenate([run.prompt, mx.array(filled, run.prompt.dtype)], axis=1)
+    if streamer is not None and not isinstance(streamer, Streamer):
+        raise InputError.must_be("streamer", streamer, "an object with put and end")
+    kwargs["generation_config"] = generation_config
+    run = prefill(model, inputs, streaming=streamer is not None, **kwargs)
+    if streamer is not None:
+        streamer.put(run.prompt)
+    rows = run.rows(streamer)
+    if streamer is not None:
+        streamer.end()
+    if run.config.return_dict_in_generate:
+        return run.output(rows, getattr(model.config, "is_encoder_decoder", False))
+    return run.sequences(rows)
 
 
 @dataclass(frozen=True)
 class Prefilled(DecodingInputs):
     """A prompt that was fed, for the strategy that the options ask for.
 
-    prompt: (rows, length) ids; `history` has the last token in place of padding.
+    fed: positions of the prompt; more than it has ids where embeddings were fed instead.
     draft: step and cache of the draft model.
     """
 
-    prompt: mx.array = field(kw_only=True)
+    fed: int = field(kw_only=True)
     draft: tuple[Step, Sequence[LayerCache]] | None = None
+
+    @property
+    def prompt(self) -> mx.array:
+        """(rows, length) ids, one row for each answer that is sampled."""
+        return self.history
 
     def steps(self) -> Iterator[TokenStep]:
         """Greedy search or sampling, with the draft model if there is one."""
         return search(self) if self.draft is None else speculative_search(self, *self.draft)
 
-    def rows(self) -> list[Hypothesis]:
+    def rows(self, streamer: Streamer | None = None) -> list[Hypothesis]:
         """Whole answers, by whatever strategy the options ask for."""
         if self.config.num_beams > 1:
             return beam_search(self)
         rows = [Hypothesis(0.0, [], []) for _ in range(len(self.prompt))]
         for step in self.steps():
+            if streamer is not None:
+                streamer.put(mx.array(step.tokens))
             columns = zip(rows, step.tokens, step.logprobs, step.ended, strict=True)
             for row, token, logprob, ended in columns:
                 if not ended:
@@ -83,11 +129,50 @@ class Prefilled(DecodingInputs):
                     row.score += logprob
         return rows
 
+    def stopped(self, row: Hypothesis) -> bool:
+        """Whether an answer came to an end of its own, rather than to its limit."""
+        return len(row.tokens) < self.config.limit or self.stopping(row.tokens)
+
+    def sequences(self, rows: Sequence[Hypothesis]) -> mx.array:
+        """Prompts and their answers, (answers, length)."""
+        prompt = mx.repeat(self.prompt, len(rows) // len(self.prompt), axis=0)
+        answers = _filled([row.tokens for row in rows], self.config.fill_token_id)
+        return mx.concatenate([prompt, answers.astype(prompt.dtype)], axis=1)
+
+    def output(self, rows: Sequence[Hypothesis], is_encoder_decoder: bool) -> Any:
+        """The same with the cache and the scores of the steps."""
+        config, record = self.config, self.record or ScoreRecord()
+        found: dict[str, Any] = {"sequences": self.sequences(rows)}
+        if config.num_beams > 1:
+            found["beam_indices"] = _filled([row.beams for row in rows], -1)
+            if config.output_scores:
+                found["sequences_scores"] = mx.array([row.score for row in rows])
+            steps = None
+            kinds: tuple = GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput
+        else:
+            # the search was a step ahead
+            steps = max(len(row.tokens) for row in rows)
+            surplus = self.cache[0].length - (self.fed + steps - 1)
+            for layer in self.cache:
+                layer.trim(surplus)
+            kinds = GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
+        for kept in fields(record):
+            if (values := getattr(record, kept.name)) is not None:
+                found[kept.name] = tuple(values[:steps])
+        if config.use_cache:
+            found["past_key_values"] = self.cache
+        return kinds[is_encoder_decoder](**found)
+
+
+def _filled(rows: Sequence[Sequence[int]], fill: int) -> mx.array:
+    longest = max(map(len, rows))
+    return mx.array([[*row, *[fill] * (longest - len(row))] for row in rows])
+
 
 def resolve_config(
     model: GenerativeModel, arguments: dict[str, Any], streaming: bool = False
 ) -> tuple[GenerationConfig, dict[str, Any]]:
-    """The options of a call, and what else is among its arguments.
+    """The options of a call, and what else is among its arguments: those that are not None.
 
     Beams that only the checkpoint's defaults ask for give way to streaming and to sampling.
 
@@ -95,24 +180,22 @@ def resolve_config(
         InputError: an argument is unknown or contradicts another.
     """
     others = dict(arguments)
-    names = [f.name for f in dataclasses.fields(GenerationConfig)]
+    names = [f.name for f in fields(GenerationConfig)]
     options = {name: others.pop(name) for name in names if name in others}
+    others = {name: value for name, value in others.items() if value is not None}
+    if "assistant_model" in others:
+        others["draft_model"] = others.pop("assistant_model")
     config = others.pop("generation_config", None)
     known = {*_ARGUMENTS, *model.cache_options, *model.generation_inputs}
     if unknown := others.keys() - known:
         raise InputError(f"generate has no argument {', '.join(sorted(unknown))}")
-    defaults = model.generation_config or GenerationConfig()
-    if config is not None:
-        if not isinstance(config, GenerationConfig):
-            raise InputError.must_be("generation_config", config, "a GenerationConfig")
-        config = config.filled_from(defaults)
-    elif streaming or options.get("do_sample", options.get("temperature")):
-        config = dataclasses.replace(defaults, num_beams=1)
-    config = (config or defaults).updated(**options)
+    if not isinstance(config, GenerationConfig | None):
+        raise InputError.must_be("generation_config", config, "a GenerationConfig")
+    config = model.generation_config.overridden(config, streaming, **options)
     if streaming and config.num_beams > 1:
         message = "beam search knows its text only at the end: {num_beams} cannot stream"
         raise InputError.about(message)
-    if others.get("draft_model") is not None:
+    if "draft_model" in others:
         check_generates(others["draft_model"])
         if config.num_beams > 1:
             raise InputError.about("{num_beams} and a draft model do not go together; choose one")
@@ -120,7 +203,7 @@ def resolve_config(
 
 
 def prefill(
-    model: GenerativeModel, input_ids: mx.array | None = None, *, streaming: bool = False, **kwargs
+    model: GenerativeModel, inputs: mx.array | None = None, *, streaming: bool = False, **kwargs
 ) -> Prefilled:
     """Resolve the options and feed the prompt; arguments and errors as in `generate`.
 
@@ -128,67 +211,79 @@ def prefill(
         streaming: tokens are wanted as they come, which beam search cannot give.
     """
     check_generates(model)
-    if input_ids is not None:
-        kwargs["input_ids"] = input_ids
-    config, inputs = resolve_config(model, kwargs, streaming)
-    inputs = {name: as_mlx(value) for name, value in inputs.items()}
-    stopping = StoppingCriteria(config, inputs.pop("tokenizer", None))
-    processors = inputs.pop("logits_processor", None) or ()
-    processors = [processors] if callable(processors) else processors
-    if not isinstance(processors, Sequence) or not all(map(callable, processors)):
-        raise InputError.must_be("logits_processor", processors, "one or more functions")
-    callback = inputs.get("prompt_progress_callback")
-    if callback is not None and not callable(callback):
-        raise InputError.must_be("prompt_progress_callback", callback, "a function")
-    draft_model = inputs.pop("draft_model", None)
-    cache = inputs.pop("past_key_values", None) or None
+    if inputs is not None:
+        name = model.main_input_name
+        if kwargs.get(name) is not None:
+            raise InputError(f"inputs and {name} are the same; give one of them")
+        kwargs[name] = inputs
+    config, given = resolve_config(model, kwargs, streaming)
+    given = {name: as_mlx(value) for name, value in given.items()}
+    criteria = _functions(given, "stopping_criteria")
+    stopping = StoppingCriteria(config, given.pop("tokenizer", None), criteria)
+    own = _functions(given, "logits_processor")
+    allowed = given.pop("prefix_allowed_tokens_fn", None)
+    for name, value in (
+        ("prefix_allowed_tokens_fn", allowed),
+        ("prompt_progress_callback", given.get("prompt_progress_callback")),
+    ):
+        if value is not None and not callable(value):
+            raise InputError.must_be(name, value, "a function")
+    draft_model = given.pop("draft_model", None)
+    cache = given.pop("past_key_values", None) or None
     if cache is not None and not is_cache(cache):
         raise InputError.must_be("past_key_values", cache, "what make_cache returned")
-    prompt, attention_mask = model.prepare_prompt(inputs, config)
-    prompt = check_token_ids(prompt, model.vocab_size)
-    has_audio = any(inputs.get(name) is not None for name in ("input_features", "audio_features"))
-    if draft_model is not None and has_audio:
-        raise InputError("a draft model proposes answers to text, not to recordings")
-    config = config.limited(prompt.shape[1])
-    cache_options = {name: inputs.pop(name) for name in inputs.keys() & set(model.cache_options)}
-    if not (cache_options.get("max_kv_size") or (cache and cache[0].max_size)):
-        check_context(model, prompt.shape[1], config.limit)
-    padding = left_padding(attention_mask, prompt)
+    prompt, attention_mask = model.prepare_prompt(given, config)
+    if draft_model is not None and given.keys() & _NO_TEXT:
+        raise InputError("a draft model proposes answers to ids, not to recordings or embeddings")
+    embeds = given.get("inputs_embeds")
+    rows, length = prompt.shape if embeds is None else embeds.shape[:2]
+    cache_options = {name: given.pop(name) for name in given.keys() & set(model.cache_options)}
+    bounded = cache_options.get("max_kv_size") or (cache and cache[0].max_size)
+    config = config.limited(length, None if bounded else model.context_length - length)
+    if not bounded:
+        check_context(model, length, config.limit)
+    padding = left_padding(attention_mask, (rows, length))
+    num_samples = config.num_return_sequences if config.num_beams == 1 else 1
     if cache is None:
         cache = model.make_cache(padding, **cache_options)
     else:
-        _check_cache(cache, prompt.shape[1], padding, cache_options)
-        if config.num_beams > 1:
+        check_cache(cache, length, padding, cache_options)
+        if config.num_beams > 1 or num_samples > 1:
             cache = [copy.copy(layer) for layer in cache]  # the caller's keeps its rows
-    logits, step = model.prefill(prompt[:, cache[0].length :], cache, **inputs)
+    held = cache[0].length
+    if embeds is not None:
+        given["inputs_embeds"] = embeds[:, held:]
+    logits, step = model.prefill(prompt[:, held:], cache, **given)
     draft = None
     if draft_model is not None:
         draft = _prefill_draft(draft_model, prompt, config, logits.shape[-1])
-    history = prompt
-    if attention_mask is not None:
-        # padding repeats the last token, so that penalties see no other ids
-        history = mx.where(attention_mask != 0, prompt, prompt[:, -1:])
-    fed = (config, history, logits, step, cache, stopping, processors)
-    return Prefilled(*fed, prompt=prompt, draft=draft)
+    if num_samples > 1:
+        source = mx.repeat(mx.arange(rows), num_samples)
+        for layer in cache:
+            layer.reorder(source)
+        logits, prompt = logits[source], prompt[source]
+        padding = padding and [count for count in padding for _ in range(num_samples)]
+    starts = padding if prompt.shape[1] == length else None
+    processors = logits_processors(config, prompt.shape[1], logits.shape[-1], starts, own, allowed)
+    record = None
+    if config.return_dict_in_generate:
+        asked = config.output_scores, config.output_logits
+        record = ScoreRecord(*([] if wanted else None for wanted in asked))
+    decoding = (config, prompt, logits, step, cache, stopping, processors, record)
+    return Prefilled(*decoding, fed=length, draft=draft)
 
 
-def is_cache(cache: Any) -> bool:
-    """Whether it is a cache for every layer."""
-    return isinstance(cache, Sequence) and all(isinstance(layer, LayerCache) for layer in cache)
+#: inputs of models that stand for more than ids
+_NO_TEXT = {"input_features", "audio_features", "inputs_embeds"}
 
 
-def _check_cache(
-    cache: Sequence[LayerCache], prompt_length: int, padding: list[int] | None, options: dict
-) -> None:
-    """Raises `InputError` where a caller's cache does not fit a prompt."""
-    if options:
-        raise InputError(f"past_key_values is a cache already, without {', '.join(options)}")
-    if padding is not None and any(padding) and not cache[0].padded:
-        raise InputError("past_key_values was made without the left_padding of these prompts")
-    if cache[0].length >= prompt_length:
-        lengths = f"{cache[0].length} positions already, and the prompt has only {prompt_length}"
-        remedy = "give the whole conversation, or trim the cache"
-        raise InputError(f"past_key_values holds {lengths}; {remedy}")
+def _functions(given: dict[str, Any], name: str) -> Sequence[Callable]:
+    """A caller's functions, taken out of the arguments."""
+    found = given.pop(name, ())
+    found = [found] if callable(found) else found
+    if not isinstance(found, Sequence) or not all(map(callable, found)):
+        raise InputError.must_be(name, found, "one or more functions")
+    return found
 
 
 def _prefill_draft(
@@ -202,41 +297,3 @@ def _prefill_draft(
         sizes = f"{logits.shape[-1]} tokens, the model {vocab_size}"
         raise InputError(f"the draft model knows {sizes}; they need the same tokenizer")
     return step, cache
-
-
-def check_generates(model: object) -> None:
-    """Raises `UnsupportedOptionError` for a model without a language model's head."""
-    if not hasattr(model, "prefill"):
-        needed = "that takes a language model with its head"
-        raise UnsupportedOptionError(f"a {type(model).__name__} generates no text; {needed}")
-
-
-def check_context(model: GenerativeModel, prompt_tokens: int, new_tokens: int) -> None:
-    """Raises `ContextLengthError` where a prompt and its answer are too long for a model."""
-    limit = model.context_length
-    if prompt_tokens + new_tokens > limit:
-        message = (
-            "a prompt of {prompt} tokens and {new} new ones exceed the model's context of "
-            "{context}; {max_new_tokens} bounds the answer, and {max_kv_size} keeps only the "
-            "latest tokens in view"
-        )
-        raise ContextLengthError.about(message, prompt=prompt_tokens, new=new_tokens, context=limit)
-
-
-def left_padding(attention_mask: mx.array | None, input_ids: mx.array) -> list[int] | None:
-    """How many positions at each row's start are padding.
-
-    Raises:
-        InputError: there is padding elsewhere.
-    """
-    if attention_mask is None:
-        return None
-    if not isinstance(attention_mask, mx.array):
-        raise InputError.must_be("attention_mask", attention_mask, "an array (batch, length)")
-    if attention_mask.shape != input_ids.shape:
-        shapes = f"{attention_mask.shape}, but input_ids are {input_ids.shape}"
-        raise InputError(f"attention_mask is {shapes}")
-    mask = attention_mask.astype(mx.int32)
-    if mx.any(mask[:, 1:] < mask[:, :-1]).item() or not mx.all(mask[:, -1]).item():
-        raise InputError("generate needs its prompts padded on the left")
-    return (input_ids.shape[1] - mask.sum(axis=1)).tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
@@ -10,22 +10,23 @@ import numpy as np
 
 from ..layers.cache import reorder_latest
 from .config import GenerationConfig
-from .sampling import logits_processors
 from .search import DecodingInputs
-from .stopping import StoppingCriteria
 
 
 @dataclass
 class Hypothesis:
-    """An answer, or the beginning of one: its score and its tokens with their log-probabilities."""
+    """An answer, or the beginning of one: its score and its tokens with their log-probabilities,
+    and in a search the beam, of all prompts' beams, that each token was found in."""
 
     score: float
     tokens: list[int]
     logprobs: list[float]
+    beams: list[int] = field(default_factory=list)
 
-    def extended(self, score: float, token: int, logprob: float) -> Hypothesis:
+    def extended(self, score: float, token: int, logprob: float, beam: int) -> Hypothesis:
         """This and one token more."""
-        return Hypothesis(score, [*self.tokens, token], [*self.logprobs, logprob])
+        beams = [*self.beams, beam]
+        return Hypothesis(score, [*self.tokens, token], [*self.logprobs, logprob], beams)
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Beams:
     """The hypotheses of one row of the batch: those still growing and the best complete ones."""
 
     config: GenerationConfig
-    stopping: StoppingCriteria
+    ended: Callable[[Sequence[Sequence[int]]], list[bool]]  #: see `StoppingCriteria.ended`
     running: list[Hypothesis]
     finished: list[Hypothesis] = field(default_factory=list)
     done: bool = False
@@ -51,7 +52,7 @@ class Beams:
         config = self.config
         length = len(candidates[0][1].tokens)
         at_limit = length == config.limit
-        ends = [at_limit or self.stopping(h.tokens) for _, h in candidates]
+        ends = [at_limit or end for end in self.ended([h.tokens for _, h in candidates])]
         # those that end count only among the first `num_beams`; the rest are there to go on from
         for (_, hypothesis), end in zip(candidates[: config.num_beams], ends, strict=False):
             if end:
@@ -85,14 +86,14 @@ class Beams:
 
 
 def beam_search(run: DecodingInputs) -> list[Hypothesis]:
-    """The best answer of each row; the cache is reordered as beams are dropped and split."""
+    """The `num_return_sequences` best answers of each row, one after the other; the cache is
+    reordered as beams are dropped and split."""
     config = run.config
     num_rows, vocab_size = run.logits.shape
     num_beams = config.num_beams
     num_candidates = min(max(2, 1 + len(config.eos_token_ids)) * num_beams, num_beams * vocab_size)
-    processors = [*logits_processors(config), *run.processors]
     start = [Hypothesis(0.0, [], [])] * num_beams
-    rows = [Beams(config, run.stopping, start) for _ in range(num_rows)]
+    rows = [Beams(config, _ended(run, number), start) for number in range(num_rows)]
     # all beams of a row start equal, so only the first may be continued
     beam_scores = np.full((num_rows, num_beams), -1e9, np.float32)
     beam_scores[:, 0] = 0.0
@@ -104,8 +105,12 @@ def beam_search(run: DecodingInputs) -> list[Hypothesis]:
     while True:
         logits = logits.astype(mx.float32)
         scores = logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        for process in processors:
+        for process in run.processors:
             scores = process(history, scores)
+        if config.renormalize_logits:
+            scores = scores - mx.logsumexp(scores, axis=-1, keepdims=True)
+        if run.record is not None:
+            run.record.add(logits, scores)
         scores = (scores + mx.array(beam_scores.reshape(-1, 1))).reshape(num_rows, -1)
         index = mx.argpartition(-scores, num_candidates - 1, axis=-1)[:, :num_candidates]
         top_scores = mx.take_along_axis(scores, index, axis=-1)
@@ -120,29 +125,40 @@ def beam_search(run: DecodingInputs) -> list[Hypothesis]:
         tokens: list[int] = []
         latest = 0
         for number, (row, *found) in enumerate(zip(rows, *best, strict=True)):
-            beams = list(range(num_beams))
+            beams, first = list(range(num_beams)), number * num_beams
             if not row.done:
                 before = row.running
                 candidates = [
-                    (beam, before[beam].extended(total, token, logprob))
+                    (beam, before[beam].extended(total, token, logprob, first + beam))
                     for i, total, logprob in zip(*found, strict=True)
                     for beam, token in [divmod(i, vocab_size)]
                 ]
                 beams = row.advance(candidates) or beams
                 latest = max(latest, *map(_differing, before, row.running))
                 beam_scores[number] = [h.score for h in row.running]
-            parents += [number * num_beams + beam for beam in beams]
+            parents += [first + beam for beam in beams]
             # what a row is fed after it is done does not matter
             tokens += [0] * num_beams if row.done else [h.tokens[-1] for h in row.running]
         if all(row.done for row in rows):
-            return [row.finished[0] for row in rows]
+            return [h for row in rows for h in row.finished[: config.num_return_sequences]]
         next_tokens = mx.array(tokens)[:, None]
         source = mx.array(parents)
         if latest:
             reorder_latest(run.cache, source, latest)
-        if processors:
+        if run.processors:
             history = mx.concatenate([history[source], next_tokens], axis=1)
         logits = run.step(next_tokens)[:, -1]
+
+
+def _ended(run: DecodingInputs, number: int) -> Callable[[Sequence[Sequence[int]]], list[bool]]:
+    """What tells which of several answers to one prompt have ended."""
+    prompt = run.history[number]
+
+    def ended(answers: Sequence[Sequence[int]]) -> list[bool]:
+        prompts = mx.broadcast_to(prompt, (len(answers), *prompt.shape))
+        return run.stopping.ended(answers, prompts, run.record)
+
+    return ended
 
 
 def _differing(before: Hypothesis, after: Hypothesis) -> int:

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, InputError
 from ..fields import fit_items, fitted
 from ..files import replacing
 from ..layers.cache import KVCache, QuantizedKVCache, RotatingKVCache, Size
-from .api import check_generates, is_cache
+from .checks import check_generates, is_cache
 from .protocols import GenerativeModel
 
 _FORMAT = "mlx_speech prompt cache 1"

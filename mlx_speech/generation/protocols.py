@@ -28,6 +28,15 @@ class LayerCache(Protocol):
 
 
 @runtime_checkable
+class Streamer(Protocol):
+    """What takes tokens as they are chosen, such as a `TextStreamer` of transformers."""
+
+    def put(self, value: mx.array) -> None: ...
+
+    def end(self) -> None: ...
+
+
+@runtime_checkable
 class Detokenizes(Protocol):
     """What turns ids into text."""
 
@@ -48,7 +57,8 @@ class GenerativeModel(Protocol):
 
     config: Any
     folder: Path | None
-    generation_config: GenerationConfig | None
+    generation_config: GenerationConfig
+    main_input_name: ClassVar[str]
     cache_options: ClassVar[tuple[str, ...]]
     generation_inputs: ClassVar[tuple[str, ...]]
 

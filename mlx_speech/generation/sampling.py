@@ -1,54 +1,14 @@
-"""From logits to tokens: penalties, truncation of the distribution, sampling."""
+"""From logits to tokens: truncation of the distribution, sampling."""
 
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from ..errors import InputError
 from .config import GenerationConfig
-
-#: (tokens so far (rows, length), scores (rows, vocab)) -> scores
-LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+from .outputs import ScoreRecord
+from .processors import LogitsProcessor
 
 _LEAST_TEMPERATURE = 1e-6  # divided by less, scores would overflow
-
-
-def logits_processors(config: GenerationConfig) -> list[LogitsProcessor]:
-    """What to apply to the scores of the next token, in order, whatever the strategy."""
-    processors = []
-    if config.repetition_penalty not in (None, 1.0):
-        processors.append(repetition_penalty(config.repetition_penalty))
-    if config.forced_bos_token_id is not None:
-        processors.append(forced_bos(config.forced_bos_token_id))
-    return processors
-
-
-def forced_bos(token: int) -> LogitsProcessor:
-    """Leave only `token` possible, with probability 1, right after a decoder's starting token."""
-
-    def process(tokens: mx.array, scores: mx.array) -> mx.array:
-        if tokens.shape[1] > 1:
-            return scores
-        size = scores.shape[-1]
-        if not 0 <= token < size:
-            message = f"forced_bos_token_id is {token}, but the vocabulary has {size} tokens"
-            raise InputError(message)
-        forced = mx.where(mx.arange(size) == token, 0.0, -mx.inf)
-        return mx.broadcast_to(forced, scores.shape)
-
-    return process
-
-
-def repetition_penalty(penalty: float) -> LogitsProcessor:
-    """Divide the positive scores of tokens that occurred, multiply the negative ones
-    (https://arxiv.org/abs/1909.05858)."""
-
-    def process(tokens: mx.array, scores: mx.array) -> mx.array:
-        seen = mx.take_along_axis(scores, tokens, axis=-1)
-        seen = mx.where(seen < 0, seen * penalty, seen / penalty)
-        return mx.put_along_axis(scores, tokens, seen, axis=-1)
-
-    return process
 
 
 class Sampler:
@@ -56,11 +16,19 @@ class Sampler:
 
     Args:
         config: the options.
-        processors: applied to the scores after those that `config` asks for.
+        processors: applied to the scores, see `logits_processors`.
+        record: keeps the scores of each step.
     """
 
-    def __init__(self, config: GenerationConfig, processors: Sequence[LogitsProcessor] = ()):
-        self.processors = [*logits_processors(config), *processors]
+    def __init__(
+        self,
+        config: GenerationConfig,
+        processors: Sequence[LogitsProcessor] = (),
+        record: ScoreRecord | None = None,
+    ):
+        self.processors = processors
+        self._record = record or ScoreRecord()
+        self._config = config
         self._choose = make_sampler(config)
 
     def __call__(self, logits: mx.array, history: mx.array) -> tuple[mx.array, mx.array]:
@@ -73,21 +41,26 @@ class Sampler:
         scores = logits = logits.astype(mx.float32)
         for process in self.processors:
             scores = process(history, scores)
+        if self._config.sampling:
+            scores = truncate(scores, self._config)
+        if self._config.renormalize_logits:
+            scores = scores - mx.logsumexp(scores, axis=-1, keepdims=True)
+        self._record.add(logits, scores)
         token = self._choose(scores)[:, None]
         chosen = mx.take_along_axis(logits, token, axis=-1)
         return token, chosen - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def make_sampler(config: GenerationConfig) -> Callable[[mx.array], mx.array]:
-    """Logits (rows, vocab) -> chosen tokens (rows,): the likeliest, or samples."""
+    """Scores (rows, vocab) -> chosen tokens (rows,): the likeliest, or samples."""
     if not config.sampling:
-        return lambda logits: mx.argmax(logits, axis=-1)
+        return lambda scores: mx.argmax(scores, axis=-1)
     key = None if config.seed is None else mx.random.key(config.seed)
 
-    def sample(logits: mx.array) -> mx.array:
+    def sample(scores: mx.array) -> mx.array:
         nonlocal key
         key, subkey = (None, None) if key is None else mx.random.split(key)
-        return mx.random.categorical(truncate(logits, config), key=subkey)
+        return mx.random.categorical(scores, key=subkey)
 
     return sample
 
@@ -97,7 +70,9 @@ def truncate(logits: mx.array, config: GenerationConfig) -> mx.array:
 
     Order and meaning are those of transformers: temperature, then the `top_k` likeliest, then the
     smallest set whose probability reaches `top_p`, then those of at least `min_p` times the
-    likeliest one's probability. One token always stays.
+    likeliest one's probability, then the most typical ones, whose probability is nearest to what
+    is to be expected (https://arxiv.org/abs/2202.00666), up to `typical_p` in all. One token
+    always stays.
     """
     if config.temperature:
         logits = logits / max(config.temperature, _LEAST_TEMPERATURE)
@@ -116,4 +91,15 @@ def truncate(logits: mx.array, config: GenerationConfig) -> mx.array:
         probabilities = mx.softmax(logits, axis=-1)
         least = config.min_p * probabilities.max(axis=-1, keepdims=True)
         logits = mx.where(probabilities < least, -mx.inf, logits)
+    if config.typical_p is not None and config.typical_p < 1.0:
+        normalized = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        probabilities = mx.exp(normalized)
+        terms = mx.where(probabilities > 0, normalized * probabilities, 0.0)
+        surprise = mx.abs(normalized - terms.sum(axis=-1, keepdims=True))
+        order = mx.argsort(surprise, axis=-1)
+        mass = mx.cumsum(mx.take_along_axis(probabilities, order, axis=-1), axis=-1)
+        last = (mass < config.typical_p).sum(axis=-1, keepdims=True)
+        last = mx.take_along_axis(order, mx.minimum(last, vocab_size - 1), axis=-1)
+        threshold = mx.take_along_axis(surprise, last, axis=-1)
+        logits = mx.where(surprise > threshold, -mx.inf, logits)
     return logits

@@ -6,31 +6,35 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from .config import GenerationConfig
+from .outputs import ScoreRecord
+from .processors import LogitsProcessor
 from .protocols import LayerCache, Step
-from .sampling import LogitsProcessor, Sampler
+from .sampling import Sampler
 from .stopping import StoppingCriteria
 
 
 @dataclass(frozen=True)
 class TokenStep:
-    """One token of every row: its id, its log-probability under the model, and whether the row
-    had already ended before it (the id is then padding)."""
+    """One token of every row: its id, its log-probability under the model, whether the row had
+    already ended before it (the id is then padding), and whether it has by now."""
 
     tokens: list[int]
     logprobs: list[float]
     ended: list[bool]
+    stopped: list[bool]
 
 
 @dataclass(frozen=True)
 class DecodingInputs:
     """A prompt that was fed, and all that a strategy needs to go on.
 
-    history: (rows, length) ids of the prompt, for the processors.
+    history: (rows, length) ids of the prompt, for processors and criteria.
     logits: (rows, vocab) of the first new token.
     step: feeds further tokens of each row.
     cache: what was fed is in it.
     stopping: what ends a row.
-    processors: applied to the scores after those that `config` asks for.
+    processors: applied to the scores of the next token (`logits_processors`).
+    record: keeps the scores of each step.
     """
 
     config: GenerationConfig
@@ -40,6 +44,7 @@ class DecodingInputs:
     cache: Sequence[LayerCache]
     stopping: StoppingCriteria
     processors: Sequence[LogitsProcessor] = ()
+    record: ScoreRecord | None = None
 
 
 def search(run: DecodingInputs) -> Iterator[TokenStep]:
@@ -49,7 +54,7 @@ def search(run: DecodingInputs) -> Iterator[TokenStep]:
     does not wait for Python.
     """
     config, history = run.config, run.history
-    sample = Sampler(config, run.processors)
+    sample = Sampler(config, run.processors, run.record)
     token, logprob = sample(run.logits, history)
     mx.async_eval(token, logprob)
     answers: list[list[int]] = [[] for _ in range(len(history))]
@@ -64,9 +69,12 @@ def search(run: DecodingInputs) -> Iterator[TokenStep]:
         # read as they are: any operation on them would wait for the step that was just dispatched
         chosen = zip(current.tolist(), ended, strict=True)
         ids = [config.fill_token_id if done else i for (i,), done in chosen]
-        yield TokenStep(ids, [value for (value,) in current_logprob.tolist()], ended)
         for answer, i in zip(answers, ids, strict=True):
             answer.append(i)
-        ended = [e or run.stopping(answer) for e, answer in zip(ended, answers, strict=True)]
+        ends = run.stopping.ended(answers, run.history, run.record)
+        stopped = [before or now for before, now in zip(ended, ends, strict=True)]
+        logprobs = [value for (value,) in current_logprob.tolist()]
+        yield TokenStep(ids, logprobs, ended, stopped)
+        ended = stopped
         if all(ended):
             return

@@ -32,8 +32,10 @@ def speculative_search(
     if any(layer.max_size is not None for layer in (*cache, *draft_cache)):
         message = "a draft model needs a cache that keeps everything: no {max_kv_size}"
         raise InputError.about(message)
-    sample = Sampler(config, run.processors)
+    sample = Sampler(config, run.processors, run.record)
+    propose = Sampler(config, run.processors)
     prompt_length = cache[0].length
+    start = history.shape[1]
     answer: list[int] = []
     token, logprob = sample(run.logits, history)
     unseen = token  # by the draft model
@@ -42,15 +44,16 @@ def speculative_search(
         while True:
             for i, value in zip(chosen, logprobs, strict=True):
                 answer.append(i)
-                yield TokenStep([i], [value], [False])
-                if len(answer) == config.limit or run.stopping(answer):
+                stopped = run.stopping.ended([answer], history[:, :start], run.record)
+                yield TokenStep([i], [value], [False], stopped)
+                if len(answer) == config.limit or stopped[0]:
                     return
             history = mx.concatenate([history, token], axis=1)
             count = min(config.num_draft_tokens, config.limit - len(answer) - 1)
             drafts: list[mx.array] = []
             for _ in range(count):
                 context = mx.concatenate([history, *drafts], axis=1)
-                unseen, _ = sample(draft_step(unseen)[:, -1], context)
+                unseen, _ = propose(draft_step(unseen)[:, -1], context)
                 drafts.append(unseen)
             fed = mx.concatenate([token, *drafts], axis=1)
             checked = run.step(fed)
@@ -62,6 +65,8 @@ def speculative_search(
             chosen, logprobs = (part.tolist() for part in own)
             agreed = next((i for i in range(count) if proposed[i] != chosen[i]), count)
             chosen, logprobs = chosen[: agreed + 1], logprobs[: agreed + 1]
+            if run.record is not None:
+                run.record.forget(count - agreed)
 
             for layer in cache:
                 layer.trim(count - agreed)

@@ -91,9 +91,8 @@ def stream_text(
     stop_filter = StopStringFilter(run.config.stop_texts)
     tokens: list[int] = []
     for step in run.steps():
-        (token,), (logprob,) = step.tokens, step.logprobs
+        (token,), (logprob,), (stopped,) = step.tokens, step.logprobs, step.stopped
         tokens.append(token)
-        stopped = run.stopping(tokens)
         is_end = token in run.config.eos_token_ids
         text = stop_filter.add("" if is_end else detokenizer.add(token))
         if stopped or len(tokens) == run.config.limit or cut_off(tokens):

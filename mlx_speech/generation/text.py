@@ -9,7 +9,8 @@ import mlx.core as mx
 
 from ..errors import InputError, UnsupportedOptionError
 from ..fields import Range, fitted
-from .api import Prefilled, check_generates, is_cache, prefill
+from .api import Prefilled, prefill
+from .checks import check_generates, is_cache
 from .protocols import GenerativeModel, TextTokenizer
 from .streaming import answer_text, stream_text
 
@@ -80,7 +81,7 @@ def generate_response(
         generation_tokens=len(row.tokens),
         generation_tps=len(row.tokens) / (time.perf_counter() - fed),
         peak_memory=mx.get_peak_memory() / 1e9,
-        finish_reason="stop" if run.stopping(row.tokens) else "length",
+        finish_reason="stop" if run.stopped(row) else "length",
     )
 
 
@@ -108,8 +109,10 @@ def _prefill(
     new_tokens = len(ids) - (cache[0].length if cache and is_cache(cache) else 0)
     mx.reset_peak_memory()
     begin = time.perf_counter()
-    options = {"tokenizer": tokenizer, **options}
-    run = prefill(model, mx.array([ids]), streaming=streaming, **options)
+    prompt = mx.array([ids])
+    # whatever is in a text was meant, also where it is a token for padding
+    options = {"tokenizer": tokenizer, "attention_mask": mx.ones_like(prompt), **options}
+    run = prefill(model, prompt, streaming=streaming, **options)
     return run, tokenizer, new_tokens, begin
 
 

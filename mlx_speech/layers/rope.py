@@ -177,6 +177,18 @@ class RotaryEmbedding:
             text = f"config.json: rope_parameters make no sense together: {self.parameters}"
             raise CheckpointError(text) from error
 
+    @property
+    def context_length(self) -> int:
+        """Positions that the rule is made for. One that stretches the original positions reaches
+        `factor` times as far, even if `max_position_embeddings` has kept its old value, as
+        transformers asked for once; NTK-aware frequencies follow the length without end."""
+        maximum, factor = self.parameters["max_position_embeddings"], self.parameters.get("factor")
+        if self.rule is _dynamic:
+            return 2**31 - 1
+        original = self.parameters["original_max_position_embeddings"]
+        stretched = self.rule is not _default and factor
+        return max(maximum, int(factor * original)) if stretched else maximum
+
     def _for_length(self, length: int) -> tuple[mx.array, float]:
         with np.errstate(divide="raise", invalid="raise", over="raise"):
             inv_freq, factor = self.rule(self.parameters, self.dim, length)

@@ -20,7 +20,9 @@ from ..checkpoint.weights import HEADS, cast, load_weights
 from ..errors import CheckpointError, InputError, UnsupportedOptionError
 from ..fields import fitted
 from ..generation import GenerationConfig, generate
+from ..generation.checks import padding_mask
 from ..generation.config import Count
+from ..layers.token_ids import check_token_ids
 from .config import PretrainedConfig
 
 
@@ -34,6 +36,7 @@ class PretrainedModel(Saveable, nn.Module):
     Attributes:
         adapter_by_default: whether a LoRA adapter is on where nothing is said; a model that
             switches says it each time.
+        main_input_name: of the argument that `generate` takes as `inputs`.
         cache_options: what `make_cache` takes beside the padding.
         generation_inputs: what `prepare_prompt` and `prefill` take beside the options of
             generation.
@@ -44,7 +47,6 @@ class PretrainedModel(Saveable, nn.Module):
             embeddings; None if there is none.
         tied_embeddings: how the names of those begin.
         folder: where the checkpoint lies; in the Hub's cache it is named after the commit.
-        generation_config: defaults of `generate`, from the checkpoint's generation_config.json.
     """
 
     replaced_files = (
@@ -53,6 +55,7 @@ class PretrainedModel(Saveable, nn.Module):
     )
     config_class: ClassVar[type[PretrainedConfig]]
     adapter_by_default: ClassVar[bool] = True
+    main_input_name: ClassVar[str] = "input_ids"
     cache_options: ClassVar[tuple[str, ...]] = ()
     generation_inputs: ClassVar[tuple[str, ...]] = ()
     base_model_prefix: ClassVar[str | None] = "model."
@@ -62,7 +65,7 @@ class PretrainedModel(Saveable, nn.Module):
 
     config: Any
     folder: Path | None = None
-    generation_config: GenerationConfig | None = None
+    _generation_config: GenerationConfig | None = None
 
     @classmethod
     def from_pretrained(cls, path_or_repo, *, config: Any = None, **options: Any):
@@ -285,20 +288,52 @@ class PretrainedModel(Saveable, nn.Module):
         Raises:
             InputError: there is no prompt, or an option is for other models.
         """
-        if "input_ids" not in inputs:
-            raise InputError("generate needs input_ids")
         for option in ("decoder_start_token_id", "forced_bos_token_id"):
             if getattr(config, option) is not None:
                 raise InputError(f"{option} is for models with an encoder and a decoder")
-        return inputs.pop("input_ids"), inputs.pop("attention_mask", None)
+        ids, embeds = inputs.pop("input_ids", None), inputs.get("inputs_embeds")
+        mask = inputs.pop("attention_mask", None)
+        if embeds is not None:
+            size = getattr(self.config, "text_config", self.config).hidden_size
+            if not isinstance(embeds, mx.array) or embeds.ndim != 3 or embeds.shape[2] != size:
+                found, rule = getattr(embeds, "shape", embeds), f"an array (batch, length, {size})"
+                raise InputError.must_be("inputs_embeds", found, rule)
+            if ids is None:
+                return mx.zeros((len(embeds), 0), mx.int32), mask
+        elif ids is None:
+            if config.bos_token_id is None:
+                raise InputError("generate needs input_ids")
+            ids = mx.array([[config.bos_token_id]])
+        ids = check_token_ids(ids, self.vocab_size)
+        if embeds is not None and embeds.shape[:2] != ids.shape:
+            raise InputError(f"inputs_embeds are {embeds.shape}, but input_ids {ids.shape}")
+        return ids, padding_mask(ids, config) if mask is None and embeds is None else mask
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The same as calling the model."""
         return self(*args, **kwargs)
 
-    def generate(self, input_ids: mx.array, **kwargs) -> mx.array:
-        """Token ids that continue `input_ids`; see `mlx_speech.generation.generate`."""
-        return generate(self, input_ids, **kwargs)
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """Defaults of `generate`, from the checkpoint's generation_config.json, or else from the
+        configuration; options may be assigned."""
+        if self._generation_config is None:
+            self._generation_config = GenerationConfig.from_model_config(self.config)
+        return self._generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig) -> None:
+        self._generation_config = config
+
+    def generate(
+        self,
+        inputs: mx.array | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Token ids that continue `inputs`, the `main_input_name`; see
+        `mlx_speech.generation.generate`."""
+        return generate(self, inputs, generation_config, **kwargs)
 
 
 def _configured(

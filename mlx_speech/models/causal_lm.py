@@ -44,7 +44,7 @@ class CausalLM(PretrainedModel):
 
     model_class: ClassVar[type[DecoderModel]]
     cache_options = CACHE_OPTIONS
-    generation_inputs = ("input_ids", "attention_mask", *PREFILL_OPTIONS)
+    generation_inputs = ("input_ids", "attention_mask", "inputs_embeds", *PREFILL_OPTIONS)
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -111,7 +111,7 @@ class CausalLM(PretrainedModel):
     @property
     def context_length(self) -> int:
         """Positions that the model was made for."""
-        return self.config.max_position_embeddings
+        return max(self.config.max_position_embeddings, self.model.rope.context_length)
 
     def make_cache(self, left_padding: LeftPadding = None, **options: Any) -> list[KVCache]:
         """See `DecoderModel.make_cache`."""
@@ -143,7 +143,7 @@ class CausalLM(PretrainedModel):
             InputError: `prefill_step_size` is not positive.
         """
         prefill_step_size = fitted("prefill_step_size", prefill_step_size, Count)
-        length = input_ids.shape[1]
+        length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         cache[0].prompt_length = cache[0].length + length
         for start in range(0, length, prefill_step_size):
             done = min(start + prefill_step_size, length)

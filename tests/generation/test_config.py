@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from conftest import random_decoder, speech_inputs
 
-from mlx_speech import CheckpointError, ContextLengthError, GenerationConfig, InputError
+from mlx_speech import (
+    CheckpointError,
+    ContextLengthError,
+    GenerationConfig,
+    InputError,
+    UnsupportedOptionError,
+)
 from mlx_speech.generation import prefill
 from mlx_speech.generation.sampling import truncate
 
@@ -101,8 +107,19 @@ class TestOptions:
 
     def test_unknown_ones_are_named(self, tiny):
         model, processor = tiny
-        with pytest.raises(InputError, match="no argument num_return_sequences, penalty_alpha"):
-            model.generate(**processor("hi"), num_return_sequences=2, penalty_alpha=0.6)
+        with pytest.raises(InputError, match="no argument bar, foo"):
+            model.generate(**processor("hi"), foo=2, bar=0.6)
+        with pytest.raises(UnsupportedOptionError, match=r"penalty_alpha=0.6 is not supported: "):
+            model.generate(**processor("hi"), penalty_alpha=0.6)
+        message = "cache_implementation='static' is not supported: a cache grows in unified memory"
+        with pytest.raises(UnsupportedOptionError, match=message):
+            model.generate(**processor("hi"), cache_implementation="static")
+
+    def test_unsupported_ones_that_ask_for_nothing(self):
+        config = GenerationConfig(
+            penalty_alpha=0, num_beam_groups=1, guidance_scale=None, cache_implementation="dynamic"
+        )
+        assert config.num_beam_groups == 1
 
     def test_context_length(self, tiny):
         model, _processor = tiny
@@ -127,13 +144,54 @@ class TestOptions:
         assert draw(1) != draw(2)
 
 
-def test_updates():
-    config = GenerationConfig(max_new_tokens=5)
-    assert config.updated(max_length=9) == GenerationConfig(max_length=9)
-    with pytest.raises(InputError, match="give max_length or max_new_tokens, not both"):
-        config.updated(max_length=9, max_new_tokens=3)
-    with pytest.raises(InputError, match="unsupported generation option foo"):
-        config.updated(foo=1)
+class TestChanges:
+    def test_of_a_call(self):
+        """Its options go before its configuration, and this before the checkpoint's."""
+        checkpoint = GenerationConfig(max_new_tokens=5, num_beams=3, length_penalty=2.0)
+        own = GenerationConfig(max_length=9, length_penalty=0.5)
+        config = checkpoint.overridden(own, length_penalty=1.5)
+        assert (config.max_new_tokens, config.max_length) == (None, 9)
+        assert (config.num_beams, config.length_penalty) == (3, 1.5)
+        assert checkpoint.overridden(num_beams=None, do_sample=None).num_beams == 1
+        assert checkpoint.overridden(own, max_new_tokens=2).limited(4).max_new_tokens == 2
+        for asked in ({"temperature": 1.0}, {"do_sample": True}, {"streaming": True}):
+            assert checkpoint.overridden(**asked).num_beams == 1
+        with pytest.raises(InputError, match="give max_length or max_new_tokens, not both"):
+            checkpoint.overridden(max_length=9, max_new_tokens=3)
+        with pytest.raises(InputError, match="unsupported generation option foo"):
+            checkpoint.overridden(foo=1)
+
+    def test_limits(self):
+        assert GenerationConfig(min_length=7).limited(5).min_new_tokens == 2
+        assert GenerationConfig(min_length=7, min_new_tokens=3).limited(5).min_new_tokens == 3
+        assert GenerationConfig(min_length=3).limited(5).min_new_tokens == 0
+        assert GenerationConfig().limited(5, room=7).max_new_tokens == 7
+        assert GenerationConfig(max_new_tokens=9).limited(5, room=7).max_new_tokens == 9
+
+    def test_in_place(self):
+        """By assignment and by `update`, as people do; checked at the latest in a call."""
+        model, ids = random_decoder(), mx.array([[5, 6]])
+        model.generation_config.eos_token_id = None
+        model.generation_config.max_new_tokens = 4
+        assert model.generate(ids).shape == (1, 6)
+        assert model.generation_config.update(max_new_tokens=2, foo=1) == {"foo": 1}
+        assert model.generate(ids).shape == (1, 4)
+        with pytest.raises(InputError, match="has no option max_new_token"):
+            model.generation_config.max_new_token = 3
+        with pytest.raises(InputError, match="num_beams is 0"):
+            model.generation_config.update(num_beams=0)
+        model.generation_config.top_k = 3  # of no use before somebody samples
+        assert model.generate(ids, do_sample=True).shape == (1, 4)
+        model.generation_config.max_new_tokens = "x"
+        with pytest.raises(InputError, match="max_new_tokens is 'x', but must be an integer"):
+            model.generate(ids)
+
+    def test_as_dictionaries(self):
+        config = GenerationConfig(num_beams=2, eos_token_id=[3])
+        assert config.to_diff_dict() == {"num_beams": 2, "eos_token_id": [3]}
+        assert GenerationConfig(**config.to_dict()) == config
+        model = random_decoder()
+        assert model.generation_config.eos_token_id == model.config.eos_token_id
 
 
 class TestCheckpoints:

@@ -267,7 +267,8 @@ def test_rows_are_as_long_as_they_are(rope):
 def test_prompt_in_steps(step, rope):
     """A prompt that is fed in parts gives the same answer, and tells how far it is."""
     model = random_decoder(rope_parameters=ROPES[rope], max_position_embeddings=12)
-    model.config.max_position_embeddings = 100  # allow what the rules are made for
+    if rope == "default":
+        model.config.max_position_embeddings = 100
     ids = mx.array(np.random.default_rng(2).integers(5, 61, (1, 16)))
     expected = model.generate(ids, max_new_tokens=8)
     told = []

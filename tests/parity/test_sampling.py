@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from mlx_speech.generation import GenerationConfig
-from mlx_speech.generation.sampling import make_sampler, repetition_penalty, truncate
+from mlx_speech.generation.processors import repetition_penalty
+from mlx_speech.generation.sampling import Sampler, truncate
 
 OPTIONS = [
     {"temperature": 0.5},
@@ -108,8 +109,9 @@ def test_drawn_frequencies():
     """20000 draws: frequencies within 0.015 of transformers' probabilities (4 standard errors)."""
     options = {"temperature": 0.9, "top_k": 8, "top_p": 0.9}
     logits = random_logits(6, rows=2)[1:]
-    draw = make_sampler(GenerationConfig(do_sample=True, seed=11, **options))
-    drawn = np.array(draw(mx.broadcast_to(mx.array(logits), (20000, 97))))
+    draw = Sampler(GenerationConfig(do_sample=True, seed=11, **options))
+    rows = mx.broadcast_to(mx.array(logits), (20000, 97))
+    drawn = np.array(draw(rows, mx.zeros((20000, 0), mx.int32))[0][:, 0])
     frequencies = np.bincount(drawn, minlength=97) / 20000
     expected = probabilities(warp(logits, options))[0]
     assert np.abs(frequencies - expected).max() < 0.015

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ...errors import CheckpointError, InputError, UnsupportedOptionError
 from ...fields import TokenId
+from ...generation import GenerationConfig
 from ...generation.search import Step
 from ...layers.cache import CACHE_OPTIONS, KVCache, LeftPadding
 from ...layers.lora import use_adapter
@@ -371,6 +372,18 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         """An empty cache of the text decoder."""
         return self.language_model.make_cache(left_padding, **options)
 
+    def prepare_prompt(
+        self, inputs: dict[str, Any], config: GenerationConfig
+    ) -> tuple[mx.array, mx.array | None]:
+        """See `PretrainedModel.prepare_prompt`; recordings need a prompt."""
+        given = any(inputs.get(name) is not None for name in AUDIO_INPUTS)
+        if given and (inputs.get("input_ids") is None or inputs.get("inputs_embeds") is not None):
+            raise InputError(
+                "recordings need input_ids that say where they belong: processor(text, audio), "
+                "with an audio token in the text for each"
+            )
+        return super().prepare_prompt(inputs, config)
+
     def prefill(
         self, input_ids: mx.array, cache: Sequence[KVCache], **inputs: Any
     ) -> tuple[mx.array, Step]:
@@ -380,7 +393,8 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         adapter = audio["input_features"] is not None or audio["audio_features"] is not None
         decoder, cache[0].adapted = self.language_model, adapter
         with use_adapter(adapter):
-            inputs["inputs_embeds"], _ = self.embed_prompt(input_ids, **audio)
+            if inputs.get("inputs_embeds") is None:
+                inputs["inputs_embeds"], _ = self.embed_prompt(input_ids, **audio)
             logits, _ = decoder.prefill(input_ids, cache, **inputs)
 
         def step(tokens: mx.array) -> mx.array:

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...errors import InputError
-from ...generation import GenerationConfig, generate
+from ...generation import GenerationConfig
 from ...generation.search import Step
 from ...layers.cache import CrossAttentionCache, KVCache
 from ...layers.model_output import can_return_tuple
@@ -181,7 +181,11 @@ class Speech2TextModel(Speech2TextPretrainedModel):
 class Speech2TextForConditionalGeneration(Speech2TextPretrainedModel):
     """Speech2Text with a language-modelling head, tied to the embeddings or its own."""
 
-    generation_inputs = ("input_features", "attention_mask", "encoder_outputs", "decoder_input_ids")
+    main_input_name = "input_features"
+    generation_inputs = (
+        *("input_features", "attention_mask", "encoder_outputs"),
+        *("decoder_input_ids", "input_ids"),
+    )
     tied_embeddings = "model.decoder.embed_tokens."
 
     def __init__(self, config: Speech2TextConfig):
@@ -265,36 +269,38 @@ class Speech2TextForConditionalGeneration(Speech2TextPretrainedModel):
         """See `Speech2TextModel.make_cache`; what an answer starts from is never padded."""
         return self.model.make_cache()
 
-    def generate(  # type: ignore[override]  # what is continued is another input
-        self, input_features: mx.array | None = None, **kwargs: Any
-    ) -> mx.array:
-        """Token ids of what was said, from `decoder_start_token_id` on; see
-        `mlx_speech.generation.generate`.
-
-        Args:
-            input_features: (recordings, frames, features), or give `encoder_outputs`.
-            kwargs: `attention_mask` of the features; `decoder_input_ids` to begin with others than
-                the starting token; options of generation.
-        """
-        return generate(self, input_features=input_features, **kwargs)
-
     def prepare_prompt(
         self, inputs: dict[str, Any], config: GenerationConfig
     ) -> tuple[mx.array, None]:
-        """The tokens that an answer starts from; see `PretrainedModel.prepare_prompt`."""
+        """The tokens that an answer starts from, `decoder_input_ids` after the starting token; see
+        `PretrainedModel.prepare_prompt`."""
         source, encoded = inputs.get("input_features"), inputs.get("encoder_outputs")
         if source is None and encoded is not None:
             source = BaseModelOutput.of(encoded).last_hidden_state
         if source is None:
             raise InputError("generate needs input_features or encoder_outputs")
+        if getattr(source, "ndim", 0) != 3 or not source.size:
+            found = getattr(source, "shape", source)
+            rule = "an array (recordings, frames, features)"
+            raise InputError.must_be(self.main_input_name, found, rule)
         first = config.decoder_start_token_id
         if first is None:
             first = self.config.decoder_start_token_id
-        start = mx.full((len(source), 1), first, mx.int32)
-        prompt = inputs.pop("decoder_input_ids", None)
+        rows = len(source)
+        starts = [first] * rows if isinstance(first, int) else list(first)
+        if len(starts) != rows:
+            raise InputError(f"decoder_start_token_id has {len(starts)} ids, for {rows} recordings")
+        start = check_token_ids(
+            mx.array(starts)[:, None], self.vocab_size, "decoder_start_token_id"
+        )
+        given = [inputs.pop(name, None) for name in ("decoder_input_ids", "input_ids")]
+        prompt = next((ids for ids in given if ids is not None), None)
         if prompt is None:
-            prompt = start
-        elif not mx.any(prompt[:, 0] == first).item():
+            return start, None
+        prompt = check_token_ids(prompt, self.vocab_size, "decoder_input_ids")
+        if len(prompt) != rows:
+            raise InputError(f"decoder_input_ids have {len(prompt)} rows, for {rows} recordings")
+        if not mx.any(prompt[:, :1] == start).item():
             prompt = mx.concatenate([start.astype(prompt.dtype), prompt], axis=1)
         return prompt, None
 

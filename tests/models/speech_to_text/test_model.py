@@ -19,6 +19,7 @@ from mlx_speech import (
     Speech2TextConfig,
     Speech2TextForConditionalGeneration,
     Speech2TextModel,
+    UnsupportedOptionError,
 )
 from mlx_speech.checkpoint.weights import read_weights
 from mlx_speech.generation import prefill
@@ -280,13 +281,12 @@ class TestGeneration:
         assert (config.num_beams, config.max_length, config.early_stopping) == (5, 200, True)
         assert (config.decoder_start_token_id, config.eos_token_id) == (2, 2)
         assert config.limited(1).max_new_tokens == 199
-        assert config.updated(max_new_tokens=7).limited(1).max_new_tokens == 7
-        assert (
-            GenerationConfig(max_new_tokens=9).updated(max_length=5).limited(2).max_new_tokens == 3
-        )
+        assert config.overridden(max_new_tokens=7).limited(1).max_new_tokens == 7
+        shorter = GenerationConfig(max_new_tokens=9).overridden(max_length=5)
+        assert shorter.limited(2).max_new_tokens == 3
         assert GenerationConfig().limited(2).max_new_tokens == 200
         with pytest.raises(InputError, match="not both"):
-            config.updated(max_new_tokens=7, max_length=8)
+            config.overridden(max_new_tokens=7, max_length=8)
 
     def test_options_of_an_old_repository(self, s2t_copy):
         """Where there is no generation_config.json they stand in config.json."""
@@ -463,8 +463,18 @@ class TestErrors:
             ({"max_new_tokens": 256}, ContextLengthError, "1 tokens and 256 new .* context of 256"),
             ({"max_length": 1}, InputError, "max_length is 1, but the prompt alone has 1"),
             ({"labels": mx.array([[2]])}, InputError, "generate has no argument labels"),
-            ({"input_ids": mx.array([[2]])}, InputError, "generate has no argument input_ids"),
-            ({"output_attentions": True}, InputError, "no argument output_attentions"),
+            ({"input_ids": mx.array([[9999]])}, InputError, "decoder_input_ids hold 9999"),
+            ({"decoder_input_ids": mx.array([[-1]])}, InputError, "decoder_input_ids hold -1"),
+            ({"decoder_input_ids": [[2]]}, InputError, "decoder_input_ids are list"),
+            ({"decoder_input_ids": mx.array([[2]] * 2)}, InputError, "have 2 rows, for 1 recordin"),
+            ({"decoder_start_token_id": 9999}, InputError, "decoder_start_token_id hold 9999"),
+            ({"decoder_start_token_id": [2, 2]}, InputError, "has 2 ids, for 1 recordings"),
+            ({"output_attentions": True}, UnsupportedOptionError, "output_attentions=True is not"),
+            (
+                {"input_features": mx.zeros((9, 80))},
+                InputError,
+                r"input_features is \(9, 80\)",
+            ),
             ({"forced_bos_token_id": 320}, InputError, "is 320, but the vocabulary has 320 tokens"),
             ({"input_features": None}, InputError, "needs input_features or encoder_outputs"),
         ],
@@ -478,7 +488,7 @@ class TestErrors:
         with pytest.raises(InputError, match="forced_bos_token_id is for models with an encoder"):
             granite.generate(**processor("hi"), forced_bos_token_id=5)
         with pytest.raises(InputError, match="generate needs input_ids"):
-            prefill(granite, streaming=True).steps()
+            prefill(granite, streaming=True, bos_token_id=None).steps()
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -1,0 +1,77 @@
+"""Whether what a call of `generate` gives fits the model, and fits together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import ContextLengthError, InputError, UnsupportedOptionError
+from .config import GenerationConfig
+from .protocols import GenerativeModel, LayerCache
+
+
+def is_cache(cache: Any) -> bool:
+    """Whether it is a cache for every layer."""
+    return isinstance(cache, Sequence) and all(isinstance(layer, LayerCache) for layer in cache)
+
+
+def check_cache(
+    cache: Sequence[LayerCache], prompt_length: int, padding: list[int] | None, options: dict
+) -> None:
+    """Raises `InputError` where a caller's cache does not fit a prompt."""
+    if options:
+        raise InputError(f"past_key_values is a cache already, without {', '.join(options)}")
+    if padding is not None and any(padding) and not cache[0].padded:
+        raise InputError("past_key_values was made without the left_padding of these prompts")
+    if cache[0].length >= prompt_length:
+        lengths = f"{cache[0].length} positions already, and the prompt has only {prompt_length}"
+        remedy = "give the whole conversation, or trim the cache"
+        raise InputError(f"past_key_values holds {lengths}; {remedy}")
+
+
+def check_generates(model: object) -> None:
+    """Raises `UnsupportedOptionError` for a model without a language model's head."""
+    if not hasattr(model, "prefill"):
+        needed = "that takes a language model with its head"
+        raise UnsupportedOptionError(f"a {type(model).__name__} generates no text; {needed}")
+
+
+def check_context(model: GenerativeModel, prompt_tokens: int, new_tokens: int) -> None:
+    """Raises `ContextLengthError` where a prompt and its answer are too long for a model."""
+    limit = model.context_length
+    if prompt_tokens + new_tokens > limit:
+        message = (
+            "a prompt of {prompt} tokens and {new} new ones exceed the model's context of "
+            "{context}; {max_new_tokens} bounds the answer"
+        )
+        if "max_kv_size" in model.cache_options:
+            message += ", and {max_kv_size} keeps only the latest tokens in view"
+        raise ContextLengthError.about(message, prompt=prompt_tokens, new=new_tokens, context=limit)
+
+
+def padding_mask(input_ids: mx.array, config: GenerationConfig) -> mx.array | None:
+    """The attention mask of ids that came without one: None where nothing in them is padding."""
+    pad = config.pad_token_id
+    if pad is None or pad in config.eos_token_ids:
+        return None
+    mask = input_ids != pad
+    return None if mx.all(mask).item() else mask
+
+
+def left_padding(attention_mask: Any, shape: tuple[int, int]) -> list[int] | None:
+    """How many positions at each row's start are padding, of a prompt of this shape.
+
+    Raises:
+        InputError: there is padding elsewhere.
+    """
+    if attention_mask is None:
+        return None
+    if not isinstance(attention_mask, mx.array):
+        raise InputError.must_be("attention_mask", attention_mask, "an array (batch, length)")
+    if attention_mask.shape != shape:
+        raise InputError(f"attention_mask is {attention_mask.shape}, but the prompt is {shape}")
+    mask = (attention_mask != 0).astype(mx.int32)
+    if mx.any(mask[:, 1:] < mask[:, :-1]).item() or not mx.all(mask[:, -1]).item():
+        remedy = "where pad tokens are meant as text, give attention_mask=mx.ones_like(input_ids)"
+        raise InputError(f"generate needs its prompts padded on the left; {remedy}")
+    return (shape[1] - mask.sum(axis=1)).tolist()

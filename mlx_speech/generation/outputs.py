@@ -1,0 +1,109 @@
+"""What `generate` returns where more than the ids is asked for, as in transformers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from ..layers.model_output import ModelOutput
+
+Scores = tuple[mx.array, ...]
+
+
+@dataclass
+class ScoreRecord:
+    """The scores and the model's logits of each step, (rows, vocab); None where nobody wants them.
+    A strategy that is a step ahead may have recorded one more than it chose tokens from."""
+
+    scores: list[mx.array] | None = None
+    logits: list[mx.array] | None = None
+
+    def add(self, logits: mx.array, scores: mx.array) -> None:
+        """Keep those of one step."""
+        if self.scores is not None:
+            self.scores.append(scores)
+        if self.logits is not None:
+            self.logits.append(logits)
+
+    def forget(self, count: int) -> None:
+        """Drop those of the last `count` steps."""
+        for kept in (self.scores, self.logits):
+            if kept is not None and count:
+                del kept[-count:]
+
+
+@dataclass(eq=False)
+class GenerateDecoderOnlyOutput(ModelOutput):
+    """What greedy search and sampling return.
+
+    sequences: (rows, length) ids: the prompts and their continuations, padded at the end. There are
+        `num_return_sequences` rows for each prompt.
+    scores: with `output_scores`, those of each new token, (rows, vocab), after all processors;
+        without meaning for a row that has ended.
+    logits: with `output_logits`, those of the model, float32.
+    attentions, hidden_states: None; the model's own call gives them.
+    past_key_values: the cache, with all but the last token; None with `use_cache=False`.
+    """
+
+    sequences: mx.array
+    scores: Scores | None = None
+    logits: Scores | None = None
+    attentions: None = None
+    hidden_states: None = None
+    past_key_values: Sequence[Any] | None = None
+
+
+@dataclass(eq=False)
+class GenerateEncoderDecoderOutput(ModelOutput):
+    """As `GenerateDecoderOnlyOutput`, of an encoder-decoder."""
+
+    sequences: mx.array
+    scores: Scores | None = None
+    logits: Scores | None = None
+    encoder_attentions: None = None
+    encoder_hidden_states: None = None
+    decoder_attentions: None = None
+    cross_attentions: None = None
+    decoder_hidden_states: None = None
+    past_key_values: Sequence[Any] | None = None
+
+
+@dataclass(eq=False)
+class GenerateBeamDecoderOnlyOutput(ModelOutput):
+    """What beam search returns; what is not described is as in `GenerateDecoderOnlyOutput`.
+
+    sequences_scores: (rows,), with `output_scores`: sums of log-probabilities over lengths to the
+        power of `length_penalty`.
+    scores: with `output_scores`, log-probabilities of each step, (prompts * num_beams, vocab),
+        after all processors; without meaning for a prompt whose search is over.
+    logits: with `output_logits`, those of the model, likewise.
+    beam_indices: (rows, new tokens), from which beam each token comes, -1 behind the end.
+    past_key_values: the cache of the beams that were running at the end.
+    """
+
+    sequences: mx.array
+    sequences_scores: mx.array | None = None
+    scores: Scores | None = None
+    logits: Scores | None = None
+    beam_indices: mx.array | None = None
+    attentions: None = None
+    hidden_states: None = None
+    past_key_values: Sequence[Any] | None = None
+
+
+@dataclass(eq=False)
+class GenerateBeamEncoderDecoderOutput(ModelOutput):
+    """As `GenerateBeamDecoderOnlyOutput`, of an encoder-decoder."""
+
+    sequences: mx.array
+    sequences_scores: mx.array | None = None
+    scores: Scores | None = None
+    logits: Scores | None = None
+    beam_indices: mx.array | None = None
+    encoder_attentions: None = None
+    encoder_hidden_states: None = None
+    decoder_attentions: None = None
+    cross_attentions: None = None
+    decoder_hidden_states: None = None
+    past_key_values: Sequence[Any] | None = None
