@@ -10,7 +10,14 @@ import mlx.core as mx
 from ..errors import InputError
 from ..layers.token_ids import as_mlx
 from .beam import Hypothesis, beam_search
-from .checks import check_cache, check_context, check_generates, is_cache, left_padding
+from .checks import (
+    check_cache,
+    check_context,
+    check_function,
+    check_generates,
+    is_cache,
+    left_padding,
+)
 from .config import GenerationConfig
 from .outputs import (
     GenerateBeamDecoderOnlyOutput,
@@ -218,38 +225,25 @@ def prefill(
         kwargs[name] = inputs
     config, given = resolve_config(model, kwargs, streaming)
     given = {name: as_mlx(value) for name, value in given.items()}
-    criteria = _functions(given, "stopping_criteria")
-    stopping = StoppingCriteria(config, given.pop("tokenizer", None), criteria)
+    stopping = StoppingCriteria(
+        config, given.pop("tokenizer", None), _functions(given, "stopping_criteria")
+    )
     own = _functions(given, "logits_processor")
     allowed = given.pop("prefix_allowed_tokens_fn", None)
-    for name, value in (
-        ("prefix_allowed_tokens_fn", allowed),
-        ("prompt_progress_callback", given.get("prompt_progress_callback")),
-    ):
-        if value is not None and not callable(value):
-            raise InputError.must_be(name, value, "a function")
+    check_function("prefix_allowed_tokens_fn", allowed)
+    check_function("prompt_progress_callback", given.get("prompt_progress_callback"))
     draft_model = given.pop("draft_model", None)
-    cache = given.pop("past_key_values", None) or None
-    if cache is not None and not is_cache(cache):
-        raise InputError.must_be("past_key_values", cache, "what make_cache returned")
     prompt, attention_mask = model.prepare_prompt(given, config)
     if draft_model is not None and given.keys() & _NO_TEXT:
         raise InputError("a draft model proposes answers to ids, not to recordings or embeddings")
     embeds = given.get("inputs_embeds")
     rows, length = prompt.shape if embeds is None else embeds.shape[:2]
-    cache_options = {name: given.pop(name) for name in given.keys() & set(model.cache_options)}
-    bounded = cache_options.get("max_kv_size") or (cache and cache[0].max_size)
-    config = config.limited(length, None if bounded else model.context_length - length)
-    if not bounded:
-        check_context(model, length, config.limit)
     padding = left_padding(attention_mask, (rows, length))
     num_samples = config.num_return_sequences if config.num_beams == 1 else 1
-    if cache is None:
-        cache = model.make_cache(padding, **cache_options)
-    else:
-        check_cache(cache, length, padding, cache_options)
-        if config.num_beams > 1 or num_samples > 1:
-            cache = [copy.copy(layer) for layer in cache]  # the caller's keeps its rows
+    reordered = config.num_beams > 1 or num_samples > 1
+    cache, room = _take_cache(model, given, length, padding, reordered)
+    config = config.limited(length, room)
+    check_context(model, length, config.limit, room)
     held = cache[0].length
     if embeds is not None:
         given["inputs_embeds"] = embeds[:, held:]
@@ -286,11 +280,39 @@ def _functions(given: dict[str, Any], name: str) -> Sequence[Callable]:
     return found
 
 
+def _take_cache(
+    model: GenerativeModel,
+    given: dict[str, Any],
+    length: int,
+    padding: list[int] | None,
+    reordered: bool,
+) -> tuple[Sequence[LayerCache], int | None]:
+    """The cache that the arguments ask for, taken out of them, and for how many tokens the context
+    has room after a prompt of `length`: None where the cache keeps the latest only.
+
+    Args:
+        reordered: its rows will be: a caller's keeps them.
+    """
+    options = {name: given.pop(name) for name in given.keys() & set(model.cache_options)}
+    cache = given.pop("past_key_values", None)
+    if cache is not None and not is_cache(cache):
+        raise InputError.must_be("past_key_values", cache, "what make_cache returned")
+    if cache:
+        check_cache(cache, length, padding, options)
+        if reordered:
+            cache = [copy.copy(layer) for layer in cache]
+    else:
+        cache = model.make_cache(padding, **options)
+    bounded = getattr(cache[0], "max_size", None)
+    return cache, None if bounded else model.context_length - length
+
+
 def _prefill_draft(
     model: GenerativeModel, prompt: mx.array, config: GenerationConfig, vocab_size: int
 ) -> tuple[Step, Sequence[LayerCache]]:
     """Feed the prompt to a draft model; its step and cache."""
-    check_context(model, prompt.shape[1], config.limit)
+    length = prompt.shape[1]
+    check_context(model, length, config.limit, model.context_length - length)
     cache = model.make_cache()
     logits, step = model.prefill(prompt, cache)
     if logits.shape[-1] != vocab_size:

@@ -36,17 +36,37 @@ def check_generates(model: object) -> None:
         raise UnsupportedOptionError(f"a {type(model).__name__} generates no text; {needed}")
 
 
-def check_context(model: GenerativeModel, prompt_tokens: int, new_tokens: int) -> None:
-    """Raises `ContextLengthError` where a prompt and its answer are too long for a model."""
-    limit = model.context_length
-    if prompt_tokens + new_tokens > limit:
+def check_function(name: str, value: Any) -> None:
+    """Raises `InputError` where an argument is neither a function nor left out."""
+    if value is not None and not callable(value):
+        raise InputError.must_be(name, value, "a function")
+
+
+def check_one_text(config: GenerationConfig) -> None:
+    """Raises `InputError` where options ask for more than the one answer that becomes a text."""
+    for name in ("return_dict_in_generate", "output_scores", "output_logits"):
+        if getattr(config, name):
+            raise InputError.about("{option} is for model.generate, not for texts", option=name)
+    if config.num_return_sequences > 1:
+        message = "a prompt has one text: {num_return_sequences} is for model.generate"
+        raise InputError.about(message)
+
+
+def check_context(
+    model: GenerativeModel, prompt_tokens: int, new_tokens: int, room: int | None
+) -> None:
+    """Raises `ContextLengthError` where an answer is longer than a model has room for."""
+    if room is not None and new_tokens > room:
         message = (
             "a prompt of {prompt} tokens and {new} new ones exceed the model's context of "
             "{context}; {max_new_tokens} bounds the answer"
         )
         if "max_kv_size" in model.cache_options:
             message += ", and {max_kv_size} keeps only the latest tokens in view"
-        raise ContextLengthError.about(message, prompt=prompt_tokens, new=new_tokens, context=limit)
+        context = model.context_length
+        raise ContextLengthError.about(
+            message, prompt=prompt_tokens, new=new_tokens, context=context
+        )
 
 
 def padding_mask(input_ids: mx.array, config: GenerationConfig) -> mx.array | None:

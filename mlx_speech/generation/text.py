@@ -10,7 +10,7 @@ import mlx.core as mx
 from ..errors import InputError, UnsupportedOptionError
 from ..fields import Range, fitted
 from .api import Prefilled, prefill
-from .checks import check_generates, is_cache
+from .checks import check_generates, check_one_text, is_cache
 from .protocols import GenerativeModel, TextTokenizer
 from .streaming import answer_text, stream_text
 
@@ -113,6 +113,7 @@ def _prefill(
     # whatever is in a text was meant, also where it is a token for padding
     options = {"tokenizer": tokenizer, "attention_mask": mx.ones_like(prompt), **options}
     run = prefill(model, prompt, streaming=streaming, **options)
+    check_one_text(run.config)
     return run, tokenizer, new_tokens, begin
 
 

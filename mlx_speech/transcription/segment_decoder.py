@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import ContextLengthError
 from ..generation import GenerationConfig
 from ..generation.api import Prefilled, prefill, resolve_config
+from ..generation.checks import check_one_text
 from ..generation.protocols import GenerativeModel
 from ..generation.repetition import find_loop
 from ..generation.streaming import answer_text, stream_text
@@ -47,7 +48,8 @@ class SegmentDecoder:
     streaming: bool = False
 
     def __post_init__(self):
-        resolve_config(self.model, self.options, self.streaming)
+        config, _ = resolve_config(self.model, self.options, self.streaming)
+        check_one_text(config)
         self._tokenizer = self.processor.tokenizer
         #: of the CTC head, where words are to be told
         self.vocabulary = self.family.ctc_vocabulary if self.word_timestamps else None

@@ -135,6 +135,7 @@ class TestOptions:
         ):
             model.generate(prompt, max_new_tokens=18)
         assert model.generate(prompt, max_new_tokens=17, eos_token_id=[]).shape == (1, 20)
+        assert model.generate(prompt, eos_token_id=[]).shape == (1, 20)  # nobody asked for more
         rotating = model.generate(prompt, max_new_tokens=40, max_kv_size=10, eos_token_id=[])
         assert rotating.shape == (1, 43)
 
@@ -189,6 +190,17 @@ class TestOptions:
             options = {"num_beams": num_beams, "max_new_tokens": 5}
             answer = model.generate(prompt[1:], past_key_values=cache, **options)
             assert answer.tolist() == model.generate(prompt[1:], **options).tolist()
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"num_return_sequences": 2, "num_beams": 2}, {"return_dict_in_generate": True}],
+        ids=str,
+    )
+    def test_what_texts_are_not(self, tiny, options):
+        with pytest.raises(InputError, match=r"is for model\.generate"):
+            mlx_speech.generate(*tiny, "hi", **options)
+        with pytest.raises(InputError, match=r"is for model\.generate"):
+            mlx_speech.transcribe(mx.zeros(16000), model=tiny, **options)
 
     @pytest.mark.parametrize("name", ["labels", "max_new_token", "negative_prompt_ids"])
     def test_unknown_arguments(self, name):

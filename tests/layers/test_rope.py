@@ -224,3 +224,22 @@ def test_both_forms_of_a_configuration():
 def test_parameters_out_of_range(name, value, rule):
     with pytest.raises(InputError, match=f"rope_parameters.{name} is .*must be {rule}"):
         normalize_rope_parameters({name: value}, None, None)
+
+
+@pytest.mark.parametrize(
+    ("rope_type", "parameters", "length"),
+    [
+        ("default", {}, MAXIMUM),
+        ("default", {"factor": 4.0}, MAXIMUM),
+        ("linear", {"factor": 4.0}, 4 * MAXIMUM),
+        ("llama3", LLAMA3, 8 * 32),
+        ("llama3", LLAMA3 | {"original_max_position_embeddings": 4}, MAXIMUM),
+        ("yarn", {"factor": 4.0, "original_max_position_embeddings": 32}, 128),
+        ("yarn", {"factor": 1.5}, 96),
+        ("longrope", LISTS | {"original_max_position_embeddings": 32}, MAXIMUM),
+        ("longrope", LISTS | {"original_max_position_embeddings": 32, "factor": 4.0}, 128),
+        ("dynamic", {"factor": 1.0}, 2**31 - 1),
+    ],
+)
+def test_positions_that_a_rule_is_made_for(rope_type, parameters, length):
+    assert embedding(rope_type, **parameters).context_length == length
