@@ -43,7 +43,7 @@ def write_model(model: Any, folder: Path, max_shard_size: int | str) -> None:
     }
     _write_weights(model, folder, max_shard_size, quantized=bool(settings))
     _write_adapter(model, folder)
-    config = model.config.to_dict() | {"architectures": [type(model).__name__]}
+    config = model.config.to_diff_dict() | {"architectures": [type(model).__name__]}
     if model.generation_inputs:
         write_json(folder / _GENERATION, _generation_config(model, config))
     dtype = str(model.dtype).rpartition(".")[2]
