@@ -36,7 +36,7 @@ def cross_entropy(
     labels = check_array(labels, "labels", mx.integer, logits.shape[:-1]).astype(mx.int64)
     counts = labels != ignore_index
     targets = mx.where(counts, labels, 0)
-    lowest, highest = (mx.min(targets).item(), mx.max(targets).item()) if targets.size else (0, 0)
+    lowest, highest = mx.min(targets).item(), mx.max(targets).item()
     if lowest < 0 or highest >= size:
         raise InputError(
             f"labels hold {lowest if lowest < 0 else highest}, but must be within 0 and "
@@ -68,10 +68,14 @@ def causal_lm_loss(
         InputError: a label is no id of the vocabulary, or there are more or fewer than logits.
     """
     hint = ", one for each position's logits"
-    targets = check_array(labels, "labels", mx.integer, logits.shape[:-1], hint=hint)[:, 1:]
+    labels = check_array(labels, "labels", mx.integer, logits.shape[:-1], hint=hint)
+    labels = labels.astype(mx.int64)
     if attention_mask is not None:
-        targets = mx.where(as_mlx(attention_mask)[:, 1:] != 0, targets, ignore_index)
-    return cross_entropy(logits[:, :-1], targets, num_items_in_batch, ignore_index)
+        labels = mx.where(as_mlx(attention_mask) != 0, labels, ignore_index)
+    # the last position has no next one
+    end = mx.full((len(labels), 1), ignore_index, mx.int64)
+    labels = mx.concatenate([labels[:, 1:], end], axis=1)
+    return cross_entropy(logits, labels, num_items_in_batch, ignore_index)
 
 
 def sequence_classification_loss(
