@@ -52,6 +52,16 @@ def test_a_head_that_is_said_to_be_tied_but_differs(tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 class TestResizing:
+    def test_to_a_multiple(self, tied):
+        model = granite(tie_word_embeddings=tied)
+        assert model.resize_token_embeddings() is model.get_input_embeddings()
+        assert model.config.vocab_size == 40
+        assert model.resize_token_embeddings(41, pad_to_multiple_of=64).weight.shape == (64, 32)
+        assert model.resize_token_embeddings(pad_to_multiple_of=50).weight.shape == (100, 32)
+        assert model(IDS).logits.shape == (1, 4, 100)
+        with pytest.raises(InputError, match="pad_to_multiple_of is 0"):
+            model.resize_token_embeddings(41, 0)
+
     def test_old_tokens_are_kept(self, tied):
         model = granite(tie_word_embeddings=tied)
         before = model(IDS).logits
@@ -149,3 +159,40 @@ def test_a_speech_model(tiny_copy):
     model.resize_token_embeddings(size + 1, padding_idx=size)
     assert model.config.text_config.vocab_size == size + 1
     assert model.language_model(IDS).logits.shape == (1, 4, size + 1)
+
+
+class TestEmbeddings:
+    """By the names that transformers has for them."""
+
+    def test_of_each_kind(self):
+        tied, untied = granite(tie_word_embeddings=True), granite()
+        for model in (tied, untied):
+            assert model.get_input_embeddings() is model.model.embed_tokens
+            assert model.model.get_input_embeddings() is model.model.embed_tokens
+            assert model.model.get_output_embeddings() is None
+        assert tied.get_output_embeddings() is tied.model.embed_tokens
+        assert untied.get_output_embeddings() is untied.lm_head
+
+    def test_of_speech_models(self, tiny, tiny_s2t):
+        speech = tiny[0]
+        assert speech.get_input_embeddings() is speech.language_model.model.embed_tokens
+        assert speech.get_output_embeddings() is speech.get_input_embeddings()
+        body = tiny_s2t[0].model
+        assert tiny_s2t[0].get_input_embeddings() is body.decoder.embed_tokens
+        assert body.get_input_embeddings() is body.decoder.embed_tokens
+
+    def test_others_instead(self):
+        for model in (granite(), granite().model):
+            table = nn.Embedding(40, 32)
+            model.set_input_embeddings(table)
+            assert model.get_input_embeddings() is table
+        other = granite()
+        other.set_input_embeddings(model.get_input_embeddings())
+        assert mx.allclose(other.model.embed_tokens(IDS), table(IDS)).item()
+
+
+def test_number_of_parameters():
+    model, layer = granite(tie_word_embeddings=True), 4 * 32 * 32 + 3 * 32 * 32 + 2 * 32
+    assert model.num_parameters() == 40 * 32 + layer + 32
+    model.freeze()
+    assert model.num_parameters(only_trainable=True) == 0

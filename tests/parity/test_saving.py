@@ -185,3 +185,48 @@ def test_initialization(name, options, tmp_path):
             rows = expected.any(axis=1)
             assert mx.array_equal(found[key].any(axis=1), rows).item()
             assert not rows.all().item()
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.* new, and random:UserWarning")
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("LlamaForCausalLM", "LlamaForSequenceClassification"),
+        ("LlamaForSequenceClassification", "LlamaForCausalLM"),
+        ("LlamaForCausalLM", "LlamaModel"),
+        ("LlamaModel", "LlamaForCausalLM"),
+        ("Jais2Model", "Jais2ForCausalLM"),
+        ("GraniteForCausalLM", "GraniteModel"),
+        ("Speech2TextForConditionalGeneration", "Speech2TextModel"),
+        ("Speech2TextModel", "Speech2TextForConditionalGeneration"),
+    ],
+)
+def test_another_head(source, target, tmp_path):
+    """Of what is not new in it, every tensor is that of theirs."""
+    saved(source, tmp_path / "a")
+    kind = getattr(transformers, target)
+    reference, info = kind.from_pretrained(tmp_path / "a", output_loading_info=True)
+    new = info["missing_keys"]
+    assert len(new) == ("Model" not in target and "Speech2" not in target)
+    reference.save_pretrained(tmp_path / "b")
+    getattr(mlx_speech, target).from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "c")
+    found, expected = (mx.load(str(tmp_path / f / "model.safetensors")) for f in ("c", "b"))
+    assert found.keys() == expected.keys()
+    for name in found.keys() - new:
+        assert mx.array_equal(found[name], expected[name]).item()
+    for name in new:
+        assert found[name].shape == expected[name].shape
+
+
+@torch.no_grad()
+def test_resized(tmp_path):
+    """And in half precision, which both read as float32 for the comparison."""
+    reference = saved("LlamaForCausalLM", tmp_path / "a")
+    model = ours(reference, tmp_path / "a")
+    model.resize_token_embeddings(70, pad_to_multiple_of=32)
+    model.to("float16").save_pretrained(tmp_path / "b")
+    again = theirs(reference, tmp_path / "b")
+    assert again.dtype == torch.float16
+    assert again.config.vocab_size == 96
+    assert_same(ours(reference, tmp_path / "b"), again.float())
