@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "audio": "load_audio",
     "auto": "AutoConfig AutoFeatureExtractor AutoModel AutoModelForCausalLM "
-    "AutoModelForSequenceClassification AutoModelForSpeechSeq2Seq AutoProcessor AutoTokenizer",
+    "AutoModelForSequenceClassification AutoModelForSpeechSeq2Seq AutoProcessor",
     "chat_session": "ChatSession",
     "errors": "AudioError CheckpointError ContextLengthError HubError InputError MlxSpeechError "
     "UnsupportedOptionError",
@@ -37,12 +37,15 @@ _HOMES = {
     "models.llama": "LlamaConfig LlamaForCausalLM LlamaForSequenceClassification LlamaModel",
     "models.speech_to_text": "Speech2TextConfig Speech2TextForConditionalGeneration "
     "Speech2TextModel",
+    "processing.auto_tokenizer": "AutoTokenizer",
+    "processing.batch": "BatchEncoding BatchFeature",
     "processing.granite_speech": "GraniteSpeechProcessor",
     "processing.kaldi_fbank": "Speech2TextFeatureExtractor",
+    "processing.llama_tokenizer": "LlamaTokenizer LlamaTokenizerFast",
     "processing.log_mel": "GraniteSpeechFeatureExtractor",
     "processing.speech_to_text": "Speech2TextProcessor",
     "processing.speech_to_text_tokenizer": "Speech2TextTokenizer",
-    "processing.tokenizer": "LlamaTokenizer Tokenizer",
+    "processing.tokenizer": "Tokenizer",
     "transcription.pipeline": "stream_transcribe transcribe",
     "transcription.transcript": "Segment Transcript Word",
 }

@@ -5,9 +5,8 @@ from typing import Any, ClassVar
 from .checkpoint.folder import read_json
 from .checkpoint.hub import resolve_checkpoint, take_hub_options
 from .errors import UnsupportedOptionError
-from .loading import Architecture, architecture
+from .loading import architecture
 from .models.config import PretrainedConfig
-from .processing.tokenizer import Tokenizer
 
 
 def _config_of(path_or_repo: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -117,15 +116,3 @@ class AutoFeatureExtractor:
         if not row.is_speech:
             raise UnsupportedOptionError(f"{path_or_repo}: a {model_type} model takes no audio")
         return row.processor_class.extractor_class.from_pretrained(path_or_repo, **options)
-
-
-class AutoTokenizer:
-    """The tokenizer of a checkpoint of any supported family."""
-
-    @staticmethod
-    def from_pretrained(path_or_repo, **options: Any) -> Any:
-        """As `Tokenizer.from_pretrained`, or that of the class that it is."""
-        model_type = _config_of(path_or_repo, options).get("model_type")
-        row = Architecture(()) if model_type is None else architecture(model_type)
-        kind = row.processor_class if row.is_speech else None
-        return getattr(kind, "tokenizer_class", Tokenizer).from_pretrained(path_or_repo, **options)

@@ -84,6 +84,6 @@ def test_what_there_is_not(auto, folder, message):
 
 def test_unknown_family(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
-    for auto in (AutoConfig, AutoModel, AutoProcessor, AutoTokenizer):
+    for auto in (AutoConfig, AutoModel, AutoProcessor, AutoFeatureExtractor):
         with pytest.raises(CheckpointError, match="'whisper' is not supported; supported are gran"):
             auto.from_pretrained(tmp_path)

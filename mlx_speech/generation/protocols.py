@@ -49,7 +49,9 @@ class TextTokenizer(Detokenizes, Protocol):
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
-    def apply_chat_template(self, messages: Sequence[dict[str, Any]]) -> str: ...
+    def apply_chat_template(
+        self, conversation: Sequence[dict[str, Any]], *, add_generation_prompt: bool, tokenize: bool
+    ) -> Any: ...
 
 
 class GenerativeModel(Protocol):

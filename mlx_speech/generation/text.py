@@ -157,7 +157,8 @@ def prompt_ids(tokenizer: TextTokenizer, prompt: Prompt) -> list[int]:
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
     elif isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], dict):
-        ids = tokenizer.encode(tokenizer.apply_chat_template(prompt), add_special_tokens=False)
+        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer.encode(text, add_special_tokens=False)
     else:
         try:
             ids = list(fitted("prompt", prompt, list[_Id]))

@@ -11,6 +11,7 @@ from ..checkpoint.folder import is_apple_double, read_json
 from ..errors import CheckpointError, InputError
 
 _MAX_TIME_FORMAT = 200  #: characters
+_MARKS = ("\ufdd0", "\ufdd1")  # characters that Unicode keeps out of texts, for uses like this
 
 Templates = str | dict[str, str] | None  #: Jinja source, or several by name
 
@@ -40,6 +41,31 @@ def find_chat_templates(folder: Path, tokenizer_config: dict[str, Any]) -> Templ
             shown = f"chat_template is or has {reprlib.repr(value)}"
             raise CheckpointError(f"{folder}: {shown}, but must be text")
     return templates["default"] if templates.keys() == {"default"} else templates or None
+
+
+def write_chat_templates(folder: Path, templates: Templates, prefix: str = "") -> None:
+    """Write to a folder what `find_chat_templates` finds there.
+
+    Raises:
+        InputError: a template's name cannot be that of a file.
+    """
+    named = {"default": templates} if isinstance(templates, str) else templates or {}
+    further = folder / f"{prefix}additional_chat_templates"
+    for name, template in named.items():
+        file = folder / f"{prefix}chat_template.jinja"
+        if name != "default":
+            if Path(name).name != name:
+                raise InputError(f"a chat template cannot be saved by the name {name!r}")
+            further.mkdir(exist_ok=True)
+            file = further / f"{name}.jinja"
+        file.write_text(template, encoding="utf-8")
+
+
+def template_settings(templates: Templates) -> Any:
+    """Templates as tokenizer_config.json has them."""
+    if not isinstance(templates, dict):
+        return templates
+    return [{"name": name, "template": template} for name, template in templates.items()]
 
 
 def choose_chat_template(templates: Templates, wanted: str | None, tools: Any) -> str:
@@ -76,6 +102,26 @@ def render_chat(template: str, messages: Sequence[dict[str, Any]], **variables: 
         InputError: the messages or variables are not plain data, or the template refuses them.
         CheckpointError: the template itself is broken, or takes too much; see `template_limits`.
     """
+    return _rendered(template, messages, variables)
+
+
+def render_marked(
+    template: str, messages: Sequence[dict[str, Any]], **variables: Any
+) -> tuple[str, list[tuple[int, int]]]:
+    """As `render_chat`, and where in it stands what the assistant says, as the template marks it
+    with `{% generation %}`: start and end in characters."""
+    text, spans = "", []
+    for part in _rendered(template, messages, variables, marked=True).split(_MARKS[0]):
+        said, end, rest = part.rpartition(_MARKS[1])
+        if end:
+            spans.append((len(text), len(text) + len(said)))
+        text += said + rest
+    return text, spans
+
+
+def _rendered(
+    template: str, messages: Any, variables: dict[str, Any], *, marked: bool = False
+) -> str:
     is_list = isinstance(messages, list | tuple)
     if not is_list or not messages or not all(isinstance(each, dict) for each in messages):
         raise InputError("a chat is one or more messages, each a dictionary with role and content")
@@ -86,14 +132,14 @@ def render_chat(template: str, messages: Sequence[dict[str, Any]], **variables: 
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"a chat template takes plain data only: {error}") from error
     try:
-        return _environment(data).render(template)
+        return _environment(data, marked).render(template)
     except (InputError, CheckpointError):
         raise
     except Exception as error:  # a template is a program, and may fail in any way
         raise CheckpointError(f"the chat template fails: {error}") from error
 
 
-def _environment(data: dict[str, Any]):
+def _environment(data: dict[str, Any], marked: bool):
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
 
@@ -107,7 +153,11 @@ def _environment(data: dict[str, Any]):
         def parse(self, parser):
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
+            scope = nodes.Scope(body, lineno=line)
+            if not marked:
+                return scope
+            begin, end = (nodes.Output([nodes.TemplateData(mark)], lineno=line) for mark in _MARKS)
+            return [begin, scope, end]
 
     def raise_exception(message: str):
         raise InputError(f"the chat template refuses these messages: {message}")

@@ -189,6 +189,7 @@ class GraniteSpeechProcessor:
         if not isinstance(messages, list | tuple):
             raise InputError(f"a chat is a list of messages, but this is {_shown(messages)}")
         flat = [self._flatten(message) for message in messages]
+        options = {"add_generation_prompt": True, "tokenize": False, **options}
         return self.tokenizer.apply_chat_template(flat, **options)
 
     def _flatten(self, message: dict[str, Any]) -> dict[str, Any]:

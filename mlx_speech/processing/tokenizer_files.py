@@ -25,7 +25,10 @@ class TokenizerSettings(TypedDict):
     bos_token: Token | None
     eos_token: Token | None
     unk_token: Token | None
+    sep_token: Token | None
     pad_token: Token | None
+    cls_token: Token | None
+    mask_token: Token | None
     added_tokens_decoder: dict | None
     additional_special_tokens: list[Token] | None
     extra_special_tokens: list[Token] | dict | None
@@ -35,6 +38,12 @@ class TokenizerSettings(TypedDict):
     legacy: bool | None
     split_special_tokens: bool | None
     padding_side: Literal["left", "right"] | None
+    truncation_side: Literal["left", "right"] | None
+    model_max_length: int | None
+    model_input_names: list[str] | None
+    clean_up_tokenization_spaces: bool | None
+    spaces_between_special_tokens: bool | None
+    use_default_system_prompt: bool | None
     do_lower_case: bool | None
     do_upper_case: bool | None
     tgt_lang: str | None
@@ -46,7 +55,10 @@ JSON_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
 #: in the order in which new ones get their ids
 SPECIAL_TOKENS = [f"{n}_token" for n in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+#: the special tokens without a name, as they are called now and were before
+FURTHER_TOKENS = ("extra_special_tokens", "additional_special_tokens")
 _MOST_GROWTH = 1000  # of a text; those in use replace a character by one or two
+LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 _LLAMA_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -62,41 +74,67 @@ def read_tokenizer(
     Raises:
         CheckpointError: neither file is there, or a file is malformed.
     """
-    try:
+    with _as_checkpoint_errors(folder):
         config = read_tokenizer_config(folder)
         file = folder / JSON_FILE
-        from_json = file.is_file()
-        if from_json:
+        if file.is_file():
             # which says itself what is put around a text; these are for tokenizer.model
             config.pop("add_bos_token", None)
             config.pop("add_eos_token", None)
-            kind = config.get("tokenizer_class")
-            llama = llama or kind in ("LlamaTokenizer", "LlamaTokenizerFast")
+            llama = llama or config.get("tokenizer_class") in LLAMA_CLASSES
+        else:
+            file, llama = folder / SENTENCEPIECE_FILE, True
+            if not file.is_file():
+                raise CheckpointError(f"{folder}: no {JSON_FILE} and no {SENTENCEPIECE_FILE} here")
+    return build_tokenizer(file, config | options, llama=llama)
+
+
+def build_tokenizer(
+    source: Path | dict[str, Any], config: dict[str, Any], *, llama: bool
+) -> tuple[Backend, dict[str, Any]]:
+    """What encodes and decodes, and its settings with those that follow.
+
+    Args:
+        source: a tokenizer.json, a tokenizer.model, or what a tokenizer.json has of a Llama 2's.
+        config: settings.
+        llama: whether it works as Llama 2's, unless it encodes bytes.
+
+    Raises:
+        CheckpointError: it is malformed.
+    """
+    with _as_checkpoint_errors(source if isinstance(source, Path) else "vocab"):
+        data, from_json = source, isinstance(source, Path) and source.suffix != ".model"
+        if isinstance(source, Path) and not from_json:
+            data = read_sentencepiece(source)
+            found = [token["content"] for token in data["added_tokens"]]
+            config = {FURTHER_TOKENS[0]: found, **config}
+        elif isinstance(source, Path) and llama:
             # some of Llama 3 say so, too, but encode bytes as GPT-2's: the file says all about it
-            llama = llama and b'"ByteLevel"' not in file.read_bytes()
-        elif not (folder / SENTENCEPIECE_FILE).is_file():
-            raise CheckpointError(f"{folder}: no {JSON_FILE} and no {SENTENCEPIECE_FILE} here")
-        if llama or not from_json:
-            config = {**_LLAMA_TOKENS, **config}
-        if not from_json and config["bos_token"] is not None:
-            config.setdefault("add_bos_token", True)
-        config |= fit_items(TokenizerSettings, options)
-        if not from_json:
-            backend = _as_llama(read_sentencepiece(folder / SENTENCEPIECE_FILE), config)
-        elif llama:
-            backend = _as_llama(read_json(folder, JSON_FILE), config)
+            llama = b'"ByteLevel"' not in source.read_bytes()
+            data = read_json(source.parent, source.name) if llama else source
+        if isinstance(data, dict):
+            config = {**_LLAMA_TOKENS, **config, "tokenizer_class": LLAMA_CLASSES[0]}
+            backend = _as_llama(data, config)
         else:
             with panics_as_errors():
-                backend = Backend.from_file(str(file))
+                backend = Backend.from_file(str(data))
             check_growth(backend)
+        if not from_json and config["bos_token"] is not None:
+            config.setdefault("add_bos_token", True)
         if backend.padding is not None:
             config.setdefault("pad_token", backend.padding["pad_token"])
         _add_tokens(backend, config)
         return backend, config
+
+
+@contextmanager
+def _as_checkpoint_errors(place: Path | str) -> Iterator[None]:
+    try:
+        yield
     except MlxSpeechError:
         raise
     except Exception as error:  # the tokenizers library raises nothing more specific
-        raise CheckpointError(f"{folder}: not a readable tokenizer: {error}") from error
+        raise CheckpointError(f"{place}: not a readable tokenizer: {error}") from error
 
 
 def check_growth(backend: Backend) -> None:
@@ -160,15 +198,47 @@ def named_tokens(config: dict[str, Any]) -> dict[str, str | dict[str, Any]]:
     """The special tokens that have a name: `pad_token`, or a checkpoint's own `audio_token`."""
     named = {name: config.get(name) for name in SPECIAL_TOKENS}
     named |= {name: token for name, token in config.items() if name.endswith("_token")}
-    if isinstance(further := config.get("extra_special_tokens"), dict):
+    if isinstance(further := config.get(FURTHER_TOKENS[0]), dict):
         named |= further
     return {name: token for name, token in named.items() if isinstance(token, (str, dict))}
 
 
 def further_tokens(config: dict[str, Any]) -> list[str | dict[str, Any]]:
     """The special tokens without a name."""
-    further = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    further: Any = next((config[name] for name in FURTHER_TOKENS if config.get(name)), [])
     return [] if isinstance(further, dict) else further
+
+
+def plain_token(token: str | AddedToken | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    """A special token as configurations have it."""
+    if not isinstance(token, AddedToken):
+        return token
+    was_special = token.special
+    token.special = True  # what it does not say of itself follows from this
+    state = token.__getstate__()
+    token.special = was_special
+    return state
+
+
+def plain_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Settings that a caller gives, as configurations have them.
+
+    Raises:
+        InputError: one is of another type.
+    """
+    new, old = FURTHER_TOKENS
+    plain = {name: plain_token(value) for name, value in options.items()}
+    if old in plain:
+        plain[new] = plain.pop(old) or plain.get(new)
+    for name in {new, "added_tokens_decoder"} & plain.keys():
+        if isinstance(tokens := plain[name], dict):
+            states = (
+                (k, t.__getstate__() if isinstance(t, AddedToken) else t) for k, t in tokens.items()
+            )
+            plain[name] = dict(states)
+        elif isinstance(tokens, list | tuple):
+            plain[name] = [plain_token(token) for token in tokens]
+    return fit_items(TokenizerSettings, plain)
 
 
 def content_of(token: str | dict[str, Any]) -> str:
@@ -206,13 +276,13 @@ def _as_llama(data: dict[str, Any], config: dict[str, Any]) -> Backend:
 def _add_tokens(backend: Backend, config: dict[str, Any]) -> None:
     """Make the configuration's tokens known to the backend, where they are not or differ."""
     decoder = config.get("added_tokens_decoder") or {}
-    listed = [_token(decoder[token_id]) for token_id in sorted(decoder, key=int)]
+    listed = [added_token(decoder[token_id]) for token_id in sorted(decoder, key=int)]
     present = backend.get_added_tokens_decoder().values()
     same = {repr(token) for token in present}
     added = [token for token in listed if repr(token) not in same]
-    named = [_token(token) for token in named_tokens(config).values()]
+    named = [added_token(token) for token in named_tokens(config).values()]
     known = {token.content for token in (*present, *added)}
-    for token in (*named, *map(_token, further_tokens(config))):
+    for token in (*named, *map(added_token, further_tokens(config))):
         if token.content not in known:
             added.append(token)
             known.add(token.content)
@@ -222,7 +292,8 @@ def _add_tokens(backend: Backend, config: dict[str, Any]) -> None:
     backend.add_tokens(added)
 
 
-def _token(token: str | dict[str, Any]) -> AddedToken:
+def added_token(token: str | dict[str, Any]) -> AddedToken:
+    """A token of a configuration, as the tokenizers library has it."""
     if isinstance(token, str):
         return AddedToken(token, special=True)
     return AddedToken(**{name: value for name, value in token.items() if name != "__type"})

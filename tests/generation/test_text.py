@@ -92,7 +92,9 @@ class TestGenerate:
     def test_kinds_of_prompts(self, tiny):
         """A text as it is, messages through the template, ids."""
         _, processor = tiny
-        text = processor.tokenizer.apply_chat_template(ask(COMMAND))
+        text = processor.tokenizer.apply_chat_template(
+            ask(COMMAND), add_generation_prompt=True, tokenize=False
+        )
         expected = mlx_speech.generate(*tiny, ask(COMMAND))
         assert mlx_speech.generate(*tiny, text) == expected
         ids = processor.tokenizer.encode(text)

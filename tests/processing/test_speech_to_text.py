@@ -96,11 +96,12 @@ class TestProcessor:
             process(padding=False)
         with pytest.raises(UnsupportedOptionError, match=r"return_tensors='tf'.*MLX"):
             process(return_tensors="tf")
-        with pytest.raises(UnsupportedOptionError, match="'max_length'"):
-            process(padding="max_length")
+        if part in ("audio", "both", "feature_extractor"):
+            with pytest.raises(UnsupportedOptionError, match="'max_length'"):
+                process(padding="max_length")
 
     def test_labels_may_differ_though_recordings_do_not(self, processor):
-        with pytest.raises(InputError, match="the texts differ in length"):
+        with pytest.raises(InputError, match="input_ids differ in length"):
             processor([noise(800), noise(800)], ["a", "set the"], padding=False)
 
     @pytest.mark.parametrize("text", [[], ()])

@@ -133,7 +133,7 @@ class TestTokenizer:
         assert tokenizer("set")["input_ids"].tolist() == [[5, 48, 16, 2]]
 
     def test_half_a_surrogate_pair(self, tokenizer):
-        with pytest.raises(InputError, match=r"half of a surrogate pair, '\\ud83d', at char.* 4"):
+        with pytest.raises(InputError, match=r"lone surrogate, '\\ud83d', at position 4"):
             tokenizer.encode("set \ud83d")
 
     def test_properties(self, tokenizer):
@@ -170,6 +170,7 @@ class TestTokenizer:
 
     def test_vocabulary_without_a_special_token(self, s2t_copy):
         edit_json(s2t_copy / "vocab.json", **{"<pad>": None})
+        edit_json(s2t_copy / "tokenizer_config.json", added_tokens_decoder=None)
         with pytest.raises(CheckpointError, match=r"vocab.json: lacks the special token <pad>"):
             Speech2TextTokenizer.from_pretrained(s2t_copy)
 

@@ -1,0 +1,36 @@
+"""The tokenizer that a checkpoint needs, whatever its kind."""
+
+from typing import Any, NoReturn
+
+from ..checkpoint.hub import resolve_checkpoint, take_hub_options
+from .base_tokenizer import BaseTokenizer
+from .llama_tokenizer import LlamaTokenizer
+from .speech_to_text_tokenizer import SPM_FILE, Speech2TextTokenizer
+from .tokenizer import Tokenizer
+from .tokenizer_files import JSON_FILE, LLAMA_CLASSES, read_tokenizer_config
+
+
+class AutoTokenizer:
+    """By the name under which transformers' examples import it."""
+
+    def __init__(self) -> NoReturn:
+        raise TypeError("AutoTokenizer is not made, but read: AutoTokenizer.from_pretrained(…)")
+
+    @staticmethod
+    def from_pretrained(path_or_repo, **options: Any) -> BaseTokenizer:
+        """Read the tokenizer of a local folder or a Hugging Face repository: a
+        `Speech2TextTokenizer`, a `LlamaTokenizer`, or else a `Tokenizer`.
+
+        Args and errors are those of `from_pretrained` of these.
+        """
+        hub = take_hub_options(options)
+        folder = resolve_checkpoint(path_or_repo, weights=False, **hub)
+        has_json = (folder / JSON_FILE).is_file()
+        kind: type[Speech2TextTokenizer] | type[Tokenizer] = Tokenizer
+        if not has_json and (folder / SPM_FILE).is_file():
+            kind = Speech2TextTokenizer
+        elif read_tokenizer_config(folder).get("tokenizer_class") in LLAMA_CLASSES:
+            kind = LlamaTokenizer
+        tokenizer = kind.from_pretrained(folder, **options)
+        tokenizer.name_or_path = str(path_or_repo)
+        return tokenizer
