@@ -73,7 +73,7 @@ class GraniteSpeechProcessor:
         name = str(data.get("base_model") or name)
         features = GraniteSpeechFeatureExtractor.from_pretrained(folder)
         for what, expected, found in (
-            ("n_mels", config.encoder_config.input_dim / 2, features.melspec_kwargs["n_mels"]),
+            ("n_mels", config.encoder_config.input_dim / 2, features.n_mels),
             ("window_size", config.window_size, features.projector_window_size),
             ("downsample_rate", config.downsample_rate, features.projector_downsample_rate),
         ):

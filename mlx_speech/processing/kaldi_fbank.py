@@ -4,7 +4,6 @@ The algorithm is that of Kaldi's compute-fbank-feats (feat/feature-window.cc, fe
 mel-computations.cc), with the options that fairseq's S2T models were trained with.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
@@ -12,10 +11,17 @@ from typing import Annotated, Any
 import mlx.core as mx
 import numpy as np
 
-from ..errors import InputError
 from ..fields import Range, fitted
-from .batch import BatchEncoding, check_arrays, stack_padded
-from .feature_extractor import FeatureExtractor, mono_recordings, too_short
+from .batch import BatchEncoding
+from .feature_extractor import (
+    FeatureExtractor,
+    FeatureSize,
+    PaddingSide,
+    PaddingValue,
+    SamplingRate,
+    frame_limit,
+)
+from .recordings import too_short
 
 FRAME_MS = 25.0
 SHIFT_MS = 10.0
@@ -125,63 +131,79 @@ class Speech2TextFeatureExtractor(FeatureExtractor):
     """Filter banks, each made zero in mean and one in standard deviation over its utterance.
 
     Args:
+        feature_size: numbers in a frame, which are `num_mel_bins`; it is kept, and has no effect.
         sampling_rate: of the audio, in Hz.
         num_mel_bins: number of filters.
         padding_value: fills the shorter recordings of a batch.
         dither: as for `fbank`.
         do_ceptral_normalize: whether to normalise at all; the name is the checkpoints' own.
         normalize_means, normalize_vars: what to normalise.
+        padding_side: where shorter recordings are filled up, `"left"` or `"right"`.
+        return_attention_mask: whether a batch comes with its mask.
     """
 
-    num_mel_bins: Annotated[int, Range(1, 1024)] = 80
-    padding_value: Annotated[float, Range(-1e6, 1e6)] = 0.0
+    feature_size: FeatureSize = 80
+    sampling_rate: SamplingRate = 16000
+    num_mel_bins: FeatureSize = 80
+    padding_value: PaddingValue = 0.0
     dither: Annotated[float, Range(0, 1e6)] = 0.0
     do_ceptral_normalize: bool = True
     normalize_means: bool = True
     normalize_vars: bool = True
+    padding_side: PaddingSide = "right"
+    return_attention_mask: bool = True
 
-    _key = "feature_extractor"
+    model_input_names = ["input_features", "attention_mask"]  # noqa: RUF012
+    key = "feature_extractor"
 
     def __call__(
         self,
-        raw_speech: mx.array | np.ndarray | Sequence,
-        sampling_rate: int | None = None,
-        *,
+        raw_speech: Any,
         padding: bool | str = True,
-        return_tensors: str = "mlx",
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: str | None = "mlx",
+        sampling_rate: int | None = None,
+        return_attention_mask: bool | None = None,
+        *,
+        padding_value: float | None = None,
         seed: int | None = None,
     ) -> BatchEncoding:
         """Features of one or more recordings, each as it would be alone.
 
         Args:
-            raw_speech: (samples,), (recordings, samples), or a sequence of (samples,) arrays,
-                float, full scale -1 to 1.
+            raw_speech: as `mono_recordings` takes them.
+            padding, max_length, truncation, pad_to_multiple_of, return_tensors: as in `pad`. What
+                is cut off does not count for the normalisation.
             sampling_rate: of the recordings, in Hz, to have it checked.
-            padding, return_tensors: see `check_arrays`.
+            return_attention_mask, padding_value: as in `pad`.
             seed: of the dither; see `fbank`.
 
         Returns:
-            input_features: (recordings, frames, num_mel_bins), float32; padding at the end.
+            input_features: (recordings, frames, num_mel_bins), float32.
             attention_mask: (recordings, frames), int32; 1 where a recording is, 0 at padding.
 
         Raises:
-            AudioError: a recording is shorter than a frame, or not floating point.
-            InputError: `sampling_rate` is not the checkpoint's, or a recording is shorter though it
-                may not be.
+            AudioError: a recording is shorter than a frame, not floating point, or cannot be read.
+            InputError: `sampling_rate` is not the checkpoint's, or an argument of `pad` is wrong.
         """
-        sampling_rate = fitted("sampling_rate", sampling_rate, float | None)
         seed = fitted("seed", seed, Annotated[int, Range(0, 2**64 - 1)] | None)
-        if sampling_rate not in (None, self.sampling_rate):
-            rates = f"{sampling_rate} Hz, this checkpoint needs {self.sampling_rate} Hz"
-            message = f"the audio has a rate of {rates}: resample it with mlx_speech.load_audio"
-            raise InputError(message)
+        limit = frame_limit(max_length, truncation, pad_to_multiple_of)
         options: Any = {"dither": self.dither, "seed": seed}
-        recordings = mono_recordings(raw_speech)
+        recordings = self._recordings(raw_speech, sampling_rate)
         energies = (fbank(r, self.sampling_rate, self.num_mel_bins, **options) for r in recordings)
-        features = [self.normalize(of_recording) for of_recording in energies]
-        check_arrays(return_tensors, padding, [len(f) for f in features], "recordings")
-        padded, mask = stack_padded(features, self.padding_value)
-        return BatchEncoding(input_features=padded, attention_mask=mask.astype(mx.int32))
+        features = [self.normalize(of_recording[:limit]) for of_recording in energies]
+        return self.pad(
+            {"input_features": features},
+            padding,
+            max_length,
+            truncation,
+            pad_to_multiple_of,
+            return_attention_mask,
+            return_tensors,
+            padding_value=padding_value,
+        )
 
     def normalize(self, features: mx.array) -> mx.array:
         """Cepstral mean and variance normalisation of one recording: (frames, bins), same shape.

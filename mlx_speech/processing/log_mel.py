@@ -1,11 +1,11 @@
 """Log-mel features in MLX."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Self, TypedDict
+from typing import Annotated, Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,21 +13,19 @@ import numpy as np
 from ..audio.recording import Recording
 from ..checkpoint.folder import read_json
 from ..errors import InputError
-from ..fields import Range, fit_items
-from .batch import length_mask, stack_padded
-from .feature_extractor import FeatureExtractor, SamplingRate, mono_recordings, too_short
+from ..fields import Range, fitted
+from .batch import BatchEncoding, length_mask, stack_padded
+from .feature_extractor import (
+    FeatureExtractor,
+    FeatureSize,
+    PaddingSide,
+    PaddingValue,
+    SamplingRate,
+)
+from .recordings import too_short
 
 Reader = Callable[[int, int], mx.array]
-#: `melspec_kwargs` of a checkpoint that says nothing
-_DEFAULTS = {"sample_rate": 16000, "n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 80}
-
-
-class _MelSettings(TypedDict):
-    sample_rate: SamplingRate
-    n_fft: Annotated[int, Range(2, 8192)]
-    win_length: Annotated[int, Range(1, 8192)]
-    hop_length: Annotated[int, Range(1, 8192)]
-    n_mels: Annotated[int, Range(1, 1024)]
+_OF_THE_TRANSFORM = ("n_fft", "win_length", "hop_length", "n_mels")
 
 
 @lru_cache
@@ -59,77 +57,105 @@ class GraniteSpeechFeatureExtractor(FeatureExtractor):
 
     Args:
         sampling_rate: of the audio, in Hz.
-        melspec_kwargs: `n_fft`, `win_length`, `hop_length` in samples, `n_mels`, and the same
-            `sample_rate`; what is left out has the released checkpoints' values.
+        n_fft, win_length, hop_length: of the Fourier transform, its window, and from one to the
+            next, in samples.
+        n_mels: number of filters.
         projector_window_size, projector_downsample_rate: encoder frames of a projector window, and
             how many of them become one audio token.
+        padding_value, padding_side, return_attention_mask: of `pad`; a call has zeros at the end.
+        feature_size: by another name the number of filters, which it is by default.
+        melspec_kwargs: those of the transform, the filters and the rate as `sample_rate` by name,
+            as in some checkpoints; they count more.
 
     Raises:
         InputError: a value is impossible or asks for what is not implemented.
     """
 
-    melspec_kwargs: dict = field(default_factory=dict)
+    sampling_rate: SamplingRate = 16000
+    n_fft: Annotated[int, Range(2, 8192)] = 512
+    win_length: Annotated[int, Range(1, 8192)] = 400
+    hop_length: Annotated[int, Range(1, 8192)] = 160
+    n_mels: FeatureSize = 80
     projector_window_size: Annotated[int, Range(1, 1024)] = 15
     projector_downsample_rate: Annotated[int, Range(1, 1024)] = 5
+    padding_value: PaddingValue = 0.0
+    padding_side: PaddingSide = "right"
+    return_attention_mask: bool = True
+    feature_size: FeatureSize | None = None
+    melspec_kwargs: dict | None = None
 
-    _key = "audio_processor"
+    model_input_names = ["input_features"]  # noqa: RUF012
+    key = "audio_processor"
+    _resamples = True
 
     def __post_init__(self):
-        super().__post_init__()
-        if unknown := self.melspec_kwargs.keys() - _DEFAULTS.keys():
+        given = dict(fitted("melspec_kwargs", self.melspec_kwargs, dict | None) or {})
+        if unknown := given.keys() - {"sample_rate", *_OF_THE_TRANSFORM}:
             raise InputError(f"unsupported {', '.join(sorted(unknown))} in melspec_kwargs")
-        given = {**_DEFAULTS, "sample_rate": self.sampling_rate, **self.melspec_kwargs}
-        options = self.melspec_kwargs = fit_items(_MelSettings, given, "melspec_kwargs.")
-        rate, n_fft = options["sample_rate"], options["n_fft"]
-        for name, most, what in (
-            ("win_length", n_fft, "n_fft"),
-            ("projector_downsample_rate", self.projector_window_size, "projector_window_size"),
-        ):
-            value = options.get(name) or getattr(self, name)
-            if value > most:
-                raise InputError.must_be(name, value, f"at most {what}, {most}")
+        rate = given.pop("sample_rate", self.sampling_rate)
+        for name, value in given.items():
+            setattr(self, name, value)
+        if self.feature_size is None:
+            self.feature_size = self.n_mels
+        super().__post_init__()
         if rate != self.sampling_rate:
             rates = f"sampling_rate {self.sampling_rate} contradicts the sample_rate {rate}"
             raise InputError(f"{rates} of melspec_kwargs")
-        if options["hop_length"] < rate / 1000:
-            raise InputError.must_be("hop_length", options["hop_length"], "at least a millisecond")
+        for name, limit in (
+            ("win_length", "n_fft"),
+            ("projector_downsample_rate", "projector_window_size"),
+        ):
+            value, most = getattr(self, name), getattr(self, limit)
+            if value > most:
+                raise InputError.must_be(name, value, f"at most {limit}, {most}")
+        if self.hop_length < self.sampling_rate / 1000:
+            raise InputError.must_be("hop_length", self.hop_length, "at least a millisecond")
+        transform = {name: getattr(self, name) for name in _OF_THE_TRANSFORM}
+        self.melspec_kwargs = {"sample_rate": self.sampling_rate, **transform}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], place: str = "preprocessor_config.json: ") -> Self:
-        """From the parsed preprocessor_config.json, which may be empty or have flat mel fields."""
+    def _flat(cls, data: dict[str, Any]) -> dict[str, Any]:
         nested = data.get("melspec_kwargs")
-        if nested is None or isinstance(nested, dict):
-            nested = {**{k: data[k] for k in _DEFAULTS if k in data}, **(nested or {})}
-        return super().from_dict({**data, "melspec_kwargs": nested}, place)
+        if not isinstance(nested, dict):
+            return data
+        known = {name: nested[name] for name in _OF_THE_TRANSFORM if name in nested}
+        others = {name: value for name, value in nested.items() if name not in known}
+        if others.get("sample_rate") == data.get("sampling_rate", cls.sampling_rate):
+            others.pop("sample_rate", None)
+        return {**data, **known, "melspec_kwargs": others}
 
     @classmethod
     def _read(cls, folder: Path) -> tuple[dict[str, Any], str]:
-        config, (data, place) = read_json(folder), super()._read(folder)
+        config, (data, place) = read_json(folder, required=False), super()._read(folder)
         names = [name for name in ("window_size", "downsample_rate") if name in config]
         return {f"projector_{name}": config[name] for name in names} | data, place
 
-    def __call__(self, audios: mx.array | np.ndarray | Sequence) -> dict[str, Any]:
+    def __call__(
+        self, audios: Any, device: Any = None, *, sampling_rate: int | None = None
+    ) -> BatchEncoding:
         """Features of one or more recordings, each computed alone.
 
         Args:
-            audios: (samples,), (recordings, samples), or a sequence of (samples,) arrays, float.
+            audios: as `mono_recordings` takes them; other rates are resampled.
+            device: without effect: arrays lie in the memory that all devices share.
+            sampling_rate: of `audios`, in Hz, if it is not that of the features.
 
         Returns:
             input_features: (recordings, frames, 2 * n_mels), float32, zero at padding.
-            input_features_mask: (recordings, audio tokens), boolean.
             audio_embed_sizes: audio tokens of each recording.
+            input_features_mask: (recordings, audio tokens), boolean.
             feature_lengths: (recordings,) frames of each; only where they differ.
 
         Raises:
             AudioError: a recording is shorter than half an FFT window, not floating point, or has
-                samples that are not finite or are integers.
+                samples that are not finite or are integers; or it cannot be read.
             InputError: there are no recordings, or they are no arrays.
         """
-        features = [self.log_mel(audio) for audio in mono_recordings(audios)]
+        features = [self.log_mel(audio) for audio in self._recordings(audios, sampling_rate)]
         lengths = [len(f) for f in features]
         sizes = [self.num_audio_tokens(length) for length in lengths]
-        result: dict[str, Any] = {"input_features": stack_padded(features)[0]}
-        result |= {"input_features_mask": length_mask(sizes), "audio_embed_sizes": sizes}
+        result = BatchEncoding(input_features=stack_padded(features)[0])
+        result |= {"audio_embed_sizes": sizes, "input_features_mask": length_mask(sizes)}
         if len(set(lengths)) > 1:
             result["feature_lengths"] = mx.array(lengths)
         return result
@@ -176,7 +202,7 @@ class GraniteSpeechFeatureExtractor(FeatureExtractor):
 
     def _num_mel_frames(self, num_samples: int) -> int:
         """Frames before two become one."""
-        n_fft, hop = self.melspec_kwargs["n_fft"], self.melspec_kwargs["hop_length"]
+        n_fft, hop = self.n_fft, self.hop_length
         least = n_fft // 2 + 1
         if num_samples < least:
             raise too_short(num_samples, least, 1000 * least / self.sampling_rate)
@@ -188,8 +214,7 @@ class GraniteSpeechFeatureExtractor(FeatureExtractor):
         `read` gives samples [a, b) of a recording of `size` samples. What frames need beyond its
         ends is mirrored, without repeating the outermost sample itself.
         """
-        options = self.melspec_kwargs
-        n_fft, hop = options["n_fft"], options["hop_length"]
+        n_fft, hop = self.n_fft, self.hop_length
         start = first * hop - n_fft // 2
         stop = (end - 1) * hop - n_fft // 2 + n_fft
         before, after = max(0, -start), max(0, stop - size)
@@ -199,9 +224,9 @@ class GraniteSpeechFeatureExtractor(FeatureExtractor):
         if after:
             parts.append(read(size - 1 - after, size - 1)[::-1])
         frames = mx.as_strided(mx.concatenate(parts), (end - first, n_fft), (hop, 1))
-        spectrum = mx.fft.rfft(frames * hann_window(options["win_length"], n_fft))
+        spectrum = mx.fft.rfft(frames * hann_window(self.win_length, n_fft))
         power = mx.square(mx.abs(spectrum))
-        mel = power @ mel_filters(options["sample_rate"], n_fft, options["n_mels"])
+        mel = power @ mel_filters(self.sampling_rate, n_fft, self.n_mels)
         return mx.log10(mx.maximum(mel, 1e-10))
 
 

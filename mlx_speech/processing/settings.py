@@ -1,11 +1,38 @@
 """The JSON files of processors: their values, in the types that they have to have."""
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.folder import read_json
+from ..checkpoint.saving import Saveable
 from ..errors import CheckpointError, InputError
 from ..fields import fit_items
+
+
+class Settings(Saveable):
+    """Base of what is saved as a JSON file, of which a subclass tells the values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values that the file has."""
+        raise NotImplementedError
+
+    def to_json_string(self) -> str:
+        """The text of the file."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Write the file, by whatever name.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        try:
+            Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+        except OSError as error:
+            reason = error.strerror or error
+            raise CheckpointError(f"{json_file_path}: cannot be written: {reason}") from error
 
 
 def read_settings(folder: Path, name: str, kind: type) -> dict[str, Any]:

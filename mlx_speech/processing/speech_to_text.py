@@ -125,7 +125,7 @@ class Speech2TextProcessor:
             if text is None:
                 raise InputError("nothing to process: give audio, text or both")
             return self.tokenizer(text, **arrays)
-        inputs = self.feature_extractor(audio, sampling_rate, **arrays)
+        inputs = self.feature_extractor(audio, sampling_rate=sampling_rate, **arrays)
         if text is not None:
             inputs["labels"] = self.tokenizer(text, **arrays)["input_ids"]
         return inputs

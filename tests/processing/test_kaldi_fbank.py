@@ -197,7 +197,7 @@ class TestFeatures:
         extractor = Speech2TextFeatureExtractor.from_pretrained(s2t_copy)
         assert {name: getattr(extractor, name) for name in options} == options
         assert extractor.do_ceptral_normalize
-        assert extractor(noise(8000), 8000)["input_features"].shape == (1, 98, 40)
+        assert extractor(noise(8000), sampling_rate=8000)["input_features"].shape == (1, 98, 40)
 
 
 def reference(samples: np.ndarray, rate: int, n_mels: int) -> np.ndarray:

@@ -92,13 +92,10 @@ class TestProcessor:
             return processor(audio, None if part == "audio" else texts, **options)
 
         assert len(process(lengths=(800, 800), padding=False)) >= 2
-        with pytest.raises(InputError, match="differ in length: an array of them needs padding"):
+        with pytest.raises(InputError, match="differ in length"):
             process(padding=False)
         with pytest.raises(UnsupportedOptionError, match=r"return_tensors='tf'.*MLX"):
             process(return_tensors="tf")
-        if part in ("audio", "both", "feature_extractor"):
-            with pytest.raises(UnsupportedOptionError, match="'max_length'"):
-                process(padding="max_length")
 
     def test_labels_may_differ_though_recordings_do_not(self, processor):
         with pytest.raises(InputError, match="input_ids differ in length"):
