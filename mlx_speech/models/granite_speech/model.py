@@ -156,13 +156,6 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
 
     def __init__(self, config: GraniteSpeechConfig):
         super().__init__()
-        expected = config.projector_config.encoder_hidden_size
-        found = config.encoder_config.output_size
-        if expected != found:
-            raise CheckpointError(
-                f"the projector's encoder_hidden_size {expected} is not the encoder's output size "
-                f"{found}"
-            )
         self.config = config
         self.encoder = GraniteSpeechCTCEncoder(config.encoder_config)
         windows, text = (config.window_size, config.downsample_rate), config.text_config
@@ -407,6 +400,10 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
     @classmethod
     def infer_config_from_weights(cls, config, weights: dict[str, mx.array]) -> None:
         """See `PretrainedModel.infer_config_from_weights`."""
+        expected = config.projector_config.encoder_hidden_size
+        if expected != (found := config.encoder_config.output_size):
+            sizes = f"encoder_hidden_size {expected} is not the encoder's output size {found}"
+            raise CheckpointError(f"config.json: the projector's {sizes}")
         super().infer_config_from_weights(config, weights)
         if config.tie_word_embeddings is None:
             config.tie_word_embeddings = "language_model.lm_head.weight" not in weights

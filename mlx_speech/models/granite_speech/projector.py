@@ -146,7 +146,7 @@ class WindowedProjector(nn.Module):
         self, config: Blip2QFormerConfig, window_size: int, downsample_rate: int, output_size: int
     ):
         super().__init__()
-        self.window_size = window_size
+        self.window_size, self.input_size = window_size, config.encoder_hidden_size
         self.query = mx.zeros((1, window_size // downsample_rate, config.hidden_size))
         self.qformer = QFormer(config)
         self.linear = nn.Linear(config.hidden_size, output_size)
@@ -156,8 +156,15 @@ class WindowedProjector(nn.Module):
         self.query = mx.random.normal(self.query.shape)
 
     def __call__(self, hidden_states: mx.array) -> mx.array:
-        """(batch, frames, encoder size) -> (batch, audio tokens, output size)."""
+        """(batch, frames, encoder size) -> (batch, audio tokens, output size).
+
+        Raises:
+            InputError: the encoder has another size.
+        """
         batch, num_frames, width = hidden_states.shape
+        if width != self.input_size:
+            rule = f"as wide as what the encoder gives, {width}"
+            raise InputError.must_be("encoder_hidden_size", self.input_size, rule)
         padding = -num_frames % self.window_size
         windows = mx.pad(hidden_states, [(0, 0), (0, padding), (0, 0)])
         tokens = self.qformer(self.query, windows.reshape(-1, self.window_size, width))
