@@ -218,7 +218,8 @@ class GenerationConfig(UnsupportedOptions):
             raise InputError.about("give {max_length} or {max_new_tokens}, not both")
         inherited, own = self.to_diff_dict(), config.to_diff_dict() if config is not None else {}
         said = own | options
-        if streaming or said.get("do_sample", said.get("temperature")):
+        do_sample, temperature = said.get("do_sample"), said.get("temperature")
+        if streaming or (temperature if do_sample is None else do_sample):
             inherited.pop("num_beams", None)
         if said.get("max_length") is not None:
             inherited.pop("max_new_tokens", None)

@@ -67,7 +67,9 @@ class StoppingCriteria:
         ends = [self(answer) for answer in answers]
         if self._others:
             ids = mx.concatenate([prompts, mx.array(answers, prompts.dtype)], axis=1)
-            scores = None if record is None or record.scores is None else tuple(record.scores)
+            scores = None
+            if record is not None and record.scores is not None:
+                scores = tuple(record.scores[: len(answers[0])])
             for criterion in self._others:
                 found: Any = as_mlx(criterion(ids, scores))
                 found = mx.array(found) if isinstance(found, bool) else found

@@ -103,6 +103,7 @@ def test_criteria(num_beams):
 
     def at_six(ids, scores):
         seen.append(scores)
+        assert scores is None or len(scores) == ids.shape[1] - 3
         return mx.array([row[0] == 7 and len(row) == 6 for row in ids.tolist()])
 
     options = {"max_new_tokens": 6, "eos_token_id": 60, "pad_token_id": 1, "num_beams": num_beams}
