@@ -54,7 +54,10 @@ class HubOptions(TypedDict, total=False):
 
 
 # what transformers' `from_pretrained` takes as well, and what is the case here whatever is said
-_WITHOUT_EFFECT = ("low_cpu_mem_usage", "trust_remote_code", "use_fast", "use_safetensors")
+_WITHOUT_EFFECT = (
+    *("low_cpu_mem_usage", "resume_download", "trust_remote_code"),
+    *("use_fast", "use_safetensors", "weights_only"),
+)
 
 
 def take_hub_options(options: dict[str, Any]) -> HubOptions:

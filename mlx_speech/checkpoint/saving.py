@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, UnsupportedOptionError
 from ..files import adding_files
 from .upload import check_token, model_card, upload
 
@@ -18,6 +18,15 @@ _PUSHED = (
     *("repo_id", "private", "token", "revision", "create_pr", "tags"),
     *("commit_message", "commit_description"),
 )
+#: what transformers' `save_pretrained` takes as well, and what is the case here
+_FIXED = {
+    "is_main_process": True,
+    "safe_serialization": True,
+    "save_original_format": True,
+    "save_peft_format": True,
+    "state_dict": None,
+    "variant": None,
+}
 
 
 class Saveable:
@@ -50,7 +59,11 @@ class Saveable:
         Raises:
             CheckpointError: the folder cannot be written to.
             InputError: it is a file, or there is no such option.
+            UnsupportedOptionError: weights are not to be as they always are, all in safetensors.
         """
+        for name, value in _FIXED.items():
+            if options.pop(name, value) is not value:
+                raise UnsupportedOptionError(f"{name} can only be {value} here; leave it out")
         known = (*inspect.signature(self._write_files).parameters, *_PUSHED)
         if unknown := options.keys() - {*known}:
             raise InputError(f"{min(unknown)} is no option of save_pretrained here")

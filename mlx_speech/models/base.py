@@ -1,6 +1,5 @@
 """What every model class offers beside its own call: loading, sizes, generation."""
 
-import os
 import warnings
 from operator import attrgetter
 from pathlib import Path
@@ -351,11 +350,13 @@ def _configured(
     """
     data = stored
     if config is not None:
-        if isinstance(config, str | os.PathLike):
+        if not isinstance(config, PretrainedConfig):
             config = kind.from_pretrained(config)
         # what the tensors are is for their own config.json to say
         told = {name: stored[name] for name in ("architectures", *QUANTIZATION) if name in stored}
         data = config.to_dict() | told
+    if not changes:
+        return data
     known = kind.from_dict(data)
     for name, value in changes.items():
         if not (hasattr(known, name) or name in known.extra):

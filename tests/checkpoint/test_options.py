@@ -14,6 +14,7 @@ from conversions import logits
 
 from mlx_speech import (
     CheckpointError,
+    GraniteConfig,
     InputError,
     LlamaConfig,
     LlamaForCausalLM,
@@ -118,6 +119,13 @@ class TestConfigurations:
         model = LlamaForCausalLM.from_pretrained(LLAMA, config=given)
         assert model.config.rms_norm_eps == 0.5
         assert model.config is not config
+
+    def test_no_configuration(self):
+        with pytest.raises(CheckpointError, match="named by text or a path, but a dict was given"):
+            LlamaForCausalLM.from_pretrained(LLAMA, config={"hidden_size": 32})
+        other = GraniteConfig.from_pretrained(DECODERS / "granite")
+        with pytest.raises(CheckpointError, match="model_type 'granite' where 'llama'"):
+            LlamaForCausalLM.from_pretrained(LLAMA, config=other)
 
 
 class TestQuantization:

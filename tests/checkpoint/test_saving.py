@@ -18,6 +18,7 @@ from mlx_speech import (
     HubError,
     InputError,
     LlamaForCausalLM,
+    UnsupportedOptionError,
 )
 from mlx_speech.checkpoint.shards import ShardWriter
 from mlx_speech.loading import load_model
@@ -126,13 +127,15 @@ class TestSaving:
     def test_over_itself(self, tmp_path):
         folder = shutil.copytree(DECODERS / "granite", tmp_path / "model")
         model = load_model(folder)
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, safe_serialization=True)
         assert mx.array_equal(logits(load_model(folder)), logits(model)).item()
 
     def test_mistakes(self, tmp_path):
         model = random_decoder()
         with pytest.raises(InputError, match="novelty is no option of save_pretrained"):
             model.save_pretrained(tmp_path / "a", novelty=1)
+        with pytest.raises(UnsupportedOptionError, match="safe_serialization can only be True"):
+            model.save_pretrained(tmp_path / "a", safe_serialization=False)
         with pytest.raises(InputError, match="max_shard_size is '5', but must be"):
             model.save_pretrained(tmp_path / "a", max_shard_size="5")
         (tmp_path / "file").write_text("mine")
