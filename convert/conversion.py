@@ -50,7 +50,7 @@ def convert(
     """Convert a checkpoint to MLX, once or with several numbers of bits in one pass.
 
     It is read tensor by tensor and written so: in memory is one module at a time. A result appears
-    whole or not at all.
+    whole or not at all. What is not quantized is written as transformers reads it, too.
 
     Args:
         path_or_repo: a folder in the Hugging Face layout, or a repository id `owner/name`.

@@ -136,9 +136,10 @@ def _write_adapter(model: Any, folder: Path) -> None:
 def _generation_config(model: Any, config: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint had, also of options that are not for here, and what is set now."""
     held = {} if model.folder is None else read_json(model.folder, _GENERATION, required=False)
+    read = GenerationConfig.from_checkpoint(held, config) if held else GenerationConfig()
     chosen = model.generation_config or GenerationConfig.from_checkpoint({}, config)
     for option in dataclasses.fields(chosen):
         value = getattr(chosen, option.name)
-        if value != option.default:
+        if value != getattr(read, option.name):
             held[option.name] = value
     return held

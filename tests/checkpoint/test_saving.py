@@ -88,10 +88,13 @@ class TestSaving:
 
     def test_what_a_checkpoint_says_of_generation_stays(self, tmp_path):
         source = shutil.copytree(DECODERS / "llama", tmp_path / "source")
-        edit_json(source / "generation_config.json", top_h=0.5, eos_token_id=[0, 2])
-        load_model(source).save_pretrained(tmp_path / "saved")
+        changes = {"top_h": 0.5, "eos_token_id": [0, 2], "num_beams": 4}
+        edit_json(source / "generation_config.json", **changes)
+        model = load_model(source)
+        model.generation_config = model.generation_config.updated(num_beams=1)
+        model.save_pretrained(tmp_path / "saved")
         stored = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
-        assert (stored["top_h"], stored["eos_token_id"]) == (0.5, [0, 2])
+        assert [stored[name] for name in changes] == [0.5, [0, 2], 1]
 
     @pytest.mark.parametrize("mode", ["affine", "mxfp4"])
     def test_quantized(self, tmp_path, mode):
