@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
@@ -91,10 +92,13 @@ def test_equal_to_numpy(frequency, length):
 
 
 @pytest.mark.parametrize("rate", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
-def test_dropout_acts_in_training(rate):
-    """Each rate alone, and only then."""
+def test_dropout_acts_in_training(rate, monkeypatch):
+    """Each rate alone, and only then; of hidden states after the first norm and each sublayer."""
+    called, original = [], nn.Dropout.__call__
+    monkeypatch.setattr(nn.Dropout, "__call__", lambda *a: called.append(1) or original(*a))
     made, frames = projector(1), mx.random.normal((1, 15, 10), key=mx.random.key(1))
     expected = made(frames)
+    assert len(called) == 1 + 3 * 2
     none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     for rates, same in ((none, True), (none | {rate: 0.5}, False)):
         trained = projector(1, **rates).train()

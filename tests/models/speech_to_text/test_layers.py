@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -68,3 +69,11 @@ class TestDropout:
         if changed:
             assert mx.array_equal(skipped[0], plain[0]).item()
         assert mx.array_equal(self.evaluated.last_hidden_state, plain[1]).item()
+
+    def test_places(self, monkeypatch):
+        """The first layer's input, and of each layer the sublayers and what is between them."""
+        called, original = [], nn.Dropout.__call__
+        monkeypatch.setattr(nn.Dropout, "__call__", lambda *a: called.append(1) or original(*a))
+        self.outputs()
+        encoder, decoder = 1 + 2 * 3, 1 + 2 * 4
+        assert len(called) == 3 * (encoder + decoder)
