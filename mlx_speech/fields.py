@@ -10,6 +10,7 @@ and neither are true and false.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -46,6 +47,11 @@ def _shown(number: float) -> str:
     return str(number) if isinstance(number, int) else f"{number:g}"
 
 
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
 def fit_fields(instance: Any) -> None:
     """Give the fields of a dataclass the types that they are annotated with.
 
@@ -54,7 +60,8 @@ def fit_fields(instance: Any) -> None:
     Raises:
         InputError: a value is of another type, or out of its range.
     """
-    hints = get_type_hints(type(instance), include_extras=True)
+    kind: Any = type(instance)
+    hints = _hints(kind)
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
         if value is not None or field.default is not None:
@@ -71,7 +78,7 @@ def fit_items(kind: type, values: dict[str, Any], prefix: str = "") -> dict[str,
     Raises:
         InputError: a value is of another type, or out of its range.
     """
-    hints = get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     return {k: fitted(f"{prefix}{k}", v, hints.get(k, Any)) for k, v in values.items()}
 
 

@@ -60,6 +60,7 @@ class BaseTokenizer(SpecialTokens, Saveable):
         truncation_side: where longer ones are cut.
         model_max_length: tokens that a row is cut to or filled up to where a call does not say.
         model_input_names: what a call returns beside `input_ids`.
+        split_special_tokens: whether special tokens in a text are encoded as any part of it.
         name_or_path: where it was read from.
     """
 
@@ -78,6 +79,7 @@ class BaseTokenizer(SpecialTokens, Saveable):
         self.model_max_length = get("model_max_length", _UNBOUNDED)
         self.model_input_names = get("model_input_names", ["input_ids", "attention_mask"])
         self.clean_up_tokenization_spaces = get("clean_up_tokenization_spaces", False)
+        self.split_special_tokens = get("split_special_tokens", False)
         _check_spaces(self, get("spaces_between_special_tokens"))
 
     def _encode_rows(

@@ -1,5 +1,6 @@
 """What tokenizers, feature extractors and processors return, and rows of token ids as arrays."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Annotated, Any, NamedTuple, Self
@@ -12,6 +13,7 @@ from ..fields import Range, fitted
 
 _Id = Annotated[int, Range(-(2**31), 2**31 - 1)]  # of a size that arrays have
 TokenRows = Sequence[Sequence[int]] | mx.array  #: rows of token ids
+_TYPE = re.compile(r"b?float\d|u?int\d|bool|complex|half|double")  # names of types, not of devices
 _FLOATS = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
@@ -166,13 +168,12 @@ class BatchEncoding(dict):
         """
         if unknown := others.keys() - {"device", "non_blocking"}:
             raise InputError(f"to() has no option {', '.join(sorted(unknown))}, but device, dtype")
-        named = [_FLOATS.get(str(each).rpartition(".")[2]) for each in targets]
-        if dtype is not None:
-            named.append(_FLOATS.get(str(dtype).rpartition(".")[2]))
-            if named[-1] is None:
-                known = ", ".join(_FLOATS)
-                raise UnsupportedOptionError(f"dtype={dtype}: a batch can be cast to {known}")
-        for floating in filter(None, named):
+        names = [str(each).rpartition(".")[2] for each in (*targets, dtype)]
+        types = [name for name in names if _TYPE.match(name)]
+        if (dtype is not None and names[-1] not in types) or not _FLOATS.keys() >= set(types):
+            known = ", ".join(_FLOATS)
+            raise UnsupportedOptionError(f"a batch can be cast to {known}, not to {types or dtype}")
+        for floating in map(_FLOATS.get, types):
             for name, value in self.items():
                 if isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating):
                     self[name] = value.astype(floating)
@@ -187,7 +188,7 @@ def _as_array(name: str, value: Any) -> mx.array:
         array = mx.array(value)
     except (TypeError, ValueError, IndexError) as error:
         rule = "differ in length: an array of them needs padding"
-        raise InputError(f"{name} {rule}, or are no numbers") from error
+        raise InputError(f"{name} are no numbers, or {rule}") from error
     return array if array.size else array.astype(mx.int32)
 
 

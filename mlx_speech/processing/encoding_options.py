@@ -86,6 +86,7 @@ class EncodingOptions:
             truncation = asked.max_length is not None
         padding = asked.return_tensors is not None if padding is None else padding
         padding = {True: "longest", "do_not_pad": False}.get(padding, padding)
+        truncation = False if truncation is None else truncation
         truncation = {True: "longest_first", "do_not_truncate": False}.get(truncation, truncation)
         length = asked.max_length
         if length is None and model_max_length <= _UNBOUNDED:

@@ -18,6 +18,10 @@ Vocab = Mapping[str, int] | Sequence[str] | str | os.PathLike
 Merges = Sequence[tuple[str, str] | str] | str | os.PathLike
 
 
+def _setting(name: str, default: bool, doc: str) -> Any:
+    return property(lambda self: self.config.get(name, default), doc=doc)
+
+
 class LlamaTokenizer(Tokenizer):
     """A tokenizer that works as Llama 2's.
 
@@ -48,6 +52,10 @@ class LlamaTokenizer(Tokenizer):
     """
 
     _llama = True
+
+    legacy = _setting("legacy", False, "Whether a space is put after each special token.")
+    add_prefix_space = _setting("add_prefix_space", True, "Whether a text begins with a space.")
+    use_default_system_prompt = _setting("use_default_system_prompt", False, "Without effect.")
 
     def __init__(
         self,

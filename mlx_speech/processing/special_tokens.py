@@ -8,7 +8,7 @@ from tokenizers import AddedToken
 
 from ..errors import InputError
 from ..fields import fitted
-from .batch import as_ids
+from .batch import as_row as _row
 from .tokenizer_files import (
     FURTHER_TOKENS,
     SPECIAL_TOKENS,
@@ -30,7 +30,7 @@ def _token(name: str) -> property:
 def _token_id(name: str) -> property:
     return property(
         lambda self: self._id_of(self.special_token(name)),
-        lambda self, index: self._set_special_token(name, self._token_of(index)),
+        lambda self, index: self._set_special_token(name, self._known_token(f"{name}_id", index)),
         doc=f"Id of the {name.replace('_', ' ')}, or None; can be set to that of any token.",
     )
 
@@ -185,6 +185,19 @@ class SpecialTokens:
         self._forget_tokens()
         return added
 
+    def _known_token(self, name: str, index: int | None) -> str | None:
+        if index is None:
+            return None
+        token = self._token_of(fitted(name, index, int))
+        if token is None or self._id_of(token) != index:
+            raise InputError(
+                f"{name} is {index}, but this tokenizer has tokens 0 to {len(self) - 1}"
+            )
+        return token
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
     def _set_special_token(self, name: str, token: str | AddedToken | None) -> None:
         if not isinstance(token, str | AddedToken | None):
             raise InputError.must_be(name, token, "text or an AddedToken")
@@ -198,7 +211,7 @@ class SpecialTokens:
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
     ) -> list[int]:
         """Ids of a text, or of a pair of them, with the special tokens around."""
-        texts = {"A": token_ids_0, "B": token_ids_1 or []}
+        texts = {"A": _row(token_ids_0), "B": _row(token_ids_1 or [])}
         layout = self._layout(token_ids_1 is not None)
         parts = (texts[part] if isinstance(part, str) else [part] for part, _ in layout)
         return [index for part in parts for index in part]
@@ -219,13 +232,13 @@ class SpecialTokens:
         Raises:
             InputError: ids of all, and a second text.
         """
-        first = fitted("token_ids_0", as_ids(token_ids_0), list[int])
+        first = _row(token_ids_0)
         if already_has_special_tokens:
             if token_ids_1 is not None:
                 raise InputError("already_has_special_tokens: there cannot be a second text")
             special = set(self.all_special_ids)
             return [int(index in special) for index in first]
-        lengths = {"A": len(first), "B": len(token_ids_1 or [])}
+        lengths = {"A": len(first), "B": len(_row(token_ids_1 or []))}
         layout = self._layout(token_ids_1 is not None)
         parts = ([0] * lengths[part] if isinstance(part, str) else [1] for part, _ in layout)
         return [each for part in parts for each in part]
@@ -234,7 +247,7 @@ class SpecialTokens:
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
     ) -> list[int]:
         """0 for each token of a text with those around it, 1 for what a second text adds."""
-        lengths = {"A": len(token_ids_0), "B": len(token_ids_1 or [])}
+        lengths = {"A": len(_row(token_ids_0)), "B": len(_row(token_ids_1 or []))}
         layout = self._layout(token_ids_1 is not None)
         counts = [lengths[part] if isinstance(part, str) else 1 for part, _ in layout]
         return [kind for (_, kind), n in zip(layout, counts, strict=True) for _ in range(n)]
@@ -263,7 +276,7 @@ class SpecialTokens:
         Raises:
             InputError: they are no ids.
         """
-        row = fitted("ids", as_ids(ids), list[int])
+        row = _row(ids)
         if isinstance(ids, Real) or getattr(ids, "ndim", None) == 0:
             return self._token_of(row[0])
         skipped = set(self.all_special_ids) if skip_special_tokens else ()

@@ -13,6 +13,7 @@ from tokenizers import AddedToken
 
 from ..checkpoint.hub import resolve_checkpoint, take_hub_options
 from ..errors import CheckpointError, InputError, UnsupportedOptionError
+from ..fields import fitted
 from .base_tokenizer import BaseTokenizer, SavingOptions, Text, check_text, file_prefix
 from .batch import BatchEncoding, as_ids
 from .encoding_options import EncodingOptions, check_side, cut
@@ -277,7 +278,7 @@ class Speech2TextTokenizer(BaseTokenizer):
         """
         check_text(text)
         split = split_special_tokens
-        split = self.config.get("split_special_tokens", False) if split is None else split
+        split = self.split_special_tokens if split is None else split
         pieces: list[str] = []
         for part in [text] if split else self._pattern.split(text):
             token = part if part in self._added_ids else part.strip()
@@ -373,6 +374,9 @@ class Speech2TextTokenizer(BaseTokenizer):
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Text of pieces and special tokens; a space follows each of the latter."""
+        return self._joined(fitted("tokens", tokens, list[str]))
+
+    def _joined(self, tokens: Sequence[str]) -> str:
         text = ""
         for special, group in groupby(tokens, self._special.__contains__):
             if special:
@@ -384,7 +388,7 @@ class Speech2TextTokenizer(BaseTokenizer):
 
     def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         skipped = self._special_ids if skip_special_tokens else ()
-        return self.convert_tokens_to_string([self._token_of(i) for i in ids if i not in skipped])
+        return self._joined([self._token_of(i) for i in ids if i not in skipped])
 
     def save_vocabulary(
         self, save_directory: str | os.PathLike, filename_prefix: str | None = None

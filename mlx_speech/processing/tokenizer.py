@@ -94,7 +94,6 @@ class Tokenizer(ChatTokenizer, BaseTokenizer):
         backend.no_padding()
         self.backend = backend
         self.chat_template = chat_template
-        self._splits = self.config.get("split_special_tokens", False)
         with panics_as_errors():
             around = backend.encode("").ids  # which of the two the backend adds by itself
         bos = around[:1] == [self.bos_token_id]
@@ -225,7 +224,7 @@ class Tokenizer(ChatTokenizer, BaseTokenizer):
             "add_special_tokens": options.add_special_tokens,
         }
         split = options.split_special_tokens
-        split = self._splits if split is None else split
+        split = self.split_special_tokens if split is None else split
         with panics_as_errors(), _SETTINGS:
             try:
                 if self.backend.encode_special_tokens != split:

@@ -98,7 +98,7 @@ class TestProcessor:
             process(return_tensors="tf")
 
     def test_labels_may_differ_though_recordings_do_not(self, processor):
-        with pytest.raises(InputError, match="input_ids differ in length"):
+        with pytest.raises(InputError, match="input_ids are no numbers, or differ in length"):
             processor([noise(800), noise(800)], ["a", "set the"], padding=False)
 
     @pytest.mark.parametrize("text", [[], ()])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DATA, TINY_S2T, edit_json
+from tokenizers import AddedToken
 
 from mlx_speech import (
     CheckpointError,
@@ -173,6 +174,72 @@ class TestTokenizer:
         edit_json(s2t_copy / "tokenizer_config.json", added_tokens_decoder=None)
         with pytest.raises(CheckpointError, match=r"vocab.json: lacks the special token <pad>"):
             Speech2TextTokenizer.from_pretrained(s2t_copy)
+
+
+class TestSaving:
+    def test_round_trip(self, tokenizer, tmp_path):
+        tokenizer.add_special_tokens({"pad_token": AddedToken("<filler>", lstrip=True)})
+        tokenizer.add_tokens("<new>")
+        tokenizer.tgt_lang = "de"
+        files = tokenizer.save_pretrained(tmp_path / "saved")
+        names = ["sentencepiece.bpe.model", "tokenizer_config.json", "vocab.json"]
+        assert [Path(file).name for file in files] == names
+        again = Speech2TextTokenizer.from_pretrained(tmp_path / "saved")
+        ids = tokenizer.encode("set <filler>the<new> kitchen")
+        assert {320, 321} < set(ids)
+        assert again.encode("set <filler>the<new> kitchen") == ids
+        assert again.decode(ids) == tokenizer.decode(ids)
+        assert (again.tgt_lang, again.pad_token_id) == ("de", 320)
+        assert again.all_special_tokens == tokenizer.all_special_tokens
+        with pytest.raises(UnsupportedOptionError, match="legacy_format=False"):
+            tokenizer.save_pretrained(tmp_path / "saved", legacy_format=False)
+
+    def test_vocabulary(self, tokenizer, tmp_path):
+        files = tokenizer.save_vocabulary(tmp_path, "my")
+        assert [Path(f).name for f in files] == ["my-vocab.json", "my-sentencepiece.bpe.model"]
+        again = Speech2TextTokenizer(*files, lang_codes="mustc", tgt_lang="fr")
+        assert again.encode("set the kitchen") == tokenizer.encode("set the kitchen")
+
+
+class TestCalls:
+    def test_cut_and_filled_up(self, tokenizer):
+        options = {"max_length": 5, "truncation": True, "padding": "max_length"}
+        batch = tokenizer(["set", "set the kitchen"], **options)
+        assert batch.input_ids.tolist() == [[5, 48, 16, 2, 1], [5, 48, 16, 12, 2]]
+        assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 0], [1] * 5]
+        lists = tokenizer("set", return_tensors=None, return_special_tokens_mask=True)
+        assert lists["special_tokens_mask"] == [1, 0, 0, 1]
+        options = {"max_length": 5, "return_overflowing_tokens": True, "return_tensors": None}
+        cut = tokenizer("set the kitchen", **options)
+        assert cut["overflowing_tokens"] == [21, 12, 130, 57, 161, 46]
+        assert cut["num_truncated_tokens"] == 6
+
+    def test_pairs(self, tokenizer):
+        assert tokenizer.encode("set", "the") == [5, 48, 16, *tokenizer.encode("the")[1:]]
+        with pytest.raises(InputError, match="'only_first' or 'only_second'"):
+            tokenizer(
+                "set", "the", max_length=4, return_overflowing_tokens=True, return_tensors=None
+            )
+
+    def test_what_it_does_not_know(self, tokenizer):
+        with pytest.raises(UnsupportedOptionError, match="return_offsets_mapping"):
+            tokenizer("set", return_offsets_mapping=True)
+        with pytest.raises(InputError, match="no option beams, but"):
+            Speech2TextTokenizer.from_pretrained(TINY_S2T, beams=5)
+        with pytest.raises(InputError, match="padding_side is 'top'"):
+            Speech2TextTokenizer.from_pretrained(TINY_S2T, padding_side="top")
+
+    def test_prepared(self, tokenizer):
+        row = tokenizer.prepare_for_model([48, 16], return_tensors="mlx", prepend_batch_axis=True)
+        assert row.input_ids.tolist() == [[5, 48, 16, 2]]
+
+    def test_cleaned_up(self, tokenizer):
+        tokenizer.add_tokens("▁!")
+        ids = [*tokenizer.encode("set"), tokenizer.convert_tokens_to_ids("▁!")]
+        assert tokenizer.decode(ids) == "set !"
+        assert tokenizer.decode(ids, clean_up_tokenization_spaces=True) == "set!"
+        tokenizer.clean_up_tokenization_spaces = True
+        assert tokenizer.batch_decode([ids]) == ["set!"]
 
 
 def byte_fallback_tokenizer(folder: Path, **options) -> Speech2TextTokenizer:

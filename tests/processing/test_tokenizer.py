@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from threading import Thread
 
 import chat_templates as chats
 import mlx.core as mx
@@ -11,8 +13,10 @@ import pytest
 import small_tokenizers as small
 from conftest import TINY, edit_json, random_decoder
 from mlx.utils import tree_flatten
+from tokenizers import AddedToken
 
 from mlx_speech import (
+    CheckpointError,
     InputError,
     LlamaTokenizer,
     Tokenizer,
@@ -307,3 +311,121 @@ class TestPadding:
         llama.padding_side = "top"
         with pytest.raises(InputError, match="'top'"):
             llama("dog")
+
+
+class TestSaving:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_round_trip(self, kind, tmp_path):
+        folder = KINDS[kind](tmp_path / "made", chat_template=chats.JAIS2, model_max_length=77)
+        tokenizer = Tokenizer.from_pretrained(folder, padding_side="right")
+        filler = AddedToken("<filler>", lstrip=True)
+        tokenizer.add_special_tokens({"pad_token": filler, "extra_special_tokens": ["<x>"]})
+        tokenizer.add_tokens("<new>")
+        tokenizer.add_eos_token = True
+        files = tokenizer.save_pretrained(tmp_path / "saved")
+        names = ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
+        if kind == "llama":
+            names.insert(2, "tokenizer.model")
+        assert [Path(file).name for file in files] == names
+        again = Tokenizer.from_pretrained(tmp_path / "saved")
+        for text in TEXTS[:100]:
+            ids = tokenizer.encode(f"{text} <filler><x><new>")
+            assert again.encode(f"{text} <filler><x><new>") == ids
+            assert again.decode(ids) == tokenizer.decode(ids)
+        assert again.special_tokens_map == tokenizer.special_tokens_map
+        assert again.extra_special_tokens == ["<x>"]
+        assert (again.padding_side, again.model_max_length) == ("right", 77)
+        assert again.chat_template == chats.JAIS2
+        assert again.added_tokens_decoder[tokenizer.pad_token_id].lstrip
+
+    def test_options(self, tmp_path):
+        made = small.llama(tmp_path / "made", chat_template=[{"name": "a", "template": "{{ 1 }}"}])
+        tokenizer = Tokenizer.from_pretrained(made)
+        files = tokenizer.save_pretrained(tmp_path / "saved", False, "my", save_jinja_files=False)
+        names = ["my-tokenizer.json", "my-tokenizer_config.json"]
+        assert [Path(file).name for file in files] == names
+        config = json.loads(Path(files[1]).read_text())
+        assert config["chat_template"] == [{"name": "a", "template": "{{ 1 }}"}]
+        tokenizer.save_pretrained(tmp_path / "jinja")
+        templates = tmp_path / "jinja" / "additional_chat_templates"
+        assert (templates / "a.jinja").read_text() == "{{ 1 }}"
+        assert Tokenizer.from_pretrained(tmp_path / "jinja").chat_template == {"a": "{{ 1 }}"}
+        json_alone = Tokenizer.from_pretrained(small.gpt2(tmp_path / "gpt2"))
+        with pytest.raises(UnsupportedOptionError, match=r"read from no tokenizer\.model"):
+            json_alone.save_pretrained(tmp_path / "no", legacy_format=True)
+        with pytest.raises(InputError, match="no option format, but legacy_format"):
+            tokenizer.save_pretrained(tmp_path / "no", format="x")
+        tokenizer.chat_template = {"../out": "x"}
+        with pytest.raises(InputError, match=r"cannot be saved by the name '\.\./out'"):
+            tokenizer.save_pretrained(tmp_path / "no")
+        assert not (tmp_path / "no").exists() or not list((tmp_path / "no").iterdir())
+
+    def test_vocabulary(self, llama, tmp_path):
+        (file,) = llama.save_vocabulary(tmp_path, "my")
+        assert Path(file).name == "my-tokenizer.model"
+        assert Path(file).read_bytes() == small.LLAMA_MODEL.read_bytes()
+        gpt2 = Tokenizer.from_pretrained(small.gpt2(tmp_path / "gpt2"))
+        files = gpt2.save_vocabulary(tmp_path)
+        assert [Path(file).name for file in files] == ["vocab.json", "merges.txt"]
+        with pytest.raises(CheckpointError, match="cannot be written to"):
+            llama.save_vocabulary(tmp_path / "nowhere")
+
+
+class TestCalls:
+    def test_lists(self, llama):
+        encoded = llama(["the lazy dog", "dog"], return_tensors=None)
+        assert encoded["input_ids"] == [llama.encode("the lazy dog"), llama.encode("dog")]
+        assert llama("dog", return_tensors=None)["input_ids"] == llama.encode("dog")
+        assert llama.encode("dog", return_tensors="mlx").tolist() == [llama.encode("dog")]
+
+    def test_cut(self, llama):
+        ids = llama.encode("the lazy dog")
+        assert llama.encode("the lazy dog", max_length=3) == ids[:3]
+        llama.truncation_side = "left"
+        assert llama.encode("the lazy dog", max_length=3, truncation=True) == [1, *ids[-2:]]
+        assert llama.encode("the lazy dog") == ids
+        llama.truncation_side = "top"
+        with pytest.raises(InputError, match="truncation_side is 'top'"):
+            llama.encode("the lazy dog", max_length=3)
+        llama.truncation_side = "right"
+        with pytest.raises(InputError, match=r"cannot be encoded so: .* stride"):
+            llama("the lazy dog", max_length=3, stride=5)
+        rows = llama("the lazy dog", max_length=3, return_overflowing_tokens=True)
+        assert rows.overflow_to_sample_mapping.tolist() == [0] * rows.input_ids.shape[0]
+        assert [i for row in rows.input_ids.tolist() for i in row if i > 2] == ids[1:]
+
+    def test_pairs(self, llama):
+        one, two = llama.encode("dog"), llama.encode("the fox")
+        assert llama.encode("dog", "the fox") == one + two
+        batch = llama(["dog"], ["the fox"], return_token_type_ids=True)
+        assert batch.token_type_ids.tolist() == [[0] * len(one) + [1] * len(two)]
+        assert llama([("dog", "the fox")]).input_ids.tolist() == [one + two]
+        with pytest.raises(InputError, match="as many texts as text"):
+            llama(["dog", "fox"], ["the fox"])
+
+    def test_targets(self, llama):
+        inputs = llama("dog", text_target="the fox", max_target_length=2)
+        assert inputs.labels.tolist() == [llama.encode("the fox")[:2]]
+        assert inputs.input_ids.tolist() == [llama.encode("dog")]
+
+    def test_special_tokens_in_a_text(self, llama):
+        ids = llama.encode("a</s>", split_special_tokens=True, add_special_tokens=False)
+        assert 2 not in ids
+        assert 2 in llama.encode("a</s>")
+        llama.split_special_tokens = True
+        assert llama.encode("a</s>", add_special_tokens=False) == ids
+
+    def test_threads_do_not_share_how_to_cut(self, llama):
+        whole, cut = llama.encode(TEXTS[0]), llama.encode(TEXTS[0], max_length=4)
+        found = set()
+
+        def work(**options):
+            for _ in range(200):
+                found.add(tuple(llama.encode(TEXTS[0], **options)))
+
+        threads = [Thread(target=work), Thread(target=work, kwargs={"max_length": 4})]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == {tuple(whole), tuple(cut)}

@@ -1,0 +1,84 @@
+"""Llama 2's tokenizer of a vocabulary and of files, without transformers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import small_tokenizers as small
+from tokenizers import AddedToken
+
+from mlx_speech import (
+    CheckpointError,
+    InputError,
+    LlamaTokenizer,
+    LlamaTokenizerFast,
+    UnsupportedOptionError,
+)
+
+VOCAB = {"<unk>": 0, "<s>": 1, "</s>": 2, "▁": 3, "a": 4, "b": 5, "ab": 6, "▁ab": 7}
+MERGES = [("a", "b"), ("▁", "ab")]
+
+
+def test_vocabulary():
+    tokenizer = LlamaTokenizer(VOCAB, MERGES)
+    assert tokenizer.encode("ab a") == [1, 7, 3, 4]
+    assert tokenizer.decode([1, 7, 3, 4]) == "ab a"
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == (
+        "<s>",
+        "</s>",
+        "<unk>",
+    )
+    assert (tokenizer.legacy, tokenizer.add_prefix_space) == (False, True)
+    assert LlamaTokenizerFast is LlamaTokenizer
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [
+        ({"add_bos_token": False, "add_eos_token": True}, [7, 2, 6, 2]),
+        ({"add_prefix_space": False}, [1, 6, 2, 6]),
+        ({"legacy": True}, [1, 7, 2, 7]),
+        ({"bos_token": AddedToken("ab", special=True)}, [6, 6, 2, 6]),
+        ({"bos_token": None}, [7, 2, 6]),
+    ],
+    ids=str,
+)
+def test_options(options, ids):
+    assert LlamaTokenizer(VOCAB, MERGES, **options).encode("ab</s>ab")[: len(ids)] == ids
+
+
+def test_nothing():
+    tokenizer = LlamaTokenizer(pad_token=AddedToken("<pad>", lstrip=True))
+    assert tokenizer.get_vocab() == {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3}
+    assert tokenizer.pad_token_id == 3
+    assert tokenizer.added_tokens_decoder[3].lstrip
+
+
+def test_files(tmp_path):
+    (tmp_path / "vocab.json").write_text(json.dumps(VOCAB))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n▁ ab\n")
+    made = LlamaTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    assert made.encode("ab a") == [1, 7, 3, 4]
+    ids = LlamaTokenizer.from_pretrained(small.llama(tmp_path / "llama")).encode("the dog")
+    for options in ({"vocab_file": small.LLAMA_MODEL}, {"vocab": str(small.LLAMA_MODEL)}):
+        assert LlamaTokenizer(**options).encode("the dog") == ids
+    with pytest.raises(CheckpointError, match=r"none\.model: no such file"):
+        LlamaTokenizer(vocab_file=tmp_path / "none.model")
+    with pytest.raises(CheckpointError, match=r"not a readable vocabulary with .*none\.txt"):
+        LlamaTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "none.txt"))
+
+
+def test_refused():
+    with pytest.raises(UnsupportedOptionError, match="sp_model_kwargs"):
+        LlamaTokenizer(VOCAB, MERGES, sp_model_kwargs={"enable_sampling": True})
+    with pytest.raises(InputError, match="no option pad, but add_bos_token"):
+        LlamaTokenizer(VOCAB, MERGES, pad="<pad>")
+    with pytest.raises(InputError, match="vocab is"):
+        LlamaTokenizer({"a": "b"}, MERGES)
+    with pytest.raises(InputError, match="merges is a path"):
+        LlamaTokenizer(VOCAB, "merges.txt")
+    with pytest.raises(CheckpointError, match="vocab: not a readable tokenizer"):
+        LlamaTokenizer(VOCAB, [("a", "x")])
+    with pytest.raises(UnsupportedOptionError, match="spaces_between_special_tokens=True"):
+        LlamaTokenizer(VOCAB, MERGES, spaces_between_special_tokens=True)
