@@ -80,7 +80,14 @@ class BaseTokenizer(SpecialTokens, Saveable):
         self.model_input_names = get("model_input_names", ["input_ids", "attention_mask"])
         self.clean_up_tokenization_spaces = get("clean_up_tokenization_spaces", False)
         self.split_special_tokens = get("split_special_tokens", False)
-        _check_spaces(self, get("spaces_between_special_tokens"))
+
+    @classmethod
+    def check_spaces(cls, spaces_between_special_tokens: bool | None) -> None:
+        """Refuse to decode special tokens otherwise than this kind of tokenizer does."""
+        found = cls.spaces_between_special_tokens
+        if spaces_between_special_tokens not in (None, found):
+            asked = f"spaces_between_special_tokens={spaces_between_special_tokens!r}"
+            raise UnsupportedOptionError(f"{asked}: here it is always {found}; leave it out")
 
     def _encode_rows(
         self, rows: Sequence[tuple[Text, Text | None]], options: EncodingOptions
@@ -283,7 +290,7 @@ class BaseTokenizer(SpecialTokens, Saveable):
             InputError: they are no ids.
             UnsupportedOptionError: spaces are to be otherwise.
         """
-        _check_spaces(self, spaces_between_special_tokens)
+        self.check_spaces(spaces_between_special_tokens)
         if isinstance(token_ids, Mapping):
             token_ids = token_ids.get("input_ids")
         ids = as_ids(token_ids)
@@ -368,13 +375,6 @@ def clean_up_tokenization(text: str) -> str:
     for short in _SPACES:
         text = text.replace(f" {short}", short)
     return text
-
-
-def _check_spaces(tokenizer: BaseTokenizer, asked: bool | None) -> None:
-    found = tokenizer.spaces_between_special_tokens
-    if asked is not None and asked != found:
-        what = f"spaces_between_special_tokens={asked!r}: this tokenizer decodes them with {found}"
-        raise UnsupportedOptionError(f"{what} alone; leave it out")
 
 
 def _as_pair(row: Any, split: bool) -> tuple[Any, Any]:

@@ -100,6 +100,7 @@ class Speech2TextTokenizer(BaseTokenizer):
         self.lang_codes = lang_codes
         self.langs = [] if lang_codes is None else LANGUAGES[lang_codes]
         self.lang_tokens = [f"<lang:{lang}>" for lang in self.langs]
+        self.check_spaces(options.pop("spaces_between_special_tokens", None))
         further = options.pop(FURTHER_TOKENS[0], None) or additional_special_tokens or ()
         named = {"bos_token": bos_token, "eos_token": eos_token, "unk_token": unk_token}
         named |= {"pad_token": pad_token}
@@ -160,6 +161,7 @@ class Speech2TextTokenizer(BaseTokenizer):
         arguments |= {name: tokens[name] for name in arguments.keys() & tokens.keys()}
         arguments.pop(FURTHER_TOKENS[1], None)
         arguments[FURTHER_TOKENS[0]] = further_tokens(config)
+        arguments.pop("spaces_between_special_tokens", None)  # it is as it is, whatever a file says
         arguments |= options
         given = {name: _as_given(value) for name, value in arguments.items()}
         tokenizer = cls(folder / VOCAB_FILE, folder / SPM_FILE, **given)

@@ -56,6 +56,7 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
     if unknown := ", ".join(sorted(plain.keys() - _OPTIONS - tokens)):
         known = ", ".join(sorted(_OPTIONS))
         raise InputError(f"a tokenizer has no option {unknown}, but {known}")
+    Tokenizer.check_spaces(plain.pop("spaces_between_special_tokens", None))
     return plain
 
 
@@ -93,7 +94,7 @@ class Tokenizer(ChatTokenizer, BaseTokenizer):
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
-        self.chat_template = chat_template
+        self.chat_template = fitted("chat_template", chat_template, str | dict[str, str] | None)
         with panics_as_errors():
             around = backend.encode("").ids  # which of the two the backend adds by itself
         bos = around[:1] == [self.bos_token_id]
@@ -341,4 +342,5 @@ class Tokenizer(ChatTokenizer, BaseTokenizer):
             write_chat_templates(folder, self.chat_template, prefix)
         elif self.chat_template is not None:
             settings["chat_template"] = template_settings(self.chat_template)
+        settings["tokenizer_class"] = self.config.get("tokenizer_class", "PreTrainedTokenizerFast")
         self._write_settings(folder, options.filename_prefix, **settings)

@@ -360,6 +360,17 @@ class TestSaving:
             tokenizer.save_pretrained(tmp_path / "no")
         assert not (tmp_path / "no").exists() or not list((tmp_path / "no").iterdir())
 
+    def test_settings_of_a_file(self, tmp_path):
+        """Whatever a file says of spaces, they are as they are; only who asks is told."""
+        settings = {"spaces_between_special_tokens": True, "tokenizer_class": None}
+        folder = small.gpt2(tmp_path / "made", **settings)
+        tokenizer = Tokenizer.from_pretrained(folder)
+        tokenizer.save_pretrained(tmp_path / "saved")
+        config = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+        with pytest.raises(UnsupportedOptionError, match="spaces_between_special_tokens=True"):
+            Tokenizer.from_pretrained(folder, spaces_between_special_tokens=True)
+
     def test_vocabulary(self, llama, tmp_path):
         (file,) = llama.save_vocabulary(tmp_path, "my")
         assert Path(file).name == "my-tokenizer.model"
