@@ -207,26 +207,6 @@ def check_tensors(return_tensors: str) -> None:
         raise UnsupportedOptionError(message)
 
 
-def check_arrays(return_tensors: str, padding: bool | str, lengths: Sequence[int], what: str):
-    """Whether rows of these lengths become the array that a caller asks for.
-
-    Args:
-        return_tensors: see `check_tensors`.
-        padding: True or `"longest"`: shorter rows are filled up; False: there are none.
-        lengths: of the rows.
-        what: the rows are, in the plural.
-
-    Raises:
-        InputError: a row is shorter though it may not be.
-        UnsupportedOptionError: arrays of another kind, or another padding.
-    """
-    check_tensors(return_tensors)
-    if padding not in (True, False, "longest"):
-        raise UnsupportedOptionError(f"padding={padding!r} is neither True nor False")
-    if not padding and len(set(lengths)) > 1:
-        raise InputError(f"the {what} differ in length: an array of them needs padding")
-
-
 def pad_rows(
     encoded: Mapping[str, Any], *, fill: int, side: str, length: int | None, mask: bool
 ) -> dict[str, list[list[int]]]:

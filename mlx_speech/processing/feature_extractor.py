@@ -10,9 +10,9 @@ import mlx.core as mx
 
 from ..checkpoint.folder import read_json
 from ..checkpoint.hub import resolve_checkpoint, take_hub_options
-from ..errors import CheckpointError, InputError, UnsupportedOptionError
+from ..errors import CheckpointError, InputError
 from ..fields import Range, fit_fields, fitted
-from .batch import BatchEncoding
+from .batch import BatchEncoding, check_tensors
 from .recordings import as_array, mono_recordings
 from .settings import Settings, read_settings
 
@@ -171,7 +171,8 @@ class FeatureExtractor(Settings):
                 argument is none of these.
             UnsupportedOptionError: tensors of another library.
         """
-        check_tensors(return_tensors)
+        if return_tensors is not None:
+            check_tensors(return_tensors)
         features = _by_name(processed_features)
         name = self.model_input_names[0]
         if name not in features or not len(features[name]):
@@ -196,14 +197,6 @@ class FeatureExtractor(Settings):
                 raise InputError("the recordings differ in length: an array of them needs padding")
             result[name] = filled if return_tensors is None else mx.stack(filled)
         return result
-
-
-def check_tensors(return_tensors: str | None) -> None:
-    """Raises `UnsupportedOptionError` for tensors of other libraries. NumPy's and PyTorch's names
-    mean MLX's arrays, so that examples written for transformers run as they stand."""
-    if return_tensors not in (None, "mlx", "pt", "np"):
-        message = f"return_tensors={return_tensors!r}: there are only MLX arrays; leave it out"
-        raise UnsupportedOptionError(message)
 
 
 def frame_limit(

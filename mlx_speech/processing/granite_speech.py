@@ -2,35 +2,52 @@
 
 import os
 import re
-import reprlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self, TypedDict
 
 import mlx.core as mx
 
 from ..checkpoint.folder import read_json
-from ..checkpoint.hub import resolve_checkpoint
-from ..errors import CheckpointError, InputError
+from ..checkpoint.hub import resolve_checkpoint, take_hub_options
+from ..errors import CheckpointError, InputError, UnsupportedOptionError
+from ..fields import fitted
 from ..models.granite_speech import GraniteSpeechConfig, GraniteSpeechPlusConfig
-from .batch import BatchEncoding, check_arrays, stack_padded
+from .batch import BatchEncoding, as_row, check_tensors, stack_padded
+from .chat_parts import (
+    Message,
+    as_conversations,
+    has_parts,
+    joined,
+    recordings_of,
+    shown,
+    without_recordings,
+)
+from .chat_template import Templates
 from .log_mel import GraniteSpeechFeatureExtractor
-from .prompts import GRANITE_4_1, PromptStyle, language_code, prompt_style
+from .processor import CONFIG_FILE, GROUPS, SHARED_OPTIONS, Processor, refuse_text_options
+from .prompts import GRANITE_4_1, PromptStyle, language_code, named_style, prompt_style
 from .request import TranscriptionRequest
 from .settings import read_settings
 from .tokenizer import Tokenizer
 
+#: options of a call that `apply_chat_template` takes for those, and not for variables of a template
+_OPTIONS_OF_A_CALL = SHARED_OPTIONS | {*GROUPS, "sampling_rate", "device", "add_special_tokens"}
+
 
 class _ProcessorSettings(TypedDict):
     audio_token: str | None
+    prompt_style: str | None
 
 
-class GraniteSpeechProcessor:
-    """Puts a tokenizer and a feature extractor together.
+class GraniteSpeechProcessor(Processor):
+    """Puts a feature extractor and a tokenizer together.
 
     Args:
         audio_processor: computes features.
         tokenizer: encodes prompts.
         audio_token: stands in a prompt for one recording.
+        chat_template: one that the tokenizer is to have.
         prompts: how this checkpoint wants to be instructed.
     """
 
@@ -41,66 +58,74 @@ class GraniteSpeechProcessor:
         audio_processor: GraniteSpeechFeatureExtractor,
         tokenizer: Tokenizer,
         audio_token: str = "<|audio|>",
+        chat_template: Templates = None,
         *,
         prompts: PromptStyle = GRANITE_4_1,
     ):
-        self.audio_processor = audio_processor
-        self.tokenizer = tokenizer
+        super().__init__(audio_processor, tokenizer)
         self.audio_token = tokenizer.special_token("audio_token") or audio_token
+        if chat_template is not None:
+            self.chat_template = chat_template
         self.prompts = prompts
+        self._takes_parts: dict[str, bool] = {}
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo, *, revision: str | None = None, name: str | None = None
+        cls,
+        path_or_repo: str | os.PathLike,
+        *,
+        name: str | None = None,
+        audio_token: str | None = None,
+        chat_template: Templates = None,
+        **options: Any,
     ) -> Self:
-        """Read the processor of a local folder or a Hugging Face repository.
+        """Read the processor of a local folder or a Hugging Face repository, which need not be
+        those of a model.
 
         Args:
-            revision: branch, tag or commit of the repository.
             name: what the checkpoint is called, if not by `path_or_repo`.
+            audio_token, chat_template: as for the class, in place of the checkpoint's.
+            options: further ones of `from_pretrained` of the feature extractor and the tokenizer;
+                or of `resolve_checkpoint`, such as `revision`.
         """
-        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
+        folder = resolve_checkpoint(path_or_repo, weights=False, **take_hub_options(options))
         name = name or str(path_or_repo)
         if os.path.isdir(name):
             name = os.path.realpath(name)
-        data = read_json(folder)
-        is_plus = data.get("model_type") == GraniteSpeechPlusConfig.model_type
-        config = (GraniteSpeechPlusConfig if is_plus else GraniteSpeechConfig).from_dict(data)
-        # conversions by mlx-audio call the Plus variant by the name of the others
-        plus = config.encoder_config.cat_hidden_layers
-        model_type = "granite_speech_plus" if plus else config.model_type
-        # conversions by mlx_speech say what they were made from
-        name = str(data.get("base_model") or name)
-        features = GraniteSpeechFeatureExtractor.from_pretrained(folder)
-        for what, expected, found in (
-            ("n_mels", config.encoder_config.input_dim / 2, features.n_mels),
-            ("window_size", config.window_size, features.projector_window_size),
-            ("downsample_rate", config.downsample_rate, features.projector_downsample_rate),
-        ):
-            if found != expected:
-                both = f"{found} for the feature extractor, but {expected:g} for the model"
-                raise CheckpointError(f"{folder}: {what} is {both}")
-        shared = read_settings(folder, "processor_config.json", _ProcessorSettings)
-        prompts = prompt_style(model_type, config.audio_token_index, name)
-        token = shared.get("audio_token") or "<|audio|>"
-        return cls(features, Tokenizer.from_pretrained(folder), token, prompts=prompts)
+        features, tokenizer = cls._read_parts(folder, options)
+        shared = read_settings(folder, CONFIG_FILE, _ProcessorSettings)
+        token = audio_token or shared.get("audio_token") or "<|audio|>"
+        if data := read_json(folder, required=False):
+            prompts = _style_of_model(data, name, features, folder)
+        else:
+            index = tokenizer.convert_tokens_to_ids(token) or -1
+            prompts = prompt_style(GraniteSpeechConfig.model_type, index, name)
+        prompts = named_style(shared.get("prompt_style")) or prompts
+        return cls(features, tokenizer, token, chat_template, prompts=prompts)
+
+    def to_dict(self) -> dict[str, Any]:
+        own = {"audio_token": self.audio_token, "prompt_style": self.prompts.title}
+        return {**super().to_dict(), **own}
 
     def __call__(
         self,
         text: str | Sequence[str] | None = None,
         audio: Any = None,
-        *,
-        padding: bool | str = True,
-        return_tensors: str = "mlx",
+        device: Any = None,
+        **options: Any,
     ) -> BatchEncoding:
         """Inputs for the model: `model.generate(**processor(text, audio))`.
 
         Args:
             text: one or more prompts, with one audio token for each of their recordings; without,
                 there are features alone.
-            audio: the recordings that all prompts together mention, in order, at the sampling rate
-                of the model: (samples,), (recordings, samples), or a sequence of (samples,).
-            padding, return_tensors: see `check_arrays`.
+            audio: the recordings that all prompts together mention, in order, as `mono_recordings`
+                takes them: samples in any kind of array, paths, addresses.
+            device: without effect, as for the feature extractor.
+            options: of a call of the tokenizer, by default `padding=True` (features are filled up
+                whatever it says); of the feature extractor, such as `sampling_rate`, that of
+                `audio` in Hz; and `text_kwargs`, `audio_kwargs` and `common_kwargs`, dictionaries
+                of such.
 
         Returns:
             `input_ids` and `attention_mask`, (batch, length), padded on the left; with audio also
@@ -110,38 +135,42 @@ class GraniteSpeechProcessor:
         Raises:
             AudioError: a recording cannot be used.
             InputError: more or fewer audio tokens than recordings, neither text nor audio, what is
-                neither, or a text or recording is shorter though it may not be.
+                neither, or truncation cuts audio tokens off.
         """
+        for_text, for_audio = self._split(options)
         features, sizes = BatchEncoding(), []
         if audio is not None:
-            features = BatchEncoding(self.audio_processor(audio))
+            features = self.feature_extractor(audio, **{"device": device, **for_audio})
             sizes = features.pop("audio_embed_sizes")
-            lengths = features["feature_lengths"].tolist() if "feature_lengths" in features else ()
-            check_arrays(return_tensors, padding, lengths, "recordings")
             if text is None:
+                refuse_text_options(for_text)
+                check_tensors(for_text.get("return_tensors") or "mlx")
                 return features
         texts = [text] if isinstance(text, str) else text
         is_list = isinstance(texts, list | tuple) and all(isinstance(t, str) for t in texts)
         if not is_list or not texts:
-            raise InputError(f"text is {_shown(text)}, but must be one or more strings")
+            raise InputError(f"text is {shown(text)}, but must be one or more strings")
         mentioned = sum(t.count(self.audio_token) for t in texts)
         if mentioned != len(sizes):
             counts = f"{mentioned} recordings ({self.audio_token}), but {len(sizes)} are given"
             raise InputError(f"the text mentions {counts}")
-        expanded = self._expanded(texts, sizes)
-        encoded = self.tokenizer(expanded, padding=padding, return_tensors=return_tensors)
+        encoded = self.tokenizer(self._expanded(texts, sizes), **{"padding": True, **for_text})
+        if for_text.get("truncation"):
+            self._check_audio_tokens(encoded["input_ids"], sum(sizes))
         return BatchEncoding(encoded, **features)
+
+    def _check_audio_tokens(self, ids: Any, expected: int) -> None:
+        token = self.tokenizer.convert_tokens_to_ids(self.audio_token)
+        left = sum(row.count(token) for row in map(as_row, ids))
+        if left != expected:
+            cut = f"truncation leaves {left} of {expected} audio tokens"
+            raise InputError(f"{cut}: raise max_length, or leave truncation out")
 
     def _expanded(self, texts: Sequence[str], sizes: Sequence[int]) -> list[str]:
         """Prompts with as many audio tokens as each recording has."""
         remaining = iter(sizes)
         pattern = re.escape(self.audio_token)
         return [re.sub(pattern, lambda m: m[0] * next(remaining), t) for t in texts]
-
-    @property
-    def sampling_rate(self) -> int:
-        """Of the recordings, in Hz."""
-        return self.audio_processor.sampling_rate
 
     def text_language(self, request: TranscriptionRequest) -> str | None:
         """Code of the language that the text will be in, if a request asks for one.
@@ -175,42 +204,84 @@ class GraniteSpeechProcessor:
         inputs = self.tokenizer(expanded)
         return {**inputs, "audio_features": features, "input_features_mask": mask}
 
-    def apply_chat_template(self, messages: Sequence[dict[str, Any]], **options: Any) -> Any:
-        """The prompt for a conversation, in the checkpoint's own format.
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = True,
+        return_tensors: str | None = "mlx",
+        processor_kwargs: dict[str, Any] | None = None,
+        load_audio_from_video: bool = False,
+        **options: Any,
+    ) -> Any:
+        """The prompt for a conversation, in the checkpoint's own format; or all of the model's
+        inputs for it.
 
         Args:
-            messages: `{"role": ..., "content": ...}`, where the content is a string or a list of
-                `{"type": "audio"}` and `{"type": "text", "text": ...}`.
+            conversation: messages `{"role": ..., "content": ...}`, where the content is a string or
+                a list of `{"type": "text", "text": ...}` and `{"type": "audio", "audio": ...}`,
+                with a recording as a call takes it; `"path"` and `"url"` are other names for
+                `"audio"`. Or several such conversations.
+            chat_template: the name of one of several templates, or Jinja source.
+            tokenize: return what a call makes of the prompt and the recordings, and not the prompt.
+            return_dict: when encoded, all of it; else the ids alone.
+            return_tensors: as for a call.
+            processor_kwargs: options of a call; some may stand beside, such as `sampling_rate`.
+            load_audio_from_video: cannot be True.
             options: as for `Tokenizer.apply_chat_template`.
 
         Raises:
-            InputError: a message or a part of one has another form, or the template refuses them.
+            AudioError: a recording cannot be used.
+            InputError: a message or a part of one has another form, an audio part that is to be
+                encoded has no recording, or the template refuses the messages.
         """
-        if not isinstance(messages, list | tuple):
-            raise InputError(f"a chat is a list of messages, but this is {_shown(messages)}")
-        flat = [self._flatten(message) for message in messages]
-        options = {"add_generation_prompt": True, "tokenize": False, **options}
-        return self.tokenizer.apply_chat_template(flat, **options)
+        if load_audio_from_video:
+            message = "{option}: there are no parts of video; give the file as audio, which it has"
+            raise UnsupportedOptionError.about(message, option="load_audio_from_video")
+        if options.pop("return_assistant_tokens_mask", False):
+            message = "{option} is for texts; the tokenizer's apply_chat_template has it"
+            raise UnsupportedOptionError.about(message, option="return_assistant_tokens_mask")
+        conversations, batched = as_conversations(conversation)
+        beside = {name: options.pop(name) for name in _OPTIONS_OF_A_CALL & options.keys()}
+        options |= {"chat_template": chat_template, "tokenize": False}
+        prompts = [self._prompt(messages, options) for messages in conversations]
+        if not tokenize:
+            return prompts if batched else prompts[0]
+        given = fitted("processor_kwargs", processor_kwargs or {}, dict)
+        call = {"return_tensors": return_tensors, **given, **beside}
+        bos = self.tokenizer.bos_token
+        if bos is not None and prompts[0].startswith(bos):
+            call.setdefault("add_special_tokens", False)
+        audio = [each for messages in conversations for each in recordings_of(messages)]
+        inputs = self(prompts, audio or None, **call)
+        return inputs if return_dict else inputs["input_ids"]
 
-    def _flatten(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Parts as one string: the templates know no others, and would drop the audio."""
-        content = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(content, str | list | tuple) or not isinstance(message.get("role"), str):
-            form = "{'role': ..., 'content': ...}, with text or a list of parts"
-            raise InputError(f"a message is {form}, but one is {_shown(message)}")
-        if isinstance(content, str):
-            return message
-        text = ""
-        for part in content:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind == "audio":
-                text += self.audio_token + self.prompts.after_audio
-            elif kind == "text" and isinstance(part.get("text"), str):
-                text += part["text"]
-            else:
-                known = "{'type': 'audio'} or {'type': 'text', 'text': ...}"
-                raise InputError(f"a part of a message is {known}, but one is {_shown(part)}")
-        return {**message, "content": text}
+    def _prompt(self, messages: list[Message], options: dict[str, Any]) -> str:
+        """The prompt for a conversation, whether its template knows parts or not.
+
+        Those of the released models know strings only, and would drop the audio.
+        """
+        render = self.tokenizer.apply_chat_template
+        if has_parts(messages) and not self._template_takes_parts(options):
+            messages = joined(messages, self.audio_token + self.prompts.after_audio)
+        return render(without_recordings(messages), **options)
+
+    def _template_takes_parts(self, options: dict[str, Any]) -> bool:
+        tokenizer = self.tokenizer
+        template = tokenizer.get_chat_template(options["chat_template"], options.get("tools"))
+        # found out once: the error of one that does not holds on to all its callers' arrays
+        if template not in self._takes_parts:
+            probe = [{"type": "audio"}, {"type": "text", "text": "words"}]
+            try:
+                prompt = tokenizer.apply_chat_template(
+                    [{"role": "user", "content": probe}], chat_template=template, tokenize=False
+                )
+            except (InputError, CheckpointError):
+                prompt = ""
+            self._takes_parts[template] = self.audio_token in prompt and "words" in prompt
+        return self._takes_parts[template]
 
     def speech_prompt(self, instruction: str) -> str:
         """The whole prompt that asks for something about one recording."""
@@ -218,13 +289,29 @@ class GraniteSpeechProcessor:
         messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
         if self.prompts.system is not None:
             messages.insert(0, {"role": "system", "content": self.prompts.system})
-        return self.apply_chat_template(messages)
-
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of token ids."""
-        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        return self.apply_chat_template(messages, add_generation_prompt=True)
 
 
-def _shown(value) -> str:
-    """A value of any kind and length, on a part of a line."""
-    return " ".join(reprlib.repr(value).split())
+def _style_of_model(
+    data: dict[str, Any], name: str, features: GraniteSpeechFeatureExtractor, folder: Path
+) -> PromptStyle:
+    """How the model of a config.json wants to be instructed.
+
+    Raises:
+        CheckpointError: the features are not those that the model takes.
+    """
+    is_plus = data.get("model_type") == GraniteSpeechPlusConfig.model_type
+    config = (GraniteSpeechPlusConfig if is_plus else GraniteSpeechConfig).from_dict(data)
+    for what, expected, found in (
+        ("n_mels", config.encoder_config.input_dim / 2, features.n_mels),
+        ("window_size", config.window_size, features.projector_window_size),
+        ("downsample_rate", config.downsample_rate, features.projector_downsample_rate),
+    ):
+        if found != expected:
+            both = f"{found} for the feature extractor, but {expected:g} for the model"
+            raise CheckpointError(f"{folder}: {what} is {both}")
+    # conversions by mlx-audio call the Plus variant by the name of the others
+    plus = config.encoder_config.cat_hidden_layers
+    model_type = GraniteSpeechPlusConfig.model_type if plus else config.model_type
+    # conversions by mlx_speech say what they were made from
+    return prompt_style(model_type, config.audio_token_index, str(data.get("base_model") or name))

@@ -127,6 +127,11 @@ _STYLES = (GRANITE_3, GRANITE_4_0, GRANITE_4_1, GRANITE_4_1_PLUS, GRANITE_5_0)
 UNRELEASED = PromptStyle("this Granite Speech model")
 
 
+def named_style(title: str | None) -> PromptStyle | None:
+    """The style of a title, if there is one."""
+    return next((style for style in (*_STYLES, UNRELEASED) if style.title == title), None)
+
+
 def prompt_style(model_type: str, audio_token_index: int, name: str) -> PromptStyle:
     """The style of a checkpoint.
 

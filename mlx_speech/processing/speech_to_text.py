@@ -1,16 +1,19 @@
 """Speech2Text's processor: recordings and texts -> inputs of the model."""
 
-from collections.abc import Sequence
-from typing import Any, Self
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, Self
 
 import mlx.core as mx
 
 from ..checkpoint.folder import read_json
-from ..checkpoint.hub import resolve_checkpoint
+from ..checkpoint.hub import resolve_checkpoint, take_hub_options
 from ..errors import InputError, UnsupportedOptionError
 from ..models.speech_to_text.layers import Speech2TextConfig
-from .batch import BatchEncoding, TokenRows
+from .batch import BatchEncoding
 from .kaldi_fbank import SHIFT_MS, Speech2TextFeatureExtractor
+from .processor import Processor, refuse_text_options
 from .prompts import LANGUAGES, find_language
 from .request import TranscriptionRequest
 from .speech_to_text_tokenizer import Speech2TextTokenizer
@@ -18,7 +21,7 @@ from .speech_to_text_tokenizer import Speech2TextTokenizer
 _NAMES = {**LANGUAGES, "nl": "Dutch", "ro": "Romanian", "ru": "Russian"}
 
 
-class Speech2TextProcessor:
+class Speech2TextProcessor(Processor):
     """Puts a feature extractor and a tokenizer together.
 
     Args:
@@ -36,25 +39,27 @@ class Speech2TextProcessor:
         *,
         max_seconds: float | None = None,
     ):
-        self.feature_extractor = feature_extractor
-        self.tokenizer = tokenizer
+        super().__init__(feature_extractor, tokenizer)
         self.max_seconds = max_seconds
+        self._encodes_targets = False
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo, *, revision: str | None = None, name: str | None = None
+        cls, path_or_repo: str | os.PathLike, *, name: str | None = None, **options: Any
     ) -> Self:
-        """Read the processor of a local folder or a Hugging Face repository."""
-        folder = resolve_checkpoint(path_or_repo, revision=revision, weights=False)
-        frames = Speech2TextConfig.from_dict(read_json(folder)).max_source_positions
-        extractor = Speech2TextFeatureExtractor.from_pretrained(folder)
-        tokenizer = Speech2TextTokenizer.from_pretrained(folder)
-        return cls(extractor, tokenizer, max_seconds=frames * SHIFT_MS / 1000)
+        """Read the processor of a local folder or a Hugging Face repository, which need not be
+        those of a model.
 
-    @property
-    def sampling_rate(self) -> int:
-        """Of the recordings, in Hz."""
-        return self.feature_extractor.sampling_rate
+        Args:
+            name: not needed here; every processor takes it.
+            options: of `from_pretrained` of the feature extractor and the tokenizer, such as
+                `tgt_lang`; or of `resolve_checkpoint`, such as `revision`.
+        """
+        folder = resolve_checkpoint(path_or_repo, weights=False, **take_hub_options(options))
+        extractor, tokenizer = cls._read_parts(folder, options)
+        data = read_json(folder, required=False)
+        frames = Speech2TextConfig.from_dict(data).max_source_positions if data else None
+        return cls(extractor, tokenizer, max_seconds=frames and frames * SHIFT_MS / 1000)
 
     def text_language(self, request: TranscriptionRequest) -> str | None:
         """Code of the language that the text will be in, if a request asks for one.
@@ -96,20 +101,21 @@ class Speech2TextProcessor:
 
     def __call__(
         self,
-        audio: mx.array | Sequence | None = None,
+        audio: Any = None,
         text: str | Sequence[str] | None = None,
         *,
-        sampling_rate: int | None = None,
-        padding: bool | str = True,
-        return_tensors: str = "mlx",
+        raw_speech: Any = None,
+        **options: Any,
     ) -> BatchEncoding:
         """Inputs for the model: `model.generate(**processor(audio))`.
 
         Args:
             audio: one or more recordings, as `Speech2TextFeatureExtractor` takes them.
             text: what is said in each, to compute a loss; alone, text to encode.
-            sampling_rate: of the recordings, in Hz, to have it checked.
-            padding, return_tensors: see `check_arrays`.
+            raw_speech: an old name of `audio`.
+            options: of a call of the feature extractor, such as `sampling_rate`, and of the
+                tokenizer; both get those that both have, such as `padding`. Also `text_kwargs`,
+                `audio_kwargs` and `common_kwargs`, dictionaries of such.
 
         Returns:
             With audio `input_features` and `attention_mask`, and with text too `labels`, (batch,
@@ -120,20 +126,33 @@ class Speech2TextProcessor:
                 none or not valid Unicode, or a row is shorter though it may not be.
             AudioError: a recording is too short, or not floating point.
         """
-        arrays: dict[str, Any] = {"padding": padding, "return_tensors": return_tensors}
+        for_text, for_audio = self._split(options)
+        if self._encodes_targets:
+            return self.tokenizer(audio if text is None else text, **for_text)
+        audio = raw_speech if audio is None else audio
         if audio is None:
             if text is None:
                 raise InputError("nothing to process: give audio, text or both")
-            return self.tokenizer(text, **arrays)
-        inputs = self.feature_extractor(audio, sampling_rate=sampling_rate, **arrays)
-        if text is not None:
-            inputs["labels"] = self.tokenizer(text, **arrays)["input_ids"]
+            return self.tokenizer(text, **for_text)
+        inputs = self.feature_extractor(audio, **for_audio)
+        if text is None:
+            refuse_text_options(for_text)
+        else:
+            inputs["labels"] = self.tokenizer(text, **for_text)["input_ids"]
         return inputs
 
-    def decode(self, ids: Sequence[int] | mx.array, **options: Any) -> str:
-        """Text of token ids; options as for the tokenizer."""
-        return self.tokenizer.decode(ids, **options)
+    @contextmanager
+    def as_target_processor(self) -> Iterator[None]:
+        """Within it, a call encodes texts, for labels. An old way: give them as `text`."""
+        self._encodes_targets = True
+        try:
+            yield
+        finally:
+            self._encodes_targets = False
 
-    def batch_decode(self, sequences: TokenRows, **options: Any) -> list[str]:
-        """Texts of several rows of token ids."""
-        return self.tokenizer.batch_decode(sequences, **options)
+    def apply_chat_template(self, *_: Any, **__: Any) -> NoReturn:
+        """There is none: raises `UnsupportedOptionError`."""
+        raise UnsupportedOptionError(
+            "Speech2Text models have no chat template, and follow no instructions: call the "
+            "processor with a recording"
+        )

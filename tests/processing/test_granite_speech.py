@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import TINY, edit_json
+from conftest import TINY, edit_json, find_recording
 
 from mlx_speech import (
+    AudioError,
     CheckpointError,
     GraniteSpeechFeatureExtractor,
     GraniteSpeechProcessor,
     InputError,
     Tokenizer,
     UnsupportedOptionError,
+    load_audio,
 )
 from mlx_speech.processing.prompts import (
     GRANITE_3,
+    GRANITE_4_0,
     GRANITE_4_1,
     GRANITE_4_1_PLUS,
 )
@@ -95,16 +101,25 @@ class TestAudioTokens:
         assert inputs.input_features is inputs["input_features"]
         assert all(mx.array_equal(inputs[name], expected[name]).item() for name in inputs)
         for text, audio in ((prompts, recordings), (None, recordings), (["a", "a b"], None)):
-            with pytest.raises(InputError, match="differ in length"):
-                processor(text, audio, padding=False)
             with pytest.raises(UnsupportedOptionError, match="return_tensors='tf'"):
                 processor(text, audio, return_tensors="tf")
+        with pytest.raises(InputError, match="differ in length"):
+            processor(["a", "a b"], padding=False)
         assert processor(None, recordings[0], padding=False).input_features.shape[0] == 1
 
     @pytest.mark.parametrize("audio", [5, [None], [[0.5, "x"]], {"array": [0.5]}])
     def test_what_is_no_audio(self, processor, audio):
         with pytest.raises(InputError, match=r"^audio is no samples.*load_audio"):
             processor("<|audio|>", audio)
+
+    def test_the_rate_of_the_recordings(self, processor):
+        """They are resampled; a device means nothing."""
+        audio = np.sin(np.arange(24000) * 0.05).astype(np.float32) / 4
+        expected = processor("<|audio|>", load_audio(audio, 48000))
+        for options in ({"sampling_rate": 48000}, {"audio_kwargs": {"sampling_rate": 48000}}):
+            found = processor("<|audio|>", audio, "mps", **options)
+            assert mx.array_equal(found.input_features, expected.input_features).item()
+            assert found.input_ids.tolist() == expected.input_ids.tolist()
 
     def test_no_audio(self, processor):
         with pytest.raises(InputError, match="no audio given"):
@@ -120,7 +135,8 @@ class TestAudioTokens:
 class TestChatTemplates:
     def test_parts_become_one_string(self, processor):
         content = [{"type": "audio"}, {"type": "text", "text": "hear"}, {"type": "audio"}]
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}])
+        chat = [{"role": "user", "content": content}]
+        prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
         assert prompt == (
             "<|start_of_role|>user<|end_of_role|><|audio|>hear<|audio|><|end_of_text|>\n"
             "<|start_of_role|>assistant<|end_of_role|>"
@@ -218,6 +234,171 @@ class TestChatTemplates:
         processor = GraniteSpeechProcessor.from_pretrained(tiny_copy)
         with pytest.raises(InputError, match="no chat template"):
             processor.speech_prompt("x")
+
+
+PARTS = (
+    "{% for m in messages %}{{ m['role'] }}:{% for part in m['content'] %}"
+    "{% if part['type'] == 'audio' %} <|audio|>{% else %} {{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}"
+)
+NOISE = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
+
+
+def heard(*parts, role: str = "user") -> dict:
+    """A message: strings are texts, dictionaries what stands in a part for its recording."""
+    content = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "audio", **part}
+        for part in parts
+    ]
+    return {"role": role, "content": content}
+
+
+class TestRecordingsInConversations:
+    """Other cases are compared with transformers in tests/parity."""
+
+    @pytest.mark.parametrize(
+        "part",
+        [
+            {"audio": NOISE},
+            {"audio": NOISE.tolist()},
+            {"audio": {"array": NOISE, "sampling_rate": 16000}},
+            {"audio": None, "path": NOISE},
+            {"url": NOISE},
+        ],
+        ids=lambda part: ",".join(part),
+    )
+    def test_ids_and_features(self, processor, part):
+        conversation = [heard(part, "hear this")]
+        inputs = processor.apply_chat_template(conversation, tokenize=True, return_tensors="pt")
+        prompt = processor.apply_chat_template(conversation)
+        expected = processor(prompt, NOISE)
+        assert inputs.keys() == expected.keys()
+        assert all(mx.array_equal(inputs[name], expected[name]).item() for name in inputs)
+        assert (inputs.input_ids == 4).sum().item() == 6
+        ids = processor.apply_chat_template(conversation, tokenize=True, return_dict=False)
+        assert ids.tolist() == inputs.input_ids.tolist()
+
+    def test_files_and_other_rates(self, processor):
+        path = find_recording("synthetic/espeak_04.flac")
+        loud = {"array": np.repeat(NOISE, 3), "sampling_rate": 48000}
+        found = processor.apply_chat_template(
+            [[heard({"path": path})], [heard({"audio": loud})], [heard({"audio": NOISE})]],
+            tokenize=True,
+        )
+        audio = [load_audio(path), load_audio(loud["array"], 48000), NOISE]
+        expected = processor.feature_extractor(audio)
+        assert mx.array_equal(found.input_features, expected["input_features"]).item()
+        rows = (found.input_ids == 4).sum(axis=1).tolist()
+        assert rows == expected["audio_embed_sizes"]
+
+    def test_several_in_several_turns(self, processor):
+        turns = [
+            heard("one", {"audio": NOISE}, {"audio": NOISE[:1600]}),
+            {"role": "assistant", "content": "two"},
+            heard({"audio": NOISE[:3200]}, "three"),
+        ]
+        found = processor.apply_chat_template(turns, tokenize=True)
+        expected = processor(
+            processor.apply_chat_template(turns), [NOISE, NOISE[:1600], NOISE[:3200]]
+        )
+        assert found.input_ids.tolist() == expected.input_ids.tolist()
+        assert mx.array_equal(found.input_features, expected.input_features).item()
+
+    def test_a_template_that_knows_parts(self, processor):
+        """Gets them as they are, without the recordings, which are no plain data."""
+        conversation = [heard("a", {"audio": NOISE}, "b")]
+        options = {"chat_template": PARTS}
+        prompt = processor.apply_chat_template(conversation, **options)
+        assert prompt == "user: a <|audio|> b"
+        found = processor.apply_chat_template(conversation, tokenize=True, **options)
+        assert found.input_ids.tolist() == processor(prompt, NOISE).input_ids.tolist()
+
+    def test_a_batch_of_prompts(self, processor):
+        conversations = [[heard("a")], [heard({"audio": NOISE}, "b")]]
+        prompts = processor.apply_chat_template(conversations, add_generation_prompt=False)
+        start = "<|start_of_role|>user<|end_of_role|>"
+        assert prompts == [
+            f"{start}a<|end_of_text|>\n",
+            f"{start}<|audio|>b<|end_of_text|>\n",
+        ]
+
+    def test_options_of_a_call(self, processor):
+        conversation = [heard({"audio": np.repeat(NOISE, 3)}, "b")]
+        expected = processor.apply_chat_template(
+            [heard({"audio": load_audio(np.repeat(NOISE, 3), 48000)}, "b")], tokenize=True
+        )
+        for options in ({"sampling_rate": 48000}, {"processor_kwargs": {"sampling_rate": 48000}}):
+            found = processor.apply_chat_template(conversation, tokenize=True, **options)
+            assert mx.array_equal(found.input_features, expected.input_features).item()
+
+    def test_what_cannot_be(self, processor):
+        with pytest.raises(InputError, match=r"mentions 1 recordings .* but 0 are given"):
+            processor.apply_chat_template([heard({}, "b")], tokenize=True)
+        with pytest.raises(UnsupportedOptionError, match=r"^load_audio_from_video: "):
+            processor.apply_chat_template([heard("b")], load_audio_from_video=True)
+        with pytest.raises(InputError, match=r"^processor_kwargs is 5"):
+            processor.apply_chat_template([heard("b")], tokenize=True, processor_kwargs=5)
+        with pytest.raises(UnsupportedOptionError, match=r"^return_assistant_tokens_mask is for t"):
+            processor.apply_chat_template([heard("b")], return_assistant_tokens_mask=True)
+        with pytest.raises(AudioError, match=r"talk.wav does not exist"):
+            processor.apply_chat_template([heard({"path": "talk.wav"})], tokenize=True)
+        with pytest.raises(InputError, match="audio is no samples, but of type object"):
+            processor.apply_chat_template([heard({"audio": object()})], tokenize=True)
+        for conversation in (5, "hear", [[5]], [5], [heard("a"), [heard("b")]]):
+            with pytest.raises(InputError, match=r"a (chat is a list|message is)"):
+                processor.apply_chat_template(conversation)
+
+
+def test_nothing_of_a_caller_is_held(processor):
+    """As the error of a template would that is tried, until the next garbage collection."""
+
+    class Audio: ...
+
+    def transcribe() -> weakref.ref:
+        audio = Audio()
+        processor.speech_prompt("hear")
+        return weakref.ref(audio)
+
+    transcribe()
+    gc.disable()
+    try:
+        assert transcribe()() is None
+    finally:
+        gc.enable()
+
+
+class TestFolders:
+    def test_without_a_model(self, tiny_copy, processor):
+        """What save_pretrained writes is enough; how to instruct the model is kept."""
+        expected = processor("<|audio|>hear", NOISE)
+        edit_json(tiny_copy / "processor_config.json", prompt_style="Granite Speech 4.1 Plus")
+        assert GraniteSpeechProcessor.from_pretrained(tiny_copy).prompts is GRANITE_4_1_PLUS
+        (tiny_copy / "config.json").unlink()
+        alone = GraniteSpeechProcessor.from_pretrained(tiny_copy)
+        assert alone.prompts is GRANITE_4_1_PLUS
+        assert alone.to_dict()["prompt_style"] == GRANITE_4_1_PLUS.title
+        found = alone("<|audio|>hear", NOISE)
+        assert all(mx.array_equal(found[name], expected[name]).item() for name in expected)
+        edit_json(tiny_copy / "processor_config.json", prompt_style=None)
+        for name, style in (("granite-speech-3.3-2b", GRANITE_3), ("granite-4.0-1b", GRANITE_4_0)):
+            assert GraniteSpeechProcessor.from_pretrained(tiny_copy, name=name).prompts is style
+
+    def test_options(self, tiny_copy):
+        processor = GraniteSpeechProcessor.from_pretrained(
+            tiny_copy, audio_token="<|pad|>", chat_template="x", padding_value=1.0, revision=None
+        )
+        assert processor.audio_token == "<|pad|>"
+        assert processor.chat_template == processor.tokenizer.chat_template == "x"
+        assert processor.feature_extractor.padding_value == 1.0
+        with pytest.raises(InputError, match="no option colour"):
+            GraniteSpeechProcessor.from_pretrained(tiny_copy, colour="red")
+
+    def test_parts(self, processor):
+        features, tokenizer = processor.audio_processor, processor.tokenizer
+        assert features is processor.feature_extractor
+        assert GraniteSpeechProcessor(features, tokenizer, "<x>").audio_token == "<x>"
+        with pytest.raises(InputError, match="is made of a GraniteSpeechFeatureExtractor and a T"):
+            GraniteSpeechProcessor(tokenizer, features)
 
 
 def test_stored_padding_and_truncation_are_left_alone(tiny_copy, processor):

@@ -142,3 +142,59 @@ class TestProcessor:
         assert processor.decode(mx.array([2, 5, 48, 16, 2])) == "set"
         assert processor.decode([5, 48, 16], skip_special_tokens=False) == "<lang:fr> set"
         assert processor.batch_decode([[48, 16], []]) == ["set", ""]
+
+    def test_options_of_both_parts(self, processor):
+        """Each gets those that it knows; dictionaries are for one of them, or for both."""
+        audio, text = noise(16000), "set the light"
+        expected = processor(audio, text, sampling_rate=16000, return_attention_mask=False)
+        assert list(expected) == ["input_features", "labels"]
+        for options in (
+            {"audio_kwargs": {"sampling_rate": 16000}, "return_attention_mask": False},
+            {"common_kwargs": {"return_attention_mask": False}, "text_kwargs": {}},
+            {"audio_kwargs": {"return_attention_mask": False}},
+        ):
+            assert processor(audio, text, **options).keys() == expected.keys()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"colour": "red"}, "colour is no option of a recording, and no text is given"),
+            ({"audio_kwargs": {"colour": "red"}}, "a recording has no option colour, but dither|p"),
+            ({"audio_kwargs": {"raw_speech": [0.5]}}, "a recording has no option raw_speech"),
+            ({"audio_kwargs": 5}, "audio_kwargs is 5"),
+            (
+                {"sampling_rate": 16000, "audio_kwargs": {"sampling_rate": 16000}},
+                "sampling_rate is given twice: in audio_kwargs, and outside of it",
+            ),
+        ],
+        ids=str,
+    )
+    def test_options_of_neither(self, processor, options, message):
+        with pytest.raises(InputError, match=f"^{message}"):
+            processor(noise(16000), **options)
+
+    def test_old_names(self, processor):
+        assert processor(raw_speech=noise(800)).keys() == {"input_features", "attention_mask"}
+        with processor.as_target_processor():
+            assert processor("set").input_ids.tolist() == [[5, 48, 16, 2]]
+        assert "input_features" in processor(noise(800))
+
+    def test_no_chat_template(self, processor):
+        assert processor.chat_template is None
+        with pytest.raises(UnsupportedOptionError, match="have no chat template"):
+            processor.apply_chat_template([{"role": "user", "content": "set"}], tokenize=True)
+
+    def test_parts(self, processor):
+        assert processor.audio_processor is processor.feature_extractor
+        assert processor.sampling_rate == 16000
+        with pytest.raises(InputError, match="made of a Speech2TextFeatureExtractor and"):
+            Speech2TextProcessor(processor.tokenizer, processor.feature_extractor)
+
+    def test_a_folder_without_a_model(self, processor, s2t_copy):
+        """What save_pretrained writes is enough; how long a recording may be is the model's."""
+        assert processor.max_seconds == 30.0
+        (s2t_copy / "config.json").unlink()
+        alone = Speech2TextProcessor.from_pretrained(s2t_copy, tgt_lang="de", padding_value=1.0)
+        assert alone.max_seconds is None
+        assert alone.tokenizer.tgt_lang == "de"
+        assert alone.feature_extractor.padding_value == 1.0

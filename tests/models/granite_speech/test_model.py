@@ -321,7 +321,8 @@ def test_token_ids(tiny, name, key, instruction, options):
 def test_text_replies(tiny, case):
     """Without audio the adapter is off and the bare language model answers."""
     model, processor = tiny
-    prompt = processor.apply_chat_template([{"role": "user", "content": case["prompt"]}])
+    chat = [{"role": "user", "content": case["prompt"]}]
+    prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
     inputs = processor(prompt)
     assert inputs["input_ids"][0].tolist() == case["prompt_ids"]
     assert new_tokens(model, inputs) == case["ids"]
