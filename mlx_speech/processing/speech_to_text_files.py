@@ -1,5 +1,6 @@
 """The files of Speech2Text's tokenizer: vocab.json and the SentencePiece model."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,16 +32,29 @@ def read_vocab(file: Path) -> dict[str, int]:
     return vocab
 
 
-def read_added(tokens: dict[Any, Any], place: Any) -> dict[int, AddedToken]:
+def read_added(tokens: Mapping[Any, Any], place: Any) -> dict[int, AddedToken]:
     """The `added_tokens_decoder` of a configuration.
 
     Raises:
         CheckpointError: it is malformed.
     """
     try:
-        return {int(index): added_token(token) for index, token in tokens.items()}
-    except (TypeError, ValueError) as error:
+        ids = [fitted("added_tokens_decoder", int(index), TokenIndex) for index in tokens]
+    except ValueError as error:
         raise CheckpointError(f"{place}: added_tokens_decoder is malformed: {error}") from error
+    return dict(zip(ids, read_tokens(list(tokens.values()), place), strict=True))
+
+
+def read_tokens(tokens: Sequence[Any], place: Any) -> list[AddedToken]:
+    """Tokens of a configuration.
+
+    Raises:
+        CheckpointError: one is malformed.
+    """
+    try:
+        return [added_token(token) for token in tokens]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{place}: a special token is malformed: {error}") from error
 
 
 def read_spm(file: Path, options: dict[str, Any]):

@@ -17,7 +17,14 @@ from ..fields import fitted
 from .base_tokenizer import BaseTokenizer, SavingOptions, Text, check_text, file_prefix
 from .batch import BatchEncoding, as_ids
 from .encoding_options import EncodingOptions, check_side, cut
-from .speech_to_text_files import SPM_FILE, VOCAB_FILE, read_added, read_spm, read_vocab
+from .speech_to_text_files import (
+    SPM_FILE,
+    VOCAB_FILE,
+    read_added,
+    read_spm,
+    read_tokens,
+    read_vocab,
+)
 from .tokenizer_files import (
     FURTHER_TOKENS,
     added_token,
@@ -123,7 +130,7 @@ class Speech2TextTokenizer(BaseTokenizer):
                 lacks = f"lacks the special token {token}"
                 raise CheckpointError(f"{vocab_file}: {lacks}; to add it give an AddedToken")
         special = (*named_tokens(self.config).values(), *further_tokens(self.config))
-        tokens = [added_token(token) for token in special]
+        tokens = read_tokens(special, vocab_file)
         self._add([token for token in tokens if token.content not in self._added_ids], True)
         self._forget_tokens()
         ids = [self.sp_model.piece_to_id(token) for token in self.lang_tokens]

@@ -96,6 +96,23 @@ class TestTokenizer:
         with pytest.raises(CheckpointError, match=r"of tokenizer_config\.json is \{.*, but"):
             Speech2TextTokenizer.from_pretrained(s2t_copy)
 
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"extra_special_tokens": [{"content": 5}]},
+            {"extra_special_tokens": ["\ud800"]},
+            {"added_tokens_decoder": {"1": 5}},
+            {"added_tokens_decoder": {"1": {"content": 5}}},
+            {"added_tokens_decoder": {"a": {"content": "a"}}},
+            {"added_tokens_decoder": {"-1": {"content": "a"}}},
+        ],
+        ids=ascii,
+    )
+    def test_malformed_tokens(self, s2t_copy, settings):
+        edit_json(s2t_copy / "tokenizer_config.json", **settings)
+        with pytest.raises(CheckpointError, match=r"malformed|of tokenizer_config\.json is"):
+            Speech2TextTokenizer.from_pretrained(s2t_copy)
+
     def test_an_id_of_several_pieces(self, s2t_copy):
         edit_json(s2t_copy / "vocab.json", **{"▁zero": 34, "▁zéro": 34})
         with pytest.raises(CheckpointError, match=r"vocab\.json: an id stands there for several"):
