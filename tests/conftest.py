@@ -151,7 +151,9 @@ def transcript(folder) -> str:
     model, processor = load(folder, dtype=mx.float32)
     inputs = speech_inputs(processor, "synthetic/flite_08.flac")
     output = model.generate(**inputs, max_new_tokens=30)
-    return processor.decode(output[0, inputs["input_ids"].shape[1] :].tolist())
+    return processor.decode(
+        output[0, inputs["input_ids"].shape[1] :].tolist(), skip_special_tokens=True
+    )
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ class Streamer(Protocol):
 class Detokenizes(Protocol):
     """What turns ids into text."""
 
-    def decode(self, ids: Any) -> str: ...
+    def decode(self, ids: Any, *, skip_special_tokens: bool) -> str: ...
 
 
 @runtime_checkable

@@ -52,7 +52,7 @@ class StoppingCriteria:
             return True
         if self._tokenizer is None or not self._strings:
             return False
-        text = self._tokenizer.decode(tokens[-self._window :])
+        text = self._tokenizer.decode(tokens[-self._window :], skip_special_tokens=True)
         return any(string in text for string in self._strings)
 
     def ended(

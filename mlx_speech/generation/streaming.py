@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from .api import Prefilled
@@ -14,20 +15,21 @@ class StreamingDetokenizer:
 
     A piece comes out once its characters are complete: one that spans several tokens appears with
     its last token, white space with what follows it. All pieces together are exactly
-    `tokenizer.decode(ids).strip()`.
+    `tokenizer.decode(ids, skip_special_tokens=True).strip()`.
 
     Tokens decoded alone lack what their neighbours do to them (a leading space that only the first
     one loses, characters cut in two), and decoding everything anew at each token is quadratic. So
     each step decodes a short window: the tokens of the last piece, as context, and the new ones.
 
     Args:
-        tokenizer: anything with `decode(ids)`. Where a later token can change the text of earlier
-            ones, beyond a cut character's U+FFFD, it also has `is_open(id)`: true for the tokens
-            after which that can happen, so that their text waits for one that ends it.
+        tokenizer: anything with `decode(ids, skip_special_tokens=True)`. Where a later token can
+            change the text of earlier ones, beyond a cut character's U+FFFD, it also has
+            `is_open(id)`: true for the tokens after which that can happen, so that their text waits
+            for one that ends it.
     """
 
     def __init__(self, tokenizer: Detokenizes):
-        self._decode = tokenizer.decode
+        self._decode = partial(tokenizer.decode, skip_special_tokens=True)
         self._is_open = getattr(tokenizer, "is_open", lambda token: False)
         self._ids: list[int] = []
         # the window begins at `_context`; in it, what comes before `_new` is out and reads `_known`
@@ -105,5 +107,6 @@ def stream_text(
 def answer_text(run: Prefilled, tokens: Sequence[int], tokenizer: Detokenizes) -> str:
     """The text of a whole answer, as `stream_text` gives it in pieces."""
     ended = tokens[-1] in run.config.eos_token_ids
-    text = tokenizer.decode(tokens[:-1] if ended else tokens)
+    kept = tokens[:-1] if ended else tokens
+    text = tokenizer.decode(kept, skip_special_tokens=True)
     return StopStringFilter(run.config.stop_texts).finish(text.lstrip())

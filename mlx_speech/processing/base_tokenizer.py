@@ -271,10 +271,11 @@ class BaseTokenizer(SpecialTokens, Saveable):
     def decode(
         self,
         token_ids: Any,
-        skip_special_tokens: bool = True,
+        skip_special_tokens: bool = False,
         *,
         clean_up_tokenization_spaces: bool | None = None,
         spaces_between_special_tokens: bool | None = None,
+        add_special_tokens: bool | None = None,
     ) -> Any:
         """Text of token ids; of several rows of them, a list of texts.
 
@@ -285,6 +286,7 @@ class BaseTokenizer(SpecialTokens, Saveable):
                 as the settings say. It is not done to the texts of byte-pair encoding, whose spaces
                 are their own.
             spaces_between_special_tokens: what is the case anyway.
+            add_special_tokens: nothing; examples of IBM's give it, and it is about encoding.
 
         Raises:
             InputError: they are no ids.

@@ -217,7 +217,7 @@ def word_probabilities(
     Raises:
         InputError: the text is not what the tokens say.
     """
-    whole = tokenizer.decode(tokens)
+    whole = tokenizer.decode(tokens, skip_special_tokens=True)
     said = whole.lstrip()
     if not said.startswith(text.strip()):
         raise InputError(f"the tokens say {whole!r}, not {text!r}")
@@ -236,7 +236,7 @@ def _token_spans(
     """Which characters of their text come from each token, one only in part included."""
     spans, done = [], 0
     for count in range(1, len(tokens) + 1):
-        so_far = tokenizer.decode(tokens[:count])
+        so_far = tokenizer.decode(tokens[:count], skip_special_tokens=True)
         start = done
         while done < min(len(so_far), len(whole)) and so_far[done] == whole[done]:
             done += 1

@@ -44,8 +44,8 @@ class TestStopStrings:
         whole = model.generate(ids)[0, ids.shape[1] :].tolist()
         stop = tokenizer.decode(whole)[3:7]
         cut = model.generate(ids, stop_strings=stop, tokenizer=tokenizer)[0, ids.shape[1] :]
-        assert stop in tokenizer.decode(cut.tolist())
-        assert stop not in tokenizer.decode(cut[:-1].tolist())
+        assert stop in tokenizer.decode(cut.tolist(), skip_special_tokens=True)
+        assert stop not in tokenizer.decode(cut[:-1].tolist(), skip_special_tokens=True)
         assert cut.tolist() == whole[: cut.size]
         with pytest.raises(InputError, match="stop_strings need the tokenizer"):
             model.generate(ids, stop_strings=stop)

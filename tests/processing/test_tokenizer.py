@@ -48,7 +48,7 @@ class TestEveryKind:
             ids = tokenizer.encode(text)
             stream = StreamingDetokenizer(tokenizer)
             pieces = [*map(stream.add, ids), stream.finish()]
-            assert "".join(pieces) == tokenizer.decode(ids).strip()
+            assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     @pytest.mark.parametrize("text", ["\ud83d", "a\udc69b", "fine until\ud800"])
     def test_lone_surrogates(self, tokenizer, text):
@@ -65,22 +65,28 @@ class TestEveryKind:
     def test_nothing(self, tokenizer):
         with pytest.raises(InputError, match="at least one text"):
             tokenizer([])
-        assert tokenizer.decode([]) == ""
+        assert tokenizer.decode([], skip_special_tokens=True) == ""
         assert tokenizer("").input_ids.shape[0] == 1
 
     def test_ids_in_any_form(self, tokenizer):
         ids = tokenizer.encode("left and right")
-        text = tokenizer.decode(ids)
+        text = tokenizer.decode(ids, skip_special_tokens=True)
         assert text == "left and right"
         for form in (mx.array(ids), np.array(ids), tuple(ids), list(mx.array(ids))):
-            assert tokenizer.decode(form) == text
+            assert tokenizer.decode(form, skip_special_tokens=True) == text
         for rows in ([ids, ids], mx.array([ids, ids]), [mx.array(ids), ids]):
-            assert tokenizer.decode(rows) == tokenizer.batch_decode(rows) == [text] * 2
-        assert tokenizer.decode(ids[-1]) == tokenizer.decode(ids[-1:])
+            assert (
+                tokenizer.decode(rows, skip_special_tokens=True)
+                == tokenizer.batch_decode(rows)
+                == [text] * 2
+            )
+        assert tokenizer.decode(ids[-1], skip_special_tokens=True) == tokenizer.decode(
+            ids[-1:], skip_special_tokens=True
+        )
 
     def test_what_is_no_id(self, tokenizer):
         with pytest.raises(InputError, match="not token ids: -100 to 3"):
-            tokenizer.decode([3, -100])
+            tokenizer.decode([3, -100], skip_special_tokens=True)
 
     def test_spaces_are_not_cleaned_up(self, tokenizer):
         ids = tokenizer.encode("one , two .")
@@ -116,7 +122,7 @@ class TestLlama:
         for case in cases:
             assert tokenizer.encode(case["text"]) == case["ids"]
             assert tokenizer.decode(case["ids"], skip_special_tokens=False) == case["decoded"]
-            assert tokenizer.decode(case["ids"]) == case["plain"]
+            assert tokenizer.decode(case["ids"], skip_special_tokens=True) == case["plain"]
 
     def test_the_space_before_the_first_word(self, llama):
         ids = llama.encode("the lazy dog")
@@ -194,7 +200,7 @@ def test_a_model_with_a_sentencepiece_file(tmp_path):
     ids = tokenizer.encode(prompt, add_special_tokens=False)
     output = model.generate(mx.array([ids]), max_new_tokens=8)
     text = generate(model, tokenizer, chats.CHAT[:1], max_new_tokens=8)
-    assert text.strip() == tokenizer.decode(output[0, len(ids) :]).strip()
+    assert text.strip() == tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True).strip()
 
 
 class TestAround:
@@ -256,7 +262,7 @@ class TestPadding:
         assert tokenizer.is_open(size)
         ids = tokenizer.encode("one<filler>two", add_special_tokens=False)
         assert ids.count(size) == 1
-        assert tokenizer.decode(ids) == "onetwo"
+        assert tokenizer.decode(ids, skip_special_tokens=True) == "onetwo"
         assert tokenizer.decode(ids, skip_special_tokens=False) == "one<filler>two"
         assert tokenizer.add_special_tokens({"extra_special_tokens": ["<x>", "<y>"]}) == 2
         assert tokenizer.pad_token == "<filler>"
@@ -331,7 +337,7 @@ class TestSaving:
         for text in TEXTS[:100]:
             ids = tokenizer.encode(f"{text} <filler><x><new>")
             assert again.encode(f"{text} <filler><x><new>") == ids
-            assert again.decode(ids) == tokenizer.decode(ids)
+            assert again.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True)
         assert again.special_tokens_map == tokenizer.special_tokens_map
         assert again.extra_special_tokens == ["<x>"]
         assert (again.padding_side, again.model_max_length) == ("right", 77)

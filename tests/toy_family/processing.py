@@ -11,7 +11,7 @@ def encode(text: str) -> mx.array:
 
 
 class ToyTokenizer:
-    def decode(self, ids, *, skip_special_tokens=True) -> str:
+    def decode(self, ids, *, skip_special_tokens=False) -> str:
         return "".join(VOCABULARY[i] for i in ids if i != EOS)
 
 

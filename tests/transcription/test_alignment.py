@@ -265,7 +265,7 @@ class TestWordProbabilities:
     def probabilities(self, tokenizer, text: str) -> list[tuple[str, list[int]]]:
         """Which tokens' probabilities each word's is the product of, found by changing one."""
         tokens = tokenizer.encode(text, add_special_tokens=False)
-        text = tokenizer.decode(tokens).strip()
+        text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
         found = [(word, []) for word in words_of(text)]
         for i in range(len(tokens)):
             logprobs = [math.log(0.5) if j == i else 0.0 for j in range(len(tokens))]
@@ -278,7 +278,11 @@ class TestWordProbabilities:
     def test_tokens_of_each_word(self, tokenizer):
         text = "open the garage gate"
         tokens = tokenizer.encode(text)
-        ends = list(itertools.accumulate(len(tokenizer.decode([token])) for token in tokens))
+        ends = list(
+            itertools.accumulate(
+                len(tokenizer.decode([token], skip_special_tokens=True)) for token in tokens
+            )
+        )
         assert ends[-1] == len(text)
         expected = []
         for first, last in split_words(text):
@@ -293,7 +297,9 @@ class TestWordProbabilities:
     def test_parts_of_characters(self, tokenizer):
         """Three bytes, three tokens, to each character; the space between counts for neither."""
         tokens = tokenizer.encode("你好 é")
-        assert [tokenizer.decode([token]) for token in tokens] == 6 * ["\ufffd"] + [" ", "é"]
+        assert [tokenizer.decode([token], skip_special_tokens=True) for token in tokens] == 6 * [
+            "\ufffd"
+        ] + [" ", "é"]
         found = self.probabilities(tokenizer, "你好 é")
         assert found == [("你", [0, 1, 2]), ("好", [3, 4, 5]), ("é", [7])]
 
@@ -355,6 +361,6 @@ class TestWordProbabilities:
         assert all(own for _, own in found)
         assert all(a <= b for a, b in itertools.pairwise(counted))
         for i, token in enumerate(tokenizer.encode(text)):
-            alone = tokenizer.decode([token]).strip()
+            alone = tokenizer.decode([token], skip_special_tokens=True).strip()
             if alone and "\ufffd" not in alone:
                 assert i in counted
