@@ -135,6 +135,13 @@ def test_logits_to_keep(pair, keep):
     assert_logits_match(ours.logits, theirs.logits)
 
 
+def test_loss_of_the_logits_to_keep(pair):
+    ids = prompts(pair)
+    inputs = {"attention_mask": np.ones_like(ids), "labels": ids[:, -4:].copy()}
+    ours, theirs = call(pair, ids, recordings(pair), logits_to_keep=4, **inputs)
+    assert ours.loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
+
+
 @torch.no_grad()
 def test_embeddings_instead_of_ids(pair):
     """With the audio merged into them, by the method that does it."""

@@ -123,8 +123,8 @@ class GraniteSpeechCausalLMOutputWithPast(CausalLMOutputWithPast):
 @dataclass(eq=False)
 class AudioFeatures(GraniteSpeechEncoderOutput):
     """What `get_audio_features` returns: the encoder's output, and in `pooler_output` the projected
-    audio, (recordings, audio tokens, hidden_size). Before transformers 5.1 that was all there was:
-    as an array, this is what it is."""
+    audio, (recordings, audio tokens, hidden_size). In transformers 4.56 that is all there is, so
+    this can be used as that array, too."""
 
     def __mlx_array__(self) -> mx.array | None:
         return self.pooler_output
@@ -331,7 +331,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         if labels is not None:
             mask = as_mlx(attention_mask)
             if mask is not None:
-                mask = mask[:, -outputs.last_hidden_state.shape[1] :] if mask.ndim == 2 else None
+                mask = mask[:, -logits.shape[1] :] if mask.ndim == 2 else None
             loss = causal_lm_loss(logits, labels, mask, num_items_in_batch)
         if outputs.past_key_values:
             outputs.past_key_values[0].adapted = adapter
