@@ -64,9 +64,11 @@ class Saveable:
         for name, value in _FIXED.items():
             if options.pop(name, value) is not value:
                 raise UnsupportedOptionError(f"{name} can only be {value} here; leave it out")
-        known = (*inspect.signature(self._write_files).parameters, *_PUSHED)
+        known = (*list(inspect.signature(self._write_files).parameters)[1:], *_PUSHED)
         if unknown := options.keys() - {*known}:
-            raise InputError(f"{min(unknown)} is no option of save_pretrained here")
+            raise InputError(
+                f"save_pretrained has no option {min(unknown)}, but {', '.join(known)}"
+            )
         hub = {name: options.pop(name) for name in _PUSHED if name in options}
         folder = Path(os.path.expanduser(save_directory))
         try:

@@ -57,7 +57,7 @@ class PretrainedModel(Saveable, nn.Module):
     main_input_name: ClassVar[str] = "input_ids"
     cache_options: ClassVar[tuple[str, ...]] = ()
     generation_inputs: ClassVar[tuple[str, ...]] = ()
-    base_model_prefix: ClassVar[str | None] = "model."
+    base_model_prefix: ClassVar[str | None] = None
     computed_tensors: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq", "position_ids")
     tied_head: ClassVar[str | None] = "lm_head."
     tied_embeddings: ClassVar[str] = "model.embed_tokens."

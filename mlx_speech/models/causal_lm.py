@@ -43,6 +43,7 @@ class CausalLM(PretrainedModel):
     """Base of the causal language models; a family names its `model_class` and `config_class`."""
 
     model_class: ClassVar[type[DecoderModel]]
+    base_model_prefix = "model."
     cache_options = CACHE_OPTIONS
     generation_inputs = ("input_ids", "attention_mask", "inputs_embeds", *PREFILL_OPTIONS)
 

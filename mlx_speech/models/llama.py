@@ -58,6 +58,7 @@ class SequenceClassifierOutputWithPast(ModelOutput):
 
 class LlamaForSequenceClassification(PretrainedModel):
     config_class = LlamaConfig
+    base_model_prefix = "model."
     tied_head = None
 
     def __init__(self, config: LlamaConfig):

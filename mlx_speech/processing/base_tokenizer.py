@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -333,11 +333,14 @@ class BaseTokenizer(SpecialTokens, Saveable):
         options |= dict(zip(names, arguments, strict=False))
         return tuple(super().save_pretrained(save_directory, **options))
 
-    def _write_files(self, folder: Path, **options: Any) -> None:
-        names = [field.name for field in fields(SavingOptions)]
-        if unknown := ", ".join(sorted(options.keys() - set(names))):
-            raise InputError(f"save_pretrained has no option {unknown}, but {', '.join(names)}")
-        self._save(folder, SavingOptions(**options))
+    def _write_files(
+        self,
+        folder: Path,
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+        save_jinja_files: bool = True,
+    ) -> None:
+        self._save(folder, SavingOptions(legacy_format, filename_prefix, save_jinja_files))
 
     def _save(self, folder: Path, options: SavingOptions) -> None:
         raise NotImplementedError

@@ -77,7 +77,7 @@ class TestSaving:
         """What is set since it was loaded is what is written."""
         model = load_model(DECODERS / "llama")
         model.resize_token_embeddings(70)
-        model.generation_config = model.generation_config.updated(num_beams=3, max_new_tokens=7)
+        model.generation_config = model.generation_config.overridden(num_beams=3, max_new_tokens=7)
         model.save_pretrained(tmp_path)
         again = load_model(tmp_path)
         assert again.config.vocab_size == 70
@@ -91,7 +91,7 @@ class TestSaving:
         changes = {"top_h": 0.5, "eos_token_id": [0, 2], "num_beams": 4}
         edit_json(source / "generation_config.json", **changes)
         model = load_model(source)
-        model.generation_config = model.generation_config.updated(num_beams=1)
+        model.generation_config = model.generation_config.overridden(num_beams=1)
         model.save_pretrained(tmp_path / "saved")
         stored = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
         assert [stored[name] for name in changes] == [0.5, [0, 2], 1]
@@ -135,7 +135,7 @@ class TestSaving:
 
     def test_mistakes(self, tmp_path):
         model = random_decoder()
-        with pytest.raises(InputError, match="novelty is no option of save_pretrained"):
+        with pytest.raises(InputError, match="save_pretrained has no option novelty"):
             model.save_pretrained(tmp_path / "a", novelty=1)
         with pytest.raises(UnsupportedOptionError, match="safe_serialization can only be True"):
             model.save_pretrained(tmp_path / "a", safe_serialization=False)

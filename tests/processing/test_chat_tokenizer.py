@@ -22,9 +22,9 @@ def tokenizer(tmp_path) -> Tokenizer:
 
 def test_encodes_by_default(tokenizer):
     batch = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True)
-    assert tokenizer.decode(batch.input_ids[0]) == "[the dog]sleeps.>"
+    assert tokenizer.decode(batch.input_ids[0], skip_special_tokens=True) == "[the dog]sleeps.>"
     ids = tokenizer.apply_chat_template(CHAT, return_dict=False, return_tensors=None)
-    assert tokenizer.decode(ids) == "[the dog]sleeps."
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "[the dog]sleeps."
 
 
 def test_several(tokenizer):
@@ -33,7 +33,7 @@ def test_several(tokenizer):
     assert tokenizer.apply_chat_template(chats, tokenize=False) == prompts
     batch = tokenizer.apply_chat_template(chats, padding=True)
     assert batch.input_ids.shape[0] == 2
-    assert tokenizer.batch_decode(batch.input_ids) == prompts
+    assert tokenizer.batch_decode(batch.input_ids, skip_special_tokens=True) == prompts
 
 
 def test_what_the_assistant_says(tokenizer):
@@ -42,7 +42,7 @@ def test_what_the_assistant_says(tokenizer):
         batch.input_ids.tolist(), batch.assistant_masks.tolist(), (1, 2), strict=True
     ):
         spoken = [token for token, of_it in zip(row, mask, strict=True) if of_it]
-        assert tokenizer.decode(spoken) == "sleeps." * said
+        assert tokenizer.decode(spoken, skip_special_tokens=True) == "sleeps." * said
 
 
 def test_a_message_goes_on(tokenizer):

@@ -69,7 +69,7 @@ def test_named_tokens(tokenizer):
     assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<filler>", size)
     assert tokenizer.special_tokens_map["mask_token"] == "<mask>"
     assert tokenizer.decode([size], skip_special_tokens=False) == "<filler>"
-    assert tokenizer.decode([size]) == ""
+    assert tokenizer.decode([size], skip_special_tokens=True) == ""
     tokenizer.pad_token_id = tokenizer.eos_token_id
     assert tokenizer.pad_token == tokenizer.eos_token
     tokenizer.pad_token = filler

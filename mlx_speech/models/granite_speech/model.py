@@ -149,7 +149,6 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
     adapter_by_default = False
     cache_options = CACHE_OPTIONS
     computed_tensors = (*PretrainedModel.computed_tensors, "num_batches_tracked")
-    base_model_prefix = None
     tied_head = "language_model.lm_head."
     tied_embeddings = "language_model.model.embed_tokens."
     generation_inputs = (*GraniteForCausalLM.generation_inputs, *AUDIO_INPUTS)

@@ -26,6 +26,7 @@ class Speech2TextPretrainedModel(PretrainedModel):
     """What both models share: how a checkpoint's tensors become theirs, and back."""
 
     config_class = Speech2TextConfig
+    base_model_prefix = "model."
     computed_tensors = (*PretrainedModel.computed_tensors, ".embed_positions.weights")
 
     @classmethod
