@@ -254,9 +254,10 @@ def assign_weights(model: nn.Module, weights: dict[str, mx.array], folder: Path)
         if names
     ]
     if told:
-        error = CheckpointError(f"{folder}: the weights do not fit config.json; {'; '.join(told)}")
-        head = any(name.startswith(HEADS) for name in problems["of the wrong shape"])
-        raise error.with_hint("ignore_mismatched_sizes=True gives new ones") if head else error
+        *others, misshapen, _ = problems.values()
+        if misshapen and not any(others) and all(name.startswith(HEADS) for name in misshapen):
+            told.append("ignore_mismatched_sizes=True gives a new head")
+        raise CheckpointError(f"{folder}: the weights do not fit config.json; {'; '.join(told)}")
     model.load_weights(list(weights.items()))
 
 
