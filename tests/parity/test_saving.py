@@ -130,7 +130,7 @@ def test_a_new_model(name, options, tmp_path):
     if getattr(config, "has_lora_adapter", False):
         pytest.skip("there is no adapter in a new model")
     mx.random.seed(3)
-    model = kind(config)
+    model = kind(config).eval()
     model.save_pretrained(tmp_path / "second")
     assert_same(model, theirs(reference, tmp_path / "second"))
 

@@ -168,9 +168,10 @@ def test_batches(pair, side):
     batch = ours(TEXTS[:20])
     assert batch.input_ids.tolist() == expected["input_ids"]
     assert batch.attention_mask.tolist() == expected["attention_mask"]
-    assert ours.batch_decode(batch.input_ids) == reference.batch_decode(
-        expected["input_ids"], skip_special_tokens=True
-    )
+    for skip in (True, False):
+        options = {"skip_special_tokens": skip}
+        texts = reference.batch_decode(expected["input_ids"], **options)
+        assert ours.batch_decode(batch.input_ids, **options) == texts
 
 
 def test_added_pad_token(tmp_path):
@@ -185,7 +186,7 @@ def test_added_pad_token(tmp_path):
             ids = reference.encode("the end<pad>of the<s>line")
             assert ours.encode("the end<pad>of the<s>line") == ids
             expected = reference.decode(ids, skip_special_tokens=True)
-            assert ours.decode(ids) == expected
+            assert ours.decode(ids, skip_special_tokens=True) == expected
 
 
 @pytest.mark.parametrize("add_bos", [True, False])
