@@ -4,24 +4,53 @@ from typing import Any, ClassVar
 
 from .checkpoint.folder import read_json
 from .checkpoint.hub import resolve_checkpoint, take_hub_options
-from .errors import UnsupportedOptionError
-from .loading import architecture
-from .models.config import PretrainedConfig
+from .checkpoint.options import LoadingOptions
+from .errors import InputError, UnsupportedOptionError
+from .loading import ARCHITECTURES, Architecture, architecture
+from .models.config import PretrainedConfig, read_config
+from .processing.auto_tokenizer import AutoTokenizer
 
 
-def _config_of(path_or_repo: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's config.json, or nothing where there is none, as beside a tokenizer alone."""
-    hub = take_hub_options(dict(options))
-    return read_json(resolve_checkpoint(path_or_repo, weights=False, **hub), required=False)
+def _model_type(path_or_repo: Any, options: dict[str, Any]) -> Any:
+    """What a checkpoint's configuration says that it is."""
+    return read_config(path_or_repo, take_hub_options(dict(options))).get("model_type")
 
 
-class AutoConfig:
+def _family_of(path_or_repo: Any, options: dict[str, Any]) -> Architecture | None:
+    """The family of a checkpoint; of a processor or a feature extractor that was saved without a
+    model that of the class which its file names; None where nothing says it."""
+    folder = resolve_checkpoint(path_or_repo, weights=False, **take_hub_options(dict(options)))
+    model_type = read_json(folder, required=False).get("model_type")
+    if model_type is not None:
+        return architecture(model_type)
+    files = ("processor_config.json", "preprocessor_config.json")
+    settings = [read_json(folder, name, required=False) for name in files]
+    parts = [*settings, *(p for s in settings for p in s.values() if isinstance(p, dict))]
+    keys = ("processor_class", "feature_extractor_type")
+    named = [part.get(key) for part in parts for key in keys]
+    for row in ARCHITECTURES.values():
+        if row.is_speech:
+            kinds = row.processor_class, row.processor_class.extractor_class
+            if any(kind.__name__ in named for kind in kinds):
+                return row
+    return None
+
+
+class _Auto:
+    """Base of the classes that find the class of a checkpoint."""
+
+    def __init__(self) -> None:
+        name = type(self).__name__
+        raise InputError(f"{name} is not made, but read: {name}.from_pretrained(…)")
+
+
+class AutoConfig(_Auto):
     """The configuration of a checkpoint of any supported family."""
 
     @staticmethod
     def from_pretrained(path_or_repo, **options: Any) -> Any:
         """As `PretrainedConfig.from_pretrained`."""
-        row = architecture(_config_of(path_or_repo, options).get("model_type"))
+        row = architecture(_model_type(path_or_repo, options))
         return row.model_class().config_class.from_pretrained(path_or_repo, **options)
 
     @staticmethod
@@ -30,7 +59,7 @@ class AutoConfig:
         return architecture(model_type).model_class().config_class(**values)
 
 
-class _AutoModel:
+class _AutoModel(_Auto):
     """Base of the classes that find a model's class; `suffix` ends the names of those they find."""
 
     suffix: ClassVar[str]
@@ -42,14 +71,33 @@ class _AutoModel:
         Raises:
             UnsupportedOptionError: its family has no such class.
         """
-        config = options.get("config") or _config_of(path_or_repo, options)
-        model_type = config["model_type"] if isinstance(config, dict) else config.model_type
+        config = options.get("config")
+        if config is None:
+            model_type = _model_type(path_or_repo, options)
+        else:
+            if not isinstance(config, PretrainedConfig):
+                config = options["config"] = AutoConfig.from_pretrained(config)
+            model_type = config.model_type
         return cls._model_class(model_type).from_pretrained(path_or_repo, **options)
 
     @classmethod
-    def from_config(cls, config: PretrainedConfig) -> Any:
-        """A model with random weights."""
-        return cls._model_class(config.model_type)(config)
+    def from_config(cls, config: PretrainedConfig, **options: Any) -> Any:
+        """A model with random weights.
+
+        Args:
+            options: `dtype`, and what `LoadingOptions.take` accepts without effect.
+
+        Raises:
+            InputError: it is no configuration, or there is no such option.
+        """
+        if not isinstance(config, PretrainedConfig):
+            raise InputError.must_be("config", config, "a configuration")
+        take_hub_options(options)
+        dtype = LoadingOptions.take(options).dtype
+        if options:
+            raise InputError(f"from_config has no option {min(options)}")
+        model = cls._model_class(config.model_type)(config)
+        return model if dtype in (None, "auto") else model.to(dtype)
 
     @classmethod
     def _model_class(cls, model_type: str) -> Any:
@@ -91,17 +139,18 @@ class AutoModelForSequenceClassification(_AutoModel):
     suffix = "ForSequenceClassification"
 
 
-class AutoProcessor:
+class AutoProcessor(_Auto):
     """What makes a model's inputs: a speech model's processor, or a text model's tokenizer."""
 
     @staticmethod
     def from_pretrained(path_or_repo, **options: Any) -> Any:
         """As `from_pretrained` of the class that it is."""
-        row = architecture(_config_of(path_or_repo, options).get("model_type"))
-        return row.processor_class.from_pretrained(path_or_repo, **options)
+        row = _family_of(path_or_repo, options)
+        kind = AutoTokenizer if row is None or not row.is_speech else row.processor_class
+        return kind.from_pretrained(path_or_repo, **options)
 
 
-class AutoFeatureExtractor:
+class AutoFeatureExtractor(_Auto):
     """What computes the features that a speech model takes."""
 
     @staticmethod
@@ -111,8 +160,8 @@ class AutoFeatureExtractor:
         Raises:
             UnsupportedOptionError: the model takes no audio.
         """
-        model_type = _config_of(path_or_repo, options).get("model_type")
-        row = architecture(model_type)
-        if not row.is_speech:
-            raise UnsupportedOptionError(f"{path_or_repo}: a {model_type} model takes no audio")
+        row = _family_of(path_or_repo, options)
+        if row is None or not row.is_speech:
+            what = "has no feature extractor, as a speech model or its processor would"
+            raise UnsupportedOptionError(f"{path_or_repo}: {what}")
         return row.processor_class.extractor_class.from_pretrained(path_or_repo, **options)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
 from ..checkpoint.folder import read_json
-from ..checkpoint.hub import resolve_checkpoint, take_hub_options
+from ..checkpoint.hub import HubOptions, resolve_checkpoint, take_hub_options
 from ..checkpoint.saving import Saveable
 from ..errors import CheckpointError, InputError
 from ..fields import Range, fit_fields, fitted
@@ -32,6 +32,13 @@ Scale = Annotated[float, Range(1e-6, 1e6)]  #: of scores, states or logits
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 #: of all kinds of configurations
 _COMMON_ALIASES = {"torch_dtype": "dtype", "_name_or_path": "name_or_path"}
+
+
+def read_config(path_or_repo: Any, hub: HubOptions) -> dict[str, Any]:
+    """The config.json of a folder or a repository; or a file of any name."""
+    if isinstance(path_or_repo, str | os.PathLike) and os.path.isfile(path_or_repo):
+        return read_json(Path(path_or_repo).parent, os.path.basename(path_or_repo))
+    return read_json(resolve_checkpoint(path_or_repo, weights=False, **hub))
 
 
 class _KeepsUnknown(type):
@@ -155,7 +162,7 @@ class PretrainedConfig(Saveable, metaclass=_KeepsUnknown):
     def from_pretrained(
         cls, path_or_repo, *, return_unused_kwargs: bool = False, **options: Any
     ) -> Any:
-        """Read the configuration of a local folder or a Hugging Face repository.
+        """Read the configuration of a local folder or a Hugging Face repository, or a file.
 
         Args:
             return_unused_kwargs: return the options that there are no fields for, too.
@@ -164,8 +171,7 @@ class PretrainedConfig(Saveable, metaclass=_KeepsUnknown):
         Raises:
             InputError: an option is neither, and not to be returned.
         """
-        folder = resolve_checkpoint(path_or_repo, weights=False, **take_hub_options(options))
-        data = read_json(folder)
+        data = read_config(path_or_repo, take_hub_options(options))
         if cls.part_of_config in data and data.get("model_type") != cls.model_type:
             data = fitted(str(cls.part_of_config), data[cls.part_of_config], dict)
         names = {*(f.name for f in fields(cls)), *data, "num_labels"} - {"extra"}
@@ -189,7 +195,8 @@ class PretrainedConfig(Saveable, metaclass=_KeepsUnknown):
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
         nested = {k: v.to_dict() for k, v in values.items() if isinstance(v, PretrainedConfig)}
         values = copy.deepcopy({**self.extra, **values, **nested})
-        return {**values, "model_type": self.model_type}
+        name = values.pop("name_or_path")
+        return {**values, "_name_or_path": name, "model_type": self.model_type}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """`to_dict` without the values that every kind of configuration has by default."""
@@ -204,7 +211,7 @@ class PretrainedConfig(Saveable, metaclass=_KeepsUnknown):
         return {
             name: nested[name].to_diff_dict() if name in nested else value
             for name, value in self.to_dict().items()
-            if name != "name_or_path" and value != usual.get(name, MISSING)
+            if name != "_name_or_path" and value != usual.get(name, MISSING)
         }
 
     def to_json_string(self, use_diff: bool = True) -> str:
@@ -213,9 +220,17 @@ class PretrainedConfig(Saveable, metaclass=_KeepsUnknown):
         return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
-        """Write `to_json_string` to a file."""
-        with replacing(Path(json_file_path)) as temporary:
-            temporary.write_text(self.to_json_string(use_diff), encoding="utf-8")
+        """Write `to_json_string` to a file.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        try:
+            with replacing(Path(json_file_path)) as temporary:
+                temporary.write_text(self.to_json_string(use_diff), encoding="utf-8")
+        except OSError as error:
+            reason = error.strerror or error
+            raise CheckpointError(f"{json_file_path}: cannot be written: {reason}") from error
 
     def update(self, config_dict: dict[str, Any]) -> None:
         """Set attributes; they are not checked."""
@@ -227,7 +242,7 @@ class PretrainedConfig(Saveable, metaclass=_KeepsUnknown):
         return getattr(self, "text_config", self)
 
     def _write_files(self, folder: Path) -> None:
-        self.to_json_file(folder / "config.json")
+        (folder / "config.json").write_text(self.to_json_string(), encoding="utf-8")
 
     def check_layers(self, num_tensors: int, place: str = "config.json: ") -> None:
         """Refuse more layers than the tensors of a checkpoint could be of, before they are built.

@@ -171,7 +171,16 @@ class TestFiles:
         assert written.keys().isdisjoint({"output_attentions", "problem_type", "name_or_path"})
         read = Jais2Config.from_pretrained(tmp_path)
         assert read == config
-        assert read.name_or_path == str(tmp_path)
+        assert read.name_or_path == read.to_dict()["_name_or_path"] == str(tmp_path)
+
+    def test_every_kind_comes_back_equal(self, tmp_path):
+        for kind in (LlamaConfig, GraniteSpeechConfig, Speech2TextConfig):
+            kind().save_pretrained(tmp_path)
+            assert kind.from_pretrained(tmp_path) == kind()
+
+    def test_no_place(self, tmp_path):
+        with pytest.raises(CheckpointError, match=r"none/own.json: cannot be written: No such"):
+            LlamaConfig().to_json_file(tmp_path / "none" / "own.json")
 
     def test_of_a_name(self, tmp_path):
         config = LlamaConfig(head_dim=8)

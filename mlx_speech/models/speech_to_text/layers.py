@@ -80,6 +80,7 @@ class Speech2TextConfig(PretrainedConfig):
         # with an even one, transformers' convolution and its mask disagree about the length
         if not all(size % 2 for size in sizes):
             raise InputError.must_be("conv_kernel_sizes", sizes, "odd")
+        self.conv_kernel_sizes = tuple(sizes)  # of a file it is a list
         self._check_multiple("d_model", "encoder_attention_heads")
         self._check_multiple("d_model", "decoder_attention_heads")
         if self.conv_channels % 2:
