@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
 
-from ..errors import CheckpointError, HubError, MlxSpeechError
+from ..errors import CheckpointError, HubError, MlxSpeechError, UnsupportedOptionError
 from ..fields import fit_items
 from .folder import (
     ADAPTER_CONFIG,
@@ -55,9 +55,40 @@ class HubOptions(TypedDict, total=False):
 
 # what transformers' `from_pretrained` takes as well, and what is the case here whatever is said
 _WITHOUT_EFFECT = (
-    *("low_cpu_mem_usage", "resume_download", "trust_remote_code"),
+    *("disable_mmap", "low_cpu_mem_usage", "offload_buffers", "offload_folder"),
+    *("offload_state_dict", "resume_download", "trust_remote_code"),
     *("use_fast", "use_safetensors", "weights_only"),
 )
+_ONE_DEVICE = "there is one device"
+_OWN_CODE = "no code but this package's is run"
+# what it takes as well, and there is not here, unless it asks for nothing; and what to do instead
+_NOT_HERE = {
+    "_from_auto": _OWN_CODE,
+    "adapter_kwargs": "an adapter is read with its model",
+    "code_revision": _OWN_CODE,
+    "device_mesh": _ONE_DEVICE,
+    "distributed_config": _ONE_DEVICE,
+    "experts_implementation": "no model has experts",
+    "from_flax": "take a checkpoint in safetensors",
+    "from_tf": "take a checkpoint in safetensors",
+    "fusion_config": "nothing is to be fused",
+    "generation_config": "assign it to model.generation_config",
+    "gguf_file": "take a checkpoint in safetensors",
+    "key_mapping": "tensors have the names of transformers",
+    "load_in_4bit": 'say quantization_config={"bits": 4}',
+    "load_in_8bit": 'say quantization_config={"bits": 8}',
+    "max_memory": _ONE_DEVICE,
+    "mirror": "set HF_ENDPOINT",
+    "output_loading_info": "what is missing is an error or a warning",
+    "proxies": "set HTTPS_PROXY",
+    "state_dict": "call model.load_weights",
+    "subfolder": "give the folder itself",
+    "tp_plan": _ONE_DEVICE,
+    "tp_size": _ONE_DEVICE,
+    "use_auth_token": "say token",
+    "use_kernels": "MLX has its own",
+    "variant": "give a folder or a revision that has no other weights",
+}
 
 
 def take_hub_options(options: dict[str, Any]) -> HubOptions:
@@ -68,9 +99,14 @@ def take_hub_options(options: dict[str, Any]) -> HubOptions:
 
     Raises:
         InputError: one is of another type.
+        UnsupportedOptionError: there is no such thing here.
     """
     for name in _WITHOUT_EFFECT:
         options.pop(name, None)
+    for name in _NOT_HERE.keys() & options.keys():
+        if value := options.pop(name):
+            what = f"from_pretrained takes no {name}={value!r} here"
+            raise UnsupportedOptionError(f"{what}; leave it out: {_NOT_HERE[name]}")
     given = {name: options.pop(name) for name in HubOptions.__annotations__ if name in options}
     return cast(HubOptions, fit_items(HubOptions, given))
 
@@ -109,7 +145,7 @@ def resolve_checkpoint(
     name, revision = os.fspath(path_or_repo), options.get("revision")
     path = os.path.expanduser(name)
     if os.path.isdir(path):
-        if revision is not None:
+        if revision not in (None, "main"):  # which is transformers' default, and says nothing
             raise CheckpointError(
                 f"{name} is a folder, and a folder has no revisions: leave out revision "
                 f"{revision!r}, or give a Hub repository as owner/name"

@@ -7,6 +7,7 @@ from typing import Any, Self
 import mlx.core as mx
 
 from ..errors import InputError, UnsupportedOptionError
+from ..fields import fitted
 
 DTYPES = ("float32", "float16", "bfloat16")  #: floating types that models compute in
 _DEVICES = ("auto", "balanced", "balanced_low_0", "sequential", "cpu", "gpu", "cuda", "mps", "xpu")
@@ -49,6 +50,7 @@ class LoadingOptions:
         if str(self.dtype) not in ("None", "auto") and floating_dtype(self.dtype) is None:
             rule = f"one of auto, {', '.join(DTYPES)}"
             raise InputError.must_be("dtype", self.dtype, rule)
+        fitted("ignore_mismatched_sizes", self.ignore_mismatched_sizes, bool | None)
 
     def chosen_dtype(self, stored: mx.Dtype) -> mx.Dtype:
         """The type to compute in, for a checkpoint in the type `stored`."""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from ..errors import CheckpointError, InputError, UnsupportedOptionError
 from ..files import adding_files
+from .hub import repo_id_problem
 from .upload import check_token, model_card, upload
 
 #: arguments of `push_to_hub` that are not also those of `save_pretrained`
@@ -22,6 +23,7 @@ _PUSHED = (
 _FIXED = {
     "is_main_process": True,
     "safe_serialization": True,
+    "save_function": None,
     "save_original_format": True,
     "save_peft_format": True,
     "state_dict": None,
@@ -70,6 +72,8 @@ class Saveable:
                 f"save_pretrained has no option {min(unknown)}, but {', '.join(known)}"
             )
         hub = {name: options.pop(name) for name in _PUSHED if name in options}
+        if not isinstance(save_directory, str | os.PathLike):
+            raise InputError.must_be("save_directory", save_directory, "a path")
         folder = Path(os.path.expanduser(save_directory))
         try:
             with adding_files(folder) as temporary:
@@ -112,10 +116,19 @@ class Saveable:
 
         Raises:
             HubError: it cannot be uploaded; see `upload`.
+            InputError: `repo_id` is no name of a repository.
         """
         token = token if isinstance(token, str) else None
+        if not isinstance(repo_id, str):
+            raise InputError.must_be("repo_id", repo_id, "owner/name, or a name")
         if "/" not in repo_id:
             repo_id = f"{check_token(token)}/{repo_id}"
+        if problem := repo_id_problem(repo_id):
+            raise InputError(problem)
+        taken = inspect.signature(self._write_files).parameters
+        for name in ("max_shard_size", "use_temp_dir"):  # transformers has them for all
+            if name not in taken:
+                options.pop(name, None)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **options)
             card = model_card(repo_id, tags, token)

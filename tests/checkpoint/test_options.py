@@ -74,6 +74,18 @@ class TestPlaces:
         with pytest.raises(UnsupportedOptionError, match=r"device_map .* MLX has one memory"):
             load_model(LLAMA, device_map={"model": 0, "lm_head": "cpu"})
 
+    def test_defaults_of_transformers(self):
+        """What asks for nothing is taken, by models and by configurations."""
+        nothing = {"variant": None, "subfolder": "", "output_loading_info": False, "tp_plan": None}
+        assert load_model(LLAMA, **nothing, revision="main", ignore_mismatched_sizes=None)
+        assert LlamaConfig.from_pretrained(LLAMA, **nothing, revision="main")
+        with pytest.raises(UnsupportedOptionError, match=r"no variant='fp16' here; leave it out"):
+            load_model(LLAMA, variant="fp16")
+        with pytest.raises(UnsupportedOptionError, match=r'say quantization_config=\{"bits": 4\}'):
+            load_model(LLAMA, load_in_4bit=True)
+        with pytest.raises(InputError, match="ignore_mismatched_sizes is 'yes', but must be true"):
+            load_model(LLAMA, ignore_mismatched_sizes="yes")
+
     def test_other_attention(self):
         with pytest.raises(UnsupportedOptionError, match="'flash_attention_2' is not for MLX"):
             load_model(LLAMA, attn_implementation="flash_attention_2")

@@ -141,6 +141,8 @@ class TestSaving:
             model.save_pretrained(tmp_path / "a", safe_serialization=False)
         with pytest.raises(InputError, match="max_shard_size is '5', but must be"):
             model.save_pretrained(tmp_path / "a", max_shard_size="5")
+        with pytest.raises(InputError, match="save_directory is None, but must be a path"):
+            model.save_pretrained(None)
         (tmp_path / "file").write_text("mine")
         with pytest.raises(InputError, match="is a file"):
             model.save_pretrained(tmp_path / "file")
@@ -196,6 +198,18 @@ class TestPushing:
         assert "config.json" in me.files("me/small")
         assert (tmp_path / "small" / "config.json").exists()
         assert not (tmp_path / "small" / "README.md").exists()
+
+    def test_parts(self, me):
+        """With arguments of transformers that are for models, or change nothing."""
+        config = random_decoder().config
+        config.push_to_hub(REPO, max_shard_size="5GB", use_temp_dir=True, safe_serialization=True)
+        assert me.files(REPO).keys() == {".gitattributes", "README.md", "config.json"}
+
+    def test_no_repository(self, me):
+        with pytest.raises(InputError, match="repo_id is None, but must be owner/name"):
+            random_decoder().push_to_hub(None)
+        with pytest.raises(InputError, match="'a/b/c' is not the name of a Hub repository"):
+            random_decoder().push_to_hub("a/b/c")
 
     def test_without_a_token(self, hub):
         with pytest.raises(HubError, match="needs an access token"):
