@@ -21,7 +21,7 @@ from ..fields import fitted
 from ..generation import GenerationConfig, generate
 from ..generation.checks import padding_mask
 from ..generation.config import Count
-from ..layers.token_ids import check_token_ids
+from ..layers.token_ids import check_array, check_token_ids
 from .config import PretrainedConfig
 
 
@@ -294,9 +294,7 @@ class PretrainedModel(Saveable, nn.Module):
         mask = inputs.pop("attention_mask", None)
         if embeds is not None:
             size = getattr(self.config, "text_config", self.config).hidden_size
-            if not isinstance(embeds, mx.array) or embeds.ndim != 3 or embeds.shape[2] != size:
-                found, rule = getattr(embeds, "shape", embeds), f"an array (batch, length, {size})"
-                raise InputError.must_be("inputs_embeds", found, rule)
+            check_array(embeds, "inputs_embeds", mx.floating, ("batch", "length", size))
             if ids is None:
                 return mx.zeros((len(embeds), 0), mx.int32), mask
         elif ids is None:

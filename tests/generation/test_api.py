@@ -94,9 +94,11 @@ def test_what_is_no_argument(tiny, options, message):
     ("inputs", "message"),
     [
         ({"inputs": IDS, "input_ids": IDS}, "inputs and input_ids are the same; give one of them"),
-        ({"inputs_embeds": mx.zeros((3, 32))}, r"inputs_embeds is \(3, 32\), but must be an array"),
+        ({"inputs_embeds": mx.zeros((3, 32))}, r"inputs_embeds are \(3, 32\), but must be an"),
         ({"inputs_embeds": mx.zeros((1, 3, 31))}, r"must be an array \(batch, length, 32\)"),
-        ({"inputs_embeds": [1]}, r"inputs_embeds is \[1\], but must be an array"),
+        ({"inputs_embeds": mx.zeros((1, 0, 32))}, r"inputs_embeds are \(1, 0, 32\), but must be"),
+        ({"inputs_embeds": mx.zeros((1, 3, 32), mx.int32)}, r"inputs_embeds are .*must be floats"),
+        ({"inputs_embeds": [1]}, r"inputs_embeds are list, but must be an array"),
         (
             {"inputs_embeds": mx.zeros((1, 3, 32)), "input_ids": IDS},
             r"inputs_embeds are \(1, 3, 32\), but input_ids \(1, 2\)",
