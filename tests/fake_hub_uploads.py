@@ -1,10 +1,10 @@
 """The half of the Hub in miniature that takes uploads.
 
-whoami, repos/create, validate-yaml, preupload (which files are large), and the commit. Between
-these two the large files come: where HF_HUB_DISABLE_XET is set by Git LFS's batch, with basic and
-multipart transfers and verification; else by Xet, to a store that the Hub names and that is this
-server too. It takes xorbs, which are blocks of data, and knows nothing of what is in them: of a
-file that came so, a commit holds what Git has in its place, the pointer.
+whoami, repos/create, branch, validate-yaml, preupload (which files are large), and the commit.
+Between these two the large files come: where HF_HUB_DISABLE_XET is set by Git LFS's batch, with
+basic and multipart transfers and verification; else by Xet, to a store that the Hub names and that
+is this server too. It takes xorbs, which are blocks of data, and knows nothing of what is in them:
+of a file that came so, a commit holds what Git has in its place, the pointer.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
 _PREUPLOAD = re.compile(rf"/api/models/{_REPO}/preupload/(?P<revision>.+)")
 _COMMIT = re.compile(rf"/api/models/{_REPO}/commit/(?P<revision>.+)")
+_BRANCH = re.compile(rf"/api/models/{_REPO}/branch/(?P<revision>.+)")
 _BATCH = re.compile(rf"/{_REPO}\.git/info/lfs/objects/batch")
 _OBJECT = re.compile(r"/lfs/(?P<oid>[0-9a-f]{64})(/(?P<part>\d+))?")
 _COMPLETE = re.compile(r"/lfs/(?P<oid>[0-9a-f]{64})/complete")
@@ -68,7 +69,8 @@ class Uploads:
             self._json({"errors": [], "warnings": []})
         elif match := _PREUPLOAD.fullmatch(path):
             if self._may_write(match["repo"]):
-                self._preupload(match["repo"], json.loads(body)["files"])
+                files = json.loads(body)["files"]
+                self._preupload(match["repo"], match["revision"], files)
         elif match := _BATCH.fullmatch(path):
             if self._may_write(match["repo"]):
                 self._batch(json.loads(body)["objects"])
@@ -79,7 +81,13 @@ class Uploads:
             self._send(200 if stored is not None else 404)
         elif match := _COMMIT.fullmatch(path):
             if self._may_write(match["repo"]):
-                self._commit(match["repo"], [json.loads(line) for line in body.splitlines()])
+                lines = [json.loads(line) for line in body.splitlines()]
+                self._commit(match["repo"], match["revision"], lines)
+        elif match := _BRANCH.fullmatch(path):
+            if self._may_write(match["repo"]):
+                refs = self.server.hub.repositories[match["repo"]].refs
+                held = refs.setdefault(match["revision"], refs["main"])
+                self._json({}, 201 if held == refs["main"] else 409)
         else:
             return False
         return True
@@ -119,8 +127,8 @@ class Uploads:
         hub.repositories[repo_id].private = private
         self._json({"url": url})
 
-    def _preupload(self, repo_id: str, files: list[dict]) -> None:
-        held = self.server.hub.files(repo_id)
+    def _preupload(self, repo_id: str, revision: str, files: list[dict]) -> None:
+        held = self.server.hub.files(repo_id, revision)
         answers = []
         for file in files:
             name, large = file["path"], fnmatchcase(file["path"], _LARGE)
@@ -171,9 +179,9 @@ class Uploads:
         hub.objects[oid] = data
         self._json({"success": True})
 
-    def _commit(self, repo_id: str, lines: list[dict]) -> None:
+    def _commit(self, repo_id: str, revision: str, lines: list[dict]) -> None:
         hub = self.server.hub
-        files = hub.files(repo_id)
+        files = hub.files(repo_id, revision)
         for line in lines:
             value = line["value"]
             if line["key"] == "file":
@@ -182,7 +190,7 @@ class Uploads:
                 files[value["path"]] = hub.objects.get(value["oid"]) or _pointer(value)
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
-        oid = hub.commit(repo_id, files)
+        oid = hub.commit(repo_id, files, revision)
         url = f"{hub.url}/{repo_id}/commit/{oid}"
         self._json({"success": True, "commitOid": oid, "commitUrl": url})
 

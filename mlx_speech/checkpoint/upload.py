@@ -55,8 +55,8 @@ def model_card(repo_id: str, tags: Sequence[str] | None = None, token: str | Non
             card = ModelCard.load(repo_id, token=token)
         except (EntryNotFoundError, RepositoryNotFoundError):
             card = ModelCard.from_template(ModelCardData(library_name="mlx", tags=["mlx"]))
-    held = card.data.tags or []
-    card.data.tags = [*held, *(tag for tag in tags or () if tag not in held)]
+    held, further = card.data.tags or [], [tags] if isinstance(tags, str) else tags or ()
+    card.data.tags = [*held, *(tag for tag in further if tag not in held)]
     return card
 
 
@@ -68,6 +68,7 @@ def upload(
     token: str | None = None,
     replaces: Sequence[str] = WEIGHTS,
     progress: bool = True,
+    revision: str | None = None,
     **commit: Any,
 ) -> Any:
     """Make a folder the newest commit of a repository, which is created if there is none.
@@ -81,8 +82,9 @@ def upload(
         token: access token; by default that of `hf auth login` or HF_TOKEN.
         replaces: patterns of files that the repository loses unless they are in the folder.
         progress: show huggingface_hub's progress bars on standard error.
-        commit: `commit_message`, `commit_description`, `revision`, `create_pr`, as
-            `HfApi.upload_folder` has them.
+        revision: the branch, which is created if there is none; by default the main one.
+        commit: `commit_message`, `commit_description`, `create_pr`, as `HfApi.upload_folder` has
+            them.
 
     Returns:
         The commit, huggingface_hub's `CommitInfo`; its `repo_url` is the repository's address.
@@ -99,7 +101,7 @@ def upload(
         raise InputError(problem)
     _need_token(token)
     api = HfApi(token=token)
-    with explained(repo_id), ExitStack() as stack:
+    with explained(repo_id, revision), ExitStack() as stack:
         if not progress and not utils.are_progress_bars_disabled():
             utils.disable_progress_bars()
             stack.callback(utils.enable_progress_bars)
@@ -109,8 +111,11 @@ def upload(
                 f"{repo_id} is there already, and public: make it private in its settings, or "
                 "upload under another name"
             )
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.upload_folder(
             repo_id=repo_id,
+            revision=revision,
             folder_path=Path(folder),
             delete_patterns=list(replaces),
             ignore_patterns=[APPLE_DOUBLE, f"*/{APPLE_DOUBLE}"],

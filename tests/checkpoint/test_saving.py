@@ -205,6 +205,18 @@ class TestPushing:
         config.push_to_hub(REPO, max_shard_size="5GB", use_temp_dir=True, safe_serialization=True)
         assert me.files(REPO).keys() == {".gitattributes", "README.md", "config.json"}
 
+    def test_to_a_branch(self, me):
+        """Which is made from the main one, and goes on there."""
+        model = random_decoder()
+        model.config.push_to_hub(REPO)
+        model.config.push_to_hub(REPO, revision="tuned")
+        model.push_to_hub(REPO, revision="tuned", tags="speech")
+        assert "model.safetensors" not in me.files(REPO)
+        assert "model.safetensors" in me.files(REPO, "tuned")
+        assert "- speech" in me.files(REPO, "tuned")["README.md"].decode()
+        again = LlamaForCausalLM.from_pretrained(REPO, revision="tuned")
+        assert mx.array_equal(logits(again), logits(model)).item()
+
     def test_no_repository(self, me):
         with pytest.raises(InputError, match="repo_id is None, but must be owner/name"):
             random_decoder().push_to_hub(None)
