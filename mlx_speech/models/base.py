@@ -66,6 +66,14 @@ class PretrainedModel(Saveable, nn.Module):
     folder: Path | None = None
     _generation_config: GenerationConfig | None = None
 
+    def __init__(self, config: Any):
+        super().__init__()
+        if not isinstance(config, self.config_class):
+            name, found = type(self).__name__, type(config).__name__
+            what = f"a {name} is made from a {self.config_class.__name__}, not from a {found}"
+            raise InputError(f"{what}; {name}.from_pretrained reads a checkpoint")
+        self.config = config
+
     @classmethod
     def from_pretrained(cls, path_or_repo, *, config: Any = None, **options: Any):
         """Load a model from a local folder or a Hugging Face repository.

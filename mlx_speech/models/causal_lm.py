@@ -48,8 +48,7 @@ class CausalLM(PretrainedModel):
     generation_inputs = ("input_ids", "attention_mask", "inputs_embeds", *PREFILL_OPTIONS)
 
     def __init__(self, config: DecoderConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.logits_divisor = config.scales.logits_divisor
         self.model = self.model_class(config)
         if not config.tie_word_embeddings:

@@ -215,8 +215,7 @@ class DecoderModel(PretrainedModel):
     tied_embeddings = "embed_tokens."
 
     def __init__(self, config: DecoderConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embedding_scale = config.scales.embeddings
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         rope = config.rope_parameters, config.max_position_embeddings

@@ -62,8 +62,7 @@ class LlamaForSequenceClassification(PretrainedModel):
     tied_head = None
 
     def __init__(self, config: LlamaConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.model = LlamaModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         init_weights(self)

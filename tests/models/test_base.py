@@ -15,6 +15,7 @@ from mlx_speech import (
     GraniteForCausalLM,
     InputError,
     Jais2ForCausalLM,
+    LlamaConfig,
     LlamaForSequenceClassification,
     LlamaModel,
     LlamaTokenizer,
@@ -37,6 +38,14 @@ def granite(vocab_size: int = 40, **options) -> GraniteForCausalLM:
             **options,
         )
     )
+
+
+@pytest.mark.parametrize("config", [None, "granite", {}, LlamaConfig()])
+def test_no_configuration(config):
+    found = type(config).__name__
+    rule = f"a GraniteForCausalLM is made from a GraniteConfig, not from a {found}; .*from_pretr"
+    with pytest.raises(InputError, match=rule):
+        GraniteForCausalLM(config)
 
 
 def test_a_head_that_is_said_to_be_tied_but_differs(tmp_path):

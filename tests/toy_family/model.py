@@ -26,8 +26,7 @@ class ToyModel(PretrainedModel):
     context_length = 100
 
     def __init__(self, config: ToyConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.boundary = mx.zeros((1,))
 
     def prepare_prompt(self, inputs, config):

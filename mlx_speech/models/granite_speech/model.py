@@ -154,8 +154,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
     generation_inputs = (*GraniteForCausalLM.generation_inputs, *AUDIO_INPUTS)
 
     def __init__(self, config: GraniteSpeechConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.encoder = GraniteSpeechCTCEncoder(config.encoder_config)
         windows, text = (config.window_size, config.downsample_rate), config.text_config
         self.projector = WindowedProjector(config.projector_config, *windows, text.hidden_size)

@@ -63,8 +63,7 @@ class Speech2TextModel(Speech2TextPretrainedModel):
     tied_embeddings = "decoder.embed_tokens."
 
     def __init__(self, config: Speech2TextConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.encoder = Speech2TextEncoder(config)
         self.decoder = Speech2TextDecoder(config)
         init_weights(self)
@@ -190,8 +189,7 @@ class Speech2TextForConditionalGeneration(Speech2TextPretrainedModel):
     tied_embeddings = "model.decoder.embed_tokens."
 
     def __init__(self, config: Speech2TextConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.model = Speech2TextModel(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
