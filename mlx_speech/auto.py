@@ -48,10 +48,11 @@ class AutoConfig(_Auto):
     """The configuration of a checkpoint of any supported family."""
 
     @staticmethod
-    def from_pretrained(path_or_repo, **options: Any) -> Any:
+    def from_pretrained(pretrained_model_name_or_path, **options: Any) -> Any:
         """As `PretrainedConfig.from_pretrained`."""
-        row = architecture(_model_type(path_or_repo, options))
-        return row.model_class().config_class.from_pretrained(path_or_repo, **options)
+        row = architecture(_model_type(pretrained_model_name_or_path, options))
+        kind = row.model_class().config_class
+        return kind.from_pretrained(pretrained_model_name_or_path, **options)
 
     @staticmethod
     def for_model(model_type: str, **values: Any) -> PretrainedConfig:
@@ -65,7 +66,7 @@ class _AutoModel(_Auto):
     suffix: ClassVar[str]
 
     @classmethod
-    def from_pretrained(cls, path_or_repo, **options: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path, **options: Any) -> Any:
         """Load a checkpoint, as `PretrainedModel.from_pretrained` of the class that it is of.
 
         Raises:
@@ -73,12 +74,13 @@ class _AutoModel(_Auto):
         """
         config = options.get("config")
         if config is None:
-            model_type = _model_type(path_or_repo, options)
+            model_type = _model_type(pretrained_model_name_or_path, options)
         else:
             if not isinstance(config, PretrainedConfig):
                 config = options["config"] = AutoConfig.from_pretrained(config)
             model_type = config.model_type
-        return cls._model_class(model_type).from_pretrained(path_or_repo, **options)
+        kind = cls._model_class(model_type)
+        return kind.from_pretrained(pretrained_model_name_or_path, **options)
 
     @classmethod
     def from_config(cls, config: PretrainedConfig, **options: Any) -> Any:
@@ -143,25 +145,26 @@ class AutoProcessor(_Auto):
     """What makes a model's inputs: a speech model's processor, or a text model's tokenizer."""
 
     @staticmethod
-    def from_pretrained(path_or_repo, **options: Any) -> Any:
+    def from_pretrained(pretrained_model_name_or_path, **options: Any) -> Any:
         """As `from_pretrained` of the class that it is."""
-        row = _family_of(path_or_repo, options)
+        row = _family_of(pretrained_model_name_or_path, options)
         kind = AutoTokenizer if row is None or not row.is_speech else row.processor_class
-        return kind.from_pretrained(path_or_repo, **options)
+        return kind.from_pretrained(pretrained_model_name_or_path, **options)
 
 
 class AutoFeatureExtractor(_Auto):
     """What computes the features that a speech model takes."""
 
     @staticmethod
-    def from_pretrained(path_or_repo, **options: Any) -> Any:
+    def from_pretrained(pretrained_model_name_or_path, **options: Any) -> Any:
         """As `FeatureExtractor.from_pretrained` of the class that it is.
 
         Raises:
             UnsupportedOptionError: the model takes no audio.
         """
-        row = _family_of(path_or_repo, options)
+        row = _family_of(pretrained_model_name_or_path, options)
         if row is None or not row.is_speech:
             what = "has no feature extractor, as a speech model or its processor would"
-            raise UnsupportedOptionError(f"{path_or_repo}: {what}")
-        return row.processor_class.extractor_class.from_pretrained(path_or_repo, **options)
+            raise UnsupportedOptionError(f"{pretrained_model_name_or_path}: {what}")
+        kind = row.processor_class.extractor_class
+        return kind.from_pretrained(pretrained_model_name_or_path, **options)

@@ -52,7 +52,10 @@ LLAMA = DATA / "decoders" / "llama"
     ],
 )
 def test_class(auto, folder, name):
-    assert type(auto.from_pretrained(folder)) is getattr(mlx_speech, name)
+    found = auto.from_pretrained(pretrained_model_name_or_path=folder)
+    assert type(found) is getattr(mlx_speech, name)
+    again = type(found).from_pretrained(pretrained_model_name_or_path=folder)
+    assert type(again) is type(found)
 
 
 def test_tokenizer_without_a_model(tmp_path):

@@ -75,11 +75,12 @@ class PretrainedModel(Saveable, nn.Module):
         self.config = config
 
     @classmethod
-    def from_pretrained(cls, path_or_repo, *, config: Any = None, **options: Any):
+    def from_pretrained(cls, pretrained_model_name_or_path, *, config: Any = None, **options: Any):
         """Load a model from a local folder or a Hugging Face repository.
 
         Args:
-            path_or_repo: a folder in the Hugging Face layout, or a repository id `owner/name`.
+            pretrained_model_name_or_path: a folder in the Hugging Face layout, or a repository id
+                `owner/name`.
             config: a configuration, or where one is, in place of the checkpoint's.
             options: of `HubOptions`, such as `revision`; of `LoadingOptions`, such as `dtype`; and
                 fields of the configuration that are to have other values, such as `num_labels`.
@@ -92,7 +93,7 @@ class PretrainedModel(Saveable, nn.Module):
             UnsupportedOptionError: MLX cannot do what was asked for.
         """
         hub, loading = take_hub_options(options), LoadingOptions.take(options)
-        folder = resolve_checkpoint(path_or_repo, **hub)
+        folder = resolve_checkpoint(pretrained_model_name_or_path, **hub)
         stored = read_json(folder)
         model_type = stored.get("model_type")
         for candidate in (cls, *cls.__subclasses__()):

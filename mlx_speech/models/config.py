@@ -160,7 +160,7 @@ class PretrainedConfig(Saveable, metaclass=_KeepsUnknown):
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo, *, return_unused_kwargs: bool = False, **options: Any
+        cls, pretrained_model_name_or_path, *, return_unused_kwargs: bool = False, **options: Any
     ) -> Any:
         """Read the configuration of a local folder or a Hugging Face repository, or a file.
 
@@ -171,7 +171,7 @@ class PretrainedConfig(Saveable, metaclass=_KeepsUnknown):
         Raises:
             InputError: an option is neither, and not to be returned.
         """
-        data = read_config(path_or_repo, take_hub_options(options))
+        data = read_config(pretrained_model_name_or_path, take_hub_options(options))
         if cls.part_of_config in data and data.get("model_type") != cls.model_type:
             data = fitted(str(cls.part_of_config), data[cls.part_of_config], dict)
         names = {*(f.name for f in fields(cls)), *data, "num_labels"} - {"extra"}
@@ -180,7 +180,7 @@ class PretrainedConfig(Saveable, metaclass=_KeepsUnknown):
         if unused and not return_unused_kwargs:
             raise InputError(f"a {cls.__name__} has no {', '.join(sorted(unused))}")
         config = cls.from_dict({**data, **changes})
-        config.name_or_path = str(path_or_repo)
+        config.name_or_path = str(pretrained_model_name_or_path)
         return (config, unused) if return_unused_kwargs else config
 
     @classmethod

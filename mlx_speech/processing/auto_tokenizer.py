@@ -17,14 +17,14 @@ class AutoTokenizer:
         raise TypeError("AutoTokenizer is not made, but read: AutoTokenizer.from_pretrained(…)")
 
     @staticmethod
-    def from_pretrained(path_or_repo, **options: Any) -> BaseTokenizer:
+    def from_pretrained(pretrained_model_name_or_path, **options: Any) -> BaseTokenizer:
         """Read the tokenizer of a local folder or a Hugging Face repository: a
         `Speech2TextTokenizer`, a `LlamaTokenizer`, or else a `Tokenizer`.
 
         Args and errors are those of `from_pretrained` of these.
         """
         hub = take_hub_options(options)
-        folder = resolve_checkpoint(path_or_repo, weights=False, **hub)
+        folder = resolve_checkpoint(pretrained_model_name_or_path, weights=False, **hub)
         has_json = (folder / JSON_FILE).is_file()
         kind: type[Speech2TextTokenizer] | type[Tokenizer] = Tokenizer
         if not has_json and (folder / SPM_FILE).is_file():
@@ -32,5 +32,5 @@ class AutoTokenizer:
         elif read_tokenizer_config(folder).get("tokenizer_class") in LLAMA_CLASSES:
             kind = LlamaTokenizer
         tokenizer = kind.from_pretrained(folder, **options)
-        tokenizer.name_or_path = str(path_or_repo)
+        tokenizer.name_or_path = str(pretrained_model_name_or_path)
         return tokenizer

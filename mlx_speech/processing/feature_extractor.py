@@ -98,14 +98,18 @@ class FeatureExtractor(Settings):
         return data
 
     @classmethod
-    def from_pretrained(cls, path_or_repo: str | os.PathLike, **options: Any) -> Self:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **options: Any
+    ) -> Self:
         """Read the feature extractor of a local folder or a Hugging Face repository: from
         processor_config.json, else preprocessor_config.json, else the released models' values.
 
         Args:
             options: see `from_dict`; or of `resolve_checkpoint`, such as `revision`.
         """
-        folder = resolve_checkpoint(path_or_repo, weights=False, **take_hub_options(options))
+        folder = resolve_checkpoint(
+            pretrained_model_name_or_path, weights=False, **take_hub_options(options)
+        )
         return cls.from_dict(*cls._read(folder), **options)
 
     @classmethod

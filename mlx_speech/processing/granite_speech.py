@@ -72,7 +72,7 @@ class GraniteSpeechProcessor(Processor):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo: str | os.PathLike,
+        pretrained_model_name_or_path: str | os.PathLike,
         *,
         name: str | None = None,
         audio_token: str | None = None,
@@ -83,13 +83,15 @@ class GraniteSpeechProcessor(Processor):
         those of a model.
 
         Args:
-            name: what the checkpoint is called, if not by `path_or_repo`.
+            name: what the checkpoint is called, if not by `pretrained_model_name_or_path`.
             audio_token, chat_template: as for the class, in place of the checkpoint's.
             options: further ones of `from_pretrained` of the feature extractor and the tokenizer;
                 or of `resolve_checkpoint`, such as `revision`.
         """
-        folder = resolve_checkpoint(path_or_repo, weights=False, **take_hub_options(options))
-        name = name or str(path_or_repo)
+        folder = resolve_checkpoint(
+            pretrained_model_name_or_path, weights=False, **take_hub_options(options)
+        )
+        name = name or str(pretrained_model_name_or_path)
         if os.path.isdir(name):
             name = os.path.realpath(name)
         features, tokenizer = cls._read_parts(folder, options)

@@ -45,7 +45,11 @@ class Speech2TextProcessor(Processor):
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo: str | os.PathLike, *, name: str | None = None, **options: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        name: str | None = None,
+        **options: Any,
     ) -> Self:
         """Read the processor of a local folder or a Hugging Face repository, which need not be
         those of a model.
@@ -55,7 +59,9 @@ class Speech2TextProcessor(Processor):
             options: of `from_pretrained` of the feature extractor and the tokenizer, such as
                 `tgt_lang`; or of `resolve_checkpoint`, such as `revision`.
         """
-        folder = resolve_checkpoint(path_or_repo, weights=False, **take_hub_options(options))
+        folder = resolve_checkpoint(
+            pretrained_model_name_or_path, weights=False, **take_hub_options(options)
+        )
         extractor, tokenizer = cls._read_parts(folder, options)
         data = read_json(folder, required=False)
         frames = Speech2TextConfig.from_dict(data).max_source_positions if data else None

@@ -147,7 +147,7 @@ class Speech2TextTokenizer(BaseTokenizer):
             self.tgt_lang = tgt_lang if tgt_lang is not None else self.langs[0]
 
     @classmethod
-    def from_pretrained(cls, path_or_repo, **options: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path, **options: Any) -> Self:
         """Read the tokenizer of a local folder or a Hugging Face repository.
 
         Args:
@@ -160,7 +160,7 @@ class Speech2TextTokenizer(BaseTokenizer):
         """
         hub = take_hub_options(options)
         options = plain_settings(options)
-        folder = resolve_checkpoint(path_or_repo, weights=False, **hub)
+        folder = resolve_checkpoint(pretrained_model_name_or_path, weights=False, **hub)
         config = read_tokenizer_config(folder)
         known = _known_options()
         arguments = {name: config[name] for name in known if config.get(name) is not None}
@@ -172,7 +172,7 @@ class Speech2TextTokenizer(BaseTokenizer):
         arguments |= options
         given = {name: _as_given(value) for name, value in arguments.items()}
         tokenizer = cls(folder / VOCAB_FILE, folder / SPM_FILE, **given)
-        tokenizer.name_or_path = str(path_or_repo)
+        tokenizer.name_or_path = str(pretrained_model_name_or_path)
         return tokenizer
 
     def __len__(self) -> int:

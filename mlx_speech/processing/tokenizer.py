@@ -105,7 +105,9 @@ class Tokenizer(ChatTokenizer, BaseTokenizer):
             self._add_around(told)
 
     @classmethod
-    def from_pretrained(cls, path_or_repo, *, name: str | None = None, **options: Any) -> Self:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *, name: str | None = None, **options: Any
+    ) -> Self:
         """Read the tokenizer of a local folder or a Hugging Face repository.
 
         Args:
@@ -123,12 +125,12 @@ class Tokenizer(ChatTokenizer, BaseTokenizer):
         hub = take_hub_options(options)
         settings = check_options(options)
         chat_template = settings.pop("chat_template", None)
-        folder = resolve_checkpoint(path_or_repo, weights=False, **hub)
+        folder = resolve_checkpoint(pretrained_model_name_or_path, weights=False, **hub)
         backend, config = read_tokenizer(folder, settings, llama=cls._llama)
         tokenizer = cls.__new__(cls)
         templates = chat_template or find_chat_templates(folder, config)
         Tokenizer.__init__(tokenizer, backend, config, templates)
-        tokenizer.name_or_path = str(path_or_repo)
+        tokenizer.name_or_path = str(pretrained_model_name_or_path)
         if (file := folder / SENTENCEPIECE_FILE).is_file():
             tokenizer.vocab_file = file
         return tokenizer
