@@ -31,6 +31,17 @@ _FIXED = {
 }
 
 
+def folder_path(folder: Any) -> Path:
+    """A folder to write to, `~` being the user's.
+
+    Raises:
+        InputError: it is no path.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise InputError.must_be("save_directory", folder, "the path of a folder")
+    return Path(os.path.expanduser(folder))
+
+
 class Saveable:
     """Base of what has `from_pretrained`; a subclass writes its files in `_write_files`.
 
@@ -60,7 +71,7 @@ class Saveable:
 
         Raises:
             CheckpointError: the folder cannot be written to.
-            InputError: it is a file, or there is no such option.
+            InputError: it is a file or no path, or there is no such option.
             UnsupportedOptionError: weights are not to be as they always are, all in safetensors.
         """
         for name, value in _FIXED.items():
@@ -72,9 +83,7 @@ class Saveable:
                 f"save_pretrained has no option {min(unknown)}, but {', '.join(known)}"
             )
         hub = {name: options.pop(name) for name in _PUSHED if name in options}
-        if not isinstance(save_directory, str | os.PathLike):
-            raise InputError.must_be("save_directory", save_directory, "a path")
-        folder = Path(os.path.expanduser(save_directory))
+        folder = folder_path(save_directory)
         try:
             with adding_files(folder) as temporary:
                 self._write_files(temporary, **options)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from ..checkpoint.saving import Saveable
 from ..errors import InputError, UnsupportedOptionError
-from ..fields import fit_fields
+from ..fields import fit_fields, fitted
 from .batch import BatchEncoding, TokenRows, as_ids, pad_rows
 from .encoding_options import EncodingOptions, check_side
 from .special_tokens import SpecialTokens
@@ -293,12 +293,14 @@ class BaseTokenizer(SpecialTokens, Saveable):
             UnsupportedOptionError: spaces are to be otherwise.
         """
         self.check_spaces(spaces_between_special_tokens)
+        skip_special_tokens = fitted("skip_special_tokens", skip_special_tokens, bool)
+        clean_up = fitted("clean_up_tokenization_spaces", clean_up_tokenization_spaces, bool | None)
         if isinstance(token_ids, Mapping):
             token_ids = token_ids.get("input_ids")
         ids = as_ids(token_ids)
         rows = ids if ids and isinstance(ids[0], list | tuple) else [ids]
         texts = [self._decode(row, skip_special_tokens) for row in rows]
-        if self._cleans_up(clean_up_tokenization_spaces):
+        if self._cleans_up(clean_up):
             texts = [clean_up_tokenization(text) for text in texts]
         return texts if rows is ids else texts[0]
 

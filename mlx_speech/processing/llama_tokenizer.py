@@ -61,20 +61,20 @@ class LlamaTokenizer(Tokenizer):
         self,
         vocab: Vocab | None = None,
         merges: Merges | None = None,
-        *,
-        vocab_file: str | os.PathLike | None = None,
-        tokenizer_file: str | os.PathLike | None = None,
+        clean_up_tokenization_spaces: bool = False,
         unk_token: str | AddedToken = "<unk>",
         bos_token: str | AddedToken | None = "<s>",
         eos_token: str | AddedToken | None = "</s>",
+        use_default_system_prompt: bool = False,
+        legacy: bool | None = None,
+        add_prefix_space: bool | None = None,
+        *,
+        vocab_file: str | os.PathLike | None = None,
+        tokenizer_file: str | os.PathLike | None = None,
         pad_token: str | AddedToken | None = None,
         add_bos_token: bool | None = None,
         add_eos_token: bool | None = None,
-        clean_up_tokenization_spaces: bool = False,
-        use_default_system_prompt: bool = False,
         spaces_between_special_tokens: bool = False,
-        legacy: bool | None = None,
-        add_prefix_space: bool | None = None,
         sp_model_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ):
@@ -90,10 +90,9 @@ class LlamaTokenizer(Tokenizer):
             "use_default_system_prompt": use_default_system_prompt,
             "spaces_between_special_tokens": spaces_between_special_tokens,
         }
-        settings = {name: value for name, value in options.items() if value is not None}
-        settings = check_options(settings)
         named = ("bos_token", "eos_token")  # these may be told not to be
-        settings |= {name: None for name in named if options[name] is None}
+        settings = {n: value for n, value in options.items() if value is not None or n in named}
+        settings = check_options(settings)
         chat_template = settings.pop("chat_template", None)
         if isinstance(vocab, str | os.PathLike) and str(vocab).endswith(".model"):
             vocab, vocab_file = None, vocab
@@ -123,7 +122,8 @@ def _model(vocab: Vocab, merges: Merges | None, unk_token: str) -> dict[str, Any
         ids = fitted("vocab", dict(vocab), dict[str, int])
         if isinstance(merges, str | os.PathLike):
             raise InputError("merges is a path: then vocab has to be the path of a vocab.json")
-        pairs = [m.split(" ") if isinstance(m, str) else list(m) for m in merges or ()]
+        pairs = fitted("merges", merges or [], list)
+        pairs = [m.split(" ") if isinstance(m, str) else m for m in pairs]
     return {
         **{"vocab": ids, "merges": fitted("merges", pairs, list[list[str]])},
         "unk_token": unk_token if unk_token in ids else None,

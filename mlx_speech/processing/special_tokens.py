@@ -233,7 +233,7 @@ class SpecialTokens:
             InputError: ids of all, and a second text.
         """
         first = _row(token_ids_0)
-        if already_has_special_tokens:
+        if fitted("already_has_special_tokens", already_has_special_tokens, bool):
             if token_ids_1 is not None:
                 raise InputError("already_has_special_tokens: there cannot be a second text")
             special = set(self.all_special_ids)

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, models, processors
 from tokenizers import Tokenizer as Backend
 
 from ..checkpoint.hub import resolve_checkpoint, take_hub_options
+from ..checkpoint.saving import folder_path
 from ..errors import CheckpointError, InputError, MlxSpeechError, UnsupportedOptionError
 from ..fields import fitted
 from .base_tokenizer import BaseTokenizer, SavingOptions, Text, file_prefix
@@ -63,7 +64,7 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
 def _added(name: str, where: str) -> property:
     return property(
         lambda self: self._added[name],
-        lambda self, value: self._add_around({name: value}),
+        lambda self, value: self._add_around({name: fitted(f"add_{name}", value, bool)}),
         doc=f"Whether encoding puts the {name.replace('_', ' ')} {where} a text.",
     )
 
@@ -152,6 +153,11 @@ class Tokenizer(ChatTokenizer, BaseTokenizer):
     def get_vocab(self) -> dict[str, int]:
         """Ids of all tokens."""
         return self.backend.get_vocab()
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """As `get_vocab`."""
+        return self.get_vocab()
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
@@ -318,8 +324,9 @@ class Tokenizer(ChatTokenizer, BaseTokenizer):
 
         Raises:
             CheckpointError: the folder cannot be written to.
+            InputError: it is no path.
         """
-        folder, prefix = Path(save_directory), file_prefix(filename_prefix)
+        folder, prefix = folder_path(save_directory), file_prefix(filename_prefix)
         try:
             if self.vocab_file is None:
                 return tuple(self.backend.model.save(str(folder), prefix[:-1] or None))

@@ -84,6 +84,9 @@ def read_tokenizer(
             llama = llama or config.get("tokenizer_class") in LLAMA_CLASSES
         else:
             file, llama = folder / SENTENCEPIECE_FILE, True
+            for name in ("bos_token", "eos_token"):
+                if options.get(name, "") is None:  # what is not to be is not put around a text
+                    config.pop(f"add_{name}", None)
             if not file.is_file():
                 raise CheckpointError(f"{folder}: no {JSON_FILE} and no {SENTENCEPIECE_FILE} here")
     return build_tokenizer(file, config | options, llama=llama)

@@ -18,6 +18,7 @@ from mlx_speech import (
 
 VOCAB = {"<unk>": 0, "<s>": 1, "</s>": 2, "▁": 3, "a": 4, "b": 5, "ab": 6, "▁ab": 7}
 MERGES = [("a", "b"), ("▁", "ab")]
+CLEAN = "clean_up_tokenization_spaces"
 
 
 def test_vocabulary():
@@ -82,3 +83,44 @@ def test_refused():
         LlamaTokenizer(VOCAB, [("a", "x")])
     with pytest.raises(UnsupportedOptionError, match="spaces_between_special_tokens=True"):
         LlamaTokenizer(VOCAB, MERGES, spaces_between_special_tokens=True)
+
+
+def test_arguments_by_position():
+    """In the order of transformers 5."""
+    tokenizer = LlamaTokenizer(VOCAB, MERGES, False, "<s>", "</s>", "<unk>", False, True, False)
+    assert (tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token) == (
+        "<s>",
+        "</s>",
+        "<unk>",
+    )
+    assert (tokenizer.legacy, tokenizer.add_prefix_space) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["bos_token", "eos_token"])
+def test_a_token_that_is_not_to_be(tmp_path, name):
+    """What tokenizer_config.json says of putting it around a text is about another one."""
+    folder = small.llama(tmp_path / "model", add_eos_token=True)
+    tokenizer = LlamaTokenizer.from_pretrained(folder, **{name: None})
+    whole = LlamaTokenizer.from_pretrained(folder).encode("a")
+    assert tokenizer.encode("a") == (whole[1:] if name == "bos_token" else whole[:-1])
+    assert not getattr(tokenizer, f"add_{name}")
+    with pytest.raises(InputError, match=f"no {name} that it could add"):
+        LlamaTokenizer.from_pretrained(folder, **{name: None, f"add_{name}": True})
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("merges", lambda _: LlamaTokenizer(VOCAB, 5)),
+        ("merges", lambda _: LlamaTokenizer(VOCAB, [5])),
+        ("skip_special_tokens", lambda it: it.decode([1], skip_special_tokens="no")),
+        ("clean_up_tokenization_spaces", lambda it: it.decode([1], False, **{CLEAN: "no"})),
+        ("already_has_special_tokens", lambda it: it.get_special_tokens_mask([1], None, "no")),
+        ("add_bos_token", lambda it: setattr(it, "add_bos_token", "no")),
+        ("save_directory", lambda it: it.save_vocabulary(None)),
+        ("save_directory", lambda it: it.save_pretrained(None)),
+    ],
+)
+def test_arguments_of_another_type(name, call):
+    with pytest.raises(InputError, match=f"{name} is "):
+        call(LlamaTokenizer(VOCAB, MERGES))
