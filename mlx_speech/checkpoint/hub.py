@@ -57,7 +57,7 @@ class HubOptions(TypedDict, total=False):
 _WITHOUT_EFFECT = (
     *("disable_mmap", "low_cpu_mem_usage", "offload_buffers", "offload_folder"),
     *("offload_state_dict", "resume_download", "trust_remote_code"),
-    *("use_fast", "use_safetensors", "weights_only"),
+    *("from_slow", "use_fast", "use_safetensors", "verbose", "weights_only"),
 )
 _ONE_DEVICE = "there is one device"
 _OWN_CODE = "no code but this package's is run"
@@ -69,11 +69,13 @@ _NOT_HERE = {
     "device_mesh": _ONE_DEVICE,
     "distributed_config": _ONE_DEVICE,
     "experts_implementation": "no model has experts",
+    "fix_mistral_regex": "no model is Mistral's",
     "from_flax": "take a checkpoint in safetensors",
     "from_tf": "take a checkpoint in safetensors",
     "fusion_config": "nothing is to be fused",
     "generation_config": "assign it to model.generation_config",
     "gguf_file": "take a checkpoint in safetensors",
+    "kernel_config": "MLX has its own",
     "key_mapping": "tensors have the names of transformers",
     "load_in_4bit": 'say quantization_config={"bits": 4}',
     "load_in_8bit": 'say quantization_config={"bits": 8}',
@@ -83,6 +85,7 @@ _NOT_HERE = {
     "proxies": "set HTTPS_PROXY",
     "state_dict": "call model.load_weights",
     "subfolder": "give the folder itself",
+    "tokenizer_type": "give the class of the tokenizer",
     "tp_plan": _ONE_DEVICE,
     "tp_size": _ONE_DEVICE,
     "use_auth_token": "say token",

@@ -13,6 +13,7 @@ from conftest import DECODERS, TINY, edit_json, resave
 from conversions import logits
 
 from mlx_speech import (
+    AutoTokenizer,
     CheckpointError,
     GraniteConfig,
     InputError,
@@ -59,6 +60,17 @@ class TestPlaces:
     def test_no_types(self, dtype):
         with pytest.raises(InputError, match=r"dtype is .*, but must be one of auto, float32"):
             load(LLAMA, dtype=dtype)
+
+    def test_what_asks_for_nothing(self):
+        """Defaults of transformers, given all the same; `main` is that of a revision."""
+        options = {"subfolder": "", "variant": None, "output_loading_info": False, "proxies": None}
+        options |= {"revision": "main", "offload_folder": "offload", "tp_plan": None}
+        assert AutoTokenizer.from_pretrained(TINY, **options)
+        assert LlamaConfig.from_pretrained(LLAMA, **options)
+        assert LlamaForCausalLM.from_pretrained(LLAMA, **options)
+        for name, value in {"subfolder": "part", "variant": "fp16"}.items():
+            with pytest.raises(UnsupportedOptionError, match=f"{name}='{value}': there is none"):
+                load_model(LLAMA, **{name: value})
 
     @pytest.mark.parametrize("place", ["auto", "cpu", "mps", "cuda", "cuda:0", 0, mx.cpu, None])
     def test_devices(self, place):
