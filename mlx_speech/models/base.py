@@ -22,7 +22,7 @@ from ..generation import GenerationConfig, generate
 from ..generation.checks import padding_mask
 from ..generation.config import Count
 from ..layers.token_ids import check_array, check_token_ids
-from .config import PretrainedConfig
+from .config import PretrainedConfig, initial_std
 
 
 class PretrainedModel(Saveable, nn.Module):
@@ -196,6 +196,15 @@ class PretrainedModel(Saveable, nn.Module):
                 raise InputError(f"to takes a floating type or a device, but not {value!r}")
         return self
 
+    @property
+    def name_or_path(self) -> str:
+        """Where its configuration was read from."""
+        return self.config.name_or_path
+
+    def can_generate(self) -> bool:
+        """Whether it has a head that `generate` works with."""
+        return bool(self.generation_inputs)
+
     def num_parameters(self, only_trainable: bool = False) -> int:
         """How many numbers are in the tensors; `only_trainable` leaves out what is frozen."""
         tensors = self.trainable_parameters() if only_trainable else self.parameters()
@@ -231,19 +240,21 @@ class PretrainedModel(Saveable, nn.Module):
         self,
         new_num_tokens: int | None = None,
         pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
         *,
         padding_idx: int | None = None,
     ) -> nn.Embedding:
         """Make room for tokens that were added to the tokenizer, or less.
 
-        Rows are kept; new ones, at the end, are the mean of the old, which changes the
-        probabilities of the old tokens least (Hewitt, "Initializing New Word Embeddings for
-        Pretrained Language Models", 2021). Updates the configuration's `vocab_size`, and
+        Rows are kept, new ones come at the end. Updates the configuration's `vocab_size`, and
         `pad_token_id` if that is given.
 
         Args:
             new_num_tokens: rows to have, as in `len(tokenizer)`; by default as many as there are.
             pad_to_multiple_of: have more of them, up to the next multiple of this.
+            mean_resizing: new rows are the mean of the old, which changes the probabilities of the
+                old tokens least (Hewitt, "Initializing New Word Embeddings for Pretrained Language
+                Models", 2021); else they are drawn as those of a new model are.
             padding_idx: id of the padding token; its embedding becomes zero.
 
         Returns:
@@ -253,8 +264,9 @@ class PretrainedModel(Saveable, nn.Module):
             InputError: there are to be no rows, or none for `padding_idx`.
             UnsupportedOptionError: the model is quantized.
         """
+        config = getattr(self.config, "text_config", self.config)
         if new_num_tokens is None:
-            new_num_tokens = getattr(self.config, "text_config", self.config).vocab_size
+            new_num_tokens = config.vocab_size
         if pad_to_multiple_of is not None:
             new_num_tokens += -new_num_tokens % fitted(
                 "pad_to_multiple_of", pad_to_multiple_of, Count
@@ -265,6 +277,7 @@ class PretrainedModel(Saveable, nn.Module):
             raise InputError(f"padding_idx {padding_idx} is not one of {new_num_tokens} tokens")
         named = {name.rpartition(".")[2]: module for name, module in self.named_modules()}
         tables = [named[name] for name in ("embed_tokens", "lm_head") if name in named]
+        mean_resizing = fitted("mean_resizing", mean_resizing, bool)
         for table in tables:
             if not isinstance(table, nn.Embedding | nn.Linear):
                 raise UnsupportedOptionError(
@@ -272,9 +285,12 @@ class PretrainedModel(Saveable, nn.Module):
                 )
         for table in tables:
             rows, added = table.weight, max(new_num_tokens - len(table.weight), 0)
-            mean = rows.astype(mx.float32).mean(axis=0, keepdims=True).astype(rows.dtype)
-            table.weight = mx.concatenate([rows[:new_num_tokens], mx.repeat(mean, added, axis=0)])
-        config = getattr(self.config, "text_config", self.config)
+            if mean_resizing:
+                mean = rows.astype(mx.float32).mean(axis=0, keepdims=True)
+                new = mx.repeat(mean, added, axis=0)
+            else:
+                new = mx.random.normal((added, rows.shape[1]), scale=initial_std(config))
+            table.weight = mx.concatenate([rows[:new_num_tokens], new.astype(rows.dtype)])
         config.vocab_size = new_num_tokens
         if padding_idx is not None:
             tables[0].weight[padding_idx] = 0

@@ -287,6 +287,12 @@ class PretrainedConfig(Saveable, metaclass=_KeepsUnknown):
             raise InputError.must_be(name, value, f"a multiple of {divisor}, {unit}")
 
 
+def initial_std(config: Any) -> float:
+    """Standard deviation of new weights; of a part whose configuration says nothing, 0.02."""
+    std: Any = getattr(config, "initializer_range", None)
+    return std or getattr(config, "init_std", 0.02)
+
+
 def _index(key: Any) -> int:
     """A key of `id2label`, which JSON has as text."""
     try:

@@ -224,6 +224,11 @@ class DecoderModel(PretrainedModel):
         self.norm = config.norm()
         init_weights(self)
 
+    @property
+    def padding_idx(self) -> int | None:
+        """Id of the padding token, whose embedding is zero in a new model."""
+        return self.config.pad_token_id
+
     @can_return_tuple
     def __call__(
         self,

@@ -7,8 +7,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from .base import PretrainedModel
-
-_STD = 0.02  #: of a part whose configuration says nothing
+from .config import initial_std
 
 
 def init_weights(module: nn.Module, config: Any = None) -> None:
@@ -25,7 +24,7 @@ def init_weights(module: nn.Module, config: Any = None) -> None:
             standard deviation is its `initializer_range` or `init_std`.
     """
     config = getattr(module, "config", config)
-    std = getattr(config, "initializer_range", None) or getattr(config, "init_std", _STD)
+    std = initial_std(config)
     if hasattr(module, "init_own_weights"):
         module.init_own_weights(std)
     elif isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding):

@@ -63,6 +63,7 @@ class LlamaForSequenceClassification(PretrainedModel):
 
     def __init__(self, config: LlamaConfig):
         super().__init__(config)
+        self.num_labels = config.num_labels
         self.model = LlamaModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         init_weights(self)

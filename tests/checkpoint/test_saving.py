@@ -141,7 +141,7 @@ class TestSaving:
             model.save_pretrained(tmp_path / "a", safe_serialization=False)
         with pytest.raises(InputError, match="max_shard_size is '5', but must be"):
             model.save_pretrained(tmp_path / "a", max_shard_size="5")
-        with pytest.raises(InputError, match="save_directory is None, but must be a path"):
+        with pytest.raises(InputError, match="save_directory is None, but must be the path"):
             model.save_pretrained(None)
         (tmp_path / "file").write_text("mine")
         with pytest.raises(InputError, match="is a file"):

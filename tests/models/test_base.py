@@ -14,8 +14,10 @@ from mlx_speech import (
     GraniteConfig,
     GraniteForCausalLM,
     InputError,
+    Jais2Config,
     Jais2ForCausalLM,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaForSequenceClassification,
     LlamaModel,
     LlamaTokenizer,
@@ -24,6 +26,7 @@ from mlx_speech import (
 from mlx_speech.loading import load_model
 
 IDS = mx.array([[1, 7, 30, 2]])
+SIZES = {"hidden_size": 32, "intermediate_size": 16, "num_attention_heads": 2}
 
 
 def granite(vocab_size: int = 40, **options) -> GraniteForCausalLM:
@@ -83,6 +86,13 @@ class TestResizing:
         assert mx.allclose(after[..., 40:], mean, atol=1e-6).item()
         assert model.config.vocab_size == 43
         assert model.config.pad_token_id is None
+
+    def test_new_rows_are_drawn(self, tied):
+        model = granite(tie_word_embeddings=tied, initializer_range=0.5)
+        mean = model.model.embed_tokens.weight.mean(axis=0)
+        rows = model.resize_token_embeddings(240, mean_resizing=False).weight[40:]
+        assert abs(mx.std(rows).item() - 0.5) < 0.02
+        assert mx.abs(rows - mean).max().item() > 1
 
     def test_padding_is_zero(self, tied):
         model = granite(tie_word_embeddings=tied)
@@ -148,8 +158,7 @@ def test_notes_of_llama_2(tmp_path):
 
 @pytest.mark.parametrize("kind", [LlamaModel, LlamaForSequenceClassification, Jais2ForCausalLM])
 def test_other_models(kind):
-    sizes = {"hidden_size": 32, "intermediate_size": 16, "num_attention_heads": 2}
-    config = kind.config_class(vocab_size=40, num_hidden_layers=1, pad_token_id=None, **sizes)
+    config = kind.config_class(vocab_size=40, num_hidden_layers=1, pad_token_id=None, **SIZES)
     model = kind(config)
     with pytest.raises(InputError):
         model.resize_token_embeddings(0)
@@ -205,3 +214,23 @@ def test_number_of_parameters():
     assert model.num_parameters() == 40 * 32 + layer + 32
     model.freeze()
     assert model.num_parameters(only_trainable=True) == 0
+
+
+def test_what_it_is():
+    model = granite()
+    assert (model.can_generate(), model.model.can_generate()) == (True, False)
+    assert model.name_or_path == ""
+    assert model.model.padding_idx is None
+    labels = LlamaConfig(num_labels=3, num_hidden_layers=1, vocab_size=9, pad_token_id=4, **SIZES)
+    classifier = LlamaForSequenceClassification(labels)
+    assert (classifier.num_labels, classifier.model.padding_idx) == (3, 4)
+
+
+@pytest.mark.parametrize("config", [None, "llama", {}, Jais2Config(num_hidden_layers=1, **SIZES)])
+def test_made_from_what_is_no_configuration(config):
+    name = type(config).__name__
+    for kind in (LlamaModel, LlamaForCausalLM, LlamaForSequenceClassification):
+        with pytest.raises(
+            InputError, match=f"{kind.__name__} is made from a LlamaConfig, not {name}"
+        ):
+            kind(config)
