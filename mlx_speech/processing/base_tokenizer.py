@@ -160,6 +160,25 @@ class BaseTokenizer(SpecialTokens, Saveable):
         given = {**arrays, **options, "add_special_tokens": add_special_tokens}
         return self._encode(text, text_pair, given)["input_ids"]
 
+    def encode_plus(
+        self,
+        text: Text,
+        text_pair: Text | None = None,
+        add_special_tokens: bool = True,
+        **options: Any,
+    ) -> BatchEncoding:
+        """A call with one text, as it was named before transformers 5."""
+        return self(text, text_pair, add_special_tokens=add_special_tokens, **options)
+
+    def batch_encode_plus(
+        self,
+        batch_text_or_text_pairs: Sequence[Any],
+        add_special_tokens: bool = True,
+        **options: Any,
+    ) -> BatchEncoding:
+        """A call with several texts or pairs, as it was named before transformers 5."""
+        return self(batch_text_or_text_pairs, add_special_tokens=add_special_tokens, **options)
+
     def _encode(self, text: Any, pair: Any, given: Mapping[str, Any]) -> BatchEncoding:
         options = EncodingOptions.read(given, self.model_max_length)
         split = options.is_split_into_words

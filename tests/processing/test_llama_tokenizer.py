@@ -124,3 +124,15 @@ def test_a_token_that_is_not_to_be(tmp_path, name):
 def test_arguments_of_another_type(name, call):
     with pytest.raises(InputError, match=f"{name} is "):
         call(LlamaTokenizer(VOCAB, MERGES))
+
+
+def test_older_names_of_a_call():
+    tokenizer = LlamaTokenizer(VOCAB, MERGES)
+    lists = {"return_tensors": None}
+    assert tokenizer.encode_plus("ab", "a", False, **lists) == {
+        "input_ids": [7, 3, 4],
+        "attention_mask": [1, 1, 1],
+    }
+    rows = tokenizer.batch_encode_plus([("ab", "a"), ("a", "b")], **lists)["input_ids"]
+    assert rows == [[1, 7, 1, 3, 4], [1, 3, 4, 1, 3, 5]]
+    assert tokenizer.vocab == tokenizer.get_vocab()
