@@ -60,8 +60,18 @@ def relu2(x: mx.array) -> mx.array:
 #: by the name that configurations have for it
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "silu": silu,
+    "swish": silu,
     "gelu": nn.gelu,
+    "gelu_python": nn.gelu,
     "gelu_pytorch_tanh": nn.gelu_approx,
+    "gelu_new": nn.gelu_approx,
+    "gelu_fast": nn.gelu_approx,
+    "quick_gelu": nn.gelu_fast_approx,
     "relu": nn.relu,
     "relu2": relu2,
+    "relu6": nn.relu6,
+    "leaky_relu": nn.leaky_relu,
+    "mish": nn.mish,
+    "sigmoid": mx.sigmoid,
+    "tanh": mx.tanh,
 }

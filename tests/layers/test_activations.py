@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from mlx_speech.layers.activations import glu, silu
+from mlx_speech.layers.activations import ACTIVATIONS, glu, silu
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
@@ -31,3 +31,23 @@ def test_squared_relu_in_float32():
     # the square of a bfloat16 number, rounded once
     x = mx.array([1.0078125], mx.bfloat16)
     assert relu2(x).item() == mx.array(1.0078125**2).astype(mx.bfloat16).item()
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("silu swish", [-0.2689414, 0.7310586]),
+        ("gelu gelu_python", [-0.1586553, 0.8413447]),
+        ("gelu_pytorch_tanh gelu_new gelu_fast", [-0.1588080, 0.8411920]),
+        ("quick_gelu", [-0.1542045, 0.8457955]),
+        ("leaky_relu", [-0.01, 1.0]),
+        ("mish", [-0.3034015, 0.8650984]),
+        ("sigmoid", [0.2689414, 0.7310586]),
+        ("tanh", [-0.7615942, 0.7615942]),
+    ],
+)
+def test_names(names, expected):
+    for name in names.split():
+        assert ACTIVATIONS[name](mx.array([-1.0, 1.0])).tolist() == pytest.approx(
+            expected, abs=1e-6
+        )
