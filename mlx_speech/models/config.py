@@ -27,6 +27,7 @@ Frames = Annotated[int, Range(1, 2**20)]  #: of a window, a kernel, a table of p
 Positions = Annotated[int, Range(1, 2**31 - 1)]  #: that a model was made for
 VocabIndex = Annotated[int, Range(0, 2**24 - 1)]  #: the id of a token that there has to be
 Epsilon = Annotated[float, Range(1e-30, 1)]  #: of a norm
+Share = Annotated[float, Range(0, 1)]  #: that is dropped out; also of a standard deviation
 Scale = Annotated[float, Range(1e-6, 1e6)]  #: of scores, states or logits
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -237,8 +238,11 @@ class PretrainedConfig(Saveable, metaclass=_KeepsUnknown):
         for name, value in config_dict.items():
             setattr(self, name, value)
 
-    def get_text_config(self) -> "PretrainedConfig":
-        """The configuration of the text decoder, which is this one where there is no other."""
+    def get_text_config(
+        self, decoder: bool | None = None, encoder: bool | None = None
+    ) -> "PretrainedConfig":
+        """The configuration of the text decoder, which is this one where there is no other; both
+        arguments change nothing."""
         return getattr(self, "text_config", self)
 
     def _write_files(self, folder: Path) -> None:

@@ -29,6 +29,7 @@ from .config import (
     LayerCount,
     Positions,
     PretrainedConfig,
+    Share,
     VocabSize,
     Width,
 )
@@ -64,7 +65,7 @@ class DecoderConfig(PretrainedConfig):
     head_dim: Width = DERIVED
     hidden_act: str = "silu"
     max_position_embeddings: Positions = 2048
-    initializer_range: float = 0.02
+    initializer_range: Share = 0.02
     use_cache: bool = True
     pad_token_id: TokenId | None = None
     bos_token_id: TokenId | None = 1
@@ -74,7 +75,7 @@ class DecoderConfig(PretrainedConfig):
     rope_theta: float | None = None
     rope_scaling: dict[str, Any] | None = None
     attention_bias: bool = False
-    attention_dropout: float = 0.0
+    attention_dropout: Share | None = 0.0
     mlp_bias: bool = False
 
     def __post_init__(self):
@@ -146,7 +147,7 @@ class Attention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.num_kv_heads = config.num_key_value_heads
         self.scale = config.scales.attention
-        self.dropout = config.attention_dropout
+        self.dropout = config.attention_dropout or 0.0
         dim, head_dim, bias = config.hidden_size, config.head_dim, config.attention_bias
         self.q_proj = nn.Linear(dim, self.num_heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(dim, self.num_kv_heads * head_dim, bias=bias)

@@ -29,7 +29,7 @@ class LlamaConfig(DecoderConfig):
     model_type: ClassVar[str] = "llama"
 
     rms_norm_eps: Epsilon = 1e-6
-    pretraining_tp: int = 1
+    pretraining_tp: int | None = 1
 
 
 class LlamaModel(DecoderModel):

@@ -106,6 +106,15 @@ def test_integers_with_a_point_and_null_where_it_means_something():
     assert "novelty" in config.to_dict()
 
 
+def test_shares():
+    config = LlamaConfig(attention_dropout=None, pretraining_tp=None)
+    assert (config.attention_dropout, config.pretraining_tp) == (None, None)
+    for name in ("attention_dropout", "initializer_range"):
+        for value in (-0.1, 1.5):
+            with pytest.raises(InputError, match=f"{name} is {value}, but must be a finite number"):
+                LlamaConfig(**{name: value})
+
+
 class TestCommonFields:
     """What all configurations have, whatever they are of."""
 
@@ -136,6 +145,10 @@ class TestCommonFields:
     @pytest.mark.parametrize("dtype", ["bfloat16", mx.bfloat16, "torch.bfloat16"])
     def test_dtype(self, dtype):
         assert LlamaConfig(torch_dtype=dtype).dtype == "bfloat16"
+
+    def test_text_config(self):
+        config = LlamaConfig()
+        assert config.get_text_config(decoder=True) is config
 
     def test_other_names(self):
         config = Speech2TextConfig(hidden_size=64)
