@@ -100,7 +100,9 @@ class PretrainedModel(Saveable, nn.Module):
             kind = candidate.config_class
             if model_type in (kind.model_type, *kind.other_types):
                 data = _configured(kind, stored, config, options)
-                return load_weights(folder, data, candidate, loading)
+                model = load_weights(folder, data, candidate, loading)
+                model.config.name_or_path = str(pretrained_model_name_or_path)
+                return model
         raise CheckpointError(f"{folder}: holds a {model_type} model, not a {cls.__name__}")
 
     def _write_files(self, folder: Path, max_shard_size: int | str = "50GB") -> None:
