@@ -105,8 +105,32 @@ class TestTenThings:
 
     def test_the_adapter_that_the_config_promises_must_be_there(self, tiny_copy):
         (tiny_copy / "adapter_config.json").unlink()
-        with pytest.raises(CheckpointError, match="needs its LoRA adapter"):
+        with pytest.raises(
+            CheckpointError, match=r"needs its LoRA adapter.*has_lora_adapter=False"
+        ):
             load(tiny_copy)
+
+    def test_layers_under_an_adapter_may_have_the_names_of_peft(self, tiny_copy):
+        adapter = mx.load(str(tiny_copy / "adapter_model.safetensors"))
+        adapted = {name.partition(".lora_")[0] for name in adapter}
+
+        def store(tensors):
+            module = {name: name.rpartition(".")[0] for name in tensors}
+            named = {
+                f"{module[n]}.base_layer.weight" if module[n] in adapted else n: tensors[n]
+                for n in tensors
+            }
+            return named | adapter
+
+        resave(tiny_copy, store)
+        assert transcript(tiny_copy) == "unlock the back gate"
+
+    def test_a_new_model_is_saved_as_one_without_an_adapter(self, tmp_path):
+        config = GraniteSpeechConfig.from_pretrained(TINY)
+        assert config.has_lora_adapter
+        GraniteSpeechForConditionalGeneration(config).save_pretrained(tmp_path)
+        saved = GraniteSpeechForConditionalGeneration.from_pretrained(tmp_path)
+        assert not saved.config.has_lora_adapter
 
     def test_without_its_adapter_it_gives_another_text(self, tiny_copy):
         (tiny_copy / "adapter_config.json").unlink()

@@ -42,8 +42,10 @@ def write_model(model: Any, folder: Path, max_shard_size: int | str) -> None:
         if "scales" in module
     }
     _write_weights(model, folder, max_shard_size, quantized=bool(settings))
-    _write_adapter(model, folder)
     config = model.config.to_diff_dict() | {"architectures": [type(model).__name__]}
+    adapted = _write_adapter(model, folder)
+    if "has_lora_adapter" in config:
+        config["has_lora_adapter"] = adapted
     if model.generation_inputs:
         write_json(folder / _GENERATION, _generation_config(model, config))
     dtype = str(model.dtype).rpartition(".")[2]
@@ -119,8 +121,9 @@ def _write_weights(model: Any, folder: Path, max_shard_size: int | str, quantize
         writer.finish()
 
 
-def _write_adapter(model: Any, folder: Path) -> None:
-    """Under the names that it was read by, which its configuration is about."""
+def _write_adapter(model: Any, folder: Path) -> bool:
+    """Under the names that it was read by, which its configuration is about; says whether there is
+    one."""
     layers = [module for module in model.modules() if isinstance(module, LoRALinear)]
     if layers:
         pairs = {layer.name: {"A": layer.lora_a, "B": layer.lora_b} for layer in layers}
@@ -131,6 +134,7 @@ def _write_adapter(model: Any, folder: Path) -> None:
         }
         save_tensors(folder / ADAPTER_WEIGHTS, tensors, "pt")
         write_json(folder / ADAPTER_CONFIG, layers[0].adapter.stored)
+    return bool(layers)
 
 
 def _generation_config(model: Any, config: dict[str, Any]) -> dict[str, Any]:

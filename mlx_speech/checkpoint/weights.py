@@ -281,7 +281,7 @@ def attach_adapter(model: nn.Module, folder: Path, dtype: mx.Dtype) -> None:
     elif getattr(model.config, "has_lora_adapter", False):
         raise CheckpointError(
             f"{folder}: config.json says that the model needs its LoRA adapter, but there is no "
-            f"{ADAPTER_CONFIG}"
+            f"{ADAPTER_CONFIG}; has_lora_adapter=False loads it without"
         )
 
 

@@ -127,12 +127,25 @@ def test_a_new_model(name, options, tmp_path):
     reference = saved(name, tmp_path / "first", **options)
     kind = getattr(mlx_speech, type(reference).__name__)
     config = kind.config_class.from_pretrained(tmp_path / "first")
-    if getattr(config, "has_lora_adapter", False):
-        pytest.skip("there is no adapter in a new model")
     mx.random.seed(3)
     model = kind(config).eval()
     model.save_pretrained(tmp_path / "second")
-    assert_same(model, theirs(reference, tmp_path / "second"))
+    again = theirs(reference, tmp_path / "second")
+    assert_same(model, again)
+    assert_same(ours(reference, tmp_path / "second"), again)
+
+
+def test_an_adapted_model_that_transformers_saved(tiny_folder, tmp_path):
+    """It writes the adapter twice, and the layers under it by peft's names; its own reading of
+    that has new weights in those layers."""
+    kind = transformers.GraniteSpeechForConditionalGeneration
+    kind.from_pretrained(tiny_folder).save_pretrained(str(tmp_path))
+    with safe_open(tmp_path / "model.safetensors", "np") as file:
+        assert any(".base_layer." in key for key in file.keys())  # noqa: SIM118
+    read = mlx_speech.GraniteSpeechForConditionalGeneration.from_pretrained
+    ids = mx.array([[7, 8, 9]])
+    found, expected = (read(f)(ids, adapter=True).logits for f in (tmp_path, tiny_folder))
+    assert mx.array_equal(found, expected).item()
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)

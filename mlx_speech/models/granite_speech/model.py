@@ -140,6 +140,8 @@ _RENAMES = (
     (r"^model\.language_model\.", "language_model.model."),
     (r"^language_model\.model\.(model|lm_head)\.", r"language_model.\1."),
     (r"^lm_head\.", "language_model.lm_head."),
+    # transformers saves an adapted model's layers as peft has them in memory
+    (r"\.base_layer\.", "."),
 )
 AUDIO_INPUTS = ("input_features", "input_features_mask", "feature_lengths", "audio_features")
 
@@ -148,7 +150,11 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
     config_class: ClassVar[type[GraniteSpeechConfig]] = GraniteSpeechConfig
     adapter_by_default = False
     cache_options = CACHE_OPTIONS
-    computed_tensors = (*PretrainedModel.computed_tensors, "num_batches_tracked")
+    # its adapter is a file of its own, also where transformers wrote it into the weights as well
+    computed_tensors = (
+        *PretrainedModel.computed_tensors,
+        *("num_batches_tracked", "lora_A.weight", "lora_B.weight"),
+    )
     tied_head = "language_model.lm_head."
     tied_embeddings = "language_model.model.embed_tokens."
     generation_inputs = (*GraniteForCausalLM.generation_inputs, *AUDIO_INPUTS)
