@@ -11,7 +11,8 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...errors import InputError
+from ...errors import InputError, UnsupportedOptionError
+from ...fields import fitted
 from ...layers.activations import glu, silu
 from ...layers.attention import merge_heads, scaled_dot_product_attention, split_heads
 from ...layers.model_output import ModelOutput, asked, can_return_tuple
@@ -292,6 +293,7 @@ class GraniteSpeechCTCEncoder(nn.Module):
         feature_lengths: mx.array | None = None,
         *,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> GraniteSpeechEncoderOutput:
         """Encode stacked log-mel frames, 50 a second.
 
@@ -299,10 +301,15 @@ class GraniteSpeechCTCEncoder(nn.Module):
             hidden_states: (batch, frames, input_dim), the input features.
             feature_lengths: (batch,) real frames of each recording of a padded batch. Each then
                 gets what it gets alone; the reference implementation lets padding leak.
+            output_attentions: cannot be True.
 
         Raises:
             InputError: the shapes are wrong, or there are no such lengths.
+            UnsupportedOptionError: attention weights are asked for.
         """
+        if fitted("output_attentions", output_attentions, bool | None):
+            message = "{option}: the encoder attends within blocks of frames, and gives no weights"
+            raise UnsupportedOptionError.about(message, option="output_attentions")
         shape = "recordings", "frames", self.config.input_dim
         features = check_array(hidden_states, "input_features", mx.floating, shape)
         batch, num_frames, _ = features.shape

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Unpack, get_type_hints
 import mlx.core as mx
 
 from ...errors import CheckpointError, InputError, UnsupportedOptionError
-from ...fields import TokenId
+from ...fields import TokenId, fitted
 from ...generation import GenerationConfig
 from ...generation.search import Step
 from ...layers.cache import CACHE_OPTIONS, KVCache, LeftPadding
@@ -173,12 +173,10 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         self,
         input_features: mx.array,
         feature_lengths: mx.array | None = None,
-        *,
-        output_hidden_states: bool | None = None,
+        **options: bool | None,
     ) -> AudioFeatures:
         """The audio as the decoder gets it, in `pooler_output`; arguments as in the encoder."""
-        shown = {"output_hidden_states": output_hidden_states, "return_dict": True}
-        encoded = self.encoder(input_features, feature_lengths, **shown)
+        encoded = self.encoder(input_features, feature_lengths, return_dict=True, **options)
         encoded["pooler_output"] = self.projector(encoded.last_hidden_state)
         return AudioFeatures(**encoded)
 
@@ -213,9 +211,10 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         prompts, one after the other, mention them.
 
         Raises:
-            InputError: there are more or fewer audio tokens than audio features, or arguments are
-                of other shapes.
+            InputError: there are more or fewer audio tokens than audio features, arguments are of
+                other shapes, or the model does not know an id.
         """
+        input_ids = self._checked_ids(input_ids)
         is_audio = input_ids == self.config.audio_token_index
         embeds = self.embed_text(input_ids)
         features = embeds[:0, 0]
@@ -307,13 +306,14 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         has_audio = input_features is not None or audio_features is not None
         if has_audio and input_ids is None:
             raise InputError("recordings need input_ids to say where they belong")
+        adapter = fitted("adapter", adapter, bool | None)
         if adapter is None:
             adapter = has_audio or bool(past_key_values and past_key_values[0].adapted)
         # around the encoder as well: its layers may be adapted too
         with use_adapter(adapter):
             if input_ids is not None:
                 inputs_embeds, audio_features = self.embed_prompt(
-                    self._checked_ids(input_ids),
+                    input_ids,
                     input_features,
                     input_features_mask,
                     feature_lengths,

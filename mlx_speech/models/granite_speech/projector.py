@@ -12,6 +12,7 @@ import mlx.nn as nn
 from ...errors import InputError
 from ...fields import TokenId
 from ...layers.attention import merge_heads, scaled_dot_product_attention, split_heads
+from ...layers.token_ids import check_array
 from ..config import (
     Epsilon,
     Factor,
@@ -159,13 +160,15 @@ class WindowedProjector(nn.Module):
         """(batch, frames, encoder size) -> (batch, audio tokens, output size).
 
         Raises:
-            InputError: the encoder has another size.
+            InputError: the encoder has another size, or these are no such states.
         """
-        batch, num_frames, width = hidden_states.shape
+        shape = "recordings", "frames", "encoder_hidden_size"
+        states = check_array(hidden_states, "hidden_states", mx.floating, shape)
+        batch, num_frames, width = states.shape
         if width != self.input_size:
             rule = f"as wide as what the encoder gives, {width}"
             raise InputError.must_be("encoder_hidden_size", self.input_size, rule)
         padding = -num_frames % self.window_size
-        windows = mx.pad(hidden_states, [(0, 0), (0, padding), (0, 0)])
+        windows = mx.pad(states, [(0, 0), (0, padding), (0, 0)])
         tokens = self.qformer(self.query, windows.reshape(-1, self.window_size, width))
         return self.linear(tokens.reshape(batch, -1, tokens.shape[-1]))

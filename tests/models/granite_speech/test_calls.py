@@ -6,7 +6,13 @@ import mlx.core as mx
 import pytest
 from conftest import TINY, speech_inputs
 
-from mlx_speech import GraniteSpeechConfig, GraniteSpeechPlusConfig, InputError, load
+from mlx_speech import (
+    GraniteSpeechConfig,
+    GraniteSpeechPlusConfig,
+    InputError,
+    UnsupportedOptionError,
+    load,
+)
 
 RECORDING = "synthetic/espeak_00.flac"
 
@@ -60,6 +66,7 @@ class TestErrors:
             ({"attention_mask": mx.ones((1, 3))}, r"attention_mask is \(1, 3\), but must be"),
             ({"labels": mx.array([[5, 6]])}, r"labels are \(1, 2\), but must be an array"),
             ({"logits_to_keep": "two"}, "logits_to_keep is 'two'"),
+            ({"adapter": "on"}, "adapter is 'on', but must be true or false"),
         ],
     )
     def test_other_arrays(self, tiny, inputs, changes, message):
@@ -89,6 +96,29 @@ class TestAudioFeatures:
         assert mx.array_equal(as_tuple[1], audio).item()
         with pytest.raises(AttributeError):
             _ = features.no_such_thing
+
+    def test_attention_weights_cannot_be_had(self, tiny, inputs):
+        model, _ = tiny
+        features = model.get_audio_features(inputs["input_features"], output_attentions=False)
+        assert features.attentions is None
+        with pytest.raises(UnsupportedOptionError, match="output_attentions: the encoder attends"):
+            model.get_audio_features(inputs["input_features"], output_attentions=True)
+
+    @pytest.mark.parametrize(
+        ("ids", "message"),
+        [
+            (None, "input_ids are NoneType, but must be an array"),
+            (mx.array([[5, 10**6]]), "input_ids hold 1000000, the model knows 0 to"),
+        ],
+    )
+    def test_ids_are_checked_before_they_are_merged(self, tiny, ids, message):
+        with pytest.raises(InputError, match=message):
+            tiny[0].get_merged_audio_embeddings(ids, None)
+
+    @pytest.mark.parametrize("states", [None, mx.zeros((15, 64))])
+    def test_the_projector_takes_recordings(self, tiny, states):
+        with pytest.raises(InputError, match=r"hidden_states are .*, but must be an array"):
+            tiny[0].project(states)
 
     def test_they_may_be_given_back(self, tiny, inputs):
         model, _ = tiny
