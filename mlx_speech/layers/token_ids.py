@@ -25,7 +25,9 @@ def as_mlx(value: Any) -> Any:
         return mx.array(value)
     if array.dtype.kind not in "biufc":
         raise InputError(f"an array of {array.dtype} holds no numbers")
-    return mx.array(array.astype(array.dtype.newbyteorder("="), order="C", copy=False))
+    too_wide = array.dtype.kind == "f" and array.dtype.itemsize > 4
+    native = np.dtype(np.float32) if too_wide else array.dtype.newbyteorder("=")
+    return mx.array(array.astype(native, order="C", copy=False))
 
 
 def check_array(

@@ -12,6 +12,7 @@ from ..audio import load_audio
 from ..audio.recording import not_finite, refuse_integers
 from ..errors import AudioError, InputError
 from ..fields import fitted
+from ..layers.token_ids import as_mlx
 
 
 def mono_recordings(
@@ -65,13 +66,10 @@ def as_array(values: Any) -> mx.array:
     Raises:
         InputError: they are none.
     """
-    if isinstance(values, mx.array):
-        return values
     try:
-        array = np.asarray(values)
-        native = np.dtype(np.float32) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
-        return mx.array(array.astype(native, order="C", copy=False))
-    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: tensors with gradients
+        array = as_mlx(values)
+        return array if isinstance(array, mx.array) else as_mlx(np.asarray(array))
+    except (InputError, TypeError, ValueError, RuntimeError) as error:
         raise _no_samples(values) from error
 
 

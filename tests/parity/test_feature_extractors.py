@@ -201,3 +201,10 @@ def test_speech_to_text_audio(kind):
     for key in expected:
         close(found[key], expected[key])
         assert isinstance(found[key], mx.array)
+
+
+def test_samples_in_the_type_that_numpy_has_not():
+    samples = torch.randn(1, 4000, generator=torch.Generator().manual_seed(2)).bfloat16() / 9
+    found = mlx_speech.GraniteSpeechFeatureExtractor()(samples)
+    expected = transformers.GraniteSpeechFeatureExtractor()(samples)
+    np.testing.assert_allclose(found.input_features, expected.input_features, atol=1e-4)
