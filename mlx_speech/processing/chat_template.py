@@ -9,6 +9,7 @@ from typing import Any
 
 from ..checkpoint.folder import is_apple_double, read_json
 from ..errors import CheckpointError, InputError
+from ..fields import fitted
 
 _MAX_TIME_FORMAT = 200  #: characters
 _MARKS = ("\ufdd0", "\ufdd1")  # characters that Unicode keeps out of texts, for uses like this
@@ -73,7 +74,7 @@ def choose_chat_template(templates: Templates, wanted: str | None, tools: Any) -
     tools where there are tools; or else the default.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it is no text.
     """
     if isinstance(templates, dict):
         if wanted is None:
@@ -82,11 +83,11 @@ def choose_chat_template(templates: Templates, wanted: str | None, tools: Any) -
                 what = "this checkpoint has several chat templates, and none is the default"
                 names = ", ".join(sorted(templates))
                 raise InputError(f"{what}: choose with chat_template one of {names}")
-        return templates.get(wanted, wanted)
+        return fitted("chat_template", templates.get(wanted, wanted), str)
     found = templates if wanted is None else wanted
     if found is None:
         raise InputError("this checkpoint has no chat template; give the prompt as plain text")
-    return found
+    return fitted("chat_template", found, str)
 
 
 def render_chat(template: str, messages: Sequence[dict[str, Any]], **variables: Any) -> str:

@@ -69,7 +69,8 @@ class EncodingOptions:
     @classmethod
     def read(cls, options: Mapping[str, Any], model_max_length: int) -> Self:
         """Options as a caller gives them: `padding` becomes `"longest"`, `"max_length"` or False,
-        `truncation` the name of a way to cut or False, and `max_length` is set where needed.
+        `truncation` the name of a way to cut or False, and `max_length` is set where needed. None
+        stands for the default, but of `return_tensors`.
 
         Raises:
             InputError: there is no such option, one is of another type, or two do not fit together.
@@ -79,7 +80,8 @@ class EncodingOptions:
         if unknown := ", ".join(sorted(options.keys() - names)):
             known = ", ".join(sorted(names))
             raise InputError(f"a call of this tokenizer has no option {unknown}, but {known}")
-        asked = cls(**options)
+        said = {n: v for n, v in options.items() if v is not None or n == "return_tensors"}
+        asked = cls(**said)
         padding: Any = asked.padding
         truncation: Any = asked.truncation
         if truncation is None and not padding:

@@ -33,6 +33,7 @@ from .tokenizer import Tokenizer
 
 #: options of a call that `apply_chat_template` takes for those, and not for variables of a template
 _OPTIONS_OF_A_CALL = SHARED_OPTIONS | {*GROUPS, "sampling_rate", "device", "add_special_tokens"}
+AUDIO_TOKEN = "<|audio|>"
 
 
 class _ProcessorSettings(TypedDict):
@@ -57,13 +58,14 @@ class GraniteSpeechProcessor(Processor):
         self,
         audio_processor: GraniteSpeechFeatureExtractor,
         tokenizer: Tokenizer,
-        audio_token: str = "<|audio|>",
+        audio_token: str | None = AUDIO_TOKEN,
         chat_template: Templates = None,
         *,
         prompts: PromptStyle = GRANITE_4_1,
     ):
         super().__init__(audio_processor, tokenizer)
-        self.audio_token = tokenizer.special_token("audio_token") or audio_token
+        given = fitted("audio_token", audio_token, str | None)
+        self.audio_token = tokenizer.special_token("audio_token") or given or AUDIO_TOKEN
         if chat_template is not None:
             self.chat_template = chat_template
         self.prompts = prompts
@@ -96,7 +98,7 @@ class GraniteSpeechProcessor(Processor):
             name = os.path.realpath(name)
         features, tokenizer = cls._read_parts(folder, options)
         shared = read_settings(folder, CONFIG_FILE, _ProcessorSettings)
-        token = audio_token or shared.get("audio_token") or "<|audio|>"
+        token = audio_token or shared.get("audio_token") or AUDIO_TOKEN
         if data := read_json(folder, required=False):
             prompts = _style_of_model(data, name, features, folder)
         else:

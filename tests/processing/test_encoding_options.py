@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from mlx_speech import InputError, UnsupportedOptionError
@@ -58,6 +60,13 @@ def test_refused(options, message):
         read(**options)
     with pytest.raises(UnsupportedOptionError, match="return_tensors='tf'"):
         read(return_tensors="tf")
+
+
+def test_none_asks_for_nothing():
+    names = {field.name for field in fields(EncodingOptions)} - {"return_tensors"}
+    nothing = EncodingOptions.read(dict.fromkeys(names), NONE)
+    assert nothing == EncodingOptions.read({}, NONE)
+    assert EncodingOptions.read({"return_tensors": None}, NONE).return_tensors is None
 
 
 def test_lengths_filled_up():

@@ -349,6 +349,15 @@ class TestRecordingsInConversations:
                 processor.apply_chat_template(conversation)
 
 
+def test_other_arguments_of_the_class(processor):
+    parts = processor.feature_extractor, processor.tokenizer
+    assert GraniteSpeechProcessor(*parts, None).audio_token == "<|audio|>"
+    with pytest.raises(InputError, match="audio_token is 5, but must be text"):
+        GraniteSpeechProcessor(*parts, 5)
+    with pytest.raises(InputError, match="chat_template is 5, but must be text"):
+        processor.apply_chat_template([{"role": "user", "content": "hello"}], chat_template=5)
+
+
 def test_nothing_of_a_caller_is_held(processor):
     """As the error of a template would that is tried, until the next garbage collection."""
 
