@@ -45,7 +45,9 @@ def read_config(path_or_repo: Any, hub: HubOptions) -> dict[str, Any]:
 class _KeepsUnknown(type):
     """Keywords that are no fields are attributes of a configuration all the same."""
 
-    def __call__(cls: Any, **values: Any) -> Any:
+    def __call__(cls: Any, *unnamed: Any, **values: Any) -> Any:
+        if unnamed:
+            raise InputError(f"a {cls.__name__} takes values by their names only")
         values = {cls.field_name(name): value for name, value in values.items()}
         names = {f.name for f in fields(cls) if f.init}
         unknown = {name: values.pop(name) for name in values.keys() - names}

@@ -115,6 +115,11 @@ def test_shares():
                 LlamaConfig(**{name: value})
 
 
+def test_values_have_names():
+    with pytest.raises(InputError, match="a LlamaConfig takes values by their names only"):
+        LlamaConfig(32000, 4096)
+
+
 class TestCommonFields:
     """What all configurations have, whatever they are of."""
 
