@@ -20,7 +20,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "audio": "load_audio",
     "auto": "AutoConfig AutoFeatureExtractor AutoModel AutoModelForCausalLM "
-    "AutoModelForSequenceClassification AutoModelForSpeechSeq2Seq AutoProcessor",
+    "AutoModelForMultimodalLM AutoModelForSequenceClassification AutoModelForSpeechSeq2Seq "
+    "AutoProcessor",
     "chat_session": "ChatSession",
     "errors": "AudioError CheckpointError ContextLengthError HubError InputError MlxSpeechError "
     "UnsupportedOptionError",

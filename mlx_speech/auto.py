@@ -135,6 +135,10 @@ class AutoModelForSpeechSeq2Seq(_AutoModel):
     suffix = "ForConditionalGeneration"
 
 
+class AutoModelForMultimodalLM(AutoModelForSpeechSeq2Seq):
+    """The same, by the name that the Hub's pages of Granite Speech have for it."""
+
+
 class AutoModelForSequenceClassification(_AutoModel):
     """A classifier of texts."""
 
