@@ -1,6 +1,5 @@
 """What tokenizers, feature extractors and processors return, and rows of token ids as arrays."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Annotated, Any, NamedTuple, Self
@@ -8,13 +7,12 @@ from typing import Annotated, Any, NamedTuple, Self
 import mlx.core as mx
 from tokenizers import Encoding
 
+from ..checkpoint.options import DTYPES, floating_dtype, is_device
 from ..errors import InputError, UnsupportedOptionError
 from ..fields import Range, fitted
 
 _Id = Annotated[int, Range(-(2**31), 2**31 - 1)]  # of a size that arrays have
 TokenRows = Sequence[Sequence[int]] | mx.array  #: rows of token ids
-_TYPE = re.compile(r"b?float\d|u?int\d|bool|complex|half|double")  # names of types, not of devices
-_FLOATS = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
 class CharSpan(NamedTuple):
@@ -164,19 +162,19 @@ class BatchEncoding(dict):
             others: `device` and `non_blocking`.
 
         Raises:
-            UnsupportedOptionError: the type is none that MLX computes in.
+            UnsupportedOptionError: one is no device, and no type that models compute in.
         """
         if unknown := others.keys() - {"device", "non_blocking"}:
             raise InputError(f"to() has no option {', '.join(sorted(unknown))}, but device, dtype")
-        names = [str(each).rpartition(".")[2] for each in (*targets, dtype)]
-        types = [name for name in names if _TYPE.match(name)]
-        if (dtype is not None and names[-1] not in types) or not _FLOATS.keys() >= set(types):
-            known = ", ".join(_FLOATS)
-            raise UnsupportedOptionError(f"a batch can be cast to {known}, not to {types or dtype}")
-        for floating in map(_FLOATS.get, types):
-            for name, value in self.items():
-                if isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating):
-                    self[name] = value.astype(floating)
+        for value in (*targets, dtype, others.get("device")):
+            chosen = floating_dtype(value)
+            if chosen is not None:
+                for name, array in self.items():
+                    if isinstance(array, mx.array) and mx.issubdtype(array.dtype, mx.floating):
+                        self[name] = array.astype(chosen)
+            elif value is not None and not is_device(value):
+                known = ", ".join(DTYPES)
+                raise UnsupportedOptionError(f"a batch can be cast to {known}, not to {value!r}")
         return self
 
 

@@ -101,6 +101,8 @@ class TestBatchEncoding:
                 batch.to(**refused)
         with pytest.raises(UnsupportedOptionError, match="float64"):
             batch.to("float64")
+        with pytest.raises(UnsupportedOptionError, match="not to 'nowhere'"):
+            batch.to("nowhere")
         with pytest.raises(InputError, match="no option copy"):
             batch.to("cpu", copy=True)
 
