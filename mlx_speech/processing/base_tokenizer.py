@@ -291,8 +291,8 @@ class BaseTokenizer(SpecialTokens, Saveable):
         self,
         token_ids: Any,
         skip_special_tokens: bool = False,
-        *,
         clean_up_tokenization_spaces: bool | None = None,
+        *,
         spaces_between_special_tokens: bool | None = None,
         add_special_tokens: bool | None = None,
     ) -> Any:

@@ -1,11 +1,8 @@
 """What processors share: a feature extractor and a tokenizer, read, called and saved together."""
 
-from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
-
-import mlx.core as mx
 
 from ..errors import InputError
 from ..fields import fitted
@@ -82,13 +79,13 @@ class Processor(Settings):
         """Names of what a call returns: of the features, then of the text."""
         return [*self.feature_extractor.model_input_names, *self.tokenizer.model_input_names]
 
-    def decode(self, token_ids: Sequence[int] | TokenRows | mx.array, **options: Any) -> Any:
-        """Text of token ids, or texts of several rows; options as for the tokenizer."""
-        return self.tokenizer.decode(token_ids, **options)
+    def decode(self, token_ids: Any, *arguments: Any, **options: Any) -> Any:
+        """Text of token ids, or texts of several rows; arguments as for the tokenizer."""
+        return self.tokenizer.decode(token_ids, *arguments, **options)
 
-    def batch_decode(self, sequences: TokenRows, **options: Any) -> list[str]:
-        """Texts of several rows of token ids; options as for the tokenizer."""
-        return self.tokenizer.batch_decode(sequences, **options)
+    def batch_decode(self, sequences: TokenRows, *arguments: Any, **options: Any) -> list[str]:
+        """Texts of several rows of token ids; arguments as for the tokenizer."""
+        return self.tokenizer.batch_decode(sequences, *arguments, **options)
 
     def to_dict(self) -> dict[str, Any]:
         """What processor_config.json holds: all but the tokenizer."""

@@ -108,8 +108,8 @@ class Speech2TextProcessor(Processor):
     def __call__(
         self,
         audio: Any = None,
+        *arguments: Any,
         text: str | Sequence[str] | None = None,
-        *,
         raw_speech: Any = None,
         **options: Any,
     ) -> BatchEncoding:
@@ -117,6 +117,7 @@ class Speech2TextProcessor(Processor):
 
         Args:
             audio: one or more recordings, as `Speech2TextFeatureExtractor` takes them.
+            arguments: of its call, after the recordings: `padding` and so on.
             text: what is said in each, to compute a loss; alone, text to encode.
             raw_speech: an old name of `audio`.
             options: of a call of the feature extractor, such as `sampling_rate`, and of the
@@ -134,13 +135,13 @@ class Speech2TextProcessor(Processor):
         """
         for_text, for_audio = self._split(options)
         if self._encodes_targets:
-            return self.tokenizer(audio if text is None else text, **for_text)
+            return self.tokenizer(audio if text is None else text, *arguments, **for_text)
         audio = raw_speech if audio is None else audio
         if audio is None:
             if text is None:
                 raise InputError("nothing to process: give audio, text or both")
             return self.tokenizer(text, **for_text)
-        inputs = self.feature_extractor(audio, **for_audio)
+        inputs = self.feature_extractor(audio, *arguments, **for_audio)
         if text is None:
             refuse_text_options(for_text)
         else:

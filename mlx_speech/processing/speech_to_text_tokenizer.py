@@ -5,6 +5,7 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from inspect import signature
 from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -85,7 +86,6 @@ class Speech2TextTokenizer(BaseTokenizer):
         self,
         vocab_file: str | os.PathLike,
         spm_file: str | os.PathLike,
-        *,
         bos_token: str | AddedToken = "<s>",
         eos_token: str | AddedToken = "</s>",
         pad_token: str | AddedToken = "<pad>",
@@ -101,14 +101,17 @@ class Speech2TextTokenizer(BaseTokenizer):
         if unknown := ", ".join(sorted(options.keys() - _OPTIONS)):
             known = ", ".join(sorted(_known_options()))
             raise InputError(f"a tokenizer has no option {unknown}, but {known}")
-        if lang_codes is not None and lang_codes not in LANGUAGES:
+        self.vocab_file = fitted("vocab_file", vocab_file, Path | str)
+        self.spm_file = fitted("spm_file", spm_file, Path | str)
+        if lang_codes not in (None, *LANGUAGES):
             known = ", ".join(LANGUAGES)
             raise CheckpointError(f"lang_codes {lang_codes!r} is not known; known are {known}")
-        self.lang_codes = lang_codes
+        self.lang_codes, self.sp_model_kwargs = lang_codes, sp_model_kwargs or {}
         self.langs = [] if lang_codes is None else LANGUAGES[lang_codes]
         self.lang_tokens = [f"<lang:{lang}>" for lang in self.langs]
         self.check_spaces(options.pop("spaces_between_special_tokens", None))
-        further = options.pop(FURTHER_TOKENS[0], None) or additional_special_tokens or ()
+        further = options.pop(FURTHER_TOKENS[0], None) or additional_special_tokens
+        further = fitted(FURTHER_TOKENS[1], further or [], list[Any])
         named = {"bos_token": bos_token, "eos_token": eos_token, "unk_token": unk_token}
         named |= {"pad_token": pad_token}
         settings = {
@@ -116,13 +119,13 @@ class Speech2TextTokenizer(BaseTokenizer):
             **named,
             FURTHER_TOKENS[0]: [t for t in self.lang_tokens if t not in further] + list(further),
             **{"do_upper_case": do_upper_case, "do_lower_case": do_lower_case},
-            **{"lang_codes": lang_codes, "sp_model_kwargs": sp_model_kwargs or {}},
+            **{"lang_codes": lang_codes, "sp_model_kwargs": self.sp_model_kwargs},
         }
         super().__init__(plain_settings(settings))
         self.do_upper_case, self.do_lower_case = do_upper_case, do_lower_case
         self.encoder = read_vocab(Path(vocab_file))
         self.decoder = {index: piece for piece, index in self.encoder.items()}
-        self.sp_model = read_spm(Path(spm_file), sp_model_kwargs or {})
+        self.sp_model = read_spm(Path(spm_file), self.sp_model_kwargs)
         self._added = read_added(self.config.get("added_tokens_decoder", {}), vocab_file)
         self._added_ids = {token.content: index for index, token in self._added.items()}
         for token in named.values():
@@ -432,14 +435,13 @@ class Speech2TextTokenizer(BaseTokenizer):
 
 
 def _known_options() -> set[str]:
-    return {*_OPTIONS, *(Speech2TextTokenizer.__init__.__kwdefaults__ or ())}
+    return {*_OPTIONS, *[*signature(Speech2TextTokenizer).parameters][2:-1]}
 
 
 def _pattern(token: AddedToken) -> str:
     """What finds a token in a text, with the white space that it takes with it."""
     pattern = re.escape(token.content)
-    if token.single_word:
-        pattern = rf"(?<![^ ]){pattern}(?![^ ])"
+    pattern = rf"(?<![^ ]){pattern}(?![^ ])" if token.single_word else pattern
     return r"\s*" * token.lstrip + pattern + r"\s*" * token.rstrip
 
 

@@ -41,9 +41,19 @@ class TestProcessor:
         assert inputs["input_ids"].tolist() == [[5, 48, 16, 2]]
 
     def test_both(self, processor):
-        inputs = processor(noise(16000), "set")
+        inputs = processor(noise(16000), text="set")
         assert sorted(inputs) == ["attention_mask", "input_features", "labels"]
         assert inputs["labels"].tolist() == [[5, 48, 16, 2]]
+
+    def test_arguments_by_position(self, processor):
+        """Those of the feature extractor, and of the tokenizer's `decode`."""
+        found = processor([noise(16000)], "max_length", 120, return_tensors="np")
+        assert found.attention_mask.sum().item() == 98
+        assert found.input_features.shape == (1, 120, 80)
+        assert processor.decode([5, 48, 16, 2], True) == "set"
+        assert processor.batch_decode([[5, 48, 16, 2]], True) == ["set"]
+        with pytest.raises(InputError, match="padding is 'set', but must be True, False"):
+            processor(noise(16000), "set")
 
     def test_neither(self, processor):
         with pytest.raises(InputError, match="give audio, text or both"):
@@ -54,7 +64,7 @@ class TestProcessor:
             processor(noise(9999), sampling_rate=44100)
 
     def test_items_are_attributes(self, processor):
-        inputs = processor(noise(16000), "set")
+        inputs = processor(noise(16000), text="set")
         assert inputs.input_features is inputs["input_features"]
         assert inputs.labels is inputs["labels"]
         assert processor(text="set").input_ids.tolist() == [[5, 48, 16, 2]]
@@ -67,9 +77,9 @@ class TestProcessor:
     def test_arrays(self, processor, kind, padding):
         options = {"return_tensors": kind, "padding": padding}
         recordings, texts = [noise(16000), noise(800)], ["set", "set the kitchen"]
-        expected = processor(recordings, texts)
+        expected = processor(recordings, text=texts)
         separate = (
-            processor(recordings, texts, **options),
+            processor(recordings, text=texts, **options),
             processor.feature_extractor(recordings, **options),
             {"labels": processor.tokenizer(texts, **options).input_ids},
             {"labels": processor(text=texts, **options).input_ids},
@@ -89,7 +99,7 @@ class TestProcessor:
             if part == "tokenizer":
                 return processor.tokenizer(texts, **options)
             audio = None if part == "text" else recordings
-            return processor(audio, None if part == "audio" else texts, **options)
+            return processor(audio, text=None if part == "audio" else texts, **options)
 
         assert len(process(lengths=(800, 800), padding=False)) >= 2
         with pytest.raises(InputError, match="differ in length"):
@@ -99,7 +109,7 @@ class TestProcessor:
 
     def test_labels_may_differ_though_recordings_do_not(self, processor):
         with pytest.raises(InputError, match="input_ids are no numbers, or differ in length"):
-            processor([noise(800), noise(800)], ["a", "set the"], padding=False)
+            processor([noise(800), noise(800)], text=["a", "set the"], padding=False)
 
     @pytest.mark.parametrize("text", [[], ()])
     def test_no_text(self, processor, text):
@@ -146,14 +156,14 @@ class TestProcessor:
     def test_options_of_both_parts(self, processor):
         """Each gets those that it knows; dictionaries are for one of them, or for both."""
         audio, text = noise(16000), "set the light"
-        expected = processor(audio, text, sampling_rate=16000, return_attention_mask=False)
+        expected = processor(audio, text=text, sampling_rate=16000, return_attention_mask=False)
         assert list(expected) == ["input_features", "labels"]
         for options in (
             {"audio_kwargs": {"sampling_rate": 16000}, "return_attention_mask": False},
             {"common_kwargs": {"return_attention_mask": False}, "text_kwargs": {}},
             {"audio_kwargs": {"return_attention_mask": False}},
         ):
-            assert processor(audio, text, **options).keys() == expected.keys()
+            assert processor(audio, text=text, **options).keys() == expected.keys()
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -51,6 +51,35 @@ class TestTokenizer:
         assert tokenizer.language_id("de") == 11
         assert tokenizer.langs == ["pt", "fr", "ru", "nl", "ro", "it", "es", "de"]
 
+    def test_arguments_by_position(self):
+        files = TINY_S2T / "vocab.json", TINY_S2T / "sentencepiece.bpe.model"
+        tokens = "<s>", "</s>", "<pad>", "<unk>"
+        made = Speech2TextTokenizer(*files, *tokens, True, False, "de", "mustc", None, None)
+        assert (made.tgt_lang, made.do_upper_case, made.pad_token) == ("de", True, "<pad>")
+        assert (made.vocab_file, made.spm_file) == files
+        assert made.sp_model_kwargs == {}
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"vocab_file": None}, "vocab_file is None"),
+            ({"spm_file": 3}, "spm_file is 3"),
+            ({"lang_codes": ["mustc"]}, r"lang_codes \['mustc'\] is not known"),
+            (
+                {"additional_special_tokens": 3},
+                "additional_special_tokens is 3, but must be a list",
+            ),
+            ({"extra_special_tokens": "<new>"}, "additional_special_tokens is '<new>', but must"),
+        ],
+    )
+    def test_arguments_of_other_types(self, wrong, message):
+        files = {
+            "vocab_file": TINY_S2T / "vocab.json",
+            "spm_file": TINY_S2T / "sentencepiece.bpe.model",
+        }
+        with pytest.raises((InputError, CheckpointError), match=message):
+            Speech2TextTokenizer(**files | wrong)
+
     def test_target_language(self, tokenizer):
         assert (tokenizer.tgt_lang, tokenizer.prefix_tokens) == ("fr", [5])
         tokenizer.tgt_lang = "de"
