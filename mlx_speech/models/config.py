@@ -27,7 +27,8 @@ Frames = Annotated[int, Range(1, 2**20)]  #: of a window, a kernel, a table of p
 Positions = Annotated[int, Range(1, 2**31 - 1)]  #: that a model was made for
 VocabIndex = Annotated[int, Range(0, 2**24 - 1)]  #: the id of a token that there has to be
 Epsilon = Annotated[float, Range(1e-30, 1)]  #: of a norm
-Share = Annotated[float, Range(0, 1)]  #: that is dropped out; also of a standard deviation
+Probability = Annotated[float, Range(0, 0.999)]  #: of dropping an element in training
+Deviation = Annotated[float, Range(0, 1)]  #: of weights that are drawn
 Scale = Annotated[float, Range(1e-6, 1e6)]  #: of scores, states or logits
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")

@@ -25,11 +25,12 @@ from ..layers.token_ids import check_array, check_cache_position, check_token_id
 from .base import PretrainedModel
 from .config import (
     DERIVED,
+    Deviation,
     Factor,
     LayerCount,
     Positions,
     PretrainedConfig,
-    Share,
+    Probability,
     VocabSize,
     Width,
 )
@@ -65,7 +66,7 @@ class DecoderConfig(PretrainedConfig):
     head_dim: Width = DERIVED
     hidden_act: str = "silu"
     max_position_embeddings: Positions = 2048
-    initializer_range: Share = 0.02
+    initializer_range: Deviation = 0.02
     use_cache: bool = True
     pad_token_id: TokenId | None = None
     bos_token_id: TokenId | None = 1
@@ -75,7 +76,7 @@ class DecoderConfig(PretrainedConfig):
     rope_theta: float | None = None
     rope_scaling: dict[str, Any] | None = None
     attention_bias: bool = False
-    attention_dropout: Share | None = 0.0
+    attention_dropout: Probability | None = 0.0
     mlp_bias: bool = False
 
     def __post_init__(self):

@@ -231,6 +231,6 @@ def test_made_from_what_is_no_configuration(config):
     name = type(config).__name__
     for kind in (LlamaModel, LlamaForCausalLM, LlamaForSequenceClassification):
         with pytest.raises(
-            InputError, match=f"{kind.__name__} is made from a LlamaConfig, not {name}"
+            InputError, match=f"{kind.__name__} is made from a LlamaConfig, not from a {name}"
         ):
             kind(config)

@@ -249,3 +249,18 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 )  # fmt: skip
 def test_released_ones_pass(kind, config):
     assert kind.from_dict(config)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (Speech2TextConfig, "dropout"),
+        (Speech2TextConfig, "activation_dropout"),
+        (LlamaConfig, "attention_dropout"),
+        (GraniteSpeechEncoderConfig, "dropout"),
+    ],
+)
+def test_probabilities(kind, name, value):
+    with pytest.raises(InputError, match=f"{name} is .*, at least 0 and at most 0.999"):
+        kind(**{name: value})

@@ -17,7 +17,16 @@ from ...layers.activations import glu, silu
 from ...layers.attention import merge_heads, scaled_dot_product_attention, split_heads
 from ...layers.model_output import ModelOutput, asked, can_return_tuple
 from ...layers.token_ids import check_array
-from ..config import DERIVED, Factor, Frames, LayerCount, PretrainedConfig, VocabSize, Width
+from ..config import (
+    DERIVED,
+    Factor,
+    Frames,
+    LayerCount,
+    PretrainedConfig,
+    Probability,
+    VocabSize,
+    Width,
+)
 
 
 @dataclass(kw_only=True)
@@ -47,7 +56,7 @@ class GraniteSpeechEncoderConfig(PretrainedConfig):
     output_dim: VocabSize = 42
     context_size: Frames = 200
     max_pos_emb: Frames = 512
-    dropout: float = 0.1
+    dropout: Probability = 0.1
     conv_kernel_size: Frames = 15
     conv_expansion_factor: Factor = 2
     cat_hidden_layers: list[int] | None = None

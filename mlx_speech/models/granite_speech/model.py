@@ -17,7 +17,7 @@ from ...layers.model_output import can_return_tuple
 from ...layers.token_ids import as_mlx, check_array, check_token_ids
 from ..base import PretrainedModel
 from ..causal_lm import CausalLMOutputWithPast, kept_positions
-from ..config import DERIVED, Frames, PretrainedConfig, Scale
+from ..config import DERIVED, Deviation, Frames, PretrainedConfig, Scale
 from ..decoder import DecoderOptions
 from ..granite import GraniteConfig, GraniteForCausalLM
 from ..initialization import init_weights
@@ -54,7 +54,7 @@ class GraniteSpeechConfig(PretrainedConfig):
     encoder_config: GraniteSpeechEncoderConfig = DERIVED
     projector_config: Blip2QFormerConfig = DERIVED
     audio_token_index: TokenId = 49155
-    initializer_range: float = 0.02
+    initializer_range: Deviation = 0.02
     has_lora_adapter: bool = True
     downsample_rate: Frames = 5
     window_size: Frames = 15

@@ -14,11 +14,13 @@ from ...fields import TokenId
 from ...layers.attention import merge_heads, scaled_dot_product_attention, split_heads
 from ...layers.token_ids import check_array
 from ..config import (
+    Deviation,
     Epsilon,
     Factor,
     LayerCount,
     Positions,
     PretrainedConfig,
+    Probability,
     VocabSize,
     Width,
 )
@@ -41,10 +43,10 @@ class Blip2QFormerConfig(PretrainedConfig):
     num_attention_heads: Factor = 12
     intermediate_size: Width = 3072
     hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
+    hidden_dropout_prob: Probability = 0.1
+    attention_probs_dropout_prob: Probability = 0.1
     max_position_embeddings: Positions = 512
-    initializer_range: float = 0.02
+    initializer_range: Deviation = 0.02
     pad_token_id: TokenId | None = 0
     layer_norm_eps: Epsilon = 1e-12
     cross_attention_frequency: LayerCount = 2

@@ -17,11 +17,13 @@ from ...fields import TokenId
 from ...layers.activations import ACTIVATIONS
 from ...layers.attention import merge_heads, scaled_dot_product_attention, split_heads
 from ..config import (
+    Deviation,
     Factor,
     Frames,
     LayerCount,
     Positions,
     PretrainedConfig,
+    Probability,
     VocabIndex,
     VocabSize,
     Width,
@@ -53,10 +55,10 @@ class Speech2TextConfig(PretrainedConfig):
     is_encoder_decoder: bool = True
     activation_function: str = "relu"
     d_model: Width = 256
-    dropout: float = 0.1
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
-    init_std: float = 0.02
+    dropout: Probability = 0.1
+    attention_dropout: Probability = 0.0
+    activation_dropout: Probability = 0.0
+    init_std: Deviation = 0.02
     decoder_start_token_id: VocabIndex = 2
     scale_embedding: bool = True
     pad_token_id: VocabIndex = 1
