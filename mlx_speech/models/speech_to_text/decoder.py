@@ -12,7 +12,7 @@ from ...layers.attention import decoder_mask
 from ...layers.cache import CrossAttentionCache, KVCache
 from ...layers.model_output import asked, can_return_tuple
 from ...layers.token_ids import check_array, check_cache_position, check_token_ids
-from .layers import Attention, Layer, LayerStack, Speech2TextConfig
+from .layers import Attention, Layer, LayerStack, Speech2TextConfig, head_masks
 from .outputs import BaseModelOutputWithPastAndCrossAttentions, Layers
 
 Cache = Sequence[Any]  #: see `Speech2TextDecoder.make_cache`
@@ -24,15 +24,16 @@ class DecoderLayer(Layer):
         self.encoder_attn = Attention(config, config.decoder_attention_heads)
         self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
 
-    def __call__(self, x, mask, cache, cross_kv, cross_mask, weights):
+    def __call__(self, x, mask, cache, cross_kv, cross_mask, weights, heads, cross_heads):
         normed = self.self_attn_layer_norm(x)
         keys, values = self.self_attn.keys_values(normed)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
-        x = x + self.dropout(self.self_attn(normed, keys, values, mask, weights))
+        x = x + self.dropout(self.self_attn(normed, keys, values, mask, weights, heads))
         normed = self.encoder_attn_layer_norm(x)
         keys, values = cross_kv
-        x = x + self.dropout(self.encoder_attn(normed, keys, values, cross_mask, weights))
+        heard = self.encoder_attn(normed, keys, values, cross_mask, weights, cross_heads)
+        x = x + self.dropout(heard)
         return self.feed_forward(x)
 
 
@@ -55,6 +56,9 @@ class Speech2TextDecoder(LayerStack):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         cache_position: mx.array | None = None,
+        *,
+        head_mask: mx.array | None = None,
+        cross_attn_head_mask: mx.array | None = None,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Run the decoder; what is not described here is as in `Speech2TextModel`, which gives its
         arguments that begin with `decoder_`.
@@ -62,6 +66,7 @@ class Speech2TextDecoder(LayerStack):
         Args:
             encoder_hidden_states: (recordings, subsampled frames, d_model).
             encoder_attention_mask: (recordings, subsampled frames), zero at padding.
+            head_mask: the `decoder_head_mask`.
         """
         config, dtype = self.config, self.layer_norm.weight.dtype
         if (input_ids is None) == (inputs_embeds is None):
@@ -77,7 +82,8 @@ class Speech2TextDecoder(LayerStack):
         kept = asked(config, "use_cache", use_cache) or past_key_values is not None
         none = [*[None] * len(self.layers), CrossAttentionCache()]
         cache: Cache = past_key_values or (self.make_cache() if kept else none)
-        if len(cache) != len(none) or not isinstance(cache[-1], CrossAttentionCache):
+        is_list = isinstance(past_key_values, Sequence | None) and len(cache) == len(none)
+        if not is_list or not isinstance(cache[-1], CrossAttentionCache):
             raise InputError("past_key_values must be what make_cache or an earlier call returned")
         self.listen(cache, encoder_hidden_states, encoder_attention_mask)
         if rows != cache[-1].num_rows:
@@ -92,7 +98,10 @@ class Speech2TextDecoder(LayerStack):
         weights: list[mx.array] | None = None
         if asked(config, "output_attentions", output_attentions):
             weights = []
-        states = self.decode(x, real, cache, mask, weights)
+        size = len(self.layers), config.decoder_attention_heads
+        own = head_masks(head_mask, "decoder_head_mask", *size)
+        cross = head_masks(cross_attn_head_mask, "cross_attn_head_mask", *size)
+        states = self.decode(x, real, cache, mask, weights, [*zip(own, cross, strict=True)])
         shown = asked(config, "output_hidden_states", output_hidden_states)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=states[-1],
@@ -147,6 +156,7 @@ class Speech2TextDecoder(LayerStack):
         cache: Cache,
         mask: mx.array | None = None,
         weights: list[mx.array] | None = None,
+        heads: Sequence[tuple[mx.array | None, mx.array | None]] | None = None,
     ) -> Layers:
         """What generation calls for each token: nothing is checked, so nothing is waited for.
 
@@ -157,6 +167,7 @@ class Speech2TextDecoder(LayerStack):
             mask: for attention; by default the cache's.
             weights: if given, gets those of each layer to its own positions and then to the
                 recording.
+            heads: `head_mask` of each layer's attention to either, see `Attention`.
 
         Returns:
             See `LayerStack.run`.
@@ -166,5 +177,12 @@ class Speech2TextDecoder(LayerStack):
         x = x + self.positions(real, first.length).astype(x.dtype)
         mask = first.make_mask(x.shape[1]) if mask is None else mask
         given = {"mask": mask, "cross_mask": cross_kv.mask, "weights": weights}
-        each = zip(self.layers, caches, cross_kv.layers, strict=True)
-        return self.run(x, (partial(f, cache=c, cross_kv=kv, **given) for f, c, kv in each))
+        heads = heads or [(None, None)] * len(caches)
+        each = zip(self.layers, caches, cross_kv.layers, heads, strict=True)
+        return self.run(
+            x,
+            (
+                partial(layer, cache=own, cross_kv=kv, heads=of_own, cross_heads=cross, **given)
+                for layer, own, kv, (of_own, cross) in each
+            ),
+        )

@@ -14,7 +14,7 @@ from ...errors import InputError
 from ...layers.activations import glu
 from ...layers.model_output import asked, can_return_tuple
 from ...layers.token_ids import check_array
-from .layers import Layer, LayerStack, Speech2TextConfig
+from .layers import Layer, LayerStack, Speech2TextConfig, head_masks
 from .outputs import BaseModelOutput
 
 
@@ -77,10 +77,10 @@ class EncoderLayer(Layer):
     def __init__(self, config: Speech2TextConfig):
         super().__init__(config, config.encoder_attention_heads, config.encoder_ffn_dim)
 
-    def __call__(self, x, mask, weights):
+    def __call__(self, x, mask, weights, head_mask=None):
         normed = self.self_attn_layer_norm(x)
         keys, values = self.self_attn.keys_values(normed)
-        x = x + self.dropout(self.self_attn(normed, keys, values, mask, weights))
+        x = x + self.dropout(self.self_attn(normed, keys, values, mask, weights, head_mask))
         x = self.feed_forward(x)
         if x.dtype == mx.float16:
             # infinity would become NaN in the next norm
@@ -102,12 +102,15 @@ class Speech2TextEncoder(LayerStack):
         attention_mask: mx.array | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        *,
+        head_mask: mx.array | None = None,
     ) -> BaseModelOutput:
         """Run the encoder; each recording of a batch gives what it gives alone.
 
         Args:
             input_features: (recordings, frames, features), of any floating type.
             attention_mask: (recordings, frames), ones and then zeros at the padding.
+            head_mask: (encoder_layers, encoder_attention_heads), zero for a head to leave out.
 
         Raises:
             InputError: the shapes are wrong, or there are no frames, or too many.
@@ -124,7 +127,9 @@ class Speech2TextEncoder(LayerStack):
             weights = []
         mask = None if real is None else self.conv.subsampled(real)[:, None, None]
         given = {"mask": mask, "weights": weights}
-        states = self.run(x, (partial(layer, **given) for layer in self.layers))
+        size = len(self.layers), self.config.encoder_attention_heads
+        each = zip(self.layers, head_masks(head_mask, "head_mask", *size), strict=True)
+        states = self.run(x, (partial(layer, **given, head_mask=heads) for layer, heads in each))
         shown = asked(self.config, "output_hidden_states", output_hidden_states)
         return BaseModelOutput(
             last_hidden_state=states[-1],

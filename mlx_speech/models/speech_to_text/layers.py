@@ -16,6 +16,7 @@ from ...errors import InputError
 from ...fields import TokenId
 from ...layers.activations import ACTIVATIONS
 from ...layers.attention import merge_heads, scaled_dot_product_attention, split_heads
+from ...layers.token_ids import check_array
 from ..config import (
     Deviation,
     Factor,
@@ -155,6 +156,7 @@ class Attention(nn.Module):
         values: mx.array,
         mask: mx.array | str | None = None,
         weights: list[mx.array] | None = None,
+        head_mask: mx.array | None = None,
     ) -> mx.array:
         """(rows, L, dim) -> (rows, L, dim).
 
@@ -163,6 +165,7 @@ class Attention(nn.Module):
                 that, as many after one another attend to the same keys, like further queries.
             mask: see `scaled_dot_product_attention`.
             weights: if given, the attention weights (rows, heads, L, S) are appended to it.
+            head_mask: (heads, 1, 1), what each head's weights are multiplied by.
         """
         batch, _, num_keys, _ = keys.shape
         queries = split_heads(self.q_proj(x).reshape(batch, -1, x.shape[-1]), self.num_heads)
@@ -170,10 +173,26 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         options = {"scale": self.scale, "mask": mask, "dropout": dropout, "weights": shares}
         out = scaled_dot_product_attention(queries, keys, values, **options)
+        if head_mask is not None:
+            out = out * head_mask.astype(out.dtype)
         if weights is not None and shares is not None:
-            by_row = shares[0].reshape(batch, self.num_heads, -1, x.shape[1], num_keys)
+            shown = shares[0] if head_mask is None else shares[0] * head_mask
+            by_row = shown.reshape(batch, self.num_heads, -1, x.shape[1], num_keys)
             weights.append(by_row.swapaxes(1, 2).flatten(0, 1))
         return self.out_proj(merge_heads(out).reshape(x.shape))
+
+
+def head_masks(given: Any, name: str, num_layers: int, num_heads: int) -> Sequence[mx.array | None]:
+    """A caller's mask of heads, (layers, heads), zero for those that are to be left out: for each
+    layer (heads, 1, 1), or None.
+
+    Raises:
+        InputError: it has another shape.
+    """
+    if given is None:
+        return [None] * num_layers
+    mask = check_array(given, name, mx.generic, (num_layers, num_heads))
+    return list(mask.astype(mx.float32)[..., None, None])
 
 
 class Layer(nn.Module):

@@ -82,6 +82,10 @@ class Speech2TextModel(Speech2TextPretrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         cache_position: mx.array | None = None,
+        *,
+        head_mask: mx.array | None = None,
+        decoder_head_mask: mx.array | None = None,
+        cross_attn_head_mask: mx.array | None = None,
     ) -> Seq2SeqModelOutput:
         """Run the model.
 
@@ -102,16 +106,19 @@ class Speech2TextModel(Speech2TextPretrainedModel):
                 not to be had from fused attention, so asking for them is slower.
             cache_position: (length,), that of the decoder's input, counted from the cache; it can
                 only be what it is without this argument.
+            head_mask, decoder_head_mask, cross_attn_head_mask: (layers, heads), zero for a head to
+                leave out: of the encoder, and of the decoder to itself and to the recording.
             return_dict: False for a tuple; by default as the configuration says.
 
         Raises:
             InputError: arguments are missing, contradict each other or have the wrong shape.
         """
-        shown = {
+        shown: dict[str, Any] = {
             "output_attentions": output_attentions,
             "output_hidden_states": output_hidden_states,
         }
-        encoded, mask = self.encode(input_features, attention_mask, encoder_outputs, **shown)
+        inputs = input_features, attention_mask, encoder_outputs
+        encoded, mask = self.encode(*inputs, **shown, head_mask=head_mask)
         decoded = self.decoder(
             decoder_input_ids,
             decoder_attention_mask,
@@ -122,6 +129,8 @@ class Speech2TextModel(Speech2TextPretrainedModel):
             use_cache,
             **shown,
             cache_position=cache_position,
+            head_mask=decoder_head_mask,
+            cross_attn_head_mask=cross_attn_head_mask,
             return_dict=True,
         )
         return Seq2SeqModelOutput(
@@ -140,7 +149,7 @@ class Speech2TextModel(Speech2TextPretrainedModel):
         input_features: mx.array | None = None,
         attention_mask: mx.array | None = None,
         encoder_outputs: BaseModelOutput | Sequence[Any] | None = None,
-        **shown: bool | None,
+        **options: Any,
     ) -> tuple[BaseModelOutput, mx.array | None]:
         """What the encoder returns, or has returned, if anything; and which of its frames are real,
         (recordings, subsampled frames), None if all are. Arguments as in the call.
@@ -151,7 +160,7 @@ class Speech2TextModel(Speech2TextPretrainedModel):
         if input_features is not None and encoder_outputs is not None:
             raise InputError("give a recording once: as input_features or as encoder_outputs")
         if input_features is not None:
-            encoded = self.encoder(input_features, attention_mask, **shown, return_dict=True)
+            encoded = self.encoder(input_features, attention_mask, **options, return_dict=True)
         else:
             encoded = BaseModelOutput.of(encoder_outputs)
         frames, real = encoded.last_hidden_state, real_frames(attention_mask)
@@ -210,12 +219,17 @@ class Speech2TextForConditionalGeneration(Speech2TextPretrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         cache_position: mx.array | None = None,
+        *,
+        num_items_in_batch: int | mx.array | None = None,
+        **head_masks: mx.array | None,
     ) -> Seq2SeqLMOutput:
         """Run the model; what is not described here is as in `Speech2TextModel`.
 
         Args:
             labels: (recordings, length) token ids, -100 where there is no loss. Where no input of
                 the decoder is given, it is these, one place later, after `decoder_start_token_id`.
+            num_items_in_batch: what the sum of the losses is divided by, where a batch is one part
+                of several; by default how many labels count.
         """
         if labels is not None:
             labels = check_token_ids(labels, self.config.vocab_size, "labels", IGNORED)
@@ -235,10 +249,11 @@ class Speech2TextForConditionalGeneration(Speech2TextPretrainedModel):
             output_attentions,
             output_hidden_states,
             cache_position,
+            **head_masks,
             return_dict=True,
         )
         logits = self.logits(output.pop("last_hidden_state"))
-        loss = None if labels is None else cross_entropy(logits, labels)
+        loss = None if labels is None else cross_entropy(logits, labels, num_items_in_batch)
         return Seq2SeqLMOutput(loss=loss, logits=logits, **output)
 
     def logits(self, hidden_states: mx.array) -> mx.array:

@@ -152,3 +152,47 @@ def test_steps_of_generation_wait_for_nothing(model, x, monkeypatch):
         logits = step(mx.argmax(logits.reshape(1, -1, 320)[:, -1:], axis=-1))
     monkeypatch.undo()
     assert logits.shape == (1, 1, 320)
+
+
+class TestHeadMasks:
+    """As in transformers 4, with which no other test compares: what a head's values are multiplied
+    by, its output is."""
+
+    @pytest.mark.parametrize("name", ["head_mask", "decoder_head_mask", "cross_attn_head_mask"])
+    def test_a_head_counts_for_less(self, x, name):
+        model = load_model(TINY_S2T, dtype=mx.float32)
+        encoder = name == "head_mask"
+        layers = (model.model.encoder if encoder else model.model.decoder).layers
+        mask = mx.ones((len(layers), model.config.decoder_attention_heads))
+        mask[1, 0] = 0.25
+        inputs = {"decoder_input_ids": mx.array([[2, 5, 7]]), "output_attentions": True}
+        whole, found = model(x, **inputs), model(x, **inputs, **{name: mask})
+        attention = layers[1].encoder_attn if "cross" in name else layers[1].self_attn
+        width = model.config.d_model // mask.shape[1]
+        for part in ("weight", "bias"):
+            attention.v_proj[part][:width] *= 0.25
+        expected = model(x, **inputs)
+        assert mx.allclose(found.logits, expected.logits, atol=1e-5)
+        assert not mx.allclose(found.logits, whole.logits, atol=1e-3)
+        shown = {"head_mask": "encoder_attentions", "decoder_head_mask": "decoder_attentions"}
+        weights = shown.get(name, "cross_attentions")
+        assert mx.allclose(found[weights][1][:, 0], expected[weights][1][:, 0] * 0.25, atol=1e-6)
+        assert mx.allclose(found[weights][1][:, 1], expected[weights][1][:, 1], atol=1e-6)
+
+    @pytest.mark.parametrize("name", ["head_mask", "decoder_head_mask", "cross_attn_head_mask"])
+    def test_of_another_shape(self, model, x, name):
+        with pytest.raises(InputError, match=rf"{name} are \(3,\), but must be an array \(\d, 4"):
+            model(x, decoder_input_ids=mx.array([[2]]), **{name: mx.ones((3,))})
+
+
+def test_a_loss_of_one_part_of_a_batch(model, x):
+    labels = mx.array([[5, 7, -100, 2]])
+    mean = model(x, labels=labels).loss.item()
+    part = model(x, labels=labels, num_items_in_batch=12).loss.item()
+    assert part == pytest.approx(mean * 3 / 12, rel=1e-5)
+
+
+@pytest.mark.parametrize("cache", [3, "past", [1, 2, 3], {}])
+def test_what_is_no_cache(model, x, cache):
+    with pytest.raises(InputError, match="must be what make_cache or an earlier call returned"):
+        model(x, decoder_input_ids=mx.array([[2]]), past_key_values=cache)
