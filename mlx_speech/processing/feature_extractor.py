@@ -102,14 +102,18 @@ class FeatureExtractor(Settings):
         cls, pretrained_model_name_or_path: str | os.PathLike, **options: Any
     ) -> Self:
         """Read the feature extractor of a local folder or a Hugging Face repository: from
-        processor_config.json, else preprocessor_config.json, else the released models' values.
+        processor_config.json, else preprocessor_config.json, else the released models' values. Or
+        of one of these files, by its path.
 
         Args:
             options: see `from_dict`; or of `resolve_checkpoint`, such as `revision`.
         """
-        folder = resolve_checkpoint(
-            pretrained_model_name_or_path, weights=False, **take_hub_options(options)
-        )
+        hub = take_hub_options(options)
+        given = pretrained_model_name_or_path
+        if isinstance(given, str | os.PathLike) and (path := Path(given)).is_file():
+            data = read_json(path.parent, path.name)
+            return cls.from_dict(data.get(cls.key, data), f"{path}: ", **options)
+        folder = resolve_checkpoint(given, weights=False, **hub)
         return cls.from_dict(*cls._read(folder), **options)
 
     @classmethod
@@ -187,12 +191,11 @@ class FeatureExtractor(Settings):
         masks = [as_array(row)[:limit] for row in features.get("attention_mask", ones)]
         length = _padded_length(padding, max_length, max(map(len, rows)))
         length = _rounded_up(length, pad_to_multiple_of)
-        if return_attention_mask is None:
-            return_attention_mask = self.return_attention_mask
+        with_mask = fitted("return_attention_mask", return_attention_mask, bool | None)
         if padding_value is None:
             padding_value = self.padding_value
         padded = {name: (rows, fitted("padding_value", padding_value, PaddingValue))}
-        if return_attention_mask:
+        if self.return_attention_mask if with_mask is None else with_mask:
             padded["attention_mask"] = (masks, 0)
         result = BatchEncoding(features)
         for name, (arrays, fill) in padded.items():
@@ -209,7 +212,7 @@ def frame_limit(
     """Where truncation cuts, if it does. Raises `InputError` if it is not told where."""
     max_length = fitted("max_length", max_length, _Length | None)
     pad_to_multiple_of = fitted("pad_to_multiple_of", pad_to_multiple_of, _Length | None)
-    if truncation and max_length is None:
+    if fitted("truncation", truncation, bool | None) and max_length is None:
         raise InputError.about("{truncation} needs {max_length}, in frames")
     return _rounded_up(max_length, pad_to_multiple_of) if truncation else None
 

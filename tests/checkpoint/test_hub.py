@@ -111,6 +111,7 @@ def test_folder_is_returned_as_it_is(hub, tmp_path, monkeypatch):
 
 
 def test_folder_has_no_revision(tmp_path):
+    assert resolve_checkpoint(tmp_path, revision="main") == tmp_path
     assert "'v1'" in error_of(tmp_path, revision="v1", kind=CheckpointError)
 
 

@@ -229,6 +229,8 @@ class TestPad:
             ({"truncation": True}, "truncation needs max_length"),
             ({"max_length": 0}, "max_length is 0"),
             ({"padding_value": "x"}, "padding_value is 'x'"),
+            ({"return_attention_mask": "x"}, "return_attention_mask is 'x', but must be true"),
+            ({"truncation": "do_not_truncate", "max_length": 2}, "truncation is 'do_not_truncate'"),
             ({"pad_to_multiple_of": "x"}, "pad_to_multiple_of is 'x'"),
             ({"return_tensors": "tf"}, "return_tensors='tf'"),
         ],
@@ -257,6 +259,9 @@ class TestFiles:
         ]
         assert kind.from_pretrained(tmp_path) == extractor != kind()
         assert kind.from_json_file(tmp_path / "x.json") == extractor
+        assert kind.from_pretrained(str(tmp_path / "x.json")) == extractor
+        (tmp_path / "whole.json").write_text(json.dumps({kind.key: extractor.to_dict()}))
+        assert kind.from_pretrained(tmp_path / "whole.json") == extractor
         assert kind.from_dict(extractor.to_dict()) == extractor
 
     def test_options(self, kind, tmp_path):
