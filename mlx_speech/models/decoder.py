@@ -180,16 +180,17 @@ class MLP(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         dim, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.hidden_act = config.hidden_act  # by its name: a compiled function cannot be copied
         if config.gated_mlp:
             self.gate_proj = nn.Linear(dim, inner, bias=bias)
         self.up_proj = nn.Linear(dim, inner, bias=bias)
         self.down_proj = nn.Linear(inner, dim, bias=bias)
 
     def __call__(self, x):
+        activate = ACTIVATIONS[self.hidden_act]
         if "gate_proj" in self:
-            return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
-        return self.down_proj(self.activation(self.up_proj(x)))
+            return self.down_proj(activate(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(activate(self.up_proj(x)))
 
 
 class DecoderLayer(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 
 import mlx.core as mx
@@ -21,8 +22,11 @@ from mlx_speech import (
     LlamaForSequenceClassification,
     LlamaModel,
     LlamaTokenizer,
+    Speech2TextConfig,
+    Speech2TextModel,
     UnsupportedOptionError,
 )
+from mlx_speech.layers.activations import ACTIVATIONS
 from mlx_speech.loading import load_model
 
 IDS = mx.array([[1, 7, 30, 2]])
@@ -234,3 +238,14 @@ def test_made_from_what_is_no_configuration(config):
             InputError, match=f"{kind.__name__} is made from a LlamaConfig, not from a {name}"
         ):
             kind(config)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_a_copy(name):
+    mx.random.seed(4)
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "conv_channels": 8}
+    model = Speech2TextModel(Speech2TextConfig(activation_function=name, vocab_size=20, **sizes))
+    model.eval()
+    inputs = {"input_features": mx.random.normal((1, 9, 80)), "decoder_input_ids": IDS % 20}
+    expected = model(**inputs).last_hidden_state
+    assert mx.array_equal(copy.deepcopy(model)(**inputs).last_hidden_state, expected)

@@ -201,7 +201,8 @@ class Layer(nn.Module):
     def __init__(self, config: Speech2TextConfig, num_heads: int, ffn_dim: int):
         super().__init__()
         dim = config.d_model
-        self.activation = ACTIVATIONS[config.activation_function]
+        # by its name: a compiled function cannot be copied
+        self.activation_function = config.activation_function
         self.dropout = nn.Dropout(config.dropout)
         self.activation_dropout = nn.Dropout(config.activation_dropout)
         self.self_attn = Attention(config, num_heads)
@@ -211,7 +212,8 @@ class Layer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(dim)
 
     def feed_forward(self, x: mx.array) -> mx.array:
-        inner = self.activation_dropout(self.activation(self.fc1(self.final_layer_norm(x))))
+        activate = ACTIVATIONS[self.activation_function]
+        inner = self.activation_dropout(activate(self.fc1(self.final_layer_norm(x))))
         return x + self.dropout(self.fc2(inner))
 
 
