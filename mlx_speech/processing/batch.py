@@ -255,9 +255,15 @@ def as_ids(ids: Any) -> list:
         ids = [ids]
     elif isinstance(ids, Iterable) and not isinstance(ids, str | bytes | Mapping):
         ids = list(ids)
-    return fitted("ids", ids, list[_Id] | list[list[_Id]])
+    try:
+        return fitted("ids", ids, list[_Id] | list[list[_Id]])
+    except InputError:  # whose rule would be a paragraph
+        raise InputError.must_be("ids", ids, "an integer, a row of them, or rows") from None
 
 
 def as_row(ids: Any) -> list[int]:
     """As `as_ids`, for the ids of a single row."""
-    return fitted("ids", as_ids(ids), list[_Id])
+    row = as_ids(ids)
+    if row and isinstance(row[0], list | tuple):
+        raise InputError.must_be("ids", ids, "a single row of integers")
+    return row

@@ -31,7 +31,7 @@ def test_taken(given, expected):
 
 @pytest.mark.parametrize("given", ["17", b"17", None, [None], [1, "2"], [1.5], {1: 2}, [True]])
 def test_refused(given):
-    with pytest.raises(InputError, match=r"^ids is .*, but must be a list in which each"):
+    with pytest.raises(InputError, match=r"^ids is .*, but must be an integer, a row"):
         as_ids(given)
 
 
@@ -51,7 +51,7 @@ def test_rows_of_tokens_and_ids(request, model):
     assert tokenizer.convert_tokens_to_ids([["a", "b"], ["b"]]) == [[found, other], [other]]
     assert tokenizer.decode([[found, other], [other]], skip_special_tokens=True) == ["ab", "b"]
     assert tokenizer.convert_ids_to_tokens(np.array([found, other])) == ["a", "b"]
-    with pytest.raises(InputError, match=r"ids is \[\[1\]\], but must be a list in which each"):
+    with pytest.raises(InputError, match=r"ids is \[\[1\]\], but must be a single row"):
         tokenizer.convert_ids_to_tokens([[1]])
     for token in (5, None, [5], {"a": 1}):
         with pytest.raises(InputError, match="a token is text, not"):

@@ -10,18 +10,11 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import DATA, TINY_S2T, edit_json, output_dtypes
-from mlx.utils import tree_flatten
 
 from mlx_speech import (
-    CheckpointError,
-    ContextLengthError,
     InputError,
-    Speech2TextConfig,
-    Speech2TextForConditionalGeneration,
     Speech2TextModel,
-    UnsupportedOptionError,
 )
-from mlx_speech.checkpoint.weights import read_weights
 from mlx_speech.generation import prefill
 from mlx_speech.generation.config import GenerationConfig
 from mlx_speech.layers.cache import CrossAttentionCache
@@ -37,25 +30,6 @@ ASKED = {
     "fr_greedy": {"num_beams": 1, "forced_bos_token_id": FRENCH},
     "fr_beam5": {"forced_bos_token_id": FRENCH},
 }
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, np.ndarray]:
-    with np.load(DATA / "reference" / "tiny_s2t_golden.npz") as arrays:
-        return dict(arrays)
-
-
-@pytest.fixture(scope="module")
-def model() -> Speech2TextForConditionalGeneration:
-    return load_model(TINY_S2T, dtype=mx.float32)
-
-
-@pytest.fixture(scope="module")
-def recordings(golden) -> list[mx.array]:
-    """Features of the three, (1, frames, 80): 149, 162 and 171 frames."""
-    features = [mx.array(golden[f"{i}.input_features"])[None] for i in range(3)]
-    mx.eval(features)  # another thread can only use what is
-    return features
 
 
 def padded(recordings: list[mx.array]) -> dict[str, mx.array]:
@@ -409,181 +383,3 @@ class TestDtype:
         assert (layer(-x.astype(mx.float32), None, None).min() < -80000).item()
         encoded = model.model.encoder(recordings[0]).last_hidden_state
         assert mx.all(mx.isfinite(encoded)).item()
-
-
-class TestErrors:
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"input_features": None}, "give input_features or encoder_outputs"),
-            ({"encoder_outputs": (mx.zeros((1, 4, 128)),)}, "give a recording once"),
-            ({"decoder_input_ids": None}, "exactly one of decoder_input_ids and decoder_inputs_em"),
-            ({"decoder_inputs_embeds": mx.zeros((1, 1, 128))}, "exactly one of decoder_input_ids"),
-            ({"decoder_input_ids": mx.array([[2], [2]])}, "input has 2 rows, .* recordings need 1"),
-            (
-                {"input_features": mx.zeros((1, 9, 40))},
-                r"\(1, 9, 40\), but .*recordings, frames, 80",
-            ),
-            ({"input_features": mx.zeros((9, 80))}, r"are \(9, 80\), but must be"),
-            ({"input_features": mx.zeros((1, 0, 80))}, r"are \(1, 0, 80\), but must be"),
-            ({"input_features": mx.zeros((1, 3001, 80))}, "3001 frames is longer than the 3000"),
-            (
-                {"attention_mask": mx.ones((1, 7))},
-                r"is \(1, 7\), but input_features are \(1, 9, 80",
-            ),
-            ({"attention_mask": mx.array([[0, 0, 1, 1, 1, 1, 1, 1, 1]])}, "pad .* at their end"),
-            ({"attention_mask": mx.zeros((1, 9))}, "without any frame"),
-        ],
-    )
-    def test_inputs(self, model, changes, message):
-        inputs = {"input_features": mx.zeros((1, 9, 80)), "decoder_input_ids": mx.array([[2]])}
-        with pytest.raises(InputError, match=message):
-            model(**{**inputs, **changes})
-
-    def test_mask_that_does_not_belong_to_the_encoder_outputs(self, model):
-        inputs = {"encoder_outputs": (mx.zeros((1, 4, 128)),), "decoder_input_ids": mx.array([[2]])}
-        assert model(**inputs, attention_mask=mx.ones((1, 13))).logits.shape == (1, 1, 320)
-        with pytest.raises(InputError, match=r"\(1, 17\), which does not belong to .*\(1, 4, 128"):
-            model(**inputs, attention_mask=mx.ones((1, 17)))
-
-    def test_a_recording_for_a_cache_that_has_one(self, model, recordings):
-        cache = model.make_cache()
-        inputs = {"decoder_input_ids": mx.array([[2]]), "past_key_values": cache}
-        model(recordings[0], **inputs)
-        with pytest.raises(InputError, match=r"hold recordings of \(1, 38\) frames, .*\(1, 41\)"):
-            model(recordings[1], **inputs)
-
-    def test_padding_counts_for_no_limit(self, model):
-        features, mask = mx.zeros((1, 3004, 80)), mx.arange(3004)[None] < 3000
-        assert model.model.encoder(features, mask).last_hidden_state.shape == (1, 751, 128)
-
-    @pytest.mark.parametrize(
-        ("options", "error", "message"),
-        [
-            ({"max_new_tokens": 256}, ContextLengthError, "1 tokens and 256 new .* context of 256"),
-            ({"max_new_tokens": 256}, ContextLengthError, "bounds the answer$"),
-            ({"max_length": 1}, InputError, "max_length is 1, but the prompt alone has 1"),
-            ({"labels": mx.array([[2]])}, InputError, "generate has no argument labels"),
-            ({"input_ids": mx.array([[9999]])}, InputError, "decoder_input_ids hold 9999"),
-            ({"decoder_input_ids": mx.array([[-1]])}, InputError, "decoder_input_ids hold -1"),
-            ({"decoder_input_ids": [[2]]}, InputError, "decoder_input_ids are list"),
-            ({"decoder_input_ids": mx.array([[2]] * 2)}, InputError, "have 2 rows, for 1 recordin"),
-            ({"decoder_start_token_id": 9999}, InputError, "decoder_start_token_id hold 9999"),
-            ({"decoder_start_token_id": [2, 2]}, InputError, "has 2 ids, for 1 recordings"),
-            ({"output_attentions": True}, UnsupportedOptionError, "output_attentions=True is not"),
-            (
-                {"input_features": mx.zeros((9, 80))},
-                InputError,
-                r"input_features is \(9, 80\)",
-            ),
-            ({"forced_bos_token_id": 320}, InputError, "is 320, but the vocabulary has 320 tokens"),
-            ({"input_features": None}, InputError, "needs input_features or encoder_outputs"),
-        ],
-    )
-    def test_generation(self, model, recordings, options, error, message):
-        with pytest.raises(error, match=message):
-            model.generate(**{"input_features": recordings[0], **options})
-
-    def test_options_for_other_models(self, tiny):
-        granite, processor = tiny
-        with pytest.raises(InputError, match="forced_bos_token_id is for models with an encoder"):
-            granite.generate(**processor("hi"), forced_bos_token_id=5)
-        with pytest.raises(InputError, match="generate needs input_ids"):
-            prefill(granite, streaming=True, bos_token_id=None).steps()
-
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"conv_kernel_sizes": [5]}, "but must be as many as num_conv_layers, 2"),
-            ({"conv_kernel_sizes": [5, 4]}, r"conv_kernel_sizes is \[5, 4\], but must be odd"),
-            ({"encoder_attention_heads": 3}, "must be a multiple of encoder_attention_heads, 3"),
-            ({"decoder_attention_heads": 5}, "must be a multiple of decoder_attention_heads, 5"),
-            (
-                {"activation_function": "maxout"},
-                "activation_function is 'maxout', but must be one of",
-            ),
-            (
-                {"d_model": 33, "encoder_attention_heads": 3},
-                "d_model is 33, but must be (even|a mul)",
-            ),
-            ({"pad_token_id": 10**6}, "pad_token_id is 1000000, but must be below vocab_size"),
-            ({"model_type": "speech_to_text_2"}, "'speech_to_text_2' is not supported"),
-        ],
-    )
-    def test_config(self, s2t_copy, changes, message):
-        edit_json(s2t_copy / "config.json", **changes)
-        with pytest.raises(CheckpointError, match=message):
-            load_model(s2t_copy)
-
-
-class TestLoading:
-    def test_documented_defaults(self):
-        config = Speech2TextConfig()
-        assert (config.vocab_size, config.d_model, config.encoder_layers) == (10000, 256, 12)
-        assert (config.decoder_layers, config.conv_channels) == (6, 1024)
-        assert list(config.conv_kernel_sizes) == [5, 5]
-        assert (config.max_source_positions, config.max_target_positions) == (6000, 1024)
-        assert (config.decoder_start_token_id, config.pad_token_id) == (2, 1)
-        assert config.scale_embedding
-        assert config.tie_word_embeddings
-        assert (config.hidden_size, config.num_hidden_layers) == (256, 12)
-        # what facebook/s2t-small-librispeech-asr has
-        tensors = tree_flatten(Speech2TextForConditionalGeneration(config).parameters())
-        assert len(tensors) == 357
-        assert sum(value.size for _, value in tensors) == 29_536_256
-
-    def test_sanitize_is_pure_and_idempotent(self, model):
-        stored = read_weights(TINY_S2T)
-        names = dict(stored)
-        names["model.encoder.embed_positions.weights"] = mx.zeros((3002, 128))
-        names["model.decoder.embed_positions.weights"] = mx.zeros((258, 128))
-        names["lm_head.weight"] = names["model.decoder.embed_tokens.weight"]
-        given = dict(names)
-        once = model.sanitize(names, model.config)
-        assert names.keys() == given.keys()
-        assert all(names[k] is given[k] for k in names)
-        assert once.keys() == stored.keys()
-        kernels = [f"model.encoder.conv.conv_layers.{i}.weight" for i in range(2)]
-        assert [stored[k].shape for k in kernels] == [(256, 80, 5), (256, 128, 5)]
-        assert [once[k].shape for k in kernels] == [(256, 5, 80), (256, 5, 128)]
-        again = model.sanitize(once, model.config)
-        assert again.keys() == once.keys()
-        assert all(again[k] is once[k] for k in once)
-
-    def test_an_old_file_with_computed_and_tied_tensors(self, s2t_copy, recordings):
-        file = s2t_copy / "model.safetensors"
-        weights = {k: v + 0 for k, v in mx.load(str(file)).items()}
-        mx.eval(weights)
-        weights["lm_head.weight"] = weights["model.decoder.embed_tokens.weight"]
-        # were they taken, they would do harm
-        weights["model.encoder.embed_positions.weights"] = mx.zeros((3002, 128))
-        mx.save_safetensors(str(file), weights)
-        model = load_model(s2t_copy)
-        assert model.generate(recordings[2])[0].tolist() == [2, 36, 44, 31, 31, 2]
-        weights["lm_head.weight"] = mx.zeros((320, 128))
-        mx.save_safetensors(str(file), weights)
-        with pytest.warns(UserWarning, match=r"model\.decoder\.embed_tokens\.weight differ"):
-            untied = load_model(s2t_copy)
-        assert not untied.config.tie_word_embeddings
-        assert untied(recordings[2], decoder_input_ids=mx.array([[2]])).logits.max().item() == 0
-
-    def test_saved_in_this_layout(self, s2t_copy, model, recordings):
-        weights = dict(tree_flatten(model.parameters()))
-        mx.save_safetensors(str(s2t_copy / "model.safetensors"), weights)
-        again = load_model(s2t_copy)
-        assert again.generate(recordings[2])[0].tolist() == [2, 36, 44, 31, 31, 2]
-
-    def test_missing_tensors_are_listed(self, s2t_copy):
-        file = s2t_copy / "model.safetensors"
-        weights = {k: v + 0 for k, v in mx.load(str(file)).items() if "layers.1.fc1" not in k}
-        mx.eval(weights)
-        mx.save_safetensors(str(file), weights)
-        with pytest.raises(CheckpointError, match=r"4 tensors missing: .*decoder\.layers\.1\.fc1"):
-            load_model(s2t_copy)
-
-    def test_from_pretrained(self):
-        model = Speech2TextForConditionalGeneration.from_pretrained(TINY_S2T)
-        assert model.dtype == mx.float32  # on a CPU
-        config = Speech2TextConfig.from_pretrained(TINY_S2T)
-        assert config == model.config
-        assert Speech2TextConfig.from_dict(config.to_dict()) == config
