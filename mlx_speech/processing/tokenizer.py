@@ -232,6 +232,8 @@ class Tokenizer(ChatTokenizer, BaseTokenizer):
             "is_pretokenized": options.is_split_into_words,
             "add_special_tokens": options.add_special_tokens,
         }
+        if options.truncation and options.stride:
+            self._check_stride(options, any(second is not None for _, second in rows))
         split = options.split_special_tokens
         split = self.split_special_tokens if split is None else split
         with panics_as_errors(), _SETTINGS:
@@ -253,6 +255,17 @@ class Tokenizer(ChatTokenizer, BaseTokenizer):
             finally:
                 if options.truncation:
                     self.backend.no_truncation()
+
+    def _check_stride(self, options: EncodingOptions, pairs: bool) -> None:
+        """Raises `InputError` where rows may have no room for what they are to have in common, upon
+        which the library gives up."""
+        around = self.num_special_tokens_to_add(pairs) if options.add_special_tokens else 0
+        room = (options.max_length or 0) - around
+        if pairs and options.truncation == "longest_first":
+            room //= 2
+        if options.stride >= room:
+            rule = f"below {room}, the tokens of a text in a row of max_length"
+            raise InputError.must_be("stride", options.stride, rule)
 
     def tokenize(
         self, text: Text, pair: Text | None = None, add_special_tokens: bool = False, **options: Any

@@ -89,3 +89,10 @@ class TestCalls:
         for thread in threads:
             thread.join()
         assert found == {tuple(whole), tuple(cut)}
+
+    @pytest.mark.parametrize(("pair", "room"), [(None, 5), ("the dog", 2)])
+    def test_a_stride_without_room(self, llama, pair, room):
+        options = {"truncation": True, "max_length": 6, "return_overflowing_tokens": True}
+        with pytest.raises(InputError, match=f"stride is {room}, but must be below {room}, the"):
+            llama("the lazy dog sleeps under the tree", pair, stride=room, **options)
+        assert llama("the lazy dog sleeps", pair, stride=room - 1, **options)
