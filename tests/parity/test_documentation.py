@@ -202,6 +202,20 @@ class TestLlama2:
         with pytest.raises(UnsupportedOptionError, match="cache_implementation"):
             model.generate(**input_ids, cache_implementation="static")
 
+    def test_quantization(self, text_folder):
+        """To 4 bits as it is loaded; torchao's object says the same in attributes."""
+        tokenizer = mlx_speech.AutoTokenizer.from_pretrained(text_folder("Llama"))
+        model = mlx_speech.AutoModelForCausalLM.from_pretrained(
+            text_folder("Llama"),
+            device_map="auto",
+            quantization_config={"bits": 4, "group_size": 32},
+        )
+        assert type(model.model.layers[0].mlp.up_proj).__name__ == "QuantizedLinear"
+        text = "Plants create energy through a process known as"
+        input_ids = tokenizer(text, return_tensors="pt").to(model.device)
+        output = model.generate(**input_ids, max_new_tokens=20)
+        assert tokenizer.decode(output[0], skip_special_tokens=True).startswith(text)
+
     def test_flash_attention(self, text_folder):
         with pytest.raises(UnsupportedOptionError, match="flash_attention_2"):
             mlx_speech.AutoModelForCausalLM.from_pretrained(
@@ -293,6 +307,27 @@ class TestSpeech2Text:
             )
             generated_ids = model.generate(
                 inputs["input_features"], attention_mask=inputs["attention_mask"]
+            )
+            return processor.batch_decode(generated_ids, skip_special_tokens=True)
+
+        expected, found = map(example, PACKAGES)
+        assert found == expected
+        assert found[0]
+
+    def test_translation(self):
+        def example(package):
+            model = package.Speech2TextForConditionalGeneration.from_pretrained(
+                TINY_S2T, **loading(package)
+            )
+            processor = package.Speech2TextProcessor.from_pretrained(TINY_S2T)
+            audio = recording()
+            inputs = processor(
+                audio["array"], sampling_rate=audio["sampling_rate"], return_tensors="pt"
+            )
+            generated_ids = model.generate(
+                inputs["input_features"],
+                attention_mask=inputs["attention_mask"],
+                forced_bos_token_id=processor.tokenizer.lang_code_to_id["fr"],
             )
             return processor.batch_decode(generated_ids, skip_special_tokens=True)
 
