@@ -12,7 +12,7 @@ import pytest
 
 from mlx_speech.errors import InputError
 from mlx_speech.layers import attention
-from mlx_speech.models.granite_speech.model import (
+from mlx_speech.models.granite_speech import (
     GraniteSpeechConfig,
     GraniteSpeechForConditionalGeneration,
 )

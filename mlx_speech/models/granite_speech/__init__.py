@@ -1,9 +1,8 @@
 """Granite Speech: a Conformer-CTC encoder, a windowed Q-Former and a Granite decoder."""
 
+from .config import GraniteSpeechConfig, GraniteSpeechPlusConfig
 from .model import (
-    GraniteSpeechConfig,
     GraniteSpeechForConditionalGeneration,
-    GraniteSpeechPlusConfig,
     GraniteSpeechPlusForConditionalGeneration,
 )
 
