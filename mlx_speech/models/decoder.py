@@ -115,16 +115,6 @@ class DecoderOptions(TypedDict, total=False):
     output_hidden_states: bool | None
 
 
-class DecoderInputs(DecoderOptions, total=False):
-    """What decoders take beside token ids; see `DecoderModel`."""
-
-    attention_mask: mx.array | None
-    position_ids: mx.array | None
-    past_key_values: Sequence[KVCache] | None
-    inputs_embeds: mx.array | None
-    use_cache: bool | None
-
-
 @dataclass(eq=False)
 class BaseModelOutputWithPast(ModelOutput):
     """What a decoder without a head returns.
