@@ -34,7 +34,7 @@ class ScoreRecord:
 
 
 @dataclass(eq=False)
-class GenerateDecoderOnlyOutput(ModelOutput):
+class GenerateOutput(ModelOutput):
     """What greedy search and sampling return.
 
     sequences: (rows, length) ids: the prompts and their continuations, padded at the end. There are
@@ -42,36 +42,18 @@ class GenerateDecoderOnlyOutput(ModelOutput):
     scores: with `output_scores`, those of each new token, (rows, vocab), after all processors;
         without meaning for a row that has ended.
     logits: with `output_logits`, those of the model, float32.
-    attentions, hidden_states: None; the model's own call gives them.
     past_key_values: the cache, with all but the last token; None with `use_cache=False`.
     """
 
     sequences: mx.array
     scores: Scores | None = None
     logits: Scores | None = None
-    attentions: None = None
-    hidden_states: None = None
     past_key_values: Sequence[Any] | None = None
 
 
 @dataclass(eq=False)
-class GenerateEncoderDecoderOutput(ModelOutput):
-    """As `GenerateDecoderOnlyOutput`, of an encoder-decoder."""
-
-    sequences: mx.array
-    scores: Scores | None = None
-    logits: Scores | None = None
-    encoder_attentions: None = None
-    encoder_hidden_states: None = None
-    decoder_attentions: None = None
-    cross_attentions: None = None
-    decoder_hidden_states: None = None
-    past_key_values: Sequence[Any] | None = None
-
-
-@dataclass(eq=False)
-class GenerateBeamDecoderOnlyOutput(ModelOutput):
-    """What beam search returns; what is not described is as in `GenerateDecoderOnlyOutput`.
+class GenerateBeamOutput(ModelOutput):
+    """What beam search returns; what is not described is as in `GenerateOutput`.
 
     sequences_scores: (rows,), with `output_scores`: sums of log-probabilities over lengths to the
         power of `length_penalty`.
@@ -87,23 +69,33 @@ class GenerateBeamDecoderOnlyOutput(ModelOutput):
     scores: Scores | None = None
     logits: Scores | None = None
     beam_indices: mx.array | None = None
-    attentions: None = None
-    hidden_states: None = None
     past_key_values: Sequence[Any] | None = None
 
 
-@dataclass(eq=False)
-class GenerateBeamEncoderDecoderOutput(ModelOutput):
-    """As `GenerateBeamDecoderOnlyOutput`, of an encoder-decoder."""
+class _OfDecoder:
+    """What a decoder's own call gives, and generation does not."""
 
-    sequences: mx.array
-    sequences_scores: mx.array | None = None
-    scores: Scores | None = None
-    logits: Scores | None = None
-    beam_indices: mx.array | None = None
-    encoder_attentions: None = None
-    encoder_hidden_states: None = None
-    decoder_attentions: None = None
-    cross_attentions: None = None
-    decoder_hidden_states: None = None
-    past_key_values: Sequence[Any] | None = None
+    attentions = hidden_states = None
+
+
+class _OfEncoderDecoder:
+    """The same of an encoder-decoder."""
+
+    encoder_attentions = encoder_hidden_states = None
+    decoder_attentions = cross_attentions = decoder_hidden_states = None
+
+
+class GenerateDecoderOnlyOutput(_OfDecoder, GenerateOutput):
+    """`GenerateOutput` of a decoder."""
+
+
+class GenerateEncoderDecoderOutput(_OfEncoderDecoder, GenerateOutput):
+    """`GenerateOutput` of an encoder-decoder."""
+
+
+class GenerateBeamDecoderOnlyOutput(_OfDecoder, GenerateBeamOutput):
+    """`GenerateBeamOutput` of a decoder."""
+
+
+class GenerateBeamEncoderDecoderOutput(_OfEncoderDecoder, GenerateBeamOutput):
+    """`GenerateBeamOutput` of an encoder-decoder."""
