@@ -130,7 +130,7 @@ class AutoModelForCausalLM(_AutoModel):
 
 
 class AutoModelForSpeechSeq2Seq(_AutoModel):
-    """A model that writes what it hears."""
+    """A model that transcribes or translates speech."""
 
     suffix = "ForConditionalGeneration"
 

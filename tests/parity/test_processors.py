@@ -54,7 +54,7 @@ def equal(ours, expected, tolerance: float = 2e-3) -> None:
         close(ours[name], value, tolerance if "features" in name else 0)
 
 
-def heard(*parts, role: str = "user") -> dict:
+def message(*parts, role: str = "user") -> dict:
     content = [
         {"type": "text", "text": part}
         if isinstance(part, str)
@@ -66,20 +66,20 @@ def heard(*parts, role: str = "user") -> dict:
 
 FLAC = str(AUDIO / "espeak_04.flac")
 CONVERSATIONS = {
-    "array": [heard(signal(9000), "Transcribe the following audio:")],
-    "path": [heard(FLAC, "transcribe")],
-    "under path": [heard({"path": FLAC}, "transcribe")],
-    "under url, which may be a path": [heard({"url": FLAC}, "transcribe")],
-    "two": [heard("first", signal(9000), "then", signal(9000), "compare")],
+    "array": [message(signal(9000), "Transcribe the following audio:")],
+    "path": [message(FLAC, "transcribe")],
+    "under path": [message({"path": FLAC}, "transcribe")],
+    "under url, which may be a path": [message({"url": FLAC}, "transcribe")],
+    "two": [message("first", signal(9000), "then", signal(9000), "compare")],
     "turns": [
         {"role": "system", "content": "You are helpful."},
-        heard(signal(8000), "transcribe"),
+        message(signal(8000), "transcribe"),
         {"role": "assistant", "content": "unlock the gate"},
-        heard("and this?", signal(8000)),
+        message("and this?", signal(8000)),
     ],
-    "batch": [[heard(signal(8000), "one")], [heard("a rather longer text", signal(8000))]],
-    "batch, one with text alone": [[heard("say something")], [heard(signal(8000), "hear")]],
-    "text alone": [heard("what is the capital of France?")],
+    "batch": [[message(signal(8000), "one")], [message("a rather longer text", signal(8000))]],
+    "batch, one with text alone": [[message("say something")], [message(signal(8000), "hear")]],
+    "text alone": [message("what is the capital of France?")],
     "strings": [{"role": "user", "content": "hello"}],
 }
 

@@ -244,7 +244,7 @@ PARTS = (
 NOISE = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
 
 
-def heard(*parts, role: str = "user") -> dict:
+def message(*parts, role: str = "user") -> dict:
     """A message: strings are texts, dictionaries what stands in a part for its recording."""
     content = [
         {"type": "text", "text": part} if isinstance(part, str) else {"type": "audio", **part}
@@ -268,7 +268,7 @@ class TestRecordingsInConversations:
         ids=lambda part: ",".join(part),
     )
     def test_ids_and_features(self, processor, part):
-        conversation = [heard(part, "hear this")]
+        conversation = [message(part, "hear this")]
         inputs = processor.apply_chat_template(conversation, tokenize=True, return_tensors="pt")
         prompt = processor.apply_chat_template(conversation)
         expected = processor(prompt, NOISE)
@@ -282,7 +282,7 @@ class TestRecordingsInConversations:
         path = find_recording("synthetic/espeak_04.flac")
         loud = {"array": np.repeat(NOISE, 3), "sampling_rate": 48000}
         found = processor.apply_chat_template(
-            [[heard({"path": path})], [heard({"audio": loud})], [heard({"audio": NOISE})]],
+            [[message({"path": path})], [message({"audio": loud})], [message({"audio": NOISE})]],
             tokenize=True,
         )
         audio = [load_audio(path), load_audio(loud["array"], 48000), NOISE]
@@ -293,9 +293,9 @@ class TestRecordingsInConversations:
 
     def test_several_in_several_turns(self, processor):
         turns = [
-            heard("one", {"audio": NOISE}, {"audio": NOISE[:1600]}),
+            message("one", {"audio": NOISE}, {"audio": NOISE[:1600]}),
             {"role": "assistant", "content": "two"},
-            heard({"audio": NOISE[:3200]}, "three"),
+            message({"audio": NOISE[:3200]}, "three"),
         ]
         found = processor.apply_chat_template(turns, tokenize=True)
         expected = processor(
@@ -306,7 +306,7 @@ class TestRecordingsInConversations:
 
     def test_a_template_that_knows_parts(self, processor):
         """Gets them as they are, without the recordings, which are no plain data."""
-        conversation = [heard("a", {"audio": NOISE}, "b")]
+        conversation = [message("a", {"audio": NOISE}, "b")]
         options = {"chat_template": PARTS}
         prompt = processor.apply_chat_template(conversation, **options)
         assert prompt == "user: a <|audio|> b"
@@ -314,7 +314,7 @@ class TestRecordingsInConversations:
         assert found.input_ids.tolist() == processor(prompt, NOISE).input_ids.tolist()
 
     def test_a_batch_of_prompts(self, processor):
-        conversations = [[heard("a")], [heard({"audio": NOISE}, "b")]]
+        conversations = [[message("a")], [message({"audio": NOISE}, "b")]]
         prompts = processor.apply_chat_template(conversations, add_generation_prompt=False)
         start = "<|start_of_role|>user<|end_of_role|>"
         assert prompts == [
@@ -323,9 +323,9 @@ class TestRecordingsInConversations:
         ]
 
     def test_options_of_a_call(self, processor):
-        conversation = [heard({"audio": np.repeat(NOISE, 3)}, "b")]
+        conversation = [message({"audio": np.repeat(NOISE, 3)}, "b")]
         expected = processor.apply_chat_template(
-            [heard({"audio": load_audio(np.repeat(NOISE, 3), 48000)}, "b")], tokenize=True
+            [message({"audio": load_audio(np.repeat(NOISE, 3), 48000)}, "b")], tokenize=True
         )
         for options in ({"sampling_rate": 48000}, {"processor_kwargs": {"sampling_rate": 48000}}):
             found = processor.apply_chat_template(conversation, tokenize=True, **options)
@@ -333,18 +333,18 @@ class TestRecordingsInConversations:
 
     def test_what_cannot_be(self, processor):
         with pytest.raises(InputError, match=r"mentions 1 recordings .* but 0 are given"):
-            processor.apply_chat_template([heard({}, "b")], tokenize=True)
+            processor.apply_chat_template([message({}, "b")], tokenize=True)
         with pytest.raises(UnsupportedOptionError, match=r"^load_audio_from_video: "):
-            processor.apply_chat_template([heard("b")], load_audio_from_video=True)
+            processor.apply_chat_template([message("b")], load_audio_from_video=True)
         with pytest.raises(InputError, match=r"^processor_kwargs is 5"):
-            processor.apply_chat_template([heard("b")], tokenize=True, processor_kwargs=5)
+            processor.apply_chat_template([message("b")], tokenize=True, processor_kwargs=5)
         with pytest.raises(UnsupportedOptionError, match=r"^return_assistant_tokens_mask is for t"):
-            processor.apply_chat_template([heard("b")], return_assistant_tokens_mask=True)
+            processor.apply_chat_template([message("b")], return_assistant_tokens_mask=True)
         with pytest.raises(AudioError, match=r"talk.wav does not exist"):
-            processor.apply_chat_template([heard({"path": "talk.wav"})], tokenize=True)
+            processor.apply_chat_template([message({"path": "talk.wav"})], tokenize=True)
         with pytest.raises(InputError, match="audio is no samples, but of type object"):
-            processor.apply_chat_template([heard({"audio": object()})], tokenize=True)
-        for conversation in (5, "hear", [[5]], [5], [heard("a"), [heard("b")]]):
+            processor.apply_chat_template([message({"audio": object()})], tokenize=True)
+        for conversation in (5, "hear", [[5]], [5], [message("a"), [message("b")]]):
             with pytest.raises(InputError, match=r"a (chat is a list|message is)"):
                 processor.apply_chat_template(conversation)
 

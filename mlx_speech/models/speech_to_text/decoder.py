@@ -32,8 +32,8 @@ class DecoderLayer(Layer):
         x = x + self.dropout(self.self_attn(normed, keys, values, mask, weights, heads))
         normed = self.encoder_attn_layer_norm(x)
         keys, values = cross_kv
-        heard = self.encoder_attn(normed, keys, values, cross_mask, weights, cross_heads)
-        x = x + self.dropout(heard)
+        attended = self.encoder_attn(normed, keys, values, cross_mask, weights, cross_heads)
+        x = x + self.dropout(attended)
         return self.feed_forward(x)
 
 
@@ -85,7 +85,7 @@ class Speech2TextDecoder(LayerStack):
         is_list = isinstance(past_key_values, Sequence | None) and len(cache) == len(none)
         if not is_list or not isinstance(cache[-1], CrossAttentionCache):
             raise InputError("past_key_values must be what make_cache or an earlier call returned")
-        self.listen(cache, encoder_hidden_states, encoder_attention_mask)
+        self.attend_to(cache, encoder_hidden_states, encoder_attention_mask)
         if rows != cache[-1].num_rows:
             needed = f"{rows} rows, but the recordings need {cache[-1].num_rows}"
             raise InputError(f"the decoder's input has {needed}")
@@ -115,7 +115,7 @@ class Speech2TextDecoder(LayerStack):
         """An empty cache: one entry for each layer's own positions, and one for the recordings."""
         return [*(KVCache() for _ in self.layers), CrossAttentionCache()]
 
-    def listen(
+    def attend_to(
         self, cache: Cache, frames: mx.array | None, attention_mask: mx.array | None = None
     ) -> None:
         """Put every layer's keys and values of the recordings into a cache that has none yet; the
@@ -163,7 +163,7 @@ class Speech2TextDecoder(LayerStack):
         Args:
             x: (rows, length, d_model), without positions.
             real: (rows, length), zero at padding.
-            cache: with the recordings in it, see `listen`.
+            cache: with the recordings in it, see `attend_to`.
             mask: for attention; by default the cache's.
             weights: if given, gets those of each layer to its own positions and then to the
                 recording.

@@ -325,7 +325,7 @@ class Speech2TextForConditionalGeneration(Speech2TextPretrainedModel):
         and the function for later steps."""
         decoder = self.model.decoder
         encoded, mask = self.model.encode(**recordings)
-        decoder.listen(cache, encoded.last_hidden_state, mask)
+        decoder.attend_to(cache, encoded.last_hidden_state, mask)
 
         def step(tokens: mx.array) -> mx.array:
             return self.logits(decoder.decode(*decoder.embed(tokens), cache)[-1])
