@@ -4,13 +4,14 @@
 import inspect
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import CheckpointError, InputError, UnsupportedOptionError
-from ..files import adding_files
+from ..files import adding_files, replacing
 from .hub import repo_id_problem
 from .upload import check_token, model_card, upload
 
@@ -40,6 +41,30 @@ def folder_path(folder: Any) -> Path:
     if not isinstance(folder, str | os.PathLike):
         raise InputError.must_be("save_directory", folder, "the path of a folder")
     return Path(os.path.expanduser(folder))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within it, what is written: a file or folder that cannot be is the user's to know.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise CheckpointError(f"{path}: cannot be written: {reason}") from error
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    with writing(Path(path)), replacing(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 class Saveable:
@@ -84,7 +109,7 @@ class Saveable:
             )
         hub = {name: options.pop(name) for name in _PUSHED if name in options}
         folder = folder_path(save_directory)
-        try:
+        with writing(folder):
             with adding_files(folder) as temporary:
                 self._write_files(temporary, **options)
                 files = {f.relative_to(temporary) for f in temporary.rglob("*") if f.is_file()}
@@ -92,9 +117,6 @@ class Saveable:
                 stale = any(fnmatchcase(file.name, pattern) for pattern in self.replaced_files)
                 if stale and file.relative_to(folder) not in files:
                     file.unlink()
-        except OSError as error:
-            reason = error.strerror or error
-            raise CheckpointError(f"{folder}: cannot be written: {reason}") from error
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", folder.name), **hub, **options)
         return [str(folder / file) for file in sorted(files)]

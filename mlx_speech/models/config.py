@@ -10,10 +10,9 @@ from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
 from ..checkpoint.folder import read_json
 from ..checkpoint.hub import HubOptions, resolve_checkpoint, take_hub_options
-from ..checkpoint.saving import Saveable
+from ..checkpoint.saving import Saveable, write_text
 from ..errors import CheckpointError, InputError
 from ..fields import Range, fit_fields, fitted
-from ..files import replacing
 
 DERIVED: Any = None  #: default of a field that `__post_init__` works out from the others
 
@@ -229,12 +228,7 @@ class PretrainedConfig(Saveable, metaclass=_KeepsUnknown):
         Raises:
             CheckpointError: it cannot be written.
         """
-        try:
-            with replacing(Path(json_file_path)) as temporary:
-                temporary.write_text(self.to_json_string(use_diff), encoding="utf-8")
-        except OSError as error:
-            reason = error.strerror or error
-            raise CheckpointError(f"{json_file_path}: cannot be written: {reason}") from error
+        write_text(json_file_path, self.to_json_string(use_diff))
 
     def update(self, config_dict: dict[str, Any]) -> None:
         """Set attributes; they are not checked."""
@@ -249,7 +243,7 @@ class PretrainedConfig(Saveable, metaclass=_KeepsUnknown):
         return getattr(self, "text_config", self)
 
     def _write_files(self, folder: Path) -> None:
-        (folder / "config.json").write_text(self.to_json_string(), encoding="utf-8")
+        self.to_json_file(folder / "config.json")
 
     def check_layers(self, num_tensors: int, place: str = "config.json: ") -> None:
         """Refuse more layers than the tensors of a checkpoint could be of, before they are built.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.folder import read_json
-from ..checkpoint.saving import Saveable
+from ..checkpoint.saving import Saveable, write_text
 from ..errors import CheckpointError, InputError
 from ..fields import fit_items
 
@@ -28,11 +28,7 @@ class Settings(Saveable):
         Raises:
             CheckpointError: it cannot be written.
         """
-        try:
-            Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
-        except OSError as error:
-            reason = error.strerror or error
-            raise CheckpointError(f"{json_file_path}: cannot be written: {reason}") from error
+        write_text(json_file_path, self.to_json_string())
 
 
 def read_settings(folder: Path, name: str, kind: type) -> dict[str, Any]:

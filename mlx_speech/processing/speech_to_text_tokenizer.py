@@ -13,8 +13,10 @@ from typing import Any, ClassVar, Self
 from tokenizers import AddedToken
 
 from ..checkpoint.hub import resolve_checkpoint, take_hub_options
+from ..checkpoint.saving import folder_path, writing
 from ..errors import CheckpointError, InputError, UnsupportedOptionError
 from ..fields import fitted
+from ..files import replacing_all
 from .base_tokenizer import BaseTokenizer, SavingOptions, Text, check_text, file_prefix
 from .batch import BatchEncoding, as_ids
 from .encoding_options import EncodingOptions, check_side, cut
@@ -412,15 +414,13 @@ class Speech2TextTokenizer(BaseTokenizer):
 
         Raises:
             CheckpointError: the folder cannot be written to.
+            InputError: it is no path.
         """
-        folder, prefix = Path(save_directory), file_prefix(filename_prefix)
+        folder, prefix = folder_path(save_directory), file_prefix(filename_prefix)
         vocab, model = folder / f"{prefix}{VOCAB_FILE}", folder / f"{prefix}{SPM_FILE}"
-        try:
-            vocab.write_text(json.dumps(self.encoder, indent=2) + "\n", encoding="utf-8")
-            model.write_bytes(self.sp_model.serialized_model_proto())
-        except OSError as error:
-            reason = error.strerror or error
-            raise CheckpointError(f"{folder}: cannot be written to: {reason}") from error
+        with writing(folder), replacing_all([vocab, model]) as (new_vocab, new_model):
+            new_vocab.write_text(json.dumps(self.encoder, indent=2) + "\n", encoding="utf-8")
+            new_model.write_bytes(self.sp_model.serialized_model_proto())
         return str(vocab), str(model)
 
     def _save(self, folder: Path, options: SavingOptions) -> None:
