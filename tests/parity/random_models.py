@@ -323,6 +323,20 @@ def tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
+def call(pair: Pair, *args, **kwargs) -> tuple:
+    """Ours and the reference's outputs; arrays are given to each in its own kind."""
+
+    def convert(value, kind):
+        return kind(value) if isinstance(value, np.ndarray) else value
+
+    both = []
+    for model, kind in ((pair.ours, mx.array), (pair.reference, tensor)):
+        given = {name: convert(value, kind) for name, value in kwargs.items()}
+        with torch.no_grad():
+            both.append(model(*(convert(value, kind) for value in args), **given))
+    return tuple(both)
+
+
 def assert_close(ours: mx.array, reference: torch.Tensor, tolerance: float) -> None:
     """No element further apart than `tolerance`."""
     ours, reference = np.array(ours), reference.detach().float().numpy()

@@ -28,6 +28,7 @@ from .random_models import (
     Pair,
     assert_close,
     assert_logits_match,
+    call,
     save_decoder,
     tensor,
     text_ids,
@@ -59,20 +60,6 @@ def pair(tmp_path_factory):
 @pytest.fixture(params=list(WITH_HEAD))
 def decoder(pair, request) -> Pair:
     return pair(WITH_HEAD[request.param])
-
-
-def call(pair: Pair, *args, **kwargs) -> tuple:
-    """Ours and the reference's outputs; arrays are given to each in its own kind."""
-
-    def convert(value, kind):
-        return kind(value) if isinstance(value, np.ndarray) else value
-
-    both = []
-    for model, kind in ((pair.ours, mx.array), (pair.reference, tensor)):
-        given = {name: convert(value, kind) for name, value in kwargs.items()}
-        with torch.no_grad():
-            both.append(model(*(convert(value, kind) for value in args), **given))
-    return tuple(both)
 
 
 def padded(side: str) -> np.ndarray:

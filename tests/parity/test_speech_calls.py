@@ -17,6 +17,7 @@ from .random_models import (
     Pair,
     assert_close,
     assert_logits_match,
+    call,
     features,
     save_speech,
     speech_ids,
@@ -49,20 +50,6 @@ def pairs(tmp_path_factory):
 @pytest.fixture(params=[PLAIN, LORA, PLUS])
 def pair(pairs, request) -> Pair:
     return pairs(request.param)
-
-
-def call(pair: Pair, *args, **kwargs) -> tuple:
-    """Ours and the reference's outputs; arrays are given to each in its own kind."""
-
-    def convert(value, kind):
-        return kind(value) if isinstance(value, np.ndarray) else value
-
-    both = []
-    for model, kind in ((pair.ours, mx.array), (pair.reference, tensor)):
-        given = {name: convert(value, kind) for name, value in kwargs.items()}
-        with torch.no_grad():
-            both.append(model(*(convert(value, kind) for value in args), **given))
-    return tuple(both)
 
 
 def recordings(pair: Pair, frames: int = FRAMES) -> np.ndarray:

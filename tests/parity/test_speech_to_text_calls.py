@@ -19,6 +19,7 @@ from .random_models import (
     Pair,
     assert_close,
     assert_logits_match,
+    call,
     features,
     randomize,
     tensor,
@@ -48,20 +49,6 @@ def pairs(tmp_path_factory):
 @pytest.fixture
 def pair(pairs) -> Pair:
     return pairs[Speech2TextForConditionalGeneration]
-
-
-def call(pair: Pair, *args, **kwargs) -> tuple:
-    """Ours and the reference's outputs; arrays are given to each in its own kind."""
-
-    def convert(value, kind):
-        return kind(value) if isinstance(value, np.ndarray) else value
-
-    both = []
-    for model, kind in ((pair.ours, mx.array), (pair.reference, tensor)):
-        given = {name: convert(value, kind) for name, value in kwargs.items()}
-        with torch.no_grad():
-            both.append(model(*(convert(value, kind) for value in args), **given))
-    return tuple(both)
 
 
 X = features(2, 21, WIDTH)
