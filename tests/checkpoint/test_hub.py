@@ -1,101 +1,32 @@
 """resolve_checkpoint against a Hub in miniature: what is fetched, what is kept, what is said."""
 
-import errno
+from __future__ import annotations
+
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import TINY
 from huggingface_hub import constants, file_download
+from repositories import (
+    ADAPTER,
+    BIN,
+    BIN_SHARDED,
+    BIN_SHARDS,
+    REPO,
+    SHARDED,
+    SHARDS,
+    SINGLE,
+    SMALL,
+    STRAY,
+    contents,
+    error_of,
+)
 
 import mlx_speech
 from mlx_speech.checkpoint.hub import resolve_checkpoint
-from mlx_speech.errors import CheckpointError, HubError
-
-REPO = "owner/model"
-SMALL = {
-    "config.json": b'{"a": 1}',
-    "preprocessor_config.json": b'{"a": 2}',
-    "tokenizer.json": b'{"a": 3}',
-    "chat_template.jinja": b"{{ messages }}",
-    "merges.txt": b"a b",
-    "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
-    "sentencepiece.bpe.model": b"sp",
-}
-STRAY = {
-    "README.md": b"# model",
-    "LICENSE.txt": b"MIT",
-    "sample.wav": b"RIFF",
-    "out_llm.safetensors": b"stray",
-    "training_args.bin": b"pickle",
-    "tf_model.h5": b"h5",
-    "flax_model.msgpack": b"flax",
-    "onnx/config.json": b"{}",
-    "onnx/model.safetensors": b"onnx",
-    "model-old/model.safetensors": b"old",
-    "onnx/additional_chat_templates/a.jinja": b"",
-    "additional_chat_templates/a/b.jinja": b"",
-    "additional_chat_templates/README.md": b"",
-    "._model.safetensors": b"of macOS",
-    "._tokenizer.json": b"of macOS",
-    "additional_chat_templates/._tool_use.jinja": b"of macOS",
-}
-SINGLE = {"model.safetensors": b"weights"}
-SHARDS = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
-BIN = {"pytorch_model.bin": b"pickle"}
-BIN_SHARDS = [f"pytorch_model-0000{n}-of-00002.bin" for n in (1, 2)]
-
-
-def sharded(index: str, shards: list[str]) -> dict[str, bytes]:
-    weight_map = {"a": shards[0], "b": shards[1], "c": shards[0]}
-    return {
-        index: json.dumps({"weight_map": weight_map}).encode(),
-        **{name: name.encode() for name in shards},
-    }
-
-
-SHARDED = sharded("model.safetensors.index.json", SHARDS)
-BIN_SHARDED = sharded("pytorch_model.bin.index.json", BIN_SHARDS)
-ADAPTER = {"adapter_config.json": b'{"a": 4}', "adapter_model.safetensors": b"lora"}
-
-
-@pytest.fixture
-def publish(hub, tmp_path):
-    """Write files into a new folder, and make it the newest commit of a repository."""
-    count = 0
-
-    def publish(*parts: dict[str, bytes], ref: str = "main") -> str:
-        nonlocal count
-        count += 1
-        folder = tmp_path / f"commit{count}"
-        for name, data in {k: v for part in parts for k, v in part.items()}.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(data)
-        return hub.add(REPO, folder, ref)
-
-    return publish
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-def error_of(*args, kind=HubError, **kwargs) -> str:
-    with pytest.raises(kind) as caught:
-        resolve_checkpoint(*args, **kwargs)
-    assert type(caught.value) is kind
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(args[0]) in message
-    if kind is HubError and "run again with" not in message:
-        assert caught.value.__cause__ is not None
-    return message
-
+from mlx_speech.errors import CheckpointError
 
 # Folders and names
 
@@ -409,136 +340,3 @@ def test_half_cache_is_completed(hub, publish):
     hub.forget()
     assert contents(resolve_checkpoint(REPO)) == {**SMALL, **SHARDED}
     assert hub.fetched() == [SHARDS[1]]
-
-
-# Refusals and broken downloads
-
-
-def test_missing_repository(hub):
-    message = error_of("owner/none")
-    assert "no such repository" in message
-    assert "hf auth login" in message
-
-
-@pytest.mark.parametrize(
-    ("code", "said"), [("RepoNotFound", "no such repository"), (None, "access token")]
-)
-def test_private_repository(hub, publish, code, said):
-    publish(SMALL, SINGLE)
-    hub.fail("GET /api/models/*", status=401, error_code=code)
-    message = error_of(REPO)
-    assert said in message
-    assert "hf auth login" in message
-
-
-def test_gated_repository(hub, publish):
-    publish(SMALL, SINGLE)
-    hub.fail("* /owner/model/resolve/*", status=403, error_code="GatedRepo")
-    message = error_of(REPO)
-    assert f"https://huggingface.co/{REPO}" in message
-    assert "hf auth login" in message
-
-
-def test_missing_revision(publish):
-    publish(SMALL, SINGLE)
-    for revision in ("v9", "0" * 40):
-        assert f"no revision '{revision}'" in error_of(REPO, revision=revision)
-
-
-@pytest.mark.parametrize(
-    ("status", "said"), [(403, "forbids this"), (418, "418"), (429, "too many"), (503, "503")]
-)
-def test_other_answers(hub, publish, status, said):
-    publish(SMALL, SINGLE)
-    hub.fail("GET /api/models/*/revision/*", status=status)
-    assert said in error_of(REPO)
-
-
-def test_not_a_hub(hub, publish):
-    publish(SMALL, SINGLE)
-    hub.fail("GET /api/models/*", status=200, body=b"<html>log in to the hotel's network</html>")
-    assert "does not answer like a Hub" in error_of(REPO)
-
-
-def test_cut_connection_is_resumed(hub, publish, monkeypatch):
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1)
-    publish(SMALL, SINGLE)
-    hub.cut("GET *model.safetensors", after=3, times=2)
-    assert contents(resolve_checkpoint(REPO)) == {**SMALL, **SINGLE}
-    weights = [r for r in hub.requests if str(r).startswith("GET") and "safetensors" in r.path]
-    assert [r.headers.get("range") for r in weights] == [None, "bytes=3-", "bytes=6-"]
-
-
-def test_cut_connection(hub, publish):
-    publish(SMALL, SINGLE)
-    hub.cut("GET *model.safetensors", after=3)
-    assert "lacks model.safetensors" in error_of(REPO)
-    hub.forget()
-    assert contents(resolve_checkpoint(REPO)) == {**SMALL, **SINGLE}
-    assert hub.fetched() == ["model.safetensors"]
-
-
-def test_short_file(hub, publish):
-    publish(SMALL, SINGLE)
-    hub.fail("GET *model.safetensors", status=200, body=b"wei")
-    assert "broke off" in error_of(REPO)
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
-def test_cache_that_cannot_be_written(publish, monkeypatch, code):
-    publish(SMALL, SINGLE)
-
-    def refuse(*args, **kwargs):
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(file_download, "_chmod_and_move", refuse)
-    message = error_of(REPO)
-    assert os.strerror(code) in message
-    assert constants.HF_HUB_CACHE in message
-
-
-# The real thing: environment variables, standard error, start-up
-
-
-def run(hub, home, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    script = (
-        "import sys, mlx_speech.checkpoint.hub as hub\n"
-        "assert 'huggingface_hub' not in sys.modules\n"
-        f"print(hub.resolve_checkpoint({REPO!r}, {', '.join(arguments)}))\n"
-        "from huggingface_hub.utils import are_progress_bars_disabled\n"
-        "assert not are_progress_bars_disabled()\n"
-    )
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        env={
-            **inherited,
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def test_environment_and_progress(hub, publish, tmp_path):
-    commit = publish(SMALL, SHARDED)
-    shown = run(hub, tmp_path / "a", "progress=True")
-    hidden = run(hub, tmp_path / "b", "progress=False")
-    for done, home in ((shown, "a"), (hidden, "b")):
-        assert done.returncode == 0, done.stderr
-        folder = Path(done.stdout.strip())
-        assert folder.is_relative_to(tmp_path / home)
-        assert folder.name == commit
-        assert contents(folder) == {**SMALL, **SHARDED}
-    assert "100%" in shown.stderr
-    assert hidden.stderr == ""
-
-    hub.forget()
-    offline = run(hub, tmp_path / "a", "progress=False", HF_HUB_OFFLINE="1")
-    assert (offline.stdout, offline.stderr) == (shown.stdout, "")
-    assert hub.requests == []

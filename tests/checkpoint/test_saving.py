@@ -20,6 +20,7 @@ from mlx_speech import (
     LlamaForCausalLM,
     UnsupportedOptionError,
 )
+from mlx_speech.checkpoint.saving import write_text
 from mlx_speech.checkpoint.shards import ShardWriter
 from mlx_speech.loading import load_model
 
@@ -227,3 +228,17 @@ class TestPushing:
     def test_without_a_token(self, hub):
         with pytest.raises(HubError, match="needs an access token"):
             random_decoder().push_to_hub(REPO)
+
+
+class TestWriteText:
+    def test_whole_or_not_at_all(self, tmp_path):
+        file = tmp_path / "config.json"
+        write_text(file, "old")
+        with pytest.raises(UnicodeEncodeError):
+            write_text(file, "half of it \ud800")
+        assert file.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [file]
+
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(CheckpointError, match=r"none/a\.json: cannot be written: No such file"):
+            write_text(tmp_path / "none" / "a.json", "text")

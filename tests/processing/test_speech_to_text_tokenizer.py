@@ -226,6 +226,13 @@ class TestTokenizer:
 
 
 class TestSaving:
+    def test_vocabulary_of_no_folder(self, processor, tmp_path):
+        tokenizer = processor.tokenizer
+        with pytest.raises(InputError, match="save_directory is None, but must be the path"):
+            tokenizer.save_vocabulary(None)
+        with pytest.raises(CheckpointError, match="none: cannot be written: No such file"):
+            tokenizer.save_vocabulary(tmp_path / "none")
+
     def test_round_trip(self, tokenizer, tmp_path):
         tokenizer.add_special_tokens({"pad_token": AddedToken("<filler>", lstrip=True)})
         tokenizer.add_tokens("<new>")

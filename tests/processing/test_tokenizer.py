@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import small_tokenizers as small
-from conftest import TINY, edit_json, random_decoder
+from conftest import edit_json, random_decoder
 from mlx.utils import tree_flatten
 from tokenizers import AddedToken
 
@@ -28,17 +28,6 @@ from mlx_speech.generation.streaming import StreamingDetokenizer
 TEXTS = small.random_texts(300, seed=7)
 GOLDEN = json.loads(small.GOLDEN.read_text(encoding="utf-8"))
 KINDS = {"llama": small.llama, "llama3": small.llama3, "gpt2": small.gpt2}
-
-
-@pytest.fixture(params=[*KINDS, "tiny-granite"])
-def tokenizer(request, tmp_path) -> Tokenizer:
-    make = KINDS.get(request.param, lambda folder: TINY)
-    return Tokenizer.from_pretrained(make(tmp_path))
-
-
-@pytest.fixture
-def llama(tmp_path) -> LlamaTokenizer:
-    return LlamaTokenizer.from_pretrained(small.llama(tmp_path))
 
 
 class TestEveryKind:
