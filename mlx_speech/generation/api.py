@@ -1,8 +1,10 @@
 """`generate`: a prompt in, token ids out; `prefill`, on which all that generates is built."""
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -13,12 +15,14 @@ from .beam import Hypothesis, beam_search
 from .checks import (
     check_cache,
     check_context,
+    check_drafting,
     check_function,
     check_generates,
     is_cache,
     left_padding,
 )
-from .config import GenerationConfig
+from .config import DRAFT_MODEL_TOKENS, GenerationConfig
+from .drafts import DraftSource, ModelDraft, TextDraft
 from .outputs import (
     GenerateBeamDecoderOnlyOutput,
     GenerateBeamEncoderDecoderOutput,
@@ -27,15 +31,16 @@ from .outputs import (
     ScoreRecord,
 )
 from .processors import logits_processors
-from .protocols import GenerativeModel, LayerCache, Step, Streamer
+from .protocols import GenerativeModel, LayerCache, Streamer
+from .sampling import Sampler
 from .search import DecodingInputs, TokenStep, search
-from .speculative import speculative_search
+from .speculative import Answer, Speculation
 from .stopping import StoppingCriteria
 
 #: what `generate` takes beside options, the cache's options and the model's inputs
 _ARGUMENTS = (
-    *("draft_model", "logits_processor", "past_key_values", "prefix_allowed_tokens_fn"),
-    *("stopping_criteria", "tokenizer"),
+    *("drafts", "draft_model", "draft_past_key_values", "logits_processor", "past_key_values"),
+    *("prefix_allowed_tokens_fn", "stopping_criteria", "tokenizer"),
 )
 
 
@@ -71,7 +76,10 @@ def generate(
             the ids that may come next.
         tokenizer: what decodes, for `stop_strings`.
         draft_model, or assistant_model: a smaller model with the same vocabulary, for speculative
-            decoding.
+            decoding of one prompt.
+        draft_past_key_values: its cache, which holds the beginning of the prompt already.
+        drafts: for each prompt ids that its answer may be, such as a first guess at it, for
+            speculative decoding; what follows one that the model does not know is left out.
         past_key_values: a cache that holds the beginning of the prompt already (`make_cache`).
         kwargs: single options that differ from the configuration's (see `GenerationConfig`), those
             of the cache (see `make_cache`) and of `prefill`, and the model's further inputs, such
@@ -105,11 +113,11 @@ class Prefilled(DecodingInputs):
     """A prompt that was fed, for the strategy that the options ask for.
 
     fed: positions of the prompt; more than it has ids where embeddings were fed instead.
-    draft: step and cache of the draft model.
+    speculation: the rows, where there are drafts.
     """
 
     fed: int = field(kw_only=True)
-    draft: tuple[Step, Sequence[LayerCache]] | None = None
+    speculation: Speculation | None = None
 
     @property
     def prompt(self) -> mx.array:
@@ -117,8 +125,8 @@ class Prefilled(DecodingInputs):
         return self.history
 
     def steps(self) -> Iterator[TokenStep]:
-        """Greedy search or sampling, with the draft model if there is one."""
-        return search(self) if self.draft is None else speculative_search(self, *self.draft)
+        """Greedy search or sampling, with drafts if there are some."""
+        return search(self) if self.speculation is None else self.speculation.steps()
 
     def rows(self, streamer: Streamer | None = None) -> list[Hypothesis]:
         """Whole answers, by whatever strategy the options ask for."""
@@ -149,6 +157,9 @@ class Prefilled(DecodingInputs):
     def output(self, rows: Sequence[Hypothesis], is_encoder_decoder: bool) -> Any:
         """The same with the cache and the scores of the steps."""
         config, record = self.config, self.record or ScoreRecord()
+        if self.speculation is not None:
+            answers = self.speculation.answers
+            record = ScoreRecord.of_rows([answer.record or ScoreRecord() for answer in answers])
         found: dict[str, Any] = {"sequences": self.sequences(rows)}
         if config.num_beams > 1:
             found["beam_indices"] = _filled([row.beams for row in rows], -1)
@@ -157,11 +168,11 @@ class Prefilled(DecodingInputs):
             steps = None
             kinds: tuple = GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput
         else:
-            # the search was a step ahead
             steps = max(len(row.tokens) for row in rows)
-            surplus = self.cache[0].length - (self.fed + steps - 1)
-            for layer in self.cache:
-                layer.trim(surplus)
+            if self.speculation is None:  # the search was a step ahead
+                surplus = self.cache[0].length - (self.fed + steps - 1)
+                for layer in self.cache:
+                    layer.trim(surplus)
             kinds = GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
         for kept in fields(record):
             if (values := getattr(record, kept.name)) is not None:
@@ -204,8 +215,15 @@ def resolve_config(
         raise InputError.about(message)
     if "draft_model" in others:
         check_generates(others["draft_model"])
+        if "drafts" in others:
+            raise InputError("drafts and a draft model do not go together; choose one")
+    elif "draft_past_key_values" in others:
+        raise InputError("draft_past_key_values are of a draft_model; give that, too")
+    if {"draft_model", "drafts"} & others.keys():
         if config.num_beams > 1:
-            raise InputError.about("{num_beams} and a draft model do not go together; choose one")
+            raise InputError.about("{num_beams} and drafts do not go together; choose one")
+        if config.sampling:
+            raise InputError("drafts are checked without sampling; choose one")
     return config, others
 
 
@@ -232,43 +250,55 @@ def prefill(
     allowed = given.pop("prefix_allowed_tokens_fn", None)
     check_function("prefix_allowed_tokens_fn", allowed)
     check_function("prompt_progress_callback", given.get("prompt_progress_callback"))
-    draft_model = given.pop("draft_model", None)
+    drafting = {name: given.pop(name) for name in _DRAFTING & given.keys()}
+    if isinstance(drafting.get("drafts"), mx.array):
+        drafting["drafts"] = drafting["drafts"].tolist()
     prompt, attention_mask = model.prepare_prompt(given, config)
-    if draft_model is not None and given.keys() & _NO_TEXT:
-        raise InputError("a draft model proposes answers to ids, not to recordings or embeddings")
     embeds = given.get("inputs_embeds")
     rows, length = prompt.shape if embeds is None else embeds.shape[:2]
     padding = left_padding(attention_mask, (rows, length))
     num_samples = config.num_return_sequences if config.num_beams == 1 else 1
     reordered = config.num_beams > 1 or num_samples > 1
-    cache, room = _take_cache(model, given, length, padding, reordered)
+    cache, room = _take_cache(model, given, length, None if drafting else padding, reordered)
     config = config.limited(length, room)
     check_context(model, length, config.limit, room)
     held = cache[0].length
+    if drafting:
+        check_drafting(drafting, given, cache, rows)
+        starts = padding or [0] * rows
+        prompts = [prompt[row : row + 1, start:] for row, start in enumerate(starts)]
+        answers = _answers(model, prompts, config, own, allowed, **drafting)
+        if "draft_model" in drafting:
+            config = replace(config, num_draft_tokens=config.num_draft_tokens or DRAFT_MODEL_TOKENS)
+        speculation = Speculation(model, list(cache), config, stopping, answers)
+        logits = speculation.start(partial(model.prefill, cache=speculation.cache, **given), held)
+        fed = logits, partial(model.step, cache=cache), speculation.cache
+        return Prefilled(config, prompt, *fed, stopping, fed=length, speculation=speculation)
     if embeds is not None:
         given["inputs_embeds"] = embeds[:, held:]
-    logits, step = model.prefill(prompt[:, held:], cache, **given)
-    draft = None
-    if draft_model is not None:
-        draft = _prefill_draft(draft_model, prompt, config, logits.shape[-1])
+    logits = model.prefill(prompt[:, held:], cache, **given)[:, -1]
     if num_samples > 1:
         source = mx.repeat(mx.arange(rows), num_samples)
         for layer in cache:
             layer.reorder(source)
         logits, prompt = logits[source], prompt[source]
         padding = padding and [count for count in padding for _ in range(num_samples)]
-    starts = padding if prompt.shape[1] == length else None
-    processors = logits_processors(config, prompt.shape[1], logits.shape[-1], starts, own, allowed)
-    record = None
-    if config.return_dict_in_generate:
-        asked = config.output_scores, config.output_logits
-        record = ScoreRecord(*([] if wanted else None for wanted in asked))
-    decoding = (config, prompt, logits, step, cache, stopping, processors, record)
-    return Prefilled(*decoding, fed=length, draft=draft)
+    padding = padding if prompt.shape[1] == length else None
+    processors = logits_processors(config, prompt.shape[1], logits.shape[-1], padding, own, allowed)
+    after = logits, partial(model.step, cache=cache), cache
+    how = stopping, processors, _record(config)
+    return Prefilled(config, prompt, *after, *how, fed=length)
 
 
-#: inputs of models that stand for more than ids
-_NO_TEXT = {"input_features", "audio_features", "inputs_embeds"}
+_DRAFTING = {"drafts", "draft_model", "draft_past_key_values"}
+
+
+def _record(config: GenerationConfig) -> ScoreRecord | None:
+    """What keeps the scores of each step, if somebody wants them."""
+    if not config.return_dict_in_generate:
+        return None
+    asked = config.output_scores, config.output_logits
+    return ScoreRecord(*([] if wanted else None for wanted in asked))
 
 
 def _functions(given: dict[str, Any], name: str) -> Sequence[Callable]:
@@ -307,15 +337,59 @@ def _take_cache(
     return cache, None if bounded else model.context_length - length
 
 
-def _prefill_draft(
-    model: GenerativeModel, prompt: mx.array, config: GenerationConfig, vocab_size: int
-) -> tuple[Step, Sequence[LayerCache]]:
-    """Feed the prompt to a draft model; its step and cache."""
+def _answers(
+    model: GenerativeModel,
+    prompts: Sequence[mx.array],
+    config: GenerationConfig,
+    own: Sequence[Callable],
+    allowed: Callable | None,
+    drafts: Sequence[Sequence[int]] = (),
+    draft_model: GenerativeModel | None = None,
+    draft_past_key_values: Sequence[LayerCache] | None = None,
+) -> list[Answer]:
+    """A row for each prompt (1, length), with what changes its scores and its source of drafts.
+
+    Args:
+        own: the caller's logits processors.
+        allowed: see `prefix_allowed_tokens_fn`.
+    """
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    answers = []
+    for row, prompt in enumerate(prompts):
+        only = allowed and (lambda _, ids, row=row: allowed(row, ids))
+        processors = logits_processors(config, prompt.shape[1], vocab_size, None, own, only)
+        source: DraftSource
+        if draft_model is None:
+            source = TextDraft([*itertools.takewhile(model.is_text_token, drafts[row])])
+        else:
+            propose = Sampler(config, processors)
+            source = _model_draft(
+                draft_model, prompt, config, vocab_size, propose, draft_past_key_values
+            )
+        record = _record(config)
+        sample = Sampler(config, processors, record)
+        answers.append(Answer(prompt, source, config.limit, sample, record))
+    return answers
+
+
+def _model_draft(
+    model: GenerativeModel,
+    prompt: mx.array,
+    config: GenerationConfig,
+    vocab_size: int,
+    sample: Sampler,
+    cache: Sequence[LayerCache] | None,
+) -> ModelDraft:
+    """Feed a prompt to a draft model, as far as its cache does not hold it."""
     length = prompt.shape[1]
     check_context(model, length, config.limit, model.context_length - length)
-    cache = model.make_cache()
-    logits, step = model.prefill(prompt, cache)
+    if cache:
+        check_cache(cache, length, None, {})
+    else:
+        cache = model.make_cache()
+    held = cache[0].length
+    logits = model.prefill(prompt[:, held:], cache)[:, -1]
     if logits.shape[-1] != vocab_size:
         sizes = f"{logits.shape[-1]} tokens, the model {vocab_size}"
         raise InputError(f"the draft model knows {sizes}; they need the same tokenizer")
-    return step, cache
+    return ModelDraft(model, logits, cache, prompt, sample)

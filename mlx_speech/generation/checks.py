@@ -6,6 +6,8 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import ContextLengthError, InputError, UnsupportedOptionError
+from ..fields import fitted
+from ..layers.cache import KVCache
 from .config import GenerationConfig
 from .protocols import GenerativeModel, LayerCache
 
@@ -27,6 +29,42 @@ def check_cache(
         lengths = f"{cache[0].length} positions already, and the prompt has only {prompt_length}"
         remedy = "give the whole conversation, or trim the cache"
         raise InputError(f"past_key_values holds {lengths}; {remedy}")
+
+
+def check_drafting(
+    drafting: dict[str, Any], inputs: dict[str, Any], cache: Sequence[LayerCache], rows: int
+) -> None:
+    """Raises `InputError` where drafts do not go together with the rest of a call.
+
+    Args:
+        drafting: `drafts`, or a `draft_model` and its `draft_past_key_values`.
+        inputs: of the model, beside ids.
+        cache: that of the answers.
+    """
+    if inputs.get("inputs_embeds") is not None:
+        raise InputError("drafts continue ids; leave inputs_embeds out")
+    caches = [cache]
+    if "draft_model" in drafting:
+        if inputs.keys() & {"input_features", "audio_features"}:
+            message = "a draft model proposes answers to ids, not to recordings or embeddings"
+            raise InputError(message)
+        if rows > 1:
+            raise InputError("a draft model serves one prompt at a time")
+        if own := drafting.get("draft_past_key_values"):
+            if not is_cache(own):
+                raise InputError.must_be("draft_past_key_values", own, "what make_cache returned")
+            caches.append(own)
+    else:
+        drafts = fitted("drafts", drafting["drafts"], Sequence[Sequence[int]])
+        if len(drafts) != rows:
+            raise InputError(f"there are {len(drafts)} drafts, but {rows} prompts")
+    layers = [layer for cache in caches for layer in cache]
+    if any(layer.max_size is not None for layer in layers if isinstance(layer, KVCache)):
+        raise InputError.about("drafts need a cache that keeps everything: no {max_kv_size}")
+    if any(layer.padded for layer in layers if isinstance(layer, KVCache)):
+        raise InputError("drafts need a cache without left_padding")
+    if not all(isinstance(layer, KVCache) for layer in layers):
+        raise InputError("drafts are for models that are a decoder, without encoded recordings")
 
 
 def check_generates(model: object) -> None:

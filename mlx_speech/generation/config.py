@@ -11,6 +11,7 @@ from .unsupported import UnsupportedOptions
 
 #: limit on the answer's length where neither the checkpoint nor the call gives one
 DEFAULT_NEW_TOKENS = 200
+DRAFT_MODEL_TOKENS = 3  #: that a draft model proposes at a time, where nothing is said
 
 #: values of those that shape the distribution which leave it as it is
 _KEEPS_ALL = {"top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1}
@@ -29,7 +30,6 @@ DEFAULTS = {
     "length_penalty": 1.0,
     "early_stopping": False,
     "num_return_sequences": 1,
-    "num_draft_tokens": 3,
     "use_cache": True,
 }
 #: what is taken from a checkpoint beside ids of tokens, whatever the model
@@ -80,7 +80,10 @@ class GenerationConfig(UnsupportedOptions):
     output_scores, output_logits: with each step's scores after and before all that changes them.
     use_cache: without it the output has no cache; ids are the same.
     seed: makes sampling repeatable.
-    num_draft_tokens: how many tokens a draft model proposes at a time, 256 at most; by default 3.
+    num_draft_tokens: how many tokens a draft proposes at a time, 256 at most; by default 3 of a
+        draft model, and of a text 15, or 7 where more than two prompts are answered at once.
+    draft_acceptance: keep a proposed token whose probability is at least this, also where the model
+        would have chosen another; by default answers are those without a draft.
 
     Raises:
         InputError: a value is of another type or out of its range, or two contradict each other.
@@ -112,7 +115,8 @@ class GenerationConfig(UnsupportedOptions):
     eos_token_id: TokenId | Sequence[TokenId] | None = None
     stop_strings: str | Sequence[str] | None = None
     pad_token_id: TokenId | None = None
-    num_draft_tokens: Beams = SETTLED
+    num_draft_tokens: Beams | None = None
+    draft_acceptance: Annotated[float, Range(0, 1, exclusive=True)] | None = None
     decoder_start_token_id: TokenId | Sequence[TokenId] | None = None
     forced_bos_token_id: TokenId | None = None
     forced_eos_token_id: TokenId | Sequence[TokenId] | None = None

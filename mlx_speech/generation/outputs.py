@@ -26,6 +26,18 @@ class ScoreRecord:
         if self.logits is not None:
             self.logits.append(logits)
 
+    @classmethod
+    def of_rows(cls, records: Sequence["ScoreRecord"]) -> "ScoreRecord":
+        """One of several of a row each, which end where they do."""
+
+        def joined(kept: list[list[mx.array] | None]) -> list[mx.array] | None:
+            rows = [row for row in kept if row is not None]
+            steps = range(max(map(len, rows), default=0))
+            found = [mx.concatenate([row[min(i, len(row) - 1)] for row in rows]) for i in steps]
+            return found or None
+
+        return cls(joined([r.scores for r in records]), joined([r.logits for r in records]))
+
     def forget(self, count: int) -> None:
         """Drop those of the last `count` steps."""
         for kept in (self.scores, self.logits):

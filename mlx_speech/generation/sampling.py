@@ -38,6 +38,13 @@ class Sampler:
             logits: (rows, vocab).
             history: (rows, length) ids so far, for the processors.
         """
+        logits = logits.astype(mx.float32)
+        token = self._choose(self.scores(logits, history))[:, None]
+        chosen = mx.take_along_axis(logits, token, axis=-1)
+        return token, chosen - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+    def scores(self, logits: mx.array, history: mx.array) -> mx.array:
+        """What is chosen by, (rows, vocab) in float32, which is recorded; arguments likewise."""
         scores = logits = logits.astype(mx.float32)
         for process in self.processors:
             scores = process(history, scores)
@@ -46,9 +53,7 @@ class Sampler:
         if self._config.renormalize_logits:
             scores = scores - mx.logsumexp(scores, axis=-1, keepdims=True)
         self._record.add(logits, scores)
-        token = self._choose(scores)[:, None]
-        chosen = mx.take_along_axis(logits, token, axis=-1)
-        return token, chosen - mx.logsumexp(logits, axis=-1, keepdims=True)
+        return scores
 
 
 def make_sampler(config: GenerationConfig) -> Callable[[mx.array], mx.array]:

@@ -1,82 +1,332 @@
-"""Speculative decoding (https://arxiv.org/abs/2211.17192), the greedy form.
+"""Speculative decoding (https://arxiv.org/abs/2211.17192), the greedy form, of several rows.
 
-A small draft model proposes a few tokens one by one; the model checks them all in one step and
-keeps those that it would have chosen itself, and its own choice after them. The answer is the one
-that greedy search gives without a draft, in fewer of the model's steps.
+A draft proposes the next tokens of each row; the model checks them all in one pass and keeps those
+that it would have chosen itself, and its own choice after them. The answers are those that greedy
+search gives, in fewer passes. Rows that accept different numbers of tokens go on independently: the
+cache holds rows of different lengths.
 """
 
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from ..errors import InputError
-from .protocols import LayerCache, Step
+from .config import GenerationConfig
+from .drafts import DraftSource
+from .outputs import ScoreRecord
+from .protocols import GenerativeModel
 from .sampling import Sampler
-from .search import DecodingInputs, TokenStep
+from .search import TokenStep
+from .stopping import StoppingCriteria
+
+#: Tokens of a row that are fed at once, its latest one included. The fused attention of up to 8
+#: queries costs what one does; more of them pay where a pass is little work, see `attention.py`.
+FEW_ROWS = 2
+FED_TOKENS = 16
+FED_TOKENS_OF_MANY_ROWS = 8
+#: two scores are as good as equal that differ by so many units in the last place of their type:
+#: those of several tokens at once are rounded otherwise than those of one
+TIE_ULPS = 4
 
 
-def speculative_search(
-    run: DecodingInputs, draft_step: Step, draft_cache: Sequence[LayerCache]
-) -> Iterator[TokenStep]:
-    """As `search`, for one row; trims from the cache what was wrong.
+@dataclass
+class DraftStatistics:
+    """What drafts were good for.
+
+    drafted: tokens that were proposed.
+    accepted: those of them that were kept.
+    passes: of the model, over each row; that of the prompt counts.
+    tokens: of the answers.
+    """
+
+    drafted: int = 0
+    accepted: int = 0
+    passes: int = 0
+    tokens: int = 0
+
+    def __add__(self, other: DraftStatistics) -> DraftStatistics:
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return DraftStatistics(*(a + b for a, b in pairs))
+
+
+@dataclass(eq=False)
+class Answer:
+    """One row.
+
+    prompt: (1, length) ids.
+    limit: on the number of its tokens.
+    sample: changes the scores of its next token, and keeps them in `record`.
+    stopped: whether it came to an end of its own.
+    """
+
+    prompt: mx.array
+    draft: DraftSource
+    limit: int
+    sample: Sampler
+    record: ScoreRecord | None = None
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stopped: bool = False
+    statistics: DraftStatistics = field(default_factory=DraftStatistics)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is to be added."""
+        return self.stopped or len(self.tokens) == self.limit
+
+    def propose(self, most: int) -> mx.array:
+        """Ids (n,) to check, no more than there is room for before the model's own choice."""
+        most = min(most, self.limit - len(self.tokens) - 1)
+        if self.stopped or most <= 0:
+            return mx.zeros(0, mx.int32)
+        return self.draft.propose(self.tokens, most)
+
+
+class Speculation:
+    """Rows that are decoded together, each as far as its draft is right.
 
     Args:
-        draft_step, draft_cache: those of the draft model, which was fed the prompt as well.
-
-    Raises:
-        InputError: several rows, sampling, or a cache that cannot be trimmed.
+        cache: of the rows; neither padded nor of a bounded size.
     """
-    config, history, cache = run.config, run.history, run.cache
-    if len(history) > 1 or config.sampling:
-        raise InputError("a draft model serves one prompt at a time, without sampling")
-    if any(layer.max_size is not None for layer in (*cache, *draft_cache)):
-        message = "a draft model needs a cache that keeps everything: no {max_kv_size}"
-        raise InputError.about(message)
-    sample = Sampler(config, run.processors, run.record)
-    propose = Sampler(config, run.processors)
-    prompt_length = cache[0].length
-    start = history.shape[1]
-    answer: list[int] = []
-    token, logprob = sample(run.logits, history)
-    unseen = token  # by the draft model
-    chosen, logprobs = token[0].tolist(), logprob[0].tolist()
-    try:
-        while True:
-            for i, value in zip(chosen, logprobs, strict=True):
-                answer.append(i)
-                stopped = run.stopping.ended([answer], history[:, :start], run.record)
-                yield TokenStep([i], [value], [False], stopped)
-                if len(answer) == config.limit or stopped[0]:
-                    return
-            history = mx.concatenate([history, token], axis=1)
-            count = min(config.num_draft_tokens, config.limit - len(answer) - 1)
-            drafts: list[mx.array] = []
-            for _ in range(count):
-                context = mx.concatenate([history, *drafts], axis=1)
-                unseen, _ = propose(draft_step(unseen)[:, -1], context)
-                drafts.append(unseen)
-            fed = mx.concatenate([token, *drafts], axis=1)
-            checked = run.step(fed)
-            contexts = (mx.concatenate([history, *drafts[:i]], axis=1) for i in range(count + 1))
-            choices = [sample(checked[:, i], context) for i, context in enumerate(contexts)]
-            own = [mx.concatenate(list(part), axis=1)[0] for part in zip(*choices, strict=True)]
-            mx.eval(fed, *own)
-            proposed = fed[0, 1:].tolist()
-            chosen, logprobs = (part.tolist() for part in own)
-            agreed = next((i for i in range(count) if proposed[i] != chosen[i]), count)
-            chosen, logprobs = chosen[: agreed + 1], logprobs[: agreed + 1]
-            if run.record is not None:
-                run.record.forget(count - agreed)
 
-            for layer in cache:
-                layer.trim(count - agreed)
-            for layer in draft_cache:
-                layer.trim(max(count - 1 - agreed, 0))
-            # of proposals that were all right, the draft model has not been fed the last one
-            unseen = mx.array([chosen[-2:] if agreed == count else chosen[-1:]])
-            history = mx.concatenate([history, mx.array([chosen[:-1]], history.dtype)], axis=1)
-            token = mx.array([chosen[-1:]])
-    finally:
-        # what was right beyond the end of the answer
-        for layer in cache:
-            layer.trim(max(0, layer.length - prompt_length - len(answer)))
+    def __init__(
+        self,
+        model: GenerativeModel,
+        cache: list,
+        config: GenerationConfig,
+        stopping: StoppingCriteria,
+        answers: Sequence[Answer],
+    ):
+        self.cache, self.answers = cache, list(answers)
+        self._model, self._config, self._stopping = model, config, stopping
+
+    def start(self, prefill: Callable[..., mx.array], held: int = 0) -> mx.array:
+        """Feed the prompts, and check the first proposals in the same pass.
+
+        Args:
+            prefill: the model's, which fills the cache.
+            held: positions of the prompt that the cache holds already.
+
+        Returns:
+            Logits after each prompt, (rows, vocab).
+        """
+        proposals, counts, most = self._propose()
+        prompts = [answer.prompt[0] for answer in self.answers]
+        ends = [len(prompt) - held for prompt in prompts]
+        whole = max(end + count for end, count in zip(ends, counts, strict=True))
+        fill = self._config.fill_token_id
+        rows = [
+            mx.concatenate([prompt[held:], proposed[: whole - end], mx.full((most,), fill)])[:whole]
+            for prompt, proposed, end in zip(prompts, proposals, ends, strict=True)
+        ]
+        kept = [[min(end - 1 + i, whole - 1) for i in range(most + 1)] for end in ends]
+        logits = prefill(mx.stack(rows), logits_to_keep=kept)
+        fed = mx.stack(
+            [mx.concatenate([p[-1:], d]) for p, d in zip(prompts, proposals, strict=True)]
+        )
+        self._verify([held + end - 1 for end in ends], counts, fed, logits, sure=1)
+        return logits[:, 0]
+
+    def advance(self) -> None:
+        """One pass of the model: each row that has not ended gets a token or more."""
+        proposals, counts, _ = self._propose()
+        latest = mx.array([answer.tokens[-1:] for answer in self.answers])
+        fed = mx.concatenate([latest, mx.stack(proposals)], axis=1)
+        before = self.cache[0].row_lengths
+        self._verify(before, counts, fed, self._model.step(fed, self.cache))
+
+    def take_ended(self) -> list[Answer]:
+        """The answers that have ended, which leave the batch."""
+        ended = [answer for answer in self.answers if answer.ended]
+        rest = [row for row, answer in enumerate(self.answers) if not answer.ended]
+        if ended and rest:
+            for layer in self.cache:
+                layer.reorder(mx.array(rest))
+        self.answers = [self.answers[row] for row in rest]
+        return ended
+
+    def extend(self, other: Speculation) -> None:
+        """Take in the rows of another batch of the same model."""
+        if self.answers:
+            for own, more in zip(self.cache, other.cache, strict=True):
+                own.extend(more)
+        else:
+            self.cache = other.cache
+        self.answers += other.answers
+
+    def steps(self) -> Iterator[TokenStep]:
+        """The tokens of all rows as `search` gives them, as soon as all have theirs."""
+        given = 0
+        prompt_length = self.cache[0].length - len(self.answers[0].tokens) + 1
+        try:
+            while True:
+                lengths = [len(a.tokens) for a in self.answers if not a.ended]
+                ready = min(lengths, default=max(len(a.tokens) for a in self.answers))
+                while given < ready:
+                    given += 1
+                    yield self._token_step(given)
+                if not lengths:
+                    return
+                self.advance()
+        finally:
+            # what nobody has seen of the only row
+            if len(self.answers) == 1:
+                for layer in self.cache:
+                    layer.trim(max(0, layer.length - prompt_length - given))
+
+    def _token_step(self, count: int) -> TokenStep:
+        """The token that makes answers `count` tokens long."""
+        step = TokenStep([], [], [], [])
+        for answer in self.answers:
+            over = len(answer.tokens) < count
+            step.tokens.append(self._config.fill_token_id if over else answer.tokens[count - 1])
+            step.logprobs.append(0.0 if over else answer.logprobs[count - 1])
+            step.ended.append(over)
+            step.stopped.append(over or (answer.stopped and len(answer.tokens) == count))
+        return step
+
+    def _propose(self) -> tuple[list[mx.array], list[int], int]:
+        """Proposals of each row, filled up to the same number; how many there are of each, and that
+        number."""
+        most = self._config.num_draft_tokens
+        if most is None:
+            few = len(self.answers) <= FEW_ROWS
+            most = (FED_TOKENS if few else FED_TOKENS_OF_MANY_ROWS) - 1
+        proposals = [answer.propose(most) for answer in self.answers]
+        counts = [len(proposed) for proposed in proposals]
+        most = max(counts)
+        filled = [mx.pad(p, (0, most - n)) for p, n in zip(proposals, counts, strict=True)]
+        return filled, counts, most
+
+    def _verify(
+        self, before: list[int], counts: list[int], fed: mx.array, logits: mx.array, sure: int = 0
+    ) -> None:
+        """Keep of each row's proposals what the model would have chosen itself, and its own choice
+        after them; forget the rest.
+
+        Args:
+            before: positions of each row in the cache before the first that was fed.
+            counts: how many proposals each row has.
+            fed: (rows, 1 + n) the latest token of each row, and its proposals.
+            logits: (rows, 1 + n, vocab) after each of these.
+            sure: after how many of them greedy search computes the same, to the last place.
+        """
+        proposed, acceptance = fed[:, 1:], self._config.draft_acceptance
+        scores = self._scores(logits, fed)
+        chosen = mx.argmax(scores, axis=-1)
+        logprobs = _log_softmax(logits)
+        of_chosen, of_proposed = _taken(logprobs, chosen), _taken(logprobs[:, :-1], proposed)
+        agrees = proposed == chosen[:, :-1]
+        if acceptance is None:
+            # a row of one token has no ties here
+            ties = _nearly_tied(scores, chosen, logits.dtype)
+        else:
+            ties = mx.zeros(chosen.shape, mx.bool_)
+            logits = logits[:, :-1] / self._model.logits_temperature
+            agrees = agrees | (_taken(_log_softmax(logits), proposed) >= math.log(acceptance))
+        columns = proposed, agrees, of_proposed, chosen, of_chosen, ties
+        mx.eval(columns)
+        lengths = self.cache[0].row_lengths
+        kept = []
+        for row, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+            answer, count = self.answers[row], counts[row]
+            kept.append(before[row])
+            if answer.ended:
+                continue
+            tokens, agreeing, of_tokens, own, of_own, tied = values
+            right = next((i for i in range(count) if not agreeing[i]), count)
+            right = next((i for i in range(sure, right + 1) if tied[i]), right)
+            choice = own[right], of_own[right]
+            if right >= sure and tied[right]:
+                choice = self._alone(row, before[row] + right, fed[row : row + 1, : right + 1])
+            taken = self._take(
+                answer, [*tokens[:right], choice[0]], [*of_tokens[:right], choice[1]]
+            )
+            if answer.record is not None:
+                answer.record.forget(fed.shape[1] - taken)
+            answer.draft.accept(right)
+            answer.statistics += DraftStatistics(count, min(right, taken), 1, taken)
+            kept[row] += taken
+        for layer in self.cache:
+            layer.trim_rows([have - keep for have, keep in zip(lengths, kept, strict=True)])
+
+    def _take(self, answer: Answer, tokens: list[int], logprobs: list[float]) -> int:
+        """Add tokens up to the end of the answer; returns how many."""
+        before = len(answer.tokens)
+        for token, logprob in zip(tokens, logprobs, strict=True):
+            answer.tokens.append(token)
+            answer.logprobs.append(logprob)
+            (answer.stopped,) = self._stopping.ended([answer.tokens], answer.prompt, answer.record)
+            if answer.ended:
+                break
+        return len(answer.tokens) - before
+
+    def _alone(self, row: int, length: int, fed: mx.array) -> tuple[int, float]:
+        """What greedy search would choose, and its log-probability, decided by feeding one token
+        of one row.
+
+        Args:
+            length: positions before it.
+            fed: (1, n) as in `_verify`; it is the last of these.
+        """
+        cache = [layer.row(row, length) for layer in self.cache]
+        logits = self._model.step(fed[:, -1:], cache)[:, -1]
+        answer = self.answers[row]
+        token, logprob = Sampler(self._config, answer.sample.processors)(
+            logits, self._history(answer, fed)
+        )
+        return token.item(), logprob.item()
+
+    def _scores(self, logits: mx.array, fed: mx.array) -> mx.array:
+        """Logits with all that changes them, each row's for itself: (rows, n, vocab)."""
+        if not any(a.sample.processors or a.record is not None for a in self.answers):
+            return logits
+        return mx.stack(
+            [
+                mx.concatenate(
+                    [
+                        answer.sample.scores(
+                            logits[row, i : i + 1],
+                            self._history(answer, fed[row : row + 1, : i + 1]),
+                        )
+                        for i in range(fed.shape[1])
+                    ]
+                )
+                for row, answer in enumerate(self.answers)
+            ]
+        )
+
+    @staticmethod
+    def _history(answer: Answer, fed: mx.array) -> mx.array:
+        """(1, length) all tokens of an answer and its prompt, with some that were fed: the first of
+        these is the latest of those."""
+        tokens = mx.array([answer.tokens], answer.prompt.dtype)
+        return mx.concatenate(
+            [answer.prompt, tokens, fed[:, 1:].astype(answer.prompt.dtype)], axis=1
+        )
+
+
+def _log_softmax(logits: mx.array) -> mx.array:
+    """In float32."""
+    logits = logits.astype(mx.float32)
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def _taken(values: mx.array, ids: mx.array) -> mx.array:
+    """(rows, n, vocab), (rows, n) -> (rows, n)."""
+    return mx.take_along_axis(values, ids[..., None], axis=-1)[..., 0]
+
+
+def _nearly_tied(scores: mx.array, chosen: mx.array, dtype: mx.Dtype) -> mx.array:
+    """Where another score is as good as the chosen one's: (rows, n, vocab), (rows, n) -> (rows, n).
+
+    Args:
+        dtype: in which they were computed.
+    """
+    best = _taken(scores, chosen)
+    others = mx.where(mx.arange(scores.shape[-1]) == chosen[..., None], -mx.inf, scores)
+    margin = best.astype(mx.float32) - others.max(axis=-1).astype(mx.float32)
+    return margin <= TIE_ULPS * mx.finfo(dtype).eps * mx.abs(best.astype(mx.float32))

@@ -1,15 +1,16 @@
 """Key-value caches: one for each attention layer.
 
 Same interface as the caches of mlx-lm (`update_and_fetch`, `make_mask`, `offset`, `trim`, `state`),
-plus what the strategies here need: rows that can be reordered (beam search) and a batch that is
-padded on the left.
+plus what the strategies here need: rows that can be reordered (beam search), a batch that is padded
+on the left, and rows of different lengths (speculative decoding).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import mlx.core as mx
 
@@ -68,7 +69,9 @@ class KVCache:
     Attributes:
         max_size: positions that are kept, where that is bounded.
         state: what is stored: here keys and values, with room to grow along the third axis.
-        length: positions that went in.
+        length: positions that went in; of the longest row.
+        lengths: those of each row, where they differ. Every row stands at the beginning of what is
+            stored, and what is behind it there means nothing.
         prompt_length: positions that the prompt will have taken, once all its parts are in.
         adapted: whether the model's LoRA adapter was on for what it holds; kept by the first layer.
     """
@@ -79,6 +82,7 @@ class KVCache:
     def __init__(self, left_padding: LeftPadding = None):
         self.state: list[mx.array] = []
         self.length = self.prompt_length = 0
+        self.lengths: list[int] | None = None
         self.adapted = False
         self._left_padding = mx.array(left_padding) if left_padding and any(left_padding) else None
 
@@ -89,7 +93,9 @@ class KVCache:
 
     @property
     def offset(self) -> int | mx.array:
-        """Position of the next token: one number, or one per row of a padded batch."""
+        """Position of the next token: one number, or one per row where they differ."""
+        if self.lengths is not None:
+            return mx.array(self.lengths)
         return self.length if self._left_padding is None else self.length - self._left_padding
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, ...]:
@@ -99,7 +105,8 @@ class KVCache:
         return tuple(self.stored())
 
     def _append(self, new: list[mx.array]) -> None:
-        start, self.length = self.length, self.length + new[0].shape[2]
+        count = new[0].shape[2]
+        start, self.length = self.length, self.length + count
         if not self.state or self.length > self.state[0].shape[2]:
             room = -(-self.length // self.step) * self.step - start
             old = [part[:, :, :start] for part in self.state or new]
@@ -107,8 +114,15 @@ class KVCache:
                 mx.concatenate([o, mx.zeros((*n.shape[:2], room, n.shape[3]), n.dtype)], axis=2)
                 for o, n in zip(old, new, strict=True)
             ]
+        if self.lengths is None:
+            for stored, part in zip(self.state, new, strict=True):
+                stored[:, :, start : self.length] = part
+            return
+        rows = mx.arange(len(self.lengths))[:, None]
+        places = mx.array(self.lengths)[:, None] + mx.arange(count)
         for stored, part in zip(self.state, new, strict=True):
-            stored[:, :, start : self.length] = part
+            stored[rows, :, places] = part.swapaxes(1, 2)
+        self.lengths = [length + count for length in self.lengths]
 
     def stored(self) -> list[mx.array]:
         """`state` without the room to grow."""
@@ -116,6 +130,9 @@ class KVCache:
 
     def make_mask(self, num_queries: int) -> mx.array | str | None:
         """The mask for attention from `num_queries` new positions, before they are appended."""
+        if self.lengths is not None:
+            query = mx.array(self.lengths)[:, None] + mx.arange(num_queries)
+            return mx.arange(self.length + num_queries) <= query[:, None, :, None]
         if self._left_padding is None:
             return "causal" if num_queries > 1 else None
         positions = mx.arange(self.length + num_queries)[None]
@@ -128,14 +145,50 @@ class KVCache:
     def trim(self, count: int) -> int:
         """Forget the last `count` positions; returns how many could be forgotten."""
         count = min(count, self.length) if self.is_trimmable() else 0
-        self.length -= count
+        self._set_lengths([length - count for length in self.row_lengths])
         return count
+
+    def trim_rows(self, counts: Sequence[int]) -> None:
+        """Forget the last positions of each row, as many as it says; not of a padded batch."""
+        pairs = zip(self.row_lengths, counts, strict=True)
+        self._set_lengths([length - count for length, count in pairs])
+
+    @property
+    def row_lengths(self) -> list[int]:
+        """Positions that went into each row."""
+        rows = len(self.state[0]) if self.state else 1
+        return self.lengths or [self.length] * rows
+
+    def _set_lengths(self, lengths: list[int]) -> None:
+        self.length = max(lengths)
+        self.lengths = lengths if min(lengths) < self.length else None
+
+    def row(self, number: int, length: int) -> Self:
+        """A cache of one row, with its first positions."""
+        alone = copy.copy(self)
+        alone.state = [part[number : number + 1, :, :length] for part in self.state]
+        alone._set_lengths([length])
+        return alone
 
     def reorder(self, rows: mx.array) -> None:
         """Make row i what row `rows[i]` was; the number of rows may change."""
         self.state = [part[rows] for part in self.state]
+        if self.lengths is not None:
+            self._set_lengths([self.lengths[row] for row in rows.tolist()])
         if self._left_padding is not None:
             self._left_padding = self._left_padding[rows]
+
+    def extend(self, other: Self) -> None:
+        """Add the rows of another cache of this kind behind these; neither of a padded batch."""
+        lengths = [*self.row_lengths, *other.row_lengths]
+        room = max(self.state[0].shape[2], other.state[0].shape[2])
+        self.state = [
+            mx.concatenate(
+                [mx.pad(p, [(0, 0), (0, 0), (0, room - p.shape[2]), (0, 0)]) for p in pair]
+            )
+            for pair in zip(self.state, other.state, strict=True)
+        ]
+        self._set_lengths(lengths)
 
 
 def reorder_latest(cache: Sequence[Any], rows: mx.array, count: int) -> None:

@@ -29,8 +29,8 @@ class PretrainedModel(Saveable, nn.Module):
     """Base of the model classes.
 
     A subclass names its `config_class` and says in `sanitize` how a checkpoint's tensor names and
-    layouts become its own. To be generated from it also has `make_cache` and `prefill`, whose
-    arguments are its `generation_inputs`.
+    layouts become its own. To be generated from it also has `make_cache`, `prefill`, whose
+    arguments are its `generation_inputs`, and `step` (see `CausalLM`).
 
     Attributes:
         adapter_by_default: whether a LoRA adapter is on where nothing is said; a model that
@@ -237,6 +237,16 @@ class PretrainedModel(Saveable, nn.Module):
     def vocab_size(self) -> int:
         """Ids that a prompt may hold are below it."""
         return self.config.vocab_size
+
+    def is_text_token(self, token: int) -> bool:
+        """Whether it can be part of an answer."""
+        return 0 <= token < self.vocab_size
+
+    @property
+    def logits_temperature(self) -> float:
+        """What logits are still to be divided by for the probabilities that the model was trained
+        to give."""
+        return 1.0
 
     def resize_token_embeddings(
         self,

@@ -11,7 +11,6 @@ import numpy as np
 from ..errors import InputError
 from ..fields import fitted
 from ..generation.config import Count
-from ..generation.search import Step
 from ..layers.cache import CACHE_OPTIONS, KVCache, LeftPadding
 from ..layers.model_output import ModelOutput, can_return_tuple
 from ..layers.token_ids import as_mlx
@@ -123,21 +122,23 @@ class CausalLM(PretrainedModel):
         cache: Sequence[KVCache],
         *,
         inputs_embeds: mx.array | None = None,
+        logits_to_keep: Sequence[Sequence[int]] | None = None,
         prefill_step_size: int = PREFILL_STEP_SIZE,
         prompt_progress_callback: Callable[[int, int], None] | None = None,
-    ) -> tuple[mx.array, Step]:
+    ) -> mx.array:
         """Feed a prompt.
 
         Args:
             input_ids: (batch, length).
             cache: extended in place.
             inputs_embeds: (batch, length, hidden_size) to feed instead.
+            logits_to_keep: for each row the positions in it after which logits are wanted, equally
+                many; by default the last.
             prefill_step_size: positions that are fed at once, to bound a long prompt's memory.
             prompt_progress_callback: called with (positions done, all of them) after each part.
 
         Returns:
-            The next token's logits (batch, vocab_size), and the function that feeds tokens
-            (batch, n) and gives the logits after each, (batch, n, vocab_size).
+            Logits of the tokens after these positions, (batch, kept, vocab_size).
 
         Raises:
             InputError: `prefill_step_size` is not positive.
@@ -145,23 +146,31 @@ class CausalLM(PretrainedModel):
         prefill_step_size = fitted("prefill_step_size", prefill_step_size, Count)
         length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         cache[0].prompt_length = cache[0].length + length
+        kept = logits_to_keep or [[length - 1]] * len(input_ids)
+        first = min(map(min, kept))
+        states: list[mx.array] = []  # from position `first` on
         for start in range(0, length, prefill_step_size):
             done = min(start + prefill_step_size, length)
             if inputs_embeds is None:
                 embeds = self.model.embed(input_ids[:, start:done])
             else:
                 embeds = inputs_embeds[:, start:done]
-            logits = self.logits(self.model.run_layers(embeds, cache)[:, -1])
+            x = self.model.run_layers(embeds, cache)
+            if done > first:
+                states.append(x[:, max(0, first - start) :])
             if done < length or prompt_progress_callback is not None:
                 mx.eval([layer.state for layer in cache])
                 mx.clear_cache()
             if prompt_progress_callback is not None:
                 prompt_progress_callback(done, length)
+        places = mx.array(kept) - first
+        x = mx.take_along_axis(mx.concatenate(states, axis=1), places[..., None], axis=1)
+        return self.logits(x)
 
-        def step(tokens: mx.array) -> mx.array:
-            return self.logits(self.model.run_layers(self.model.embed(tokens), cache))
-
-        return logits, step
+    def step(self, tokens: mx.array, cache: Sequence[KVCache]) -> mx.array:
+        """Feed tokens (batch, n) after what is in the cache; the logits after each of them,
+        (batch, n, vocab_size)."""
+        return self.logits(self.model.run_layers(self.model.embed(tokens), cache))
 
 
 def kept_positions(states: mx.array, logits_to_keep: Any) -> mx.array:

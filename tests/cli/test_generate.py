@@ -15,7 +15,7 @@ from conftest import TINY, edit_json
 import mlx_speech
 from mlx_speech.cli.generate import build_parser, main
 from mlx_speech.generation import text as text_generation
-from mlx_speech.generation.config import DEFAULT_NEW_TOKENS, DEFAULTS
+from mlx_speech.generation.config import DEFAULT_NEW_TOKENS, DRAFT_MODEL_TOKENS
 from mlx_speech.models.causal_lm import PREFILL_STEP_SIZE
 
 LIGHT = "turn on the kitchen light"
@@ -141,10 +141,8 @@ class TestAnswers:
         import mlx_speech.generation.api as api
 
         called = []
-        search = api.speculative_search
-        monkeypatch.setattr(
-            api, "speculative_search", lambda *a, **k: called.append(1) or search(*a, **k)
-        )
+        draft = api.ModelDraft
+        monkeypatch.setattr(api, "ModelDraft", lambda *a: called.append(1) or draft(*a))
         cli("-p", LIGHT, "--draft-model", TINY)
         assert called
 
@@ -341,4 +339,4 @@ def test_defaults_are_the_librarys():
     text = " ".join(build_parser().format_help().split())
     assert f"limit (default: {DEFAULT_NEW_TOKENS})" in text
     assert f"at once (default: {PREFILL_STEP_SIZE})" in text
-    assert f"at a time (default: {DEFAULTS['num_draft_tokens']})" in text
+    assert f"at a time (default: {DRAFT_MODEL_TOKENS})" in text

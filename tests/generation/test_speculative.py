@@ -83,12 +83,12 @@ def test_fewer_steps(monkeypatch):
     model, draft = random_decoder(), random_decoder()
     fed = count_steps(model, monkeypatch)
     model.generate(PROMPT, draft_model=draft, **OPTIONS)
-    assert fed == [9] + [4] * 14 + [3]
+    assert fed == [12] + [4] * 14
     monkeypatch.undo()
     drafted = count_steps(draft, monkeypatch)
     model.generate(PROMPT, draft_model=draft, **OPTIONS)
     # what was right is fed together with the token after it
-    assert drafted == [9, 1, 1, 1] + [2, 1, 1] * 13 + [2, 1]
+    assert drafted == [9, 1, 1] + [2, 1, 1] * 14
 
 
 @pytest.mark.parametrize("num_draft_tokens", [1, 4, 7])

@@ -121,18 +121,19 @@ def test_released_checkpoints(sent, name, recordings):
     sent.clear()
     padding = [0, 40, 80][:recordings]
     cache = model.make_cache(padding)
-    _, step = model.language_model.prefill(mx.zeros((recordings, 300), mx.int32), cache)
-    step(mx.zeros((recordings, 1), mx.int32))
+    decoder = model.language_model
+    decoder.prefill(mx.zeros((recordings, 300), mx.int32), cache)
+    decoder.step(mx.zeros((recordings, 1), mx.int32), cache)
     for layer in cache:
         layer.reorder(mx.repeat(mx.arange(recordings), 4))
-    step(mx.zeros((recordings * 4, 1), mx.int32))
+    decoder.step(mx.zeros((recordings * 4, 1), mx.int32), cache)
 
     layers = config.encoder_config.num_layers
     assert len(encoder_calls) == layers + 4
     assert encoder_calls[0][0] == (7 * recordings, 8, 200, 128)
-    decoder = config.text_config
-    assert len(sent) == 3 * decoder.num_hidden_layers
-    assert {k[1] for _, k, _ in sent} == {decoder.num_key_value_heads}  # never tiled
+    text = config.text_config
+    assert len(sent) == 3 * text.num_hidden_layers
+    assert {k[1] for _, k, _ in sent} == {text.num_key_value_heads}  # never tiled
     assert {m for _, _, m in sent} == ({"array"} if recordings > 1 else {"causal", None})
     for call in [*encoder_calls, *sent]:
         assert is_fused(*call), call
@@ -149,11 +150,11 @@ def test_speech_to_text(sent, name, recordings):
     mask = mx.arange(2701) < lengths[:, None]
     cache = model.make_cache()
     features = {"input_features": mx.zeros((recordings, 2701, 80)), "attention_mask": mask}
-    _, step = model.prefill(mx.full((recordings, 2), 2), cache, **features)
-    step(mx.full((recordings, 1), 2))
+    model.prefill(mx.full((recordings, 2), 2), cache, **features)
+    model.step(mx.full((recordings, 1), 2), cache)
     for layer in cache:
         layer.reorder(mx.repeat(mx.arange(recordings), 5))
-    step(mx.full((recordings * 5, 1), 2))
+    model.step(mx.full((recordings * 5, 1), 2), cache)
 
     heads, batch, frames = config.encoder_attention_heads, recordings, 676
     padding = "array" if recordings > 1 else None

@@ -36,13 +36,13 @@ class ToyModel(PretrainedModel):
         return [KVCache()]
 
     def prefill(self, prompt, cache, *, seconds):
-        words = mx.where(seconds[:, None] > self.boundary, encode("long "), encode("short"))
+        is_long = seconds[:, None] > self.boundary
+        cache[0].words = mx.where(is_long, encode("long "), encode("short"))
+        return self.step(prompt, cache)[:, -1:]
 
-        def step(tokens):
-            start = cache[0].length
-            cache[0].length += tokens.shape[1]
-            ids = words[:, start : cache[0].length]
-            ids = ids if ids.size else mx.full(tokens.shape, EOS)
-            return 50.0 * (mx.arange(self.vocab_size) == ids[..., None])
-
-        return step(prompt)[:, -1], step
+    def step(self, tokens, cache):
+        start = cache[0].length
+        cache[0].length += tokens.shape[1]
+        ids = cache[0].words[:, start : cache[0].length]
+        ids = ids if ids.size else mx.full(tokens.shape, EOS)
+        return 50.0 * (mx.arange(self.vocab_size) == ids[..., None])

@@ -10,7 +10,6 @@ import mlx.core as mx
 from ...errors import CheckpointError, InputError
 from ...fields import fitted
 from ...generation import GenerationConfig
-from ...generation.search import Step
 from ...layers.cache import CACHE_OPTIONS, KVCache, LeftPadding
 from ...layers.lora import use_adapter
 from ...layers.model_output import can_return_tuple
@@ -284,6 +283,16 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         """Positions that the text decoder was made for."""
         return self.language_model.context_length
 
+    def is_text_token(self, token: int) -> bool:
+        """See `PretrainedModel`."""
+        is_audio = token == self.config.audio_token_index
+        return not is_audio and 0 <= token < self.language_model.vocab_size
+
+    @property
+    def logits_temperature(self) -> float:
+        """See `PretrainedModel`, and `logits_divisor` of the configuration."""
+        return self.config.text_config.logits_scaling / self.config.logits_divisor
+
     def make_cache(self, left_padding: LeftPadding = None, **options: Any) -> list[KVCache]:
         """An empty cache of the text decoder."""
         return self.language_model.make_cache(left_padding, **options)
@@ -300,25 +309,22 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
             )
         return super().prepare_prompt(inputs, config)
 
-    def prefill(
-        self, input_ids: mx.array, cache: Sequence[KVCache], **inputs: Any
-    ) -> tuple[mx.array, Step]:
+    def prefill(self, input_ids: mx.array, cache: Sequence[KVCache], **inputs: Any) -> mx.array:
         """As `CausalLM.prefill`, with the further arguments of `embed_prompt`; the adapter stays
         on for the answer to a prompt with audio."""
         audio = {name: inputs.pop(name, None) for name in AUDIO_INPUTS}
         adapter = audio["input_features"] is not None or audio["audio_features"] is not None
-        decoder, cache[0].adapted = self.language_model, adapter
+        cache[0].adapted = adapter
         with use_adapter(adapter):
             if inputs.get("inputs_embeds") is None:
                 inputs["inputs_embeds"], _ = self.embed_prompt(input_ids, **audio)
-            logits, _ = decoder.prefill(input_ids, cache, **inputs)
+            return self.language_model.prefill(input_ids, cache, **inputs)
 
-        def step(tokens: mx.array) -> mx.array:
-            # an audio token that the model itself came up with stands for no recording
-            with use_adapter(adapter):
-                return decoder.logits(decoder.model.run_layers(self.embed_text(tokens), cache))
-
-        return logits, step
+    def step(self, tokens: mx.array, cache: Sequence[KVCache]) -> mx.array:
+        """As `CausalLM.step`; an audio token among these stands for no recording."""
+        decoder = self.language_model
+        with use_adapter(cache[0].adapted):
+            return decoder.logits(decoder.model.run_layers(self.embed_text(tokens), cache))
 
     @classmethod
     def infer_config_from_weights(cls, config, weights: dict[str, mx.array]) -> None:

@@ -9,7 +9,6 @@ import mlx.nn as nn
 
 from ...errors import InputError
 from ...generation import GenerationConfig
-from ...generation.search import Step
 from ...layers.cache import CrossAttentionCache, KVCache
 from ...layers.model_output import can_return_tuple
 from ...layers.token_ids import as_mlx, check_token_ids
@@ -320,14 +319,14 @@ class Speech2TextForConditionalGeneration(Speech2TextPretrainedModel):
 
     def prefill(
         self, input_ids: mx.array, cache: Sequence[KVCache | CrossAttentionCache], **recordings: Any
-    ) -> tuple[mx.array, Step]:
-        """Encode the recordings and feed the decoder's first tokens; returns the next one's logits
-        and the function for later steps."""
-        decoder = self.model.decoder
+    ) -> mx.array:
+        """Encode the recordings and feed the decoder's first tokens; the logits of the next one,
+        (rows, 1, vocab_size)."""
         encoded, mask = self.model.encode(**recordings)
-        decoder.attend_to(cache, encoded.last_hidden_state, mask)
+        self.model.decoder.attend_to(cache, encoded.last_hidden_state, mask)
+        return self.step(input_ids, cache)[:, -1:]
 
-        def step(tokens: mx.array) -> mx.array:
-            return self.logits(decoder.decode(*decoder.embed(tokens), cache)[-1])
-
-        return step(input_ids)[:, -1], step
+    def step(self, tokens: mx.array, cache: Sequence[KVCache | CrossAttentionCache]) -> mx.array:
+        """See `CausalLM.step`."""
+        decoder = self.model.decoder
+        return self.logits(decoder.decode(*decoder.embed(tokens), cache)[-1])
