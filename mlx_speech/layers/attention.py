@@ -1,12 +1,7 @@
 """The one way into MLX's fused attention.
 
-On Metal a fused kernel is taken for these shapes and for no other; the rest falls back to an
-unfused product silently, so every model here keeps inside them (tests/layers/test_attention.py):
-
-- more than 8 queries: head size 64, 72, 80, 96 or 128, with or without an array mask; causal only
-  if there are no more queries than keys;
-- up to 8 queries: head size 64, 96 or 128, no more queries than keys, and queries times query
-  heads per key head at most 32.
+On Metal a fused kernel is taken for some shapes (`is_fused`); the rest falls back to an unfused
+product silently, so every model here keeps inside them (tests/layers/test_attention.py).
 
 Keys and values are never tiled to the number of query heads.
 """
@@ -17,6 +12,13 @@ import mlx.core as mx
 
 from ..errors import InputError
 from .token_ids import as_mlx
+
+#: up to this many queries MLX has a kernel for vectors, above it the full one
+_VECTOR_QUERIES = 8
+_VECTOR_HEAD_DIMS = (64, 96, 128)
+_FULL_HEAD_DIMS = (64, 72, 80, 96, 128)
+#: queries times query heads per key head that the kernel for vectors takes
+_VECTOR_ROWS = 32
 
 
 class Quantized(NamedTuple):
@@ -38,6 +40,39 @@ class AttentionMask(NamedTuple):
 
     allowed: mx.array
     seen: mx.array
+
+
+def is_fused(
+    num_queries: int, num_keys: int, heads: int, kv_heads: int, head_dim: int, causal: bool
+) -> bool:
+    """Whether MLX has a fused kernel on Metal for attention of this shape.
+
+    - More than 8 queries: head size 64, 72, 80, 96 or 128, with or without an array as mask;
+      `"causal"` only if there are no more queries than keys.
+    - Up to 8 queries: head size 64, 96 or 128, no more queries than keys, and queries times query
+      heads per key head at most 32.
+
+    Args:
+        num_queries, num_keys: of each row of the batch.
+        heads, kv_heads: of the queries, and of keys and values.
+        head_dim: of all three.
+        causal: the mask is `"causal"`, not an array or `None`.
+    """
+    if num_queries > _VECTOR_QUERIES:
+        return head_dim in _FULL_HEAD_DIMS and (not causal or num_queries <= num_keys)
+    few = num_queries <= num_keys and num_queries * (heads // kv_heads) <= _VECTOR_ROWS
+    return few and head_dim in _VECTOR_HEAD_DIMS
+
+
+def fused_queries(most: int, heads: int, kv_heads: int, head_dim: int) -> int:
+    """The largest number of queries up to `most` for which attention over a cache is fused: how
+    many tokens to verify at once.
+
+    Arguments as in `is_fused`. No number is better than another where none is fused: `most`, then.
+    """
+    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    numbers = range(most, 0, -1)
+    return next((n for n in numbers if is_fused(n, n, **shape, causal=True)), most)
 
 
 def scaled_dot_product_attention(

@@ -71,15 +71,10 @@ SPEECH_TO_TEXT = {
 }
 
 
-def is_fused(queries, keys, mask) -> bool:
-    """The rules that are stated in mlx_speech/models/attention.py."""
-    _, heads, num_queries, head_dim = queries
-    _, kv_heads, num_keys, _ = keys
-    if num_queries > 8:
-        fits = head_dim in (64, 72, 80, 96, 128)
-        return fits and (mask != "causal" or num_queries <= num_keys)
-    group = heads // kv_heads
-    return head_dim in (64, 96, 128) and num_queries <= num_keys and num_queries * group <= 32
+def fused(queries, keys, mask) -> bool:
+    """Whether a recorded call is."""
+    (_, heads, num_queries, head_dim), (_, kv_heads, num_keys, _) = queries, keys
+    return attention.is_fused(num_queries, num_keys, heads, kv_heads, head_dim, mask == "causal")
 
 
 @pytest.fixture
@@ -136,7 +131,7 @@ def test_released_checkpoints(sent, name, recordings):
     assert {k[1] for _, k, _ in sent} == {text.num_key_value_heads}  # never tiled
     assert {m for _, _, m in sent} == ({"array"} if recordings > 1 else {"causal", None})
     for call in [*encoder_calls, *sent]:
-        assert is_fused(*call), call
+        assert fused(*call), call
 
 
 @pytest.mark.parametrize("name", SPEECH_TO_TEXT)
@@ -165,14 +160,49 @@ def test_speech_to_text(sent, name, recordings):
     assert {mask for _, _, mask in cross} == {padding}
     assert [q for q, _, _ in cross[::6]] == [(batch, heads, n, 64) for n in (2, 1, 5)]
     for call in sent:
-        assert is_fused(*call), call
+        assert fused(*call), call
 
 
-def test_the_rules_reject_what_they_should():
-    assert not is_fused((1, 8, 200, 32), (1, 8, 200, 32), None)
-    assert not is_fused((1, 32, 8, 128), (1, 4, 90, 128), None)
-    assert not is_fused((1, 8, 4, 64), (1, 8, 3, 64), None)
-    assert is_fused((1, 8, 4, 64), (1, 8, 4, 64), None)
+#: queries, keys, heads, KV heads, head size, causal -> fused; as MLX 0.32 decides
+KERNELS = [
+    ((200, 200, 8, 8, 128, False), True),  # an encoder's block
+    ((300, 300, 16, 4, 128, True), True),
+    ((300, 200, 16, 4, 128, True), False),
+    ((300, 200, 16, 4, 128, False), True),
+    *[((9, 90, 8, 8, size, False), True) for size in (64, 72, 80, 96, 128)],
+    *[((9, 90, 8, 8, size, False), False) for size in (32, 48, 112, 256)],
+    *[((8, 90, 8, 8, size, False), True) for size in (64, 96, 128)],
+    *[((8, 90, 8, 8, size, False), False) for size in (32, 72, 80, 112)],
+    ((1, 1, 32, 1, 128, False), True),
+    ((1, 1, 33, 1, 128, False), False),
+    ((8, 90, 16, 4, 128, True), True),
+    ((8, 90, 32, 4, 128, True), False),
+    ((5, 90, 32, 4, 128, True), False),
+    ((4, 90, 32, 4, 128, True), True),
+    ((9, 90, 32, 4, 128, True), True),
+    ((4, 4, 8, 8, 64, False), True),
+    ((4, 3, 8, 8, 64, False), False),
+]
+
+
+@pytest.mark.parametrize(("shape", "expected"), KERNELS)
+def test_which_shapes_are_fused(shape, expected):
+    assert attention.is_fused(*shape) is expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((16, 4, 128), [1, 2, 4, 5, 8, 9, 16, 32]),
+        ((32, 4, 128), [1, 2, 4, 4, 4, 9, 16, 32]),  # 8 heads per KV head: 5 to 8 are too many
+        ((40, 1, 64), [1, 2, 4, 5, 8, 9, 16, 32]),  # fused from 9 on
+        ((8, 8, 80), [1, 2, 4, 5, 8, 9, 16, 32]),
+        ((4, 4, 16), [1, 2, 4, 5, 8, 9, 16, 32]),  # never fused
+    ],
+)
+def test_how_many_queries_stay_fused(shape, expected):
+    limits = [1, 2, 4, 5, 8, 9, 16, 32]
+    assert [attention.fused_queries(most, *shape) for most in limits] == expected
 
 
 def test_attention_has_one_door():
