@@ -18,10 +18,9 @@ from typing import NamedTuple, Self
 import mlx.core as mx
 
 from mlx_speech.audio import Recording, load_audio, open_recording
-from mlx_speech.checkpoint.folder import read_json, weight_files
+from mlx_speech.checkpoint.folder import SEPARATE_WEIGHTS, read_json, weight_files
 from mlx_speech.checkpoint.hub import resolve_checkpoint
 from mlx_speech.checkpoint.shards import save_tensors
-from mlx_speech.checkpoint.weights import ADAPTER_WEIGHTS
 from mlx_speech.errors import AudioError, UnsupportedOptionError
 from mlx_speech.files import errors_about
 from mlx_speech.generation import prefill
@@ -292,6 +291,6 @@ def divergences(before: mx.array, after: mx.array) -> mx.array:
 
 
 def weights_size(folder: Path) -> int:
-    """Bytes of the weights that `load` reads from a folder, the adapter's included."""
-    names = [*weight_files(folder), *({ADAPTER_WEIGHTS} & {*os.listdir(folder)})]
+    """Bytes of the weights that `load` reads from a folder, those in separate files included."""
+    names = [*weight_files(folder), *({*SEPARATE_WEIGHTS} & {*os.listdir(folder)})]
     return sum((folder / name).stat().st_size for name in names)

@@ -207,7 +207,7 @@ def _write(
                     model, path, {n: module[n] for n in names}, chosen[path], quantized
                 ).items()
             ]
-            writer = ShardWriter(folder, specs, layout=layout)
+            writer = ShardWriter(folder, specs, layout=layout, separate=model.separate_files)
             writers.append(stack.enter_context(closing(writer)))
         for path, module, names in list(module_tensors(model)):
             # out of the model, so that nothing holds them once they are written

@@ -35,7 +35,7 @@ from mlx_speech.loading import model_class
 from mlx_speech.models.base import PretrainedModel
 
 #: files that stay beside the weights, as far as there are any
-_CARRIED = (*SMALL_FILES, "LICENSE*", "NOTICE*", "out_llm.safetensors")
+_CARRIED = (*SMALL_FILES, "LICENSE*", "NOTICE*")
 _DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -100,7 +100,7 @@ class Source:
 
     def copy_carried(self, to: Path, adapter: bool) -> None:
         """Copy what the result has as it is: files of tokenizers, processors, templates,
-        generation, the licence, the second head of the encoder, and the adapter, if it is kept."""
+        generation, the licence, and the adapter, if it is kept."""
         changed = {"config.json"} if adapter else {"config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS}
         for file in {f for p in (*_CARRIED, ADAPTER_WEIGHTS) for f in self.folder.glob(p)}:
             left = file.name.endswith(".index.json") or is_apple_double(file.name)

@@ -37,5 +37,11 @@ def tensors(folder: Path, layout: str = "mlx") -> dict[str, mx.array]:
     return result
 
 
+def all_tensors(folder: Path) -> dict[str, mx.array]:
+    """Of a converted Granite Speech, its BPE head included."""
+    head = mx.load(str(folder / "out_llm.safetensors"))
+    return tensors(folder) | {f"encoder.out_llm.{name}": array for name, array in head.items()}
+
+
 def same(a: dict[str, mx.array], b: dict[str, mx.array]) -> bool:
     return a.keys() == b.keys() and all(mx.array_equal(a[k], b[k]).item() for k in a)

@@ -24,7 +24,7 @@ STRAY = {
     "README.md": b"# model",
     "LICENSE.txt": b"MIT",
     "sample.wav": b"RIFF",
-    "out_llm.safetensors": b"stray",
+    "other.safetensors": b"stray",
     "training_args.bin": b"pickle",
     "tf_model.h5": b"h5",
     "flax_model.msgpack": b"flax",
@@ -54,6 +54,7 @@ def sharded(index: str, shards: list[str]) -> dict[str, bytes]:
 
 SHARDED = sharded("model.safetensors.index.json", SHARDS)
 BIN_SHARDED = sharded("pytorch_model.bin.index.json", BIN_SHARDS)
+BPE_HEAD = {"out_llm.safetensors": b"head"}
 ADAPTER = {"adapter_config.json": b'{"a": 4}', "adapter_model.safetensors": b"lora"}
 
 

@@ -50,9 +50,9 @@ class TestTenThings:
             mx.save_safetensors(str(adapter), renamed)
         assert transcript(tiny_copy) == "unlock the back gate"
 
-    def test_out_llm_is_not_part_of_the_model(self, tiny_copy):
+    def test_other_safetensors_are_not_part_of_the_model(self, tiny_copy):
         stray = {"weight": mx.ones((4, 4)), "bias": mx.ones(4)}
-        mx.save_safetensors(str(tiny_copy / "out_llm.safetensors"), stray)
+        mx.save_safetensors(str(tiny_copy / "out_other.safetensors"), stray)
         assert transcript(tiny_copy) == "unlock the back gate"
 
     @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ class TestFiles:
 
     def test_half_precision_folds_in_float32(self):
         """bfloat16 has 8 bits: folding BatchNorm in it would cost the encoder three digits."""
-        stored = read_weights(TINY)
+        stored = read_weights(TINY, {})
         model = load_model(TINY, dtype=mx.float32)
         prefix = "encoder.layers.0.conv."
         gain, variance = (
@@ -375,7 +375,7 @@ def test_other_sampling_rate(tiny_copy):
 
 @pytest.mark.parametrize("layout", ["checkpoint", "ours"])
 def test_sanitize_is_pure_and_idempotent(layout):
-    weights = read_weights(TINY)
+    weights = read_weights(TINY, {})
     names = set(weights)
     config = GraniteSpeechConfig.from_pretrained(TINY)
     sanitize = GraniteSpeechForConditionalGeneration.sanitize

@@ -24,6 +24,8 @@ _WEIGHTS = (
 _LONGEST_NAME_BYTES = 255  # of what a file system can have, and hence of the Hub's
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+BPE_HEAD = "out_llm.safetensors"  #: of a speech encoder: CTC labels that are the decoder's tokens
+SEPARATE_WEIGHTS = (ADAPTER_WEIGHTS, BPE_HEAD)  #: parts of a model in files of their own
 NO_WEIGHTS = "no model.safetensors and no pytorch_model.bin"
 
 

@@ -20,6 +20,7 @@ from .folder import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     APPLE_DOUBLE,
+    BPE_HEAD,
     NO_WEIGHTS,
     SMALL_FILES,
     is_apple_double,
@@ -266,10 +267,11 @@ def _weights_of(repo_id: str, folder: Path, cache_dir: Any = None) -> list[str]:
         names = ["model.safetensors"]
     if ADAPTER_WEIGHTS in held or (listing is None and ADAPTER_CONFIG in held):
         names.append(ADAPTER_WEIGHTS)
-
     if not names:
         message = f"{repo_id} ships {NO_WEIGHTS}: choose another repository or revision"
         raise CheckpointError(message)
+    if BPE_HEAD in held:
+        names.append(BPE_HEAD)
     if listing is not None and (absent := set(names) - listing):
         raise CheckpointError(
             f"{repo_id}: its index of weights names {min(absent)}, which the repository does not "

@@ -114,7 +114,8 @@ def _write_weights(model: Any, folder: Path, max_shard_size: int | str, quantize
 
     specs = [TensorSpec.of(*item) for arrays in by_module() for item in arrays.items()]
     layout = "mlx" if quantized else "pt"
-    with closing(ShardWriter(folder, specs, max_shard_size, layout)) as writer:
+    separate = model.separate_files
+    with closing(ShardWriter(folder, specs, max_shard_size, layout, separate=separate)) as writer:
         for arrays in by_module():
             for name, array in arrays.items():
                 writer.write(name, array)

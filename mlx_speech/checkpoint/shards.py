@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -48,6 +48,7 @@ class ShardWriter:
             text such as "5GB".
         layout: what the header says of the tensors' layouts: "pt" for those of transformers, else
             "mlx".
+        separate: see `PretrainedModel.separate_files`; what is in them has no place in the index.
 
     Raises:
         InputError: `max_shard_size` is no size.
@@ -59,21 +60,34 @@ class ShardWriter:
         specs: Iterable[TensorSpec],
         max_shard_size: int | str = "5GB",
         layout: str = "mlx",
+        *,
+        separate: dict[str, str] | None = None,
     ):
         from huggingface_hub import split_state_dict_into_shards_factory
 
         self._folder, self._layout = folder, layout
         self._specs = {spec.name: spec for spec in specs}
+        #: file of each tensor, and its name there
+        self._places = {
+            name: (file, name.removeprefix(start))
+            for file, start in (separate or {}).items()
+            for name in self._specs
+            if name.startswith(start)
+        }
         rule = 'a number of bytes, or of KB, MB, GB or TB as in "5GB"'
         try:
             self._split = split_state_dict_into_shards_factory(
-                self._specs,
+                {name: spec for name, spec in self._specs.items() if name not in self._places},
                 get_storage_size=lambda spec: spec.nbytes,
                 filename_pattern="model{suffix}.safetensors",
                 max_shard_size=max_shard_size,
             )
         except (TypeError, ValueError):
             raise InputError.must_be("max_shard_size", max_shard_size, rule) from None
+        self._places |= {name: (f, name) for name, f in self._split.tensor_to_filename.items()}
+        self._held: dict[str, list[str]] = {}
+        for name in self._specs:
+            self._held.setdefault(self._places[name][0], []).append(name)
         self._waiting = iter(self._specs.values())
         self._files: dict[str, BinaryIO] = {}
         self._open = ExitStack()
@@ -87,13 +101,13 @@ class ShardWriter:
         spec = next(self._waiting)
         if spec != TensorSpec.of(name, array):
             raise ValueError(f"{spec} was announced, but {TensorSpec.of(name, array)} came")
-        file = self._split.tensor_to_filename[name]
-        held = self._split.filename_to_tensors[file]
+        file, _ = self._places[name]
+        held = self._held[file]
         if name == held[0]:
             # a shard of one large tensor stands between two parts of another one
             self._files[file] = self._open.enter_context((self._folder / file).open("wb"))
-            header = _header((self._specs[tensor] for tensor in held), self._layout)
-            self._files[file].write(header)
+            specs = (replace(self._specs[n], name=self._places[n][1]) for n in held)
+            self._files[file].write(_header(specs, self._layout))
         self._files[file].write(_bytes(array))
         if name == held[-1]:
             self._files[file].close()

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HubError, InputError
-from .folder import APPLE_DOUBLE
+from .folder import APPLE_DOUBLE, BPE_HEAD
 from .hub import explained, repo_id_problem
 
 #: what an earlier model in the repository may have had, and would be taken for the new one's
-WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", BPE_HEAD)
 
 
 def check_token(token: str | None = None) -> str:

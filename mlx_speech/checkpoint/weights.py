@@ -28,6 +28,7 @@ class CheckpointModel(AdaptableModel, Protocol):
     config: Any
     config_class: ClassVar[Any]
     computed_tensors: ClassVar[tuple[str, ...]]
+    separate_files: ClassVar[dict[str, str]]
     folder: Path | None
     generation_config: Any
 
@@ -38,6 +39,8 @@ class CheckpointModel(AdaptableModel, Protocol):
 
     @classmethod
     def infer_config_from_weights(cls, config: Any, weights: dict[str, mx.array]) -> None: ...
+
+    def add_stored_layers(self, weights: dict[str, mx.array]) -> None: ...
 
     def parameters(self) -> dict: ...
 
@@ -92,7 +95,7 @@ def lazy_model(
     """
     check_quant_method(config)
     settings = model_class.config_class.from_dict(config)
-    weights = apply_scales(read_weights(folder), config)
+    weights = apply_scales(read_weights(folder, model_class.separate_files), config)
     settings.check_layers(len(weights))
     check_types(weights, folder, model_class.computed_tensors)
     try:
@@ -103,6 +106,7 @@ def lazy_model(
         raise CheckpointError(f"{folder}: misshapen tensor {error}") from error
     model_class.infer_config_from_weights(settings, weights)
     model = model_class(settings)
+    model.add_stored_layers(weights)
     quantize_as_stored(model, weights)
     stated = config.get("architectures")
     other_kind = isinstance(stated, list) and stated != [model_class.__name__]
@@ -130,12 +134,15 @@ def checkpoint_dtype(config: dict, weights: dict[str, mx.array]) -> mx.Dtype:
     return max(sizes, key=lambda dtype: sizes[dtype], default=mx.float32)
 
 
-def read_weights(folder: Path) -> dict[str, mx.array]:
+def read_weights(folder: Path, separate: dict[str, str]) -> dict[str, mx.array]:
     """The tensors of a folder: of its safetensors, or where there are none of its PyTorch files.
 
-    Only files that the index names, or else the model's own by their name; other safetensors
-    beside them (adapters, `out_llm.safetensors`) belong to something else. Safetensors are
+    Only files that the index names, or else the model's own by their name, and those of `separate`
+    that are there; other safetensors beside them belong to something else. Safetensors are
     memory-mapped: nothing is read before it is evaluated.
+
+    Args:
+        separate: see `PretrainedModel.separate_files`.
 
     Raises:
         CheckpointError: there are no weights, a file of them is missing, damaged or unsafe, or two
@@ -144,10 +151,13 @@ def read_weights(folder: Path) -> dict[str, mx.array]:
     files = weight_files(folder)
     if not files:
         raise CheckpointError(f"{folder}: {NO_WEIGHTS} here")
+    starts = dict.fromkeys(files, "")
+    starts |= {name: start for name, start in separate.items() if (folder / name).exists()}
     weights: dict[str, mx.array] = {}
-    for name in files:
+    for name, start in starts.items():
         read = read_pytorch_bin if name.endswith(".bin") else read_safetensors
-        for tensor, value in read(folder / name).items():
+        for stored, value in read(folder / name).items():
+            tensor = start + stored
             if tensor in weights:
                 message = f"tensor {printable(tensor)} stands in {name} and in another file"
                 raise CheckpointError(f"{folder}: {message}; remove what is no part of the model")

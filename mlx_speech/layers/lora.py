@@ -93,7 +93,7 @@ _UNSUPPORTED = (
     "use_qalora",
 )
 #: layers that "all-linear" leaves out: heads, and what is a convolution in the checkpoint
-_NOT_LINEAR = ("lm_head", "score", "up_conv", "down_conv")
+_NOT_LINEAR = ("lm_head", "score", "out_llm", "up_conv", "down_conv")
 
 
 Rank = Annotated[int, Range(1, 2**16)]

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..checkpoint.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
+from ..checkpoint.folder import ADAPTER_CONFIG, SEPARATE_WEIGHTS, read_json
 from ..checkpoint.hub import resolve_checkpoint, take_hub_options
 from ..checkpoint.model_files import QUANTIZATION, write_model
 from ..checkpoint.options import LoadingOptions, floating_dtype, is_device
@@ -42,6 +42,8 @@ class PretrainedModel(Saveable, nn.Module):
         base_model_prefix: how all names begin but those of the head; empty where there is no head,
             None where there is always the same.
         computed_tensors: how names of tensors end that checkpoints may hold and models compute.
+        separate_files: safetensors files beside a checkpoint's shards that hold part of the model
+            if they are there, and how the names of what is in them begin in the model.
         tied_head: how the head's names begin, which may be stored though it is tied to the
             embeddings; None if there is none.
         tied_embeddings: how the names of those begin.
@@ -50,7 +52,7 @@ class PretrainedModel(Saveable, nn.Module):
 
     replaced_files = (
         *("model.safetensors", "model-?????-of-?????.safetensors", INDEX),
-        *(ADAPTER_CONFIG, ADAPTER_WEIGHTS),
+        *(ADAPTER_CONFIG, *SEPARATE_WEIGHTS),
     )
     config_class: ClassVar[type[PretrainedConfig]]
     adapter_by_default: ClassVar[bool] = True
@@ -59,6 +61,7 @@ class PretrainedModel(Saveable, nn.Module):
     generation_inputs: ClassVar[tuple[str, ...]] = ()
     base_model_prefix: ClassVar[str | None] = None
     computed_tensors: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq", "position_ids")
+    separate_files: ClassVar[dict[str, str]] = {}
     tied_head: ClassVar[str | None] = "lm_head."
     tied_embeddings: ClassVar[str] = "model.embed_tokens."
 
@@ -169,6 +172,10 @@ class PretrainedModel(Saveable, nn.Module):
                 f"{cls.tied_embeddings}weight differ; both are used, as in transformers",
                 stacklevel=2,
             )
+
+    def add_stored_layers(self, weights: dict[str, mx.array]) -> None:
+        """Make the layers that only some checkpoints have, where the sanitized tensors are there;
+        a model that is made from a configuration has none of them."""
 
     @property
     def dtype(self) -> mx.Dtype:

@@ -8,7 +8,8 @@ from typing import Self
 
 import numpy as np
 
-BLANK = 0  #: label that stands for nothing, in all heads
+from ..models.granite_speech.encoder import BLANK
+
 SPACE = ord(" ")  #: label of what is between words, where the vocabulary is known
 ANY = -1  #: stands in a sequence of labels for sound that no label can be named for
 LabelFrames = tuple[np.ndarray, np.ndarray]  #: first and last frame of each of n labels, (n,) each

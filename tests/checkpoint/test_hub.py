@@ -14,6 +14,7 @@ from repositories import (
     BIN,
     BIN_SHARDED,
     BIN_SHARDS,
+    BPE_HEAD,
     REPO,
     SHARDED,
     SHARDS,
@@ -93,6 +94,8 @@ def test_bare_name_gets_both_readings(hub):
         BIN,
         BIN_SHARDED,
         {**BIN, **ADAPTER},
+        {**SINGLE, **BPE_HEAD},
+        {**BIN, **ADAPTER, **BPE_HEAD},
     ],
     ids=[
         "single",
@@ -103,6 +106,8 @@ def test_bare_name_gets_both_readings(hub):
         "PyTorch",
         "sharded PyTorch",
         "PyTorch adapter",
+        "BPE head",
+        "PyTorch adapter BPE head",
     ],
 )
 def test_only_needed_files_are_fetched(hub, publish, weights):
@@ -197,7 +202,7 @@ def test_what_needs_no_weights_fetches_none(hub, publish, kind):
 
 
 def test_no_weights(hub, publish):
-    publish(SMALL, STRAY)
+    publish(SMALL, STRAY, BPE_HEAD)
     message = error_of(REPO, kind=CheckpointError)
     assert "no model.safetensors and no pytorch_model.bin" in message
     assert hub.fetched() == sorted(SMALL)

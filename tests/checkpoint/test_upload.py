@@ -27,7 +27,7 @@ FILES = {
     "config.json": b'{"a": 1}',
     "model.safetensors.index.json": b"{}",
     **SHARDS,
-    "out_llm.safetensors": b"beside",
+    "other.safetensors": b"beside",
 }
 
 
@@ -81,7 +81,7 @@ def test_new_repository(me, folder, repo_id):
     assert upload(folder, repo_id).repo_url == f"{me.url}/{repo_id}"
     assert held(me, repo_id) == FILES
     assert not me.repositories[repo_id].private
-    assert sent(me) == sorted([*SHARDS, "out_llm.safetensors"])
+    assert sent(me) == sorted([*SHARDS, "other.safetensors"])
     written = [r for r in me.requests if r.method == "POST"]
     assert {r.headers["authorization"] for r in written if "/lfs/" not in r.path} == {
         "Bearer hf_secret"
@@ -117,7 +117,7 @@ def test_large_files_go_in_parts(me, folder):
     me.part_size = 2000
     upload(folder, REPO)
     assert held(me) == FILES
-    assert sent(me) == sorted(["out_llm.safetensors", *[name for name in SHARDS for _ in range(3)]])
+    assert sent(me) == sorted(["other.safetensors", *[name for name in SHARDS for _ in range(3)]])
 
 
 def test_second_upload_sends_what_changed(me, folder):
@@ -134,11 +134,12 @@ def test_second_upload_sends_what_changed(me, folder):
 
 
 def test_weights_of_an_earlier_model_go(me, folder, tmp_path):
-    """An index that stayed would be taken for that of the new weights."""
+    """An index that stayed would be taken for that of the new weights, a head for theirs."""
+    (folder / "out_llm.safetensors").write_bytes(b"head")
     upload(folder, REPO)
     new = {"config.json": b'{"a": 1}', "model.safetensors": b"one"}
     upload(written(tmp_path / "new", new), REPO)
-    kept = ("README.md", "out_llm.safetensors")
+    kept = ("README.md", "other.safetensors")
     assert held(me) == {**new, **{name: FILES[name] for name in kept}}
 
 
@@ -168,7 +169,7 @@ def test_interrupted_upload_is_resumed(me, folder, how):
     first, second = SHARDS
     broken = f"PUT /lfs/{hashlib.sha256(SHARDS[second]).hexdigest()}"
     # the second shard's turn comes when the others have been stored
-    (folder / "out_llm.safetensors").unlink()
+    (folder / "other.safetensors").unlink()
 
     def when_first_is_stored(request):
         if str(request) == broken:
@@ -203,7 +204,7 @@ def test_interrupted_upload_is_resumed(me, folder, how):
     me.on_request = lambda request: None
     upload(folder, REPO)
     assert sent(me) == [second]
-    assert held(me) == {k: v for k, v in FILES.items() if k != "out_llm.safetensors"}
+    assert held(me) == {k: v for k, v in FILES.items() if k != "other.safetensors"}
 
 
 # Refusals

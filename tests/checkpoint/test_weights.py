@@ -116,7 +116,7 @@ def test_a_tensor_that_stands_in_two_files(tmp_path):
     for name in names:
         mx.save_safetensors(str(tmp_path / name), tensors(weight=None))
     with pytest.raises(CheckpointError, match=r"tensor bias stands in model-2\.safetensors and in"):
-        read_weights(tmp_path)
+        read_weights(tmp_path, {})
 
 
 class TestStrictness:

@@ -186,7 +186,7 @@ def test_other_kinds(config, message):
 def test_modules_that_are_named(config, names):
     modules = [f"a.layers.{i}.{name}" for i in (0, 1) for name in ("q_proj", "mlp")]
     settings = LoraConfig.from_dict(config)
-    assert {name for name in [*modules, "lm_head"] if settings.adapts(name)} == names
+    assert {name for name in [*modules, "lm_head", "out_llm"] if settings.adapts(name)} == names
 
 
 def test_over_a_quantized_layer():

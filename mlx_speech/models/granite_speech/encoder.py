@@ -28,6 +28,8 @@ from ..config import (
     Width,
 )
 
+BLANK = 0  #: label of a CTC head that stands for nothing
+
 
 @dataclass(kw_only=True)
 class GraniteSpeechEncoderConfig(PretrainedConfig):
@@ -97,6 +99,8 @@ class GraniteSpeechEncoderOutput(ModelOutput):
     hidden_states: on request, the first block's input, each block's output, and
         `last_hidden_state` in place of the last one's.
     attentions: always None, attention here being within blocks of frames.
+    non_blank: (batch, frames), float32; the probability that the character head, at mid depth,
+        gives to anything but the blank. Ones where there is a single block; zero at padding.
     ctc_logits: (batch, frames, output_dim) of the character head; costs nothing unless evaluated.
     """
 
@@ -104,6 +108,7 @@ class GraniteSpeechEncoderOutput(ModelOutput):
     pooler_output: mx.array | None = None
     hidden_states: tuple[mx.array, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None
+    non_blank: mx.array = field(kw_only=True)
     ctc_logits: mx.array = field(kw_only=True)
 
 
@@ -329,15 +334,19 @@ class GraniteSpeechCTCEncoder(nn.Module):
                 rule = f"within 1 and {num_frames}, the frames of input_features"
                 raise InputError.must_be("feature_lengths", lengths.tolist(), rule)
         mask = FrameMask(num_frames, self.config.context_size, lengths)
-        states = [self.embed(features)]
+        states, non_blank = [self.embed(features)], mx.ones(features.shape[:2])
         for number, layer in enumerate(self.layers, start=1):
-            states.append(self.condition(number, layer(states[-1], mask)))
+            x = layer(states[-1], mask)
+            if number == self.middle:
+                x, non_blank = self.condition(x)
+            states.append(x)
         exported = [states[number] for number in sorted(set(self.config.cat_hidden_layers or []))]
         hidden = mask.zero_padding(mx.concatenate([*exported, states[-1]], axis=-1))
         shown = asked(self.config, "output_hidden_states", output_hidden_states)
         return GraniteSpeechEncoderOutput(
             last_hidden_state=hidden,
             hidden_states=(*states[:-1], hidden) if shown else None,
+            non_blank=mask.zero_padding(non_blank[..., None])[..., 0],
             ctc_logits=self.out(states[-1]),
         )
 
@@ -345,11 +354,16 @@ class GraniteSpeechCTCEncoder(nn.Module):
         """What the first block gets, in the model's dtype: (batch, frames, hidden_dim)."""
         return self.input_linear(input_features.astype(self.layers[0].post_norm.weight.dtype))
 
-    def condition(self, number: int, x: mx.array) -> mx.array:
-        """The result of block `number`, 1 the first, with the CTC posteriors added at mid depth."""
-        if number != len(self.layers) // 2:
-            return x
-        return x + self.out_mid(mx.softmax(self.out(x), axis=-1, precise=True))
+    @property
+    def middle(self) -> int:
+        """Number of the block, 1 the first, whose result is conditioned; 0 if there is none."""
+        return len(self.layers) // 2
+
+    def condition(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """The middle block's result with the CTC posteriors added, and the probability in these of
+        anything but the blank, (batch, frames) in float32."""
+        posteriors = mx.softmax(self.out(x).astype(mx.float32), axis=-1)
+        return x + self.out_mid(posteriors.astype(x.dtype)), 1.0 - posteriors[..., BLANK]
 
 
 _BATCH_NORM_EPS = 1e-5

@@ -23,7 +23,8 @@ class EncoderStream:
     Between two parts it holds, with C frames in an attention block and a convolution of k frames,
     less than `num_layers * (C * hidden_dim + k * (hidden_dim + inner))` numbers, where inner is
     `hidden_dim * conv_expansion_factor`, whatever the length: under 10 MB for the released models
-    in 16 bits. For each of `cat_hidden_layers`, the frames of the blocks behind it are added.
+    in 16 bits. For each of `cat_hidden_layers`, the frames of the blocks behind it are added, and
+    of `non_blank` a number for each frame behind the middle.
     """
 
     def __init__(self, encoder: GraniteSpeechCTCEncoder):
@@ -33,6 +34,7 @@ class EncoderStream:
         width, dtype = encoder.config.hidden_dim, encoder.layers[0].post_norm.weight.dtype
         kept = sorted(set(encoder.config.cat_hidden_layers or []))
         self._exported = {number: _Frames(0, width, dtype) for number in kept}
+        self._non_blank = _Frames(0, 1, mx.float32)
         self._ended = False
 
     def push(self, features: mx.array, last: bool = False) -> GraniteSpeechEncoderOutput:
@@ -53,18 +55,24 @@ class EncoderStream:
             raise ValueError("the recording has ended: use a new EncoderStream for another")
         self._ended = last
         with use_adapter(True):
-            x = self._encoder.embed(features[None])
+            x, non_blank = self._encoder.embed(features[None]), mx.ones((1, len(features)))
             for number, block in enumerate(self._blocks):
                 if number in self._exported:
                     self._exported[number].append(x)
-                x = self._encoder.condition(number + 1, block.push(x, last))
+                x = block.push(x, last)
+                if number + 1 == self._encoder.middle:
+                    x, non_blank = self._encoder.condition(x)
+            self._non_blank.append(non_blank[..., None])
+            non_blank = self._non_blank.take(x.shape[1])[..., 0]
             exported = [frames.take(x.shape[1]) for frames in self._exported.values()]
             hidden = mx.concatenate([*exported, x], axis=-1)
-            queues = [*self._exported.values(), *(q for b in self._blocks for q in b.queues)]
+            kept = [self._non_blank, *self._exported.values()]
+            queues = [*kept, *(q for b in self._blocks for q in b.queues)]
             # now, or what waits would keep all that it is computed from
-            mx.eval(hidden, [frames.waiting for frames in queues])
-            logits = self._encoder.out(x)
-            return GraniteSpeechEncoderOutput(last_hidden_state=hidden, ctc_logits=logits)
+            mx.eval(hidden, non_blank, [frames.waiting for frames in queues])
+            return GraniteSpeechEncoderOutput(
+                last_hidden_state=hidden, non_blank=non_blank, ctc_logits=self._encoder.out(x)
+            )
 
 
 class _Frames:

@@ -3,10 +3,13 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar, Unpack
 
 import mlx.core as mx
+import mlx.nn as nn
 
+from ...checkpoint.folder import BPE_HEAD
 from ...errors import CheckpointError, InputError
 from ...fields import fitted
 from ...generation import GenerationConfig
@@ -28,6 +31,7 @@ from .encoder import (
     sanitize_encoder,
 )
 from .encoder_stream import EncoderStream
+from .pooling import pool_frames
 from .projector import WindowedProjector
 
 
@@ -73,6 +77,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         *PretrainedModel.computed_tensors,
         *("num_batches_tracked", "lora_A.weight", "lora_B.weight"),
     )
+    separate_files: ClassVar[dict[str, str]] = {BPE_HEAD: "encoder.out_llm."}
     tied_head = "language_model.lm_head."
     tied_embeddings = "language_model.model.embed_tokens."
     generation_inputs = (*GraniteForCausalLM.generation_inputs, *AUDIO_INPUTS)
@@ -107,6 +112,25 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
     def encode_stream(self) -> EncoderStream:
         """The encoder for one recording that comes part by part; the adapter is on in it."""
         return EncoderStream(self.encoder)
+
+    @property
+    def has_bpe_head(self) -> bool:
+        """Whether the encoder has a CTC head of the decoder's tokens, as some checkpoints do."""
+        return "out_llm" in self.encoder
+
+    def bpe_logits(self, hidden_states: mx.array, non_blank: mx.array) -> mx.array:
+        """What the BPE head says to frames that it pools; label 0 is the blank, and label i stands
+        for token i - 1.
+
+        Args:
+            hidden_states: (batch, frames, output size) of the encoder.
+            non_blank: (batch, frames), likewise.
+
+        Returns:
+            (batch, frames / 4, labels), a last group of fewer than four frames included.
+        """
+        frames = hidden_states[..., -self.config.encoder_config.hidden_dim :]
+        return self.encoder.out_llm(pool_frames(frames, non_blank))
 
     def project(self, hidden_states: mx.array) -> mx.array:
         """What the projector makes of encoder frames, with the adapter on; shapes as there."""
@@ -337,6 +361,14 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         if config.tie_word_embeddings is None:
             config.tie_word_embeddings = "language_model.lm_head.weight" not in weights
         config.text_config.tie_word_embeddings = config.tie_word_embeddings
+
+    def add_stored_layers(self, weights: dict[str, mx.array]) -> None:
+        """See `PretrainedModel.add_stored_layers`: the BPE head, of at most a label for each token
+        and the blank."""
+        stored = weights.get("encoder.out_llm.weight")
+        if stored is not None:
+            labels = min(prod(stored.shape[:1]), self.language_model.vocab_size + 1)
+            self.encoder.out_llm = nn.Linear(self.config.encoder_config.hidden_dim, labels)
 
     @staticmethod
     def rename(name: str) -> str:

@@ -87,7 +87,7 @@ class TestAudioFeatures:
         encoded = model.encoder(inputs["input_features"])
         audio = features.pooler_output
         assert mx.array_equal(features.last_hidden_state, encoded.last_hidden_state).item()
-        assert list(features) == ["last_hidden_state", "pooler_output", "ctc_logits"]
+        assert list(features) == ["last_hidden_state", "pooler_output", "non_blank", "ctc_logits"]
         assert features.shape == audio.shape == (1, 18, 128)
         assert features.dtype == mx.float32
         assert mx.array_equal(mx.array(features), audio).item()

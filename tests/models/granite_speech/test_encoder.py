@@ -122,8 +122,9 @@ class Reference:
         return self.linear(f"{name}.down_conv", mixed * sigmoid(mixed))
 
     def __call__(self, frames):
-        """All states, the embedded input first, and the logits of the CTC head."""
-        x = self.linear("input_linear", frames)
+        """All states, the embedded input first, the probability of anything but the blank at mid
+        depth, and the logits of the CTC head."""
+        x, non_blank = self.linear("input_linear", frames), np.ones(len(frames))
         states = [x]
         for number in range(1, self.layers + 1):
             name = f"layers.{number - 1}"
@@ -133,19 +134,21 @@ class Reference:
             x = x + self.feed_forward(f"{name}.ff2", x) / 2
             x = self.norm(f"{name}.post_norm", x)
             if number == self.layers // 2:
-                x = x + self.linear("out_mid", softmax(self.linear("out", x)))
+                posteriors = softmax(self.linear("out", x))
+                x, non_blank = x + self.linear("out_mid", posteriors), 1 - posteriors[:, 0]
             states.append(x)
-        return states, self.linear("out", x)
+        return states, non_blank, self.linear("out", x)
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 11])
-@pytest.mark.parametrize("layers", [2, 3, 4])
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
 def test_equal_to_numpy(layers, length):
     made = encoder(num_layers=layers)
     frames = np.random.default_rng(length).normal(size=(2, length, 6))
     found = made(mx.array(frames.astype(np.float32)))
     for row, own in enumerate(frames):
-        states, logits = Reference(made)(own)
+        states, non_blank, logits = Reference(made)(own)
+        np.testing.assert_allclose(found.non_blank[row], non_blank, atol=1e-6)
         np.testing.assert_allclose(found.last_hidden_state[row], states[-1], atol=2e-5)
         np.testing.assert_allclose(found.ctc_logits[row], logits, atol=2e-5)
 
@@ -154,18 +157,21 @@ def test_recordings_of_a_batch_are_as_alone():
     """Whatever is in the padding."""
     made, lengths = encoder(), [11, 1, 6]
     frames = np.random.default_rng(0).normal(size=(3, 11, 6)).astype(np.float32)
-    found = made(mx.array(frames), mx.array(lengths)).last_hidden_state
+    output = made(mx.array(frames), mx.array(lengths))
+    found = output.last_hidden_state
     for row, (own, length) in enumerate(zip(frames, lengths, strict=True)):
-        states, _ = Reference(made)(own[:length])
+        states, non_blank, _ = Reference(made)(own[:length])
         np.testing.assert_allclose(found[row, :length], states[-1], atol=2e-5)
+        np.testing.assert_allclose(output.non_blank[row, :length], non_blank, atol=1e-6)
         assert not found[row, length:].any().item()
+        assert not output.non_blank[row, length:].any().item()
 
 
 def test_states_of_other_blocks_come_first():
     made = encoder(num_layers=3, cat_hidden_layers=[0, 2])
     frames = np.random.default_rng(1).normal(size=(1, 6, 6))
     found = made(mx.array(frames.astype(np.float32))).last_hidden_state[0]
-    states, _ = Reference(made)(frames[0])
+    states, _, _ = Reference(made)(frames[0])
     expected = np.concatenate([states[0], states[2], states[3]], axis=-1)
     np.testing.assert_allclose(found, expected, atol=2e-5)
     assert made.config.output_size == expected.shape[-1]

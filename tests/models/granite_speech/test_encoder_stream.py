@@ -22,6 +22,7 @@ SMALL = {
     "max_pos_emb": 16,
     "conv_kernel_size": 5,
 }
+FRAMES = ("last_hidden_state", "ctc_logits", "non_blank")
 
 
 def small_encoder(dtype=mx.float32, **changes) -> GraniteSpeechCTCEncoder:
@@ -40,7 +41,8 @@ def features_of(num_frames: int, dim: int = SMALL["input_dim"]) -> mx.array:
 
 
 def in_parts(encoder, features, sizes):
-    """Push by `sizes`, the last of them again and again; hidden states and logits of it all."""
+    """Push by `sizes`, the last of them again and again; hidden states, logits and probabilities of
+    anything but the blank, of it all."""
     stream, start, outputs = EncoderStream(encoder), 0, []
     sizes = list(sizes)
     while True:
@@ -50,14 +52,13 @@ def in_parts(encoder, features, sizes):
         start += size
         if last:
             break
-    hidden = mx.concatenate([o.last_hidden_state for o in outputs], axis=1)
-    return hidden, mx.concatenate([o.ctc_logits for o in outputs], axis=1)
+    return tuple(mx.concatenate([o[name] for o in outputs], axis=1) for name in FRAMES)
 
 
 def assert_equal_to_one_call(encoder, features, sizes, tolerance=1e-5):
     expected = encoder(features[None])
     found = in_parts(encoder, features, sizes)
-    for a, b in zip(found, (expected.last_hidden_state, expected.ctc_logits), strict=True):
+    for a, b in zip(found, (expected[name] for name in FRAMES), strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
         assert mx.abs(a - b).max().item() < tolerance
@@ -108,9 +109,10 @@ class TestEqualsOneCall:
         audio = load_audio(find_recording("synthetic/long.flac"))[: 20 * 16000]
         features = processor.audio_processor.log_mel(audio)
         expected = model.encoder(features[None])
-        hidden, logits = in_parts(model.encoder, features, [320])
+        hidden, logits, non_blank = in_parts(model.encoder, features, [320])
         # logits reach 21, where float32 rounds by 2e-6 a step: their probabilities are compared
         assert mx.abs(hidden - expected.last_hidden_state).max().item() < 1e-5
+        assert mx.abs(non_blank - expected.non_blank).max().item() < 1e-5
         gap = mx.abs(mx.softmax(logits, axis=-1) - mx.softmax(expected.ctc_logits, axis=-1))
         assert gap.max().item() < 1e-5
         assert mx.array_equal(logits.argmax(-1), expected.ctc_logits.argmax(-1)).item()
@@ -132,6 +134,7 @@ def test_no_frames_at_all():
     output = EncoderStream(encoder).push(mx.zeros((0, SMALL["input_dim"])), last=True)
     assert output.last_hidden_state.shape == (1, 0, 32)
     assert output.ctc_logits.shape == (1, 0, 5)
+    assert output.non_blank.shape == (1, 0)
 
 
 def test_a_recording_ends_once():
@@ -149,6 +152,7 @@ def test_half_precision_stays_half_precision(dtype):
     outputs = [stream.push(features[i : i + 30], last=i == 60) for i in (0, 30, 60)]
     for output in outputs:
         assert output.last_hidden_state.dtype == output.ctc_logits.dtype == dtype
+        assert output.non_blank.dtype == mx.float32
     hidden = mx.concatenate([o.last_hidden_state for o in outputs], axis=1)
     assert mx.abs(hidden - expected.last_hidden_state).astype(mx.float32).max().item() < 0.1
 
@@ -175,7 +179,8 @@ class TestMemory:
         for number in set(config.cat_hidden_layers or []):
             behind = (config.num_layers - number) * (config.context_size - 1 + reach)
             numbers += behind * config.hidden_dim
-        return 2 * numbers
+        behind = config.num_layers - config.num_layers // 2
+        return 2 * numbers + 4 * behind * (config.context_size - 1 + reach)
 
     def measured(self, encoder, minutes: float) -> tuple[int, int]:
         """The most bytes ever above the weights, and the most that waited between two parts."""
@@ -196,12 +201,14 @@ class TestMemory:
         short, long = self.measured(encoder, 2), self.measured(encoder, 10)
         # scheduling alone moves a peak by 3 %; keeping one layer's result would add 19 %
         assert long[0] <= short[0] * 1.12
-        assert short[1] <= self.state_limit(encoder.config)
-        assert long[1] <= self.state_limit(encoder.config)
+        # MLX makes no copy of what is less than 16 kB smaller
+        limit = self.state_limit(encoder.config) + 2**14
+        assert short[1] <= limit
+        assert long[1] <= limit
 
     def test_real_size(self):
         """By calculation: what waits for an hour of audio, and for ten, is under 20 MB."""
         shape = {"num_layers": 16, "hidden_dim": 1024, "context_size": 200, "conv_kernel_size": 15}
-        assert self.state_limit(GraniteSpeechEncoderConfig(**shape)) == 7_667_712
+        assert self.state_limit(GraniteSpeechEncoderConfig(**shape)) == 7_667_712 + 8 * 206 * 4
         plus = GraniteSpeechEncoderConfig(**shape, cat_hidden_layers=[3])
-        assert self.state_limit(plus) == 7_667_712 + 13 * 206 * 1024 * 2
+        assert self.state_limit(plus) == 7_667_712 + 8 * 206 * 4 + 13 * 206 * 1024 * 2

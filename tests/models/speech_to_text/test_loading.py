@@ -38,7 +38,7 @@ class TestLoading:
         assert sum(value.size for _, value in tensors) == 29_536_256
 
     def test_sanitize_is_pure_and_idempotent(self, model):
-        stored = read_weights(TINY_S2T)
+        stored = read_weights(TINY_S2T, {})
         names = dict(stored)
         names["model.encoder.embed_positions.weights"] = mx.zeros((3002, 128))
         names["model.decoder.embed_positions.weights"] = mx.zeros((258, 128))
