@@ -77,6 +77,13 @@ class Answer:
         """Whether nothing is to be added."""
         return self.stopped or len(self.tokens) == self.limit
 
+    def shorten(self, limit: int) -> None:
+        """Set a lower limit, after the first pass."""
+        self.limit = limit
+        if len(self.tokens) > limit:
+            self.stopped = False
+            del self.tokens[limit:], self.logprobs[limit:]
+
     def propose(self, most: int) -> mx.array:
         """Ids (n,) to check, no more than there is room for before the model's own choice."""
         most = min(most, self.limit - len(self.tokens) - 1)
@@ -116,17 +123,16 @@ class Speculation:
         proposals, counts, most = self._propose()
         prompts = [answer.prompt[0] for answer in self.answers]
         ends = [len(prompt) - held for prompt in prompts]
-        whole = max(end + count for end, count in zip(ends, counts, strict=True))
+        whole = max(ends) + most
         fill = self._config.fill_token_id
         rows = [
-            mx.concatenate([prompt[held:], proposed[: whole - end], mx.full((most,), fill)])[:whole]
-            for prompt, proposed, end in zip(prompts, proposals, ends, strict=True)
+            mx.pad(mx.concatenate([p[held:], d]), (0, whole - end - most), constant_values=fill)
+            for p, d, end in zip(prompts, proposals, ends, strict=True)
         ]
-        kept = [[min(end - 1 + i, whole - 1) for i in range(most + 1)] for end in ends]
+        kept = [[end - 1 + i for i in range(most + 1)] for end in ends]
         logits = prefill(mx.stack(rows), logits_to_keep=kept)
-        fed = mx.stack(
-            [mx.concatenate([p[-1:], d]) for p, d in zip(prompts, proposals, strict=True)]
-        )
+        latest = mx.stack([prompt[-1:] for prompt in prompts])
+        fed = mx.concatenate([latest, mx.stack(proposals)], axis=1)
         self._verify([held + end - 1 for end in ends], counts, fed, logits, sure=1)
         return logits[:, 0]
 
@@ -154,7 +160,8 @@ class Speculation:
             for own, more in zip(self.cache, other.cache, strict=True):
                 own.extend(more)
         else:
-            self.cache = other.cache
+            self.cache[:] = other.cache
+        other.cache.clear()
         self.answers += other.answers
 
     def steps(self) -> Iterator[TokenStep]:
@@ -198,7 +205,11 @@ class Speculation:
         proposals = [answer.propose(most) for answer in self.answers]
         counts = [len(proposed) for proposed in proposals]
         most = max(counts)
-        filled = [mx.pad(p, (0, most - n)) for p, n in zip(proposals, counts, strict=True)]
+        fill = self._config.fill_token_id
+        filled = [
+            mx.pad(p, (0, most - n), constant_values=fill)
+            for p, n in zip(proposals, counts, strict=True)
+        ]
         return filled, counts, most
 
     def _verify(
