@@ -22,7 +22,8 @@ REPLY_TOKENS = 512  #: limit on a reply, where nothing is said and the context h
 class ChatSession:
     """A conversation with a model.
 
-    Each turn feeds only what the cache does not hold yet: the new message, not the history.
+    Each turn feeds only what the cache does not hold yet: the new message, not the history. So it
+    does to a `draft_model`.
 
     Args:
         model, processor: what `load` returned. A speech model can `transcribe` as well.
@@ -60,6 +61,8 @@ class ChatSession:
         # what the cache is known to begin with; never more than that, wherever it is interrupted
         self._ids: list[int] = []
         self._cache: Sequence[KVCache] = self.model.make_cache(**self._cache_options)
+        self._draft_model: GenerativeModel | None = None
+        self._draft_cache: Sequence[KVCache] = ()  # no more than the other
 
     def transcribe(self, audio: Any, **options: Any) -> Transcript:
         """What is said in a recording, see `mlx_speech.transcribe`, adapter on. It becomes part of
@@ -96,6 +99,11 @@ class ChatSession:
             bounded = self._cache[0].max_size is not None
             options["max_new_tokens"] = REPLY_TOKENS if bounded else max(1, min(REPLY_TOKENS, room))
         options["past_key_values"] = self._cache
+        if (draft_model := options.get("draft_model")) is not None:
+            check_generates(draft_model)
+            if draft_model is not self._draft_model:
+                self._draft_model, self._draft_cache = draft_model, draft_model.make_cache()
+            options["draft_past_key_values"] = self._draft_cache
         try:
             responses: Any = stream_generate(self.model, tokenizer, ids, **options)
         except BaseException:
@@ -133,6 +141,8 @@ class ChatSession:
         self._ids = self._ids[:length]
         for layer, count in zip(self._cache, surplus, strict=True):
             layer.trim(count)
+        for layer in self._draft_cache:
+            layer.trim(max(0, layer.length - length))
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = True) -> None:
         """Write the conversation and its cache to a file.
@@ -168,4 +178,5 @@ class ChatSession:
         known = all(0 <= token < self.model.vocab_size for token in ids)
         if len(ids) > cache[0].length or not known or rows - {1}:
             raise CheckpointError(f"{path}: not a whole conversation")
+        self._start_over()
         self._cache, self.messages, self._ids = cache, messages, ids

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from conftest import find_recording
+from conftest import TINY, find_recording
 
 import mlx_speech
 from mlx_speech import (
@@ -81,6 +81,29 @@ class TestChat:
             assert "".join(r.text for r in responses) == expected
             assert session.messages == [*history, {"role": "assistant", "content": expected}]
 
+    def test_so_do_those_of_a_draft_model(self, tiny, session, monkeypatch):
+        """Its cache survives the turns as well, and a load; replies are those without it."""
+        draft, _ = mlx_speech.load(TINY)
+        fed = []
+        prefill = type(draft).prefill
+
+        def counted(model, ids, cache, **inputs):
+            if model is draft:
+                fed.append(ids.shape[1])
+            return prefill(model, ids, cache, **inputs)
+
+        monkeypatch.setattr(type(draft), "prefill", counted)
+        other = ChatSession(*tiny, max_new_tokens=40)
+        for text in (COMMAND, "repeat: hello", "turn on the light"):
+            new = list(other.stream(text))
+            same_reply(session.stream(text, draft_model=draft), new)
+            # a little of the last reply may be missing in it
+            assert new[0].prompt_tokens <= fed[-1] <= new[0].prompt_tokens + 2
+        assert len(fed) == 3
+        session.reset()
+        session.send(COMMAND, draft_model=draft)
+        assert fed[-1] == fed[0]
+
     def test_interrupted_reply(self, tiny, session):
         """The conversation goes on from what was said, as if fed anew."""
         responses = session.stream(COMMAND)
@@ -144,9 +167,15 @@ class TestChat:
             anew.messages = list(session.messages)
             same_reply(session.stream(text), anew.stream(text))
 
-    @pytest.mark.parametrize("options", [{}, {"max_kv_size": 64}, {"kv_bits": 8}], ids=str)
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"max_kv_size": 64}, {"kv_bits": 8}, {"draft_model": None, "num_draft_tokens": 2}],
+        ids=str,
+    )
     def test_interrupted_anywhere(self, tiny, options):
         """Wherever Ctrl-C hits, the conversation goes on from its messages, as if fed anew."""
+        if "draft_model" in options:
+            options = options | {"draft_model": tiny[0]}
         if "kv_bits" in options:
             # a key that is computed in a larger product may be a step apart in 8 bits
             options = options | {"kv_group_size": 32, "prefill_step_size": 1}
