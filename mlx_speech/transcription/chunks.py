@@ -60,6 +60,7 @@ class AudioChunk:
     regions: start and end of each speech region in it.
     ctc_logits: (frames, labels) of the CTC head from `start` to `end`, where word times are wanted.
     levels_db: (frames,) loudness, likewise.
+    draft: what the encoder's CTC head wrote, greedily, where that is wanted and can be had.
     """
 
     start: float
@@ -70,6 +71,7 @@ class AudioChunk:
     regions: list[tuple[float, float]]
     ctc_logits: mx.array | None = None
     levels_db: np.ndarray | None = None
+    draft: str | None = None
 
     @classmethod
     def of_span(cls, span: Span, recording: Recording, audio: mx.array) -> Self:

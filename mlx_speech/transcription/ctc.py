@@ -53,6 +53,12 @@ class CTCVocabulary:
         label = 256 + code - _KATAKANA
         return label if 256 <= label < self.size else None
 
+    def character(self, label: int) -> str:
+        """What a label stands for, the inverse of `label`; nothing where that is no character, as
+        of the blank."""
+        character = chr(label if label < 256 else _KATAKANA + label - 256)
+        return character if character.isprintable() else ""
+
     def labels(self, word: str) -> list[int]:
         """Labels of the letters of a word that sound.
 

@@ -37,13 +37,24 @@ class SpeechFamily(Protocol):
         """
         ...
 
+    def can_draft(self, request: TranscriptionRequest) -> bool:
+        """Whether a CTC head may write what the request asks for, punctuation included if that is
+        asked for."""
+        ...
+
     def chunks(
-        self, recording: Recording, options: ChunkOptions, *, for_alignment: bool
+        self,
+        recording: Recording,
+        options: ChunkOptions,
+        *,
+        for_alignment: bool,
+        drafts: bool = False,
     ) -> Iterator[AudioChunk]:
         """The recording in order, cut where nobody speaks; what has no speech is left out.
 
         Args:
             for_alignment: give the CTC logits and levels that word times follow from.
+            drafts: give what the CTC head writes.
         """
         ...
 

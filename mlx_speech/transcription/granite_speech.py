@@ -14,6 +14,7 @@ from ..processing.request import TranscriptionRequest
 from .alignment import frame_levels
 from .chunks import AudioChunk, ChunkOptions, SpanFinder
 from .ctc import SPACE, CTCVocabulary
+from .drafts import bpe_text, character_text
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .segmenter import Span
 from .vad import ctc_vad
@@ -32,8 +33,19 @@ class GraniteSpeechTranscription:
     def text_language(self, request: TranscriptionRequest) -> str | None:
         return self._processor.text_language(request)
 
+    def can_draft(self, request: TranscriptionRequest) -> bool:
+        """The BPE head writes as the decoder does, the character head neither punctuation nor
+        capitals; both what was said, no translation."""
+        bare = not request.punctuate and self.ctc_vocabulary is not None
+        return request.task == "transcribe" and (self._model.has_bpe_head or bare)
+
     def chunks(
-        self, recording: Recording, options: ChunkOptions, *, for_alignment: bool = False
+        self,
+        recording: Recording,
+        options: ChunkOptions,
+        *,
+        for_alignment: bool = False,
+        drafts: bool = False,
     ) -> Iterator[AudioChunk]:
         """The recording is encoded once, whatever its cuts. Where to cut it, and whether there is
         anything to decode, is what the encoder's CTC head says; the sound's energy has to agree
@@ -43,7 +55,7 @@ class GraniteSpeechTranscription:
         space = None if self.ctc_vocabulary is None else SPACE
         stream = self._model.encode_stream()
         frames = 0
-        hidden = logits = None
+        hidden = logits = non_blank = None
         held = 0  # the first frame of these
         for features, following in pairwise(chain(extractor.stream(recording), [None])):
             last = following is None
@@ -54,21 +66,34 @@ class GraniteSpeechTranscription:
             letters = ctc_vad(output.ctc_logits[0], space=space)
             hidden = _joined(hidden, output.last_hidden_state[0])
             logits = _joined(logits, output.ctc_logits[0])
-            mx.eval(hidden, logits)
+            non_blank = _joined(non_blank, output.non_blank[0])
+            mx.eval(hidden, logits, non_blank)
             for span in finder.push(samples, letters, last=last):
                 part = slice(span.start - held, span.end - held)
                 audio = self._model.project(hidden[part][None])[0]
                 mx.eval(audio)
                 chunk = AudioChunk.of_span(span, recording, audio)
-                yield (
-                    _with_letters(chunk, span, recording, logits[part]) if for_alignment else chunk
-                )
+                if for_alignment:
+                    chunk = _with_letters(chunk, span, recording, logits[part])
+                if drafts:
+                    draft = self._draft(hidden[part], logits[part], non_blank[part])
+                    chunk = replace(chunk, draft=draft)
+                yield chunk
             needed = finder.segmenter.start - held
             # copies: slices would hold on to the whole
-            hidden, logits = mx.contiguous(hidden[needed:]), mx.contiguous(logits[needed:])
-            mx.eval(hidden, logits)
+            hidden, logits, non_blank = (
+                mx.contiguous(frames[needed:]) for frames in (hidden, logits, non_blank)
+            )
+            mx.eval(hidden, logits, non_blank)
             held += needed
             mx.clear_cache()
+
+    def _draft(self, hidden: mx.array, logits: mx.array, non_blank: mx.array) -> str | None:
+        """What the better CTC head that there is writes, given the frames of a span."""
+        if self._model.has_bpe_head:
+            return bpe_text(self._model, self._processor.tokenizer, hidden, non_blank)
+        vocabulary = self.ctc_vocabulary
+        return None if vocabulary is None else character_text(logits, vocabulary)
 
     def chunk_inputs(
         self, chunks: Sequence[AudioChunk], request: TranscriptionRequest

@@ -21,8 +21,16 @@ class Speech2TextTranscription:
     def text_language(self, request: TranscriptionRequest) -> str | None:
         return self._processor.text_language(request)
 
+    def can_draft(self, request: TranscriptionRequest) -> bool:
+        return False
+
     def chunks(
-        self, recording: Recording, options: ChunkOptions, *, for_alignment: bool = False
+        self,
+        recording: Recording,
+        options: ChunkOptions,
+        *,
+        for_alignment: bool = False,
+        drafts: bool = False,
     ) -> Iterator[AudioChunk]:
         return energy_chunks(recording, options, self._processor.max_seconds)
 

@@ -16,7 +16,10 @@ class ToyTranscription:
             raise UnsupportedOptionError("task: toys do not translate")
         return "en"
 
-    def chunks(self, recording, options, *, for_alignment):
+    def can_draft(self, request):
+        return False
+
+    def chunks(self, recording, options, *, for_alignment, drafts=False):
         return energy_chunks(recording, options)
 
     def chunk_inputs(self, chunks, request):

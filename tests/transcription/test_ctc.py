@@ -111,6 +111,16 @@ def test_segments_of_different_lengths(data):
                 assert path[0][i] > path[1][i - 1] + 1
 
 
+@pytest.mark.parametrize("vocabulary", [LATIN, KANA])
+def test_characters_are_the_inverse_of_labels(vocabulary):
+    written = {label: vocabulary.character(label) for label in range(vocabulary.size)}
+    assert [written[label] for label in (BLANK, 10, 127, 0xAD)] == [""] * 4
+    kept = {label: character for label, character in written.items() if character}
+    assert all(vocabulary.label(character) == label for label, character in kept.items())
+    # without two blocks of control characters, delete, no-break space and soft hyphen
+    assert len(kept) == vocabulary.size - 2 * 32 - 3
+
+
 def test_batches_are_as_one_by_one(monkeypatch):
     """However many segments are put through at once."""
     rng = np.random.default_rng(0)
