@@ -224,11 +224,11 @@ class ModelRunner:
         job = prepare(file, self._model)
         segments, references = [], []
         with job.recording:
-            for audio in job.chunks:
-                (segment,) = job.decoder.decode([audio])
-                segments.append(segment)
-                end = audio.begin + audio.duration
-                references.append(ReferenceSegment(audio.begin, end, segment.tokens))
+            for decoded in job.decoder.decode(job.chunks, batch_size=1):
+                for chunk, segment in decoded:
+                    segments.append(segment)
+                    end = chunk.begin + chunk.duration
+                    references.append(ReferenceSegment(chunk.begin, end, segment.tokens))
                 mx.clear_cache()
             for number, stages in enumerate(self._stages(job.recording, references)):
                 kept = Path(f"{stem}{number}.safetensors")

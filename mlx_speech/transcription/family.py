@@ -48,7 +48,7 @@ class SpeechFamily(Protocol):
         options: ChunkOptions,
         *,
         for_alignment: bool,
-        drafts: bool = False,
+        drafts: bool,
     ) -> Iterator[AudioChunk]:
         """The recording in order, cut where nobody speaks; what has no speech is left out.
 
@@ -56,6 +56,10 @@ class SpeechFamily(Protocol):
             for_alignment: give the CTC logits and levels that word times follow from.
             drafts: give what the CTC head writes.
         """
+        ...
+
+    def draft_tokens(self, chunk: AudioChunk) -> list[int]:
+        """A chunk's draft as the decoder's tokens; none without one."""
         ...
 
     def chunk_inputs(

@@ -14,7 +14,7 @@ from ..processing.request import TranscriptionRequest
 from .alignment import frame_levels
 from .chunks import AudioChunk, ChunkOptions, SpanFinder
 from .ctc import SPACE, CTCVocabulary
-from .drafts import bpe_text, character_text
+from .drafts import bpe_text, character_text, draft_tokens
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .segmenter import Span
 from .vad import ctc_vad
@@ -94,6 +94,9 @@ class GraniteSpeechTranscription:
             return bpe_text(self._model, self._processor.tokenizer, hidden, non_blank)
         vocabulary = self.ctc_vocabulary
         return None if vocabulary is None else character_text(logits, vocabulary)
+
+    def draft_tokens(self, chunk: AudioChunk) -> list[int]:
+        return draft_tokens(chunk.draft or "", self._processor.tokenizer)
 
     def chunk_inputs(
         self, chunks: Sequence[AudioChunk], request: TranscriptionRequest

@@ -7,9 +7,9 @@ makes segments of these.
 
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from typing import Any, Self
 
 import mlx.core as mx
@@ -58,6 +58,7 @@ def transcribe(
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
     max_new_tokens: int | None = None,
+    draft: bool = True,
     **options: Any,
 ) -> Transcript:
     """Transcribe or translate one recording of any length.
@@ -88,6 +89,10 @@ def transcribe(
         progress: called with (seconds that are done, those of the recording) before the first
             batch and after each.
         max_new_tokens: limit on each segment's text; by default one that speech does not reach.
+        draft: where the encoder has a CTC head, have the decoder check its text, many tokens at
+            once, instead of writing token by token. The texts are the same; a `logits_processor`
+            of your own has to depend on its arguments alone. `draft_acceptance`, a probability,
+            makes the check more lenient and so faster: texts are then others here and there.
         options: further ones of `GenerationConfig`, e.g. `num_beams`, `temperature` or
             `stop_strings`, before which the text of a segment ends.
 
@@ -103,13 +108,12 @@ def transcribe(
     chunking = ChunkOptions(chunk_duration, min_silence)
     options["max_new_tokens"] = max_new_tokens
     reading = {"sampling_rate": sampling_rate, "audio_track": audio_track, "channel": channel}
-    job = prepare(audio, model, reading, request, chunking, word_timestamps, options)
+    how = {"word_timestamps": word_timestamps, "draft": draft}
+    job = prepare(audio, model, reading, request, chunking, options, **how)
     transcripts = []
     for track in job.tracks():
         with track.recording:
-            batches = track.batches(batch_size, progress)
-            segments = [s for batch in batches for s in track.decoder.decode(batch)]
-            transcripts.append(track.transcript(segments))
+            transcripts.append(track.transcript(list(track.segments(batch_size, progress))))
         if transcripts[-1].text:
             break
     return _with_text(transcripts)
@@ -133,6 +137,7 @@ def stream_transcribe(
     min_silence: float = ChunkOptions.min_silence,
     progress: Progress | None = None,
     max_new_tokens: int | None = None,
+    draft: bool = True,
     **options: Any,
 ) -> Generator[TranscriptionDelta, None, Transcript]:
     """As `transcribe`, but yields the text piece by piece, as soon as each is certain.
@@ -146,7 +151,8 @@ def stream_transcribe(
     chunking = ChunkOptions(chunk_duration, min_silence)
     options["max_new_tokens"] = max_new_tokens
     reading = {"sampling_rate": sampling_rate, "audio_track": audio_track, "channel": channel}
-    job = prepare(audio, model, reading, request, chunking, word_timestamps, options, True)
+    how = {"word_timestamps": word_timestamps, "draft": draft, "streaming": True}
+    job = prepare(audio, model, reading, request, chunking, options, **how)
     return _stream(job, progress)
 
 
@@ -208,17 +214,28 @@ class Job:
             recording.remarks.append(chosen_track(recording, "with speech"))
             yield replace(self, recording=recording, regions=[], other_regions=[])
 
-    def batches(self, size: int, progress: Progress | None) -> Iterator[list[AudioChunk]]:
-        """The chunks, so many at a time; each batch is decoded before the next is asked for."""
+    def segments(self, batch_size: int, progress: Progress | None) -> Iterator[Segment]:
+        """The texts of all chunks, so many of which are decoded together."""
+        with self._progress(progress) as done:
+            for decoded in self.decoder.decode(self._spoken(), batch_size):
+                done([chunk for chunk, _ in decoded])
+                yield from (segment for _, segment in decoded)
+
+    @contextmanager
+    def _progress(
+        self, progress: Progress | None
+    ) -> Iterator[Callable[[Sequence[AudioChunk]], None]]:
+        """What is to be called with the chunks that are done."""
         report = progress or (lambda done, total: None)
         duration = self.recording.duration
-        chunks = self._spoken()
-        report(0.0, duration)
-        while batch := list(islice(chunks, size)):
-            yield batch
-            self.regions += [region for chunk in batch for region in chunk.regions]
+
+        def done(chunks: Sequence[AudioChunk]) -> None:
+            self.regions += [region for chunk in chunks for region in chunk.regions]
             mx.clear_cache()
-            report(min(batch[-1].begin + batch[-1].duration, duration), duration)
+            report(min(chunks[-1].begin + chunks[-1].duration, duration), duration)
+
+        report(0.0, duration)
+        yield done
         report(duration, duration)
 
     def _spoken(self) -> Iterator[AudioChunk]:
@@ -237,9 +254,11 @@ class Job:
     ) -> Generator[TranscriptionDelta, None, list[Segment]]:
         """The text piece by piece, chunk by chunk; returns the segments."""
         segments: list[Segment] = []
-        for (chunk,) in self.batches(1, progress):
-            gap = " " if any(segment.text for segment in segments) else ""
-            segments.append((yield from self.decoder.stream(chunk, gap)))
+        with self._progress(progress) as done:
+            for chunk in self._spoken():
+                gap = " " if any(segment.text for segment in segments) else ""
+                segments.append((yield from self.decoder.stream(chunk, gap)))
+                done([chunk])
         return segments
 
     def transcript(self, segments: list[Segment]) -> Transcript:
@@ -266,8 +285,10 @@ def prepare(
     reading: dict[str, Any] | None = None,
     request: TranscriptionRequest = TranscriptionRequest(),
     chunking: ChunkOptions = ChunkOptions(),
-    word_timestamps: bool = False,
     options: dict[str, Any] | None = None,
+    *,
+    word_timestamps: bool = False,
+    draft: bool = True,
     streaming: bool = False,
 ) -> Job:
     """Load what is to be transcribed, and settle how; errors as in `transcribe`.
@@ -278,6 +299,7 @@ def prepare(
         streaming: texts are to come piece by piece.
     """
     word_timestamps = fitted("word_timestamps", word_timestamps, bool)
+    draft = fitted("draft", draft, bool)
     if word_timestamps and request.task == "translate":
         raise InputError.about("{word_timestamps} are of what was said, and a translation is not")
     if isinstance(model, str | os.PathLike):
@@ -294,13 +316,15 @@ def prepare(
             f"{SAMPLING_RATE} Hz can be used for transcription"
         )
     language = family.text_language(request)
-    decoder = SegmentDecoder(*model, family, request, options or {}, word_timestamps, streaming)
+    decoder = SegmentDecoder(
+        *model, family, request, {**(options or {})}, word_timestamps, streaming, draft
+    )
     read = partial(open_recording, audio, **reading or {})
     chosen = (reading or {}).get("audio_track")
-    for_alignment = decoder.vocabulary is not None
+    for_alignment, drafts = decoder.vocabulary is not None, decoder.drafting
     return Job(
         read(),
-        partial(family.chunks, options=chunking, for_alignment=for_alignment),
+        partial(family.chunks, options=chunking, for_alignment=for_alignment, drafts=drafts),
         decoder,
         language,
         None if chosen else lambda track: read(audio_track=track),

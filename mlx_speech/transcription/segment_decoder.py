@@ -1,16 +1,19 @@
 """From chunks to their texts, several at a time."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, cast
 
-from ..errors import ContextLengthError
+from ..errors import ContextLengthError, UnsupportedOptionError
 from ..generation import GenerationConfig
 from ..generation.api import Prefilled, prefill, resolve_config
 from ..generation.checks import check_one_text
 from ..generation.protocols import GenerativeModel
 from ..generation.repetition import find_loop
+from ..generation.speculative import Answer, Speculation
 from ..generation.streaming import answer_text, stream_text
 from ..processing.request import TranscriptionRequest
 from .alignment import align_words, split_words, word_probabilities
@@ -26,6 +29,8 @@ TOKENS_OVERHEAD = 32
 #: what is tried, one after the other, where a text has run into a loop
 FALLBACKS = ({"num_beams": 5}, {"num_beams": 1, "repetition_penalty": 1.3})
 
+Decoded = list[tuple[AudioChunk, Segment]]  #: chunks in a row and their texts
+
 
 @dataclass
 class SegmentDecoder:
@@ -34,9 +39,11 @@ class SegmentDecoder:
     options: of `generate`; without `max_new_tokens` the limit is one that speech does not reach.
     word_timestamps: tell words and their times, if the family has a CTC vocabulary.
     streaming: texts are to come piece by piece.
+    draft: check what the CTC head wrote, where that gives the same texts, in fewer passes.
 
     Raises:
         InputError: an option is unknown, or contradicts another.
+        UnsupportedOptionError: there are no drafts for an option that is about them.
     """
 
     model: GenerativeModel
@@ -46,32 +53,92 @@ class SegmentDecoder:
     options: dict[str, Any]
     word_timestamps: bool = False
     streaming: bool = False
+    draft: bool = True
 
     def __post_init__(self):
-        config, _ = resolve_config(self.model, self.options, self.streaming)
+        self._acceptance = self.options.pop("draft_acceptance", None)
+        config, others = resolve_config(self.model, self.options, self.streaming)
         check_one_text(config)
+        # what of the cache is kept, or rounded, would depend on the batch
+        plain = not (config.sampling or others.keys() & {*self.model.cache_options, "draft_model"})
+        greedy = plain and config.num_beams == 1
+        #: whether chunks bring drafts that are checked
+        self.drafting = self.draft and greedy and self.family.can_draft(self.request)
+        if self._acceptance is not None and not self.drafting:
+            message = (
+                "{draft_acceptance} is for drafts, which there are only of a known CTC head, in "
+                "transcription by greedy search"
+            )
+            raise UnsupportedOptionError.about(message)
         self._tokenizer = self.processor.tokenizer
         #: of the CTC head, where words are to be told
         self.vocabulary = self.family.ctc_vocabulary if self.word_timestamps else None
 
-    def decode(self, batch: Sequence[AudioChunk]) -> list[Segment]:
-        """The texts of a batch: each is what the chunk gives alone.
+    def decode(self, chunks: Iterable[AudioChunk], batch_size: int) -> Iterator[Decoded]:
+        """The texts of chunks in their order, some at a time: each is what the chunk gives alone.
+
+        Args:
+            chunks: no more are asked for than are decoded together.
+            batch_size: that number.
 
         Raises:
             ContextLengthError: a chunk is too long for the model.
         """
-        arguments, limits = self._arguments(batch, self.options)
-        run = prefill(self.model, **arguments)
-        segments = []
-        for chunk, limit, row in zip(batch, limits, run.rows(), strict=True):
-            if len(row.tokens) > limit:
-                # it went on while others of the batch had more room
-                segments += self.decode([chunk])
-                continue
-            segment = self._segment(chunk, run, row.tokens, row.logprobs)
-            segments.append(self._with_fallback(chunk, segment))
-        self._place_words(batch, segments)
-        return segments
+        batches = self._decode_drafted if self.drafting else self._decode_batches
+        for decoded in batches(iter(chunks), batch_size):
+            segments = [self._with_fallback(*each) for each in decoded]
+            batch = [chunk for chunk, _ in decoded]
+            self._place_words(batch, segments)
+            yield list(zip(batch, segments, strict=True))
+
+    def _decode_batches(self, chunks: Iterator[AudioChunk], size: int) -> Iterator[Decoded]:
+        """All texts of a batch end before the next one begins."""
+        while batch := list(islice(chunks, size)):
+            arguments, limits = self._arguments(batch, self.options)
+            run = prefill(self.model, **arguments)
+            rows = run.rows()
+            for number, (chunk, limit) in enumerate(zip(batch, limits, strict=True)):
+                if len(rows[number].tokens) > limit:
+                    # it went on while others of the batch had more room
+                    alone, _ = self._arguments([chunk], self.options)
+                    (rows[number],) = prefill(self.model, **alone).rows()
+            pairs = zip(batch, rows, strict=True)
+            yield [(chunk, self._segment(chunk, run, r.tokens, r.logprobs)) for chunk, r in pairs]
+
+    def _decode_drafted(self, chunks: Iterator[AudioChunk], size: int) -> Iterator[Decoded]:
+        """Texts that end make room for the next."""
+        enough = 1 if self.vocabulary is None else size  # words are placed together
+        running: Speculation | None = None
+        pending: deque[tuple[AudioChunk, Prefilled, Answer]] = deque()
+        decoded: Decoded = []
+        while True:
+            room = size - (0 if running is None else len(running.answers))
+            if fresh := list(islice(chunks, room)):
+                arguments, limits = self._arguments(fresh, self.options)
+                run = prefill(self.model, **arguments, **self._drafts(fresh))
+                begun = cast(Speculation, run.speculation)
+                for chunk, answer, limit in zip(fresh, begun.answers, limits, strict=True):
+                    answer.shorten(limit)
+                    pending.append((chunk, run, answer))
+                if running is None:
+                    running = begun
+                else:
+                    running.extend(begun)
+            elif running is None or not running.answers:
+                break
+            else:
+                running.advance()
+            running.take_ended()
+            while pending and pending[0][2].ended:
+                chunk, run, answer = pending.popleft()
+                segment = self._segment(chunk, run, answer.tokens, answer.logprobs)
+                segment.drafts = answer.statistics
+                decoded.append((chunk, segment))
+            if len(decoded) >= enough:
+                yield decoded
+                decoded = []
+        if decoded:
+            yield decoded
 
     def stream(self, chunk: AudioChunk, gap: str) -> Generator[TranscriptionDelta, None, Segment]:
         """The text of one chunk, piece by piece as each is certain; returns the whole segment.
@@ -82,7 +149,8 @@ class SegmentDecoder:
             gap: what comes before the text, if there is any.
         """
         arguments, _ = self._arguments([chunk], self.options)
-        run = prefill(self.model, streaming=True, **arguments)
+        drafts = self._drafts([chunk]) if self.drafting else {}
+        run = prefill(self.model, streaming=True, **arguments, **drafts)
         tokens: list[int] = []
         logprobs: list[float] = []
         held = ""
@@ -96,6 +164,8 @@ class SegmentDecoder:
                 yield TranscriptionDelta(gap + piece)
                 gap = ""
         segment = self._segment(chunk, run, tokens, logprobs)
+        if run.speculation is not None:
+            segment.drafts = run.speculation.answers[0].statistics
         self._place_words([chunk], [segment])
         yield TranscriptionDelta("", segment)
         return segment
@@ -112,6 +182,11 @@ class SegmentDecoder:
         lengths = [1] * len(batch) if prompt is None else prompt.sum(axis=1).tolist()
         limits = [self._limit(chunk, n) for chunk, n in zip(batch, lengths, strict=True)]
         return {**arguments, "max_new_tokens": max(limits)}, limits
+
+    def _drafts(self, batch: Sequence[AudioChunk]) -> dict[str, Any]:
+        """What `generate` needs to check the drafts of a batch."""
+        drafts = [self.family.draft_tokens(chunk) for chunk in batch]
+        return {"drafts": drafts, "draft_acceptance": self._acceptance}
 
     def _limit(self, chunk: AudioChunk, prompt_length: int) -> int:
         limit = self.options.get("max_new_tokens")

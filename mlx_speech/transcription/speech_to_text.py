@@ -34,6 +34,9 @@ class Speech2TextTranscription:
     ) -> Iterator[AudioChunk]:
         return energy_chunks(recording, options, self._processor.max_seconds)
 
+    def draft_tokens(self, chunk: AudioChunk) -> list[int]:
+        return []
+
     def chunk_inputs(
         self, chunks: Sequence[AudioChunk], request: TranscriptionRequest
     ) -> dict[str, Any]:

@@ -1,6 +1,12 @@
 """What a transcription gives."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..generation.speculative import DraftStatistics
 
 
 @dataclass
@@ -26,6 +32,7 @@ class Segment:
     words: if they were asked for.
     truncated: the text was cut off by the limit on tokens, or where it repeated itself.
     retried: the first attempt repeated itself, and this is another.
+    drafts: what its draft was good for, if it had one.
     """
 
     start: float
@@ -36,6 +43,7 @@ class Segment:
     words: list[Word] = field(default_factory=list)
     truncated: bool = False
     retried: bool = False
+    drafts: DraftStatistics | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass
@@ -55,6 +63,12 @@ class Transcript:
     regions: list[tuple[float, float]] | None = field(default=None, repr=False, compare=False)
     remarks: list[str] = field(default_factory=list, compare=False)
     audio_track: int = field(default=1, repr=False, compare=False)
+
+    @property
+    def drafts(self) -> DraftStatistics | None:
+        """What the drafts of all segments were good for, if they had some."""
+        known = [segment.drafts for segment in self.segments if segment.drafts is not None]
+        return sum(known[1:], known[0]) if known else None
 
 
 @dataclass

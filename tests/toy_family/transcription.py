@@ -22,5 +22,8 @@ class ToyTranscription:
     def chunks(self, recording, options, *, for_alignment, drafts=False):
         return energy_chunks(recording, options)
 
+    def draft_tokens(self, chunk):
+        return []
+
     def chunk_inputs(self, chunks, request):
         return self.processor([chunk.duration for chunk in chunks])

@@ -35,7 +35,7 @@ class TestLoops:
     def test_another_attempt(self, tiny, attempts):
         """With beams, then with a penalty."""
         stuck = Stuck(attempts)
-        transcript = transcribe(GATE, tiny, logits_processor=stuck)
+        transcript = transcribe(GATE, tiny, logits_processor=stuck, draft=False)
         (segment,) = transcript.segments
         assert stuck.begun == attempts + 1
         # the penalty costs something where it was not needed
@@ -45,7 +45,7 @@ class TestLoops:
 
     def test_attempts_that_loop_as_well(self, tiny):
         """The loop is told once, and that the text was cut off."""
-        transcript = transcribe(GATE, tiny, logits_processor=Stuck(9))
+        transcript = transcribe(GATE, tiny, logits_processor=Stuck(9), draft=False)
         (segment,) = transcript.segments
         assert segment.tokens == [100]
         assert segment.truncated
@@ -53,7 +53,7 @@ class TestLoops:
 
     def test_streaming_ends_it(self, tiny):
         """What is out cannot be taken back, but it need not go on."""
-        deltas = list(stream_transcribe(GATE, tiny, logits_processor=Stuck(9)))
+        deltas = list(stream_transcribe(GATE, tiny, logits_processor=Stuck(9), draft=False))
         segment = deltas[-1].segment
         assert segment.tokens == [100] * LEAST_TOKENS
         assert segment.truncated
