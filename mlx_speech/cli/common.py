@@ -40,7 +40,7 @@ CHAT_MODEL = "ibm-granite/granite-speech-3.3-2b"
 #: options by the library's names for them: of `GenerationConfig`, of the cache
 GENERATION = (
     *("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "num_beams"),
-    *("repetition_penalty", "stop_strings", "num_draft_tokens"),
+    *("repetition_penalty", "stop_strings", "num_draft_tokens", "draft_acceptance"),
 )
 CACHE = ("max_kv_size", "kv_bits", "kv_group_size", "quantized_kv_start")
 

@@ -152,6 +152,12 @@ class Run:
         audio, peak = transcript.duration, f"peak memory {mx.get_peak_memory() / 1e9:.2f} GB"
         took = f"{audio:.1f} s of audio in {seconds:.1f} s ({audio / seconds:.1f} x real time)"
         self.console.detail(f"{name}: {took}, {peak}")
+        if (drafts := transcript.drafts) is not None:
+            share = f"{drafts.passes / max(1, drafts.tokens):.2f} a token"
+            self.console.detail(
+                f"{name}: {drafts.tokens} tokens in {drafts.passes} passes of the decoder "
+                f"({share}); {drafts.accepted} of {drafts.drafted} drafted tokens accepted"
+            )
         self.done += 1
         self.audio += audio
         self.seconds += seconds

@@ -21,7 +21,7 @@ from .streams import need_standard_output
 READING = ("audio_track", "channel")
 REQUEST = ("language", "task", "target_language", "punctuate", "keywords", "prompt")
 CHUNKING = ("chunk_duration", "min_silence")
-SEGMENTS = ("word_timestamps", *CHUNKING, "batch_size")
+SEGMENTS = ("word_timestamps", *CHUNKING, "batch_size", "draft")
 SUBTITLES = ("max_line_width", "max_line_count", "max_words_per_line", "highlight_words")
 
 
@@ -132,6 +132,18 @@ def build_parser() -> argparse.ArgumentParser:
     generation = group("generation")
     add_shared(generation, "--max-tokens", help="limit for a segment (default: by its length)")
     add_shared(generation, "--temperature", "--top-p", "--num-beams", "--seed")
+    drafts = {
+        "--no-draft": {
+            "help": "write every token, instead of checking what the encoder's CTC head wrote: "
+            "the same text, slower",
+            "dest": "draft",
+            "action": "store_false",
+            "default": None,
+        },
+        "--draft-acceptance P": "keep what the CTC head wrote where its probability is at least "
+        "this: faster, but texts may change",
+    }
+    add(generation, drafts)
     other = group("other")
     other.add_argument("-h", "--help", action="help", help="show this")
     common.add_console_options(other)
@@ -174,6 +186,11 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
         check_plot(args.plot)
         if "-" in args.audio:
             parser.error("--plot reads the recording again, which standard input (-) cannot be")
+    if args.draft_acceptance is not None:
+        if args.draft is False:
+            parser.error("--draft-acceptance is for drafts; leave out --no-draft")
+        if args.task == "translate":
+            parser.error("--draft-acceptance is for drafts, which are no translations")
     common.check_generation(args)
     request = common.explicit_options(args, REQUEST)
     if args.keywords:

@@ -32,8 +32,8 @@ def to_tsv(transcript: Transcript) -> str:
 
 
 def to_json(transcript: Transcript, model: str) -> str:
-    """Everything but the token ids; times in seconds, to the millisecond; `remarks` where there are
-    any. What is not a finite number is null."""
+    """Everything but the token ids; times in seconds, to the millisecond; `remarks` and `drafts`
+    where there are any. What is not a finite number is null."""
     segments = [
         {
             **_times(segment),
@@ -55,6 +55,8 @@ def to_json(transcript: Transcript, model: str) -> str:
     }
     if transcript.remarks:
         document["remarks"] = transcript.remarks
+    if transcript.drafts is not None:
+        document["drafts"] = vars(transcript.drafts)
     return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
 
 
