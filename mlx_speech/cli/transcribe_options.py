@@ -132,18 +132,14 @@ def build_parser() -> argparse.ArgumentParser:
     generation = group("generation")
     add_shared(generation, "--max-tokens", help="limit for a segment (default: by its length)")
     add_shared(generation, "--temperature", "--top-p", "--num-beams", "--seed")
-    drafts = {
-        "--no-draft": {
-            "help": "write every token, instead of checking what the encoder's CTC head wrote: "
-            "the same text, slower",
-            "dest": "draft",
-            "action": "store_false",
-            "default": None,
-        },
-        "--draft-acceptance P": "keep what the CTC head wrote where its probability is at least "
-        "this: faster, but texts may change",
+    no_draft = {
+        "help": "write token by token: the same text, slower",
+        "dest": "draft",
+        "action": "store_false",
+        "default": None,
     }
-    add(generation, drafts)
+    acceptance = "keep drafted words at least so likely: inexact"
+    add(generation, {"--no-draft": no_draft, "--draft-acceptance P": acceptance})
     other = group("other")
     other.add_argument("-h", "--help", action="help", help="show this")
     common.add_console_options(other)

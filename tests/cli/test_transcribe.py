@@ -73,6 +73,10 @@ def test_help_fits_80_columns(module):
 
 
 class TestFiles:
+    def test_json_without_drafts(self, cli, tmp_path):
+        assert cli(GATE, "-f", "json", "-o", tmp_path, "--no-draft")[:2] == (0, "")
+        assert "drafts" not in json.loads((tmp_path / "flite_08.json").read_text())
+
     def test_json(self, cli, tmp_path):
         assert cli(GATE, "-f", "json", "-o", tmp_path)[:2] == (0, "")
         document = json.loads((tmp_path / "flite_08.json").read_text())
@@ -82,6 +86,7 @@ class TestFiles:
             "language": None,
             "duration": pytest.approx(1.51, abs=0.01),
             "model": str(TINY),
+            "drafts": {"drafted": 10, "accepted": 10, "passes": 1, "tokens": 11},
         }
         assert -0.5 < segment.pop("avg_logprob") <= 0
         assert segment == {
