@@ -11,7 +11,7 @@ from ..models.granite_speech.pooling import POOLED_FRAMES
 from ..processing.tokenizer import Tokenizer
 from .ctc import CTCVocabulary
 
-_PART_FRAMES = 128 * POOLED_FRAMES  #: frames whose logits over all tokens are in memory at once
+_PART_FRAMES = 64 * POOLED_FRAMES  #: frames whose logits over all tokens are in memory at once
 
 
 def character_text(ctc_logits: mx.array, vocabulary: CTCVocabulary) -> str:
