@@ -72,7 +72,8 @@ class KVCache:
         length: positions that went in; of the longest row.
         lengths: those of each row, where they differ. Every row stands at the beginning of what is
             stored, and what is behind it there means nothing.
-        prompt_length: positions that the prompt will have taken, once all its parts are in.
+        prompt_lengths: positions that each row's prompt will have taken, once all its parts are in,
+            as an array; kept by the first layer, and None where nothing is generated.
         adapted: whether the model's LoRA adapter was on for what it holds; kept by the first layer.
     """
 
@@ -81,8 +82,9 @@ class KVCache:
 
     def __init__(self, left_padding: LeftPadding = None):
         self.state: list[mx.array] = []
-        self.length = self.prompt_length = 0
+        self.length = 0
         self.lengths: list[int] | None = None
+        self.prompt_lengths: mx.array | None = None
         self.adapted = False
         self._left_padding = mx.array(left_padding) if left_padding and any(left_padding) else None
 
@@ -168,6 +170,8 @@ class KVCache:
         alone = copy.copy(self)
         alone.state = [part[number : number + 1, :, :length] for part in self.state]
         alone._set_lengths([length])
+        if self.prompt_lengths is not None:
+            alone.prompt_lengths = self.prompt_lengths[number : number + 1]
         return alone
 
     def reorder(self, rows: mx.array) -> None:
@@ -177,6 +181,8 @@ class KVCache:
             self._set_lengths([self.lengths[row] for row in rows.tolist()])
         if self._left_padding is not None:
             self._left_padding = self._left_padding[rows]
+        if self.prompt_lengths is not None:
+            self.prompt_lengths = self.prompt_lengths[rows]
 
     def extend(self, other: Self) -> None:
         """Add the rows of another cache of this kind behind these; neither of a padded batch."""
@@ -189,6 +195,8 @@ class KVCache:
             for pair in zip(self.state, other.state, strict=True)
         ]
         self._set_lengths(lengths)
+        if self.prompt_lengths is not None and other.prompt_lengths is not None:
+            self.prompt_lengths = mx.concatenate([self.prompt_lengths, other.prompt_lengths])
 
 
 def reorder_latest(cache: Sequence[Any], rows: mx.array, count: int) -> None:

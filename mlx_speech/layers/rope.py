@@ -16,6 +16,8 @@ import numpy as np
 from ..errors import CheckpointError
 from ..fields import Range, fit_items
 
+#: (batch, heads, length, head_dim) -> the same, rotated
+Rotation = Callable[[mx.array], mx.array]
 _Positive = Annotated[float, Range(1e-6, 1e6)]
 
 
@@ -170,12 +172,13 @@ class RotaryEmbedding:
         self.parameters["original_max_position_embeddings"] = original
         self.depends_on_length = kind in _LENGTH_DEPENDENT
         try:
-            self._frequencies = self._for_length(0)
+            wavelengths, factor = self._for_length(0)
         except KeyError as error:
             raise CheckpointError(f"config.json: rope_parameters lack {error}") from error
         except (TypeError, ArithmeticError) as error:  # a factor that is null, or equal ones
             text = f"config.json: rope_parameters make no sense together: {self.parameters}"
             raise CheckpointError(text) from error
+        self._frequencies = mx.array(wavelengths), factor
 
     @property
     def context_length(self) -> int:
@@ -189,45 +192,69 @@ class RotaryEmbedding:
         stretched = self.rule is not _default and factor
         return max(maximum, int(factor * original)) if stretched else maximum
 
-    def _for_length(self, length: int) -> tuple[mx.array, float]:
+    def _for_length(self, length: int) -> tuple[np.ndarray, float]:
         with np.errstate(divide="raise", invalid="raise", over="raise"):
             inv_freq, factor = self.rule(self.parameters, self.dim, length)
         # MLX wants wavelengths, the inverse of what the rules are written in
-        return mx.array((1.0 / inv_freq).astype(np.float32)), factor
+        return (1.0 / inv_freq).astype(np.float32), factor
 
     def rotation(
-        self, start: int | mx.array, length: int, ahead: int = 0
-    ) -> Callable[[mx.array], mx.array]:
+        self, start: int | mx.array, length: int, prompt_lengths: mx.array | None = None
+    ) -> Rotation:
         """What rotates queries and keys of shape (batch, heads, length, head_dim).
 
         Args:
             start: position of the first token: one number, or one per row (batch,); or every
                 token's position (batch, length).
             length: how many tokens there are.
-            ahead: how many of the same prompt will follow; where frequencies depend on the length,
-                those of the whole prompt apply to all of its parts.
+            prompt_lengths: (batch,) positions of each row's prompt, of which these tokens are a
+                part, or after which they come. Where frequencies depend on the length, those of
+                the whole prompt apply to all of its parts, and behind it to each token those of
+                its own position, as if it came alone. By default these tokens end the prompt.
         """
+        if not self.depends_on_length:
+            return self._rotation(start, *self._frequencies)
+        if isinstance(start, mx.array) and start.ndim == 2:
+            wavelengths, factor = self._for_length(start.max().item() + 1)
+            return self._rotation(start, mx.array(wavelengths), factor)
+        starts = start.tolist() if isinstance(start, mx.array) else [start]
+        ends = [first + length for first in starts]
+        if prompt_lengths is not None:
+            ends = prompt_lengths.tolist()
+            starts = starts * (len(ends) // len(starts))
+        rows = list(zip(starts, ends, strict=True))
+        if len({*rows}) == 1:
+            return self._of_row(*rows[0], length)
+        each = [self._of_row(*row, length) for row in rows]
+        return lambda x: mx.concatenate([f(x[i : i + 1]) for i, f in enumerate(each)])
+
+    def _of_row(self, start: int, prompt_length: int, length: int) -> Rotation:
+        """Where frequencies depend on the length: in halves, until the same apply to all tokens.
+        They change in one direction, so what is alike at both ends is so in between."""
+        least, most = (max(prompt_length, start + count) for count in (1, length))
+        wavelengths, factor = self._for_length(most)
+        if least == most or np.array_equal(wavelengths, self._for_length(least)[0]):
+            return self._rotation(start, mx.array(wavelengths), factor)
+        half = length // 2
+        first = self._of_row(start, prompt_length, half)
+        second = self._of_row(start + half, prompt_length, length - half)
+        return lambda x: mx.concatenate([first(x[:, :, :half]), second(x[:, :, half:])], axis=2)
+
+    def _rotation(self, start: int | mx.array, wavelengths: mx.array, factor: float) -> Rotation:
+        """The same frequencies for all tokens."""
         offset = start.flatten() if isinstance(start, mx.array) else start
         each = isinstance(start, mx.array) and start.ndim == 2
-        wavelengths, factor = self._frequencies
-        if self.depends_on_length:
-            if isinstance(start, mx.array) and not each:
-                # each row has a length of its own
-                rows = [self.rotation(first, length, ahead) for first in start.tolist()]
-                return lambda x: mx.concatenate([f(x[i : i + 1]) for i, f in enumerate(rows)])
-            last = start if isinstance(start, int) else start.max().item()
-            wavelengths, factor = self._for_length(last + (1 if each else length + ahead))
         rope = partial(mx.fast.rope, dims=self.dim, traditional=False, base=None, scale=1.0)
+        rope = partial(rope, offset=offset, freqs=wavelengths)
 
         def rotate(x: mx.array) -> mx.array:
             if factor != 1.0:
                 x = x * factor
             if not each:
-                return rope(x, offset=offset, freqs=wavelengths)
+                return rope(x)
             # the kernel takes one position per row, so each token becomes a row
             batch, heads, length, dim = x.shape
             tokens = x.swapaxes(1, 2).reshape(batch * length, heads, 1, dim)
-            rotated = rope(tokens, offset=offset, freqs=wavelengths)
-            return rotated.reshape(batch, length, heads, dim).swapaxes(1, 2)
+            return rope(tokens).reshape(batch, length, heads, dim).swapaxes(1, 2)
 
         return rotate

@@ -133,7 +133,8 @@ class CausalLM(PretrainedModel):
             cache: extended in place.
             inputs_embeds: (batch, length, hidden_size) to feed instead.
             logits_to_keep: for each row the positions in it after which logits are wanted, equally
-                many; by default the last.
+                many; by default the last. The first of them ends the prompt: what is behind it is a
+                draft of the answer.
             prefill_step_size: positions that are fed at once, to bound a long prompt's memory.
             prompt_progress_callback: called with (positions done, all of them) after each part.
 
@@ -145,8 +146,9 @@ class CausalLM(PretrainedModel):
         """
         prefill_step_size = fitted("prefill_step_size", prefill_step_size, Count)
         length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-        cache[0].prompt_length = cache[0].length + length
         kept = logits_to_keep or [[length - 1]] * len(input_ids)
+        ends = [row[0] + 1 for row in kept]
+        cache[0].prompt_lengths = cache[0].offset + mx.array(ends)
         first = min(map(min, kept))
         states: list[mx.array] = []  # from position `first` on
         for start in range(0, length, prefill_step_size):

@@ -267,6 +267,7 @@ class DecoderModel(PretrainedModel):
         cache = past_key_values
         if cache is not None:
             self._check_cache(cache, batch)
+            cache[0].prompt_lengths = None  # a call is a prompt in itself
         elif asked(self.config, "use_cache", use_cache):
             cache = self.make_cache()
         cached = cache[0].length if cache else 0
@@ -322,8 +323,7 @@ class DecoderModel(PretrainedModel):
         first = cache[0] if cache else KVCache()
         mask = first.make_mask(length) if mask is None else mask
         start = first.offset if position_ids is None else position_ids
-        ahead = max(0, first.prompt_length - first.length - length)
-        rotate = self.rope.rotation(start, length, ahead)
+        rotate = self.rope.rotation(start, length, first.prompt_lengths)
         caches: Sequence[KVCache | None] = cache or [None] * len(self.layers)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             if states is not None:

@@ -262,6 +262,30 @@ def test_rows_are_as_long_as_they_are(rope):
         assert mx.abs(logits[row] - alone).max().item() < 1e-5
 
 
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+@pytest.mark.parametrize("num_draft_tokens", [1, 3, 15])
+def test_a_draft_is_as_long_as_greedy_search_finds_it(rope, num_draft_tokens):
+    """Tokens that are checked together are rotated as if each came alone, behind prompts of
+    different lengths; scores are of the size that they have there."""
+    model = random_decoder(rope_parameters=ROPES[rope], max_position_embeddings=100)
+    model.model.rope.parameters["max_position_embeddings"] = 12
+    ids = mx.array(np.random.default_rng(2).integers(5, 61, (3, 14)))
+    options = {
+        "attention_mask": mx.arange(14) >= mx.array([5, 9, 0])[:, None],
+        "max_new_tokens": 40,
+        "eos_token_id": [],
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
+    plain = model.generate(ids, **options)
+    drafts = plain.sequences[:, 14:].tolist()
+    drafts[0][5], drafts[1] = 7, drafts[1][3:]
+    found = model.generate(ids, drafts=drafts, num_draft_tokens=num_draft_tokens, **options)
+    assert found.sequences.tolist() == plain.sequences.tolist()
+    for ours, logits in zip(found.logits, plain.logits, strict=True):
+        assert mx.abs(ours - logits).max().item() < 1e-4
+
+
 @pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.parametrize("step", [1, 3, 7, 8, 100])
 def test_prompt_in_steps(step, rope):

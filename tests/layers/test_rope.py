@@ -151,6 +151,31 @@ def test_each_row_is_as_long_as_it_is(rope_type, parameters):
     assert mx.abs(together[:1] - longest).max().item() > 0.01
 
 
+BY_LENGTH = {
+    "dynamic": {"factor": 2.0},
+    "longrope": {"original_max_position_embeddings": 67, **LISTS},
+}
+
+
+@pytest.mark.parametrize("rope_type", BY_LENGTH)
+@pytest.mark.parametrize("starts", [[60], [66, 66, 66], [63, 40, 80]], ids=str)
+def test_tokens_behind_a_prompt_are_as_long_as_if_they_came_alone(rope_type, starts):
+    """Beside those of the prompt, whose length applies to all of it; each row's is its own."""
+    rope, prompts = embedding(rope_type, **BY_LENGTH[rope_type]), [65, 66, 64][: len(starts)]
+    x = mx.array(states(len(starts), 9))
+    start = starts[0] if len({*starts}) == 1 else mx.array(starts)
+    found = rope.rotation(start, 9, mx.array(prompts))(x)
+    for row, (first, prompt) in enumerate(zip(starts, prompts, strict=True)):
+        for token in range(9):
+            length = max(prompt, first + token + 1)
+            alone = rope.rotation(length - 1, 1)  # with the frequencies of this length
+            if length == prompt:
+                alone = rope.rotation(first + token, prompt - first - token)
+            expected = alone(x[row : row + 1, :, token : token + 1])
+            assert mx.array_equal(found[row : row + 1, :, token : token + 1], expected).item()
+    assert mx.abs(found - rope.rotation(start, 9)(x)).max().item() > 1e-3  # all that long
+
+
 def test_dynamic_beyond_the_maximum_grows_its_base():
     x = states(1, 100)
     found = embedding("dynamic", factor=2.0).rotation(0, 100)(mx.array(x))
@@ -164,8 +189,8 @@ def test_parts_of_a_prompt_are_the_whole(rope_type):
     rope = embedding(rope_type, **({"factor": 2.0} if rope_type == "dynamic" else {}))
     x = mx.array(states(1, 90))
     whole = rope.rotation(0, 90)(x)
-    first = rope.rotation(0, 50, ahead=40)(x[:, :, :50])
-    second = rope.rotation(50, 40)(x[:, :, 50:])
+    first = rope.rotation(0, 50, mx.array([90]))(x[:, :, :50])
+    second = rope.rotation(50, 40, mx.array([90]))(x[:, :, 50:])
     assert mx.abs(mx.concatenate([first, second], axis=2) - whole).max().item() <= 2e-5
 
 
