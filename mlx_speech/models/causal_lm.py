@@ -163,8 +163,8 @@ class CausalLM(PretrainedModel):
             if done < length or prompt_progress_callback is not None:
                 mx.eval([layer.state for layer in cache])
                 mx.clear_cache()
-            if prompt_progress_callback is not None:
-                prompt_progress_callback(done, length)
+            if prompt_progress_callback is not None and start < max(ends):
+                prompt_progress_callback(min(done, max(ends)), max(ends))
         places = mx.array(kept) - first
         x = mx.take_along_axis(mx.concatenate(states, axis=1), places[..., None], axis=1)
         return self.logits(x)

@@ -289,21 +289,25 @@ def test_a_draft_is_as_long_as_greedy_search_finds_it(rope, num_draft_tokens):
 @pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.parametrize("step", [1, 3, 7, 8, 100])
 def test_prompt_in_steps(step, rope):
-    """A prompt that is fed in parts gives the same answer, and tells how far it is."""
+    """A prompt that is fed in parts gives the same answer, and tells how far it is: a draft that is
+    checked with its last part is none of it."""
     model = random_decoder(rope_parameters=ROPES[rope], max_position_embeddings=12)
     if rope == "default":
         model.config.max_position_embeddings = 100
     ids = mx.array(np.random.default_rng(2).integers(5, 61, (1, 16)))
     expected = model.generate(ids, max_new_tokens=8)
-    told = []
-    answer = model.generate(
-        ids,
-        max_new_tokens=8,
-        prefill_step_size=step,
-        prompt_progress_callback=lambda done, total: told.append((done, total)),
-    )
-    assert answer.tolist() == expected.tolist()
-    assert told == [(min(end, 16), 16) for end in range(step, 16 + step, step)]
+    draft = expected[:, 16:].tolist()
+    for drafts in ({}, {"drafts": draft}, {"drafts": [[5, *draft[0]]]}):
+        told = []
+        answer = model.generate(
+            ids,
+            max_new_tokens=8,
+            prefill_step_size=step,
+            prompt_progress_callback=lambda done, total, told=told: told.append((done, total)),
+            **drafts,
+        )
+        assert answer.tolist() == expected.tolist()
+        assert told == [(min(end, 16), 16) for end in range(step, 16 + step, step)]
 
 
 def test_steps_of_nothing():
