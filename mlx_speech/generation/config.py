@@ -81,7 +81,8 @@ class GenerationConfig(UnsupportedOptions):
     use_cache: without it the output has no cache; ids are the same.
     seed: makes sampling repeatable.
     num_draft_tokens: how many tokens a draft proposes at a time, 256 at most; by default 3 of a
-        draft model, and of a text 15, or 7 where more than two prompts are answered at once.
+        draft model, and of a text 31 with the prompt, then 15, or 7 where more than two answers are
+        made at once.
     draft_acceptance: keep a proposed token whose probability is at least this, also where the model
         would have chosen another; by default answers are those without a draft.
 

@@ -28,8 +28,9 @@ class TextDraft:
     """Proposes what comes next in a draft of the whole answer, such as a CTC head's text.
 
     Behind a correction the place is found again where the answer's latest tokens, as many as
-    possible and `LONGEST_SUFFIX` at most, stand in the draft next, not before what was right so
-    far. Where not even the latest one does, it is taken to stand in place of the draft's.
+    possible and `LONGEST_SUFFIX` at most, stand in the draft: next after what was right so far, or
+    else last before. Where not even the latest one does, it is taken to stand in place of the
+    draft's.
 
     Args:
         ids: the draft, without an end.
@@ -51,9 +52,10 @@ class TextDraft:
     def _place(self, answer: Sequence[int]) -> int:
         for size in range(min(LONGEST_SUFFIX, len(answer)), 0, -1):
             suffix = list(answer[-size:])
-            for end in range(max(self._right, size), len(self._ids) + 1):
-                if self._ids[end - size : end] == suffix:
-                    return end
+            places = range(size, len(self._ids) + 1)
+            ends = [end for end in places if self._ids[end - size : end] == suffix]
+            if ends:
+                return next((end for end in ends if end >= self._right), ends[-1])
         return self._right + min(1, len(answer))
 
 

@@ -22,10 +22,12 @@ from .sampling import Sampler
 from .search import TokenStep
 from .stopping import StoppingCriteria
 
-#: Tokens of a row that are fed at once, its latest one included. The fused attention of up to 8
-#: queries costs what one does; more of them pay where a pass is little work, see `attention.py`.
-FEW_ROWS = 2
+#: Tokens of a row that are fed at once, its latest one included: with the prompt, whose pass is the
+#: dearest and the most even, then where rows are few, and where they are many, which is a kernel of
+#: attention that costs for 8 queries what it does for one (see `attention.py`)
+FED_WITH_PROMPT = 32
 FED_TOKENS = 16
+FEW_ROWS = 2
 FED_TOKENS_OF_MANY_ROWS = 8
 #: two scores are as good as equal that differ by so many units in the last place of their type:
 #: those of several tokens at once are rounded otherwise than those of one
@@ -120,7 +122,7 @@ class Speculation:
         Returns:
             Logits after each prompt, (rows, vocab).
         """
-        proposals, counts, most = self._propose()
+        proposals, counts, most = self._propose(FED_WITH_PROMPT)
         prompts = [answer.prompt[0] for answer in self.answers]
         ends = [len(prompt) - held for prompt in prompts]
         whole = max(ends) + most
@@ -138,7 +140,8 @@ class Speculation:
 
     def advance(self) -> None:
         """One pass of the model: each row that has not ended gets a token or more."""
-        proposals, counts, _ = self._propose()
+        few = len(self.answers) <= FEW_ROWS
+        proposals, counts, _ = self._propose(FED_TOKENS if few else FED_TOKENS_OF_MANY_ROWS)
         latest = mx.array([answer.tokens[-1:] for answer in self.answers])
         fed = mx.concatenate([latest, mx.stack(proposals)], axis=1)
         before = self.cache[0].row_lengths
@@ -195,13 +198,14 @@ class Speculation:
             step.stopped.append(over or (answer.stopped and len(answer.tokens) == count))
         return step
 
-    def _propose(self) -> tuple[list[mx.array], list[int], int]:
+    def _propose(self, fed: int) -> tuple[list[mx.array], list[int], int]:
         """Proposals of each row, filled up to the same number; how many there are of each, and that
-        number."""
-        most = self._config.num_draft_tokens
-        if most is None:
-            few = len(self.answers) <= FEW_ROWS
-            most = (FED_TOKENS if few else FED_TOKENS_OF_MANY_ROWS) - 1
+        number.
+
+        Args:
+            fed: how many tokens a row is fed where the configuration does not say.
+        """
+        most = self._config.num_draft_tokens or fed - 1
         proposals = [answer.propose(most) for answer in self.answers]
         counts = [len(proposed) for proposed in proposals]
         most = max(counts)
