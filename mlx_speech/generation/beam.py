@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 import mlx.core as mx
 import numpy as np
 
-from ..layers.cache import reorder_latest
+from ..layers.cache import LatestPositions
 from .config import GenerationConfig
+from .outputs import ScoreRecord
 from .search import DecodingInputs
 
 
@@ -73,6 +74,13 @@ class Beams:
         self.done = self._cannot_improve(length)
         return [beam for beam, _ in going_on]
 
+    def differing(self) -> int:
+        """In how many of their latest tokens the running hypotheses differ."""
+        answers = [h.tokens for h in self.running]
+        first, last = min(answers), max(answers)  # in this order, all have what these two share
+        pairs = enumerate(zip(first, last, strict=True))
+        return next((len(first) - i for i, (one, other) in pairs if one != other), 0)
+
     def _cannot_improve(self, length: int) -> bool:
         config = self.config
         if len(self.finished) < config.num_beams:
@@ -85,24 +93,35 @@ class Beams:
         return best_possible <= self.finished[-1].score
 
 
-def beam_search(run: DecodingInputs) -> list[Hypothesis]:
-    """The `num_return_sequences` best answers of each row, one after the other; the cache is
-    reordered as beams are dropped and split."""
-    config = run.config
-    num_rows, vocab_size = run.logits.shape
-    num_beams = config.num_beams
-    num_candidates = min(max(2, 1 + len(config.eos_token_ids)) * num_beams, num_beams * vocab_size)
-    start = [Hypothesis(0.0, [], [])] * num_beams
-    rows = [Beams(config, _ended(run, number), start) for number in range(num_rows)]
-    # all beams of a row start equal, so only the first may be continued
-    beam_scores = np.full((num_rows, num_beams), -1e9, np.float32)
-    beam_scores[:, 0] = 0.0
-    source = mx.repeat(mx.arange(num_rows), num_beams)
-    for layer in run.cache:
-        layer.reorder(source)
-    logits, history = run.logits[source], run.history[source]
+@dataclass(frozen=True)
+class Candidates:
+    """How the beams of each row may go on: (rows, candidates) on the device, by falling score.
 
-    while True:
+    history: (rows * num_beams, length) ids that the beams were fed; of use to processors only.
+    places: beam * vocab_size + token.
+    scores: sums of log-probabilities, after all processors.
+    logprobs: of the tokens, under the model.
+    """
+
+    run: DecodingInputs
+    history: mx.array
+    places: mx.array
+    scores: mx.array
+    logprobs: mx.array
+
+    @classmethod
+    def find(
+        cls, run: DecodingInputs, history: mx.array, logits: mx.array, beam_scores: mx.array
+    ) -> Candidates:
+        """Dispatch the choice of so many that `num_beams` of each row are no end tokens.
+
+        Args:
+            logits: (rows * num_beams, vocab).
+            beam_scores: (rows, num_beams).
+        """
+        config, vocab_size = run.config, logits.shape[-1]
+        num_rows, num_beams = beam_scores.shape
+        count = min(max(2, 1 + len(config.eos_token_ids)) * num_beams, num_beams * vocab_size)
         logits = logits.astype(mx.float32)
         scores = logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         for process in run.processors:
@@ -111,43 +130,96 @@ def beam_search(run: DecodingInputs) -> list[Hypothesis]:
             scores = scores - mx.logsumexp(scores, axis=-1, keepdims=True)
         if run.record is not None:
             run.record.add(logits, scores)
-        scores = (scores + mx.array(beam_scores.reshape(-1, 1))).reshape(num_rows, -1)
-        index = mx.argpartition(-scores, num_candidates - 1, axis=-1)[:, :num_candidates]
-        top_scores = mx.take_along_axis(scores, index, axis=-1)
-        order = mx.argsort(-top_scores, axis=-1)
-        index = mx.take_along_axis(index, order, axis=-1)
-        top_scores = mx.take_along_axis(top_scores, order, axis=-1)
-        top_logprobs = mx.take_along_axis(logprobs.reshape(num_rows, -1), index, axis=-1)
-        mx.eval(index, top_scores, top_logprobs)
+        scores = (scores + beam_scores.reshape(-1, 1)).reshape(num_rows, -1)
+        places = mx.argpartition(-scores, count - 1, axis=-1)[:, :count]
+        order = mx.argsort(-mx.take_along_axis(scores, places, axis=-1), axis=-1)
+        places = mx.take_along_axis(places, order, axis=-1).astype(mx.int32)
+        scores = mx.take_along_axis(scores, places, axis=-1)
+        logprobs = mx.take_along_axis(logprobs.reshape(num_rows, -1), places, axis=-1)
+        mx.async_eval(places, scores, logprobs)
+        return cls(run, history, places, scores, logprobs)
 
-        best = [a.tolist() for a in (index, top_scores, top_logprobs)]
-        parents: list[int] = []
-        tokens: list[int] = []
-        latest = 0
+    def expected(self, done: Sequence[bool]) -> tuple[mx.array, mx.array]:
+        """Places and scores, (rows, num_beams), of the candidates that go on unless more than end
+        tokens ends some; of rows that are done, each beam stays where it is."""
+        config, vocab_size = self.run.config, self.run.logits.shape[-1]
+        count, end_tokens = self.places.shape[1], mx.array(config.eos_token_ids, mx.int32)
+        ends = mx.any(self.places[..., None] % vocab_size == end_tokens, axis=-1)
+        order = mx.argsort(ends * count + mx.arange(count), axis=-1)[:, : config.num_beams]
+        places, scores = (mx.take_along_axis(a, order, axis=-1) for a in (self.places, self.scores))
+        in_place = mx.arange(config.num_beams) * vocab_size
+        places = mx.where(mx.array(done)[:, None], in_place, places)
+        mx.async_eval(places)
+        return places, scores
+
+    def feed(self, latest: LatestPositions, places: mx.array, scores: mx.array) -> Candidates:
+        """Dispatch the next step after some of these, (rows, num_beams)."""
+        num_rows, num_beams = places.shape
+        beams, tokens = mx.divmod(places, self.run.logits.shape[-1])
+        source = (mx.arange(num_rows)[:, None] * num_beams + beams).flatten()
+        tokens = tokens.reshape(-1, 1)
+        latest.reorder(source)
+        history = self.history
+        if self.run.processors:
+            history = mx.concatenate([history[source], tokens], axis=1)
+        return Candidates.find(self.run, history, self.run.step(tokens)[:, -1], scores)
+
+
+def beam_search(run: DecodingInputs) -> list[Hypothesis]:
+    """The `num_return_sequences` best answers of each row, one after the other; the cache is
+    reordered as beams are dropped and split.
+
+    As in `search`, the next step is handed to the device before the last candidates are read. It
+    feeds those that are expected to go on; where a stop string or a caller's criterion ended one of
+    them, the step is done over with those that do. What a row is fed once it is done means nothing.
+    """
+    config, record = run.config, run.record or ScoreRecord()
+    num_rows, vocab_size = run.logits.shape
+    num_beams = config.num_beams
+    start = [Hypothesis(0.0, [], [])] * num_beams
+    rows = [Beams(config, _ended(run, number), start) for number in range(num_rows)]
+    source = mx.repeat(mx.arange(num_rows), num_beams)
+    for layer in run.cache:
+        layer.reorder(source)
+    # all beams of a row start equal, so only the first may be continued
+    scores = mx.array([[0.0, *[-1e9] * (num_beams - 1)]] * num_rows)
+    candidates = Candidates.find(run, run.history[source], run.logits[source], scores)
+    for remaining in reversed(range(config.limit)):
+        if remaining:
+            expected, scores = candidates.expected([row.done for row in rows])
+            differing = max(row.differing() for row in rows if not row.done)
+            latest = LatestPositions(run.cache, differing)
+            following = candidates.feed(latest, expected, scores)
+        # read as they are: any operation on them would wait for the step that was just dispatched
+        arrays = (candidates.places, candidates.scores, candidates.logprobs)
+        best = [a.tolist() for a in arrays]
+        chosen: list[list[int]] = []
         for number, (row, *found) in enumerate(zip(rows, *best, strict=True)):
             beams, first = list(range(num_beams)), number * num_beams
             if not row.done:
                 before = row.running
-                candidates = [
+                hypotheses = [
                     (beam, before[beam].extended(total, token, logprob, first + beam))
-                    for i, total, logprob in zip(*found, strict=True)
-                    for beam, token in [divmod(i, vocab_size)]
+                    for place, total, logprob in zip(*found, strict=True)
+                    for beam, token in [divmod(place, vocab_size)]
                 ]
-                beams = row.advance(candidates) or beams
-                latest = max(latest, *map(_differing, before, row.running))
-                beam_scores[number] = [h.score for h in row.running]
-            parents += [first + beam for beam in beams]
-            # what a row is fed after it is done does not matter
-            tokens += [0] * num_beams if row.done else [h.tokens[-1] for h in row.running]
+                beams = row.advance(hypotheses) or beams
+            tokens = [0] * num_beams if row.done else [h.tokens[-1] for h in row.running]
+            pairs = zip(beams, tokens, strict=True)
+            chosen.append([beam * vocab_size + token for beam, token in pairs])
         if all(row.done for row in rows):
-            return [h for row in rows for h in row.finished[: config.num_return_sequences]]
-        next_tokens = mx.array(tokens)[:, None]
-        source = mx.array(parents)
-        if latest:
-            reorder_latest(run.cache, source, latest)
-        if run.processors:
-            history = mx.concatenate([history[source], next_tokens], axis=1)
-        logits = run.step(next_tokens)[:, -1]
+            break
+        compared = zip(rows, chosen, expected.tolist(), strict=True)
+        if any(not row.done and own != guessed for row, own, guessed in compared):
+            record.forget(1)
+            scores = mx.array([[h.score for h in row.running] for row in rows])
+            following = candidates.feed(latest, mx.array(chosen), scores)
+        candidates = following
+    if remaining:
+        # the search was a step ahead
+        record.forget(1)
+        latest.reorder(mx.arange(num_rows * num_beams))
+    return [h for row in rows for h in row.finished[: config.num_return_sequences]]
 
 
 def _ended(run: DecodingInputs, number: int) -> Callable[[Sequence[Sequence[int]]], list[bool]]:
@@ -159,10 +231,3 @@ def _ended(run: DecodingInputs, number: int) -> Callable[[Sequence[Sequence[int]
         return run.stopping.ended(answers, prompts, run.record)
 
     return ended
-
-
-def _differing(before: Hypothesis, after: Hypothesis) -> int:
-    """How many of the latest tokens of `before` are other ones in `after`."""
-    pairs = enumerate(zip(before.tokens, after.tokens, strict=False))
-    same = next((i for i, (old, new) in pairs if old != new), len(before.tokens))
-    return len(before.tokens) - same

@@ -199,20 +199,36 @@ class KVCache:
             self.prompt_lengths = mx.concatenate([self.prompt_lengths, other.prompt_lengths])
 
 
-def reorder_latest(cache: Sequence[Any], rows: mx.array, count: int) -> None:
-    """Make row i of every layer what row `rows[i]` was, where these are the same but for the
-    `count` latest positions: only those are copied."""
-    updates = []
-    for layer in cache:
-        if isinstance(layer, KVCache) and layer.is_trimmable():
-            places = slice(layer.length - count, layer.length)
-            updates += [(stored, places, stored[:, :, places][rows]) for stored in layer.state]
-        else:
-            layer.reorder(rows)
-    # all is copied after all if what is written to is still to be read from
-    mx.eval([part for *_, part in updates])
-    for stored, places, part in updates:
-        stored[:, :, places] = part
+class LatestPositions:
+    """The `count` latest positions of every layer, where rows that trade places are the same in all
+    others. They are copied out, so that rows can be reordered without reading what is written to.
+
+    Neither waits for the device. MLX copies what is written to as a whole if something dispatched
+    has still to read it. On a CPU, where it dispatches about a hundred operations ahead, these are
+    the first layers alone. Measured with 8 layers of 5 rows, 1024 positions and width 1024, steps
+    dispatched ahead: 58 ms a step; 51 if waiting for the copies, so that nothing is copied whole;
+    104 if each layer gathers from what it writes to, so that everything is.
+    """
+
+    def __init__(self, cache: Sequence[Any], count: int):
+        self._layers = []
+        for layer in cache:
+            if isinstance(layer, CrossAttentionCache):
+                continue  # has no positions: rows that trade places are the same
+            # where the next position overwrites one, they are no longer in order
+            full = layer.max_size is not None and layer.length >= layer.max_size
+            places = slice(0 if full else layer.length - count, layer.length)
+            parts = [mx.contiguous(stored[:, :, places]) for stored in layer.state]
+            self._layers.append((layer, layer.length, layer.state, places, parts))
+        mx.async_eval([parts for *_, parts in self._layers])
+
+    def reorder(self, rows: mx.array) -> None:
+        """Make row i of every layer what row `rows[i]` was at first, without what was appended
+        since; may be called again."""
+        for layer, length, state, places, parts in self._layers:
+            for stored, part in zip(state, parts, strict=True):
+                stored[:, :, places] = part[rows]
+            layer.length, layer.state = length, state
 
 
 class RotatingKVCache(KVCache):

@@ -11,10 +11,10 @@ from mlx_speech import InputError
 from mlx_speech.layers.attention import scaled_dot_product_attention
 from mlx_speech.layers.cache import (
     KVCache,
+    LatestPositions,
     QuantizedKVCache,
     RotatingKVCache,
     make_cache,
-    reorder_latest,
 )
 
 PARTS = [[1] * 20, [3, 1, 1, 5, 2, 1, 1, 6], [14, 1, 1, 1, 1, 2], [2, 18], [20]]
@@ -49,20 +49,40 @@ class TestGrowing:
         assert cache.offset.tolist() == [3, 1, 3]
 
     @pytest.mark.parametrize(
-        "options", [{}, {"kv_bits": 8}, {"kv_bits": 8, "quantized_kv_start": 9}, {"max_kv_size": 9}]
+        "options",
+        [
+            {},
+            {"kv_bits": 8},
+            {"kv_bits": 8, "quantized_kv_start": 9},
+            {"kv_bits": 8, "quantized_kv_start": 8},
+            {"max_kv_size": 9},
+            {"max_kv_size": 8},
+            {"max_kv_size": 7},
+        ],
     )
-    def test_reorder_of_the_latest_positions(self, options):
-        """As that of all, where the others are the same in all rows; they stay where they are."""
+    @pytest.mark.parametrize("step", [4, 256])
+    def test_reorder_of_the_latest_positions(self, options, step, monkeypatch):
+        """As that of all, where the others are the same in all rows; also when a position was
+        appended meanwhile that made it grow, be quantized or forget its oldest one."""
+        monkeypatch.setattr(KVCache, "step", step)
         ours, whole = (make_cache(1, **options)[0] for _ in range(2))
         prompt = mx.repeat(mx.random.normal((1, 2, 6, 64)), 3, axis=0)
         new = mx.random.normal((3, 2, 2, 64))
         for cache in (ours, whole):
-            for part in (prompt, new):
+            for part in (prompt, new[:, :, :1], new[:, :, 1:]):
                 cache.update_and_fetch(part, part + 1)
-        reorder_latest([ours], mx.array([2, 0, 0]), 2)
-        whole.reorder(mx.array([2, 0, 0]))
-        for found, expected in zip(ours.stored(), whole.stored(), strict=True):
-            assert mx.array_equal(found, expected).item()
+        latest = LatestPositions([ours], 2)
+        latest.reorder(mx.array([1, 1, 2]))
+        ours.update_and_fetch(new[:, :, :1], new[:, :, :1])
+        rows = mx.array([2, 0, 0])
+        latest.reorder(rows)
+        whole.reorder(rows)
+        for _ in range(2):
+            assert ours.length == whole.length
+            for found, expected in zip(ours.stored(), whole.stored(), strict=True):
+                assert mx.array_equal(found, expected).item()
+            for cache in (ours, whole):
+                cache.update_and_fetch(new[:, :, :1], new[:, :, :1])
 
     def test_reorder_of_the_latest_positions_copies_no_others(self):
         cache = KVCache()
@@ -71,18 +91,11 @@ class TestGrowing:
         mx.eval(cache.state)
         mx.reset_peak_memory()
         before = mx.get_active_memory()
-        reorder_latest([cache], mx.array([1, 0, 2, 2]), 3)
+        latest = LatestPositions([cache], 3)
+        mx.synchronize()
+        latest.reorder(mx.array([1, 0, 2, 2]))
         mx.eval(cache.state)
         assert mx.get_peak_memory() - before < large.nbytes / 4
-
-    def test_reorder_past_the_size(self):
-        """Positions are no longer in order there, so all of them follow."""
-        cache = RotatingKVCache(8)
-        for i in range(11):
-            cache.update_and_fetch(*[mx.array([i, 100 + i]).reshape(2, 1, 1, 1)] * 2)
-        before = cache.stored()[0]
-        reorder_latest([cache], mx.array([1, 1]), 1)
-        assert mx.array_equal(cache.stored()[0], before[mx.array([1, 1])]).item()
 
     def test_padding_is_masked_and_attends_to_itself(self):
         cache = KVCache(left_padding=[2, 0])

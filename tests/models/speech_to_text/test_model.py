@@ -151,8 +151,7 @@ class TestCache:
 
         monkeypatch.setattr(CrossAttentionCache, "reorder", spy)
         model.generate(recordings[2], num_beams=5)
-        assert len(same) > 3
-        assert all(same)
+        assert same == [True]
         assert cache[0].state[0].shape[0] == cache[-1].num_rows == 5
         assert {k.shape for pair in cache[-1].layers for k in pair} == {(1, 4, 43, 32)}
 
