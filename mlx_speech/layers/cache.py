@@ -322,9 +322,7 @@ class QuantizedKVCache(KVCache):
             if keys.shape[-1] % self.group_size:
                 template = "{kv_group_size} {size} does not divide the model's head size {head_dim}"
                 raise InputError.about(template, size=self.group_size, head_dim=keys.shape[-1])
-            stored, self.state, length, self.length = self.stored(), [], self.length, 0
-            if length:
-                self._append(self._quantize(stored))
+            self.state = self._quantize(self.state)
         self._append(self._quantize([keys, values]))
         stored = self.stored()
         return self._quantized(*stored[:3]), self._quantized(*stored[3:])

@@ -209,6 +209,22 @@ class TestQuantized:
         )
         np.testing.assert_allclose(output[:1, :, 5:], expected[:, :, 5:], atol=1e-5)
 
+    @pytest.mark.parametrize("lengths", [[6, 3, 5], [6, 6, 6]], ids=str)
+    def test_rows_of_different_lengths_become_quantized_where_they_are(self, lengths):
+        """Each holds what it would hold alone, at its own places."""
+        cache = QuantizedKVCache(bits=8, group_size=32, start=8)
+        first, more = (mx.random.normal((3, 2, n, 32), key=mx.random.key(n)) for n in (6, 4))
+        cache.update_and_fetch(first, first + 1)
+        cache.trim_rows([6 - length for length in lengths])
+        assert len(cache.state) == 2
+        cache.update_and_fetch(more, more + 1)
+        assert cache.row_lengths == [length + 4 for length in lengths]
+        for row, length in enumerate(lengths):
+            alone = mx.concatenate([first[row, :, :length], more[row]], axis=1)
+            expected = [*mx.quantize(alone, 32, 8), *mx.quantize(alone + 1, 32, 8)]
+            for found, part in zip(cache.stored(), expected, strict=True):
+                assert mx.array_equal(found[row, :, : length + 4], part).item()
+
     def test_smaller(self):
         plain, quantized = KVCache(), QuantizedKVCache(bits=4, group_size=64)
         new = mx.random.normal((1, 2, 256, 128)).astype(mx.bfloat16)
