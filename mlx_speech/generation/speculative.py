@@ -230,7 +230,7 @@ class Speculation:
             sure: after how many of them greedy search computes the same, to the last place.
         """
         proposed, acceptance = fed[:, 1:], self._config.draft_acceptance
-        scores = self._scores(logits, fed)
+        scores = self._scores(logits, fed, counts)
         chosen = mx.argmax(scores, axis=-1)
         logprobs = _log_softmax(logits)
         of_chosen, of_proposed = _taken(logprobs, chosen), _taken(logprobs[:, :-1], proposed)
@@ -261,7 +261,7 @@ class Speculation:
                 answer, [*tokens[:right], choice[0]], [*of_tokens[:right], choice[1]]
             )
             if answer.record is not None:
-                answer.record.forget(fed.shape[1] - taken)
+                answer.record.forget(count + 1 - taken)
             answer.draft.accept(right)
             answer.statistics += DraftStatistics(count, min(right, taken), 1, taken)
             kept[row] += taken
@@ -295,24 +295,22 @@ class Speculation:
         )
         return token.item(), logprob.item()
 
-    def _scores(self, logits: mx.array, fed: mx.array) -> mx.array:
-        """Logits with all that changes them, each row's for itself: (rows, n, vocab)."""
+    def _scores(self, logits: mx.array, fed: mx.array, counts: list[int]) -> mx.array:
+        """Logits with all that changes them, each row's for itself: (rows, n, vocab). What is
+        behind a row's proposals, or its end, is left as it is."""
         if not any(a.sample.processors or a.record is not None for a in self.answers):
             return logits
-        return mx.stack(
-            [
-                mx.concatenate(
-                    [
-                        answer.sample.scores(
-                            logits[row, i : i + 1],
-                            self._history(answer, fed[row : row + 1, : i + 1]),
-                        )
-                        for i in range(fed.shape[1])
-                    ]
+        rows = []
+        for row, (answer, count) in enumerate(zip(self.answers, counts, strict=True)):
+            checked = 0 if answer.ended else count + 1
+            scores = [
+                answer.sample.scores(
+                    logits[row, i : i + 1], self._history(answer, fed[row : row + 1, : i + 1])
                 )
-                for row, answer in enumerate(self.answers)
+                for i in range(checked)
             ]
-        )
+            rows.append(mx.concatenate([*scores, logits[row, checked:].astype(mx.float32)]))
+        return mx.stack(rows)
 
     @staticmethod
     def _history(answer: Answer, fed: mx.array) -> mx.array:

@@ -12,6 +12,7 @@ from mlx_speech import InputError
 from mlx_speech.generation import prefill
 
 PROMPT = mx.array(np.random.default_rng(4).integers(5, 61, (1, 9)))
+PROMPTS = mx.array(np.random.default_rng(5).integers(5, 61, (8, 9)))
 OPTIONS = {"max_new_tokens": 60, "eos_token_id": []}
 
 
@@ -128,3 +129,30 @@ def test_one_prompt_at_a_time():
     model = random_decoder()
     with pytest.raises(InputError, match="one prompt at a time"):
         model.generate(mx.concatenate([PROMPT, PROMPT]), draft_model=model, **OPTIONS)
+
+
+def count_calls(prompt_length: int, seen: list):
+    """A processor that keeps the histories it is asked about."""
+
+    def process(ids, scores):
+        seen.append(ids[0, prompt_length:].tolist())
+        return scores
+
+    return process
+
+
+def test_processors_see_what_was_proposed_and_nothing_else():
+    """Not what fills the rows of a batch, nor a row that has ended."""
+    model, prompts = random_decoder(), PROMPTS[:2]
+    options = OPTIONS | {"max_new_tokens": 12}
+    long, short = model.generate(prompts, **options)[:, 9:].tolist()
+    seen: list[list[int]] = []
+    model.generate(
+        prompts,
+        drafts=[long, short[:2]],
+        stopping_criteria=lambda ids, _: ids.shape[1] == 12 and ids[0, 0] == prompts[1, 0],
+        logits_processor=count_calls(9, seen),
+        num_draft_tokens=7,
+        **options,
+    )
+    assert sorted(seen) == sorted([*(long[:i] for i in range(12)), *(short[:i] for i in range(3))])
