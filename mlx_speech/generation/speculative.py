@@ -240,8 +240,8 @@ class Speculation:
             ties = _nearly_tied(scores, chosen, logits.dtype)
         else:
             ties = mx.zeros(chosen.shape, mx.bool_)
-            logits = logits[:, :-1] / self._model.logits_temperature
-            agrees = agrees | (_taken(_log_softmax(logits), proposed) >= math.log(acceptance))
+            likely = _log_softmax(scores / self._model.logits_temperature)[:, :-1]
+            agrees = agrees | (_taken(likely, proposed) >= math.log(acceptance))
         columns = proposed, agrees, of_proposed, chosen, of_chosen, ties
         mx.eval(columns)
         lengths = self.cache[0].row_lengths
@@ -257,9 +257,10 @@ class Speculation:
             choice = own[right], of_own[right]
             if right >= sure and tied[right]:
                 choice = self._alone(row, before[row] + right, fed[row : row + 1, : right + 1])
-            taken = self._take(
-                answer, [*tokens[:right], choice[0]], [*of_tokens[:right], choice[1]]
-            )
+            found = [*zip(tokens[:right], of_tokens[:right], strict=True), choice]
+            if acceptance is not None and 0 < count == right:
+                found.pop()  # the draft's next token may be likely enough
+            taken = self._take(answer, found)
             if answer.record is not None:
                 answer.record.forget(count + 1 - taken)
             answer.draft.accept(right)
@@ -268,10 +269,10 @@ class Speculation:
         for layer in self.cache:
             layer.trim_rows([have - keep for have, keep in zip(lengths, kept, strict=True)])
 
-    def _take(self, answer: Answer, tokens: list[int], logprobs: list[float]) -> int:
-        """Add tokens up to the end of the answer; returns how many."""
+    def _take(self, answer: Answer, found: list[tuple[int, float]]) -> int:
+        """Add tokens and their log-probabilities up to the end of the answer; returns how many."""
         before = len(answer.tokens)
-        for token, logprob in zip(tokens, logprobs, strict=True):
+        for token, logprob in found:
             answer.tokens.append(token)
             answer.logprobs.append(logprob)
             (answer.stopped,) = self._stopping.ended([answer.tokens], answer.prompt, answer.record)

@@ -156,3 +156,46 @@ def test_processors_see_what_was_proposed_and_nothing_else():
         **options,
     )
     assert sorted(seen) == sorted([*(long[:i] for i in range(12)), *(short[:i] for i in range(3))])
+
+
+class TestAcceptance:
+    """`draft_acceptance`: a proposed token that is likely enough is kept."""
+
+    def test_of_the_scaled_probability(self):
+        """A draft is kept up to the first token below the threshold."""
+        model, draft = random_decoder(), [9, 21, 30, 8, 40, 52]
+        ids = mx.concatenate([PROMPT, mx.array([draft])], axis=1)
+        options = {"max_new_tokens": 7, "eos_token_id": [], "drafts": [draft]}
+
+        class Scaled(type(model)):
+            logits_temperature = 8.0
+
+        model.__class__ = Scaled
+        likely = mx.softmax(model(ids).logits[0, 8:-1] / 8.0, axis=-1)
+        likely = likely[mx.arange(6), mx.array(draft)].tolist()
+        for least in (0.999 * min(likely), 1.001 * min(likely), 0.999 * max(likely), 1.0):
+            kept = next((i for i in range(6) if likely[i] < least), 6)
+            answer = model.generate(PROMPT, draft_acceptance=least, **options)[0, 9:].tolist()
+            assert answer[:kept] == draft[:kept]
+            assert answer[kept] == mx.argmax(model(ids[:, : 9 + kept]).logits[0, -1]).item()
+
+    @pytest.mark.parametrize("num_draft_tokens", [None, 1, 7, 31])
+    def test_ends_of_the_range(self, num_draft_tokens):
+        """Everything that is known, also where a block ends, or what greedy search gives."""
+        model = random_decoder()
+        options = OPTIONS | {"num_draft_tokens": num_draft_tokens}
+        drafts = np.random.default_rng(1).integers(5, 61, (3, 40)).tolist()
+        drafts[1][20] = 61
+        options["drafts"] = drafts
+        every = model.generate(PROMPTS[:3], draft_acceptance=1e-30, **options)
+        assert every[0, 9:49].tolist() == drafts[0]
+        assert every[1, 9:29].tolist() == drafts[1][:20]
+        none = model.generate(PROMPTS[:3], draft_acceptance=1.0, **options)
+        assert none.tolist() == model.generate(PROMPTS[:3], **OPTIONS).tolist()
+
+    def test_what_is_forbidden_is_not_kept(self):
+        model, draft = random_decoder(), [9, 21, 30, 8, 40, 52]
+        options = OPTIONS | {"drafts": [draft], "draft_acceptance": 1e-30}
+        answer = model.generate(PROMPT, suppress_tokens=[30], **options)[0, 9:].tolist()
+        assert answer[:2] == draft[:2]
+        assert 30 not in answer
