@@ -13,7 +13,13 @@ LONGEST_SUFFIX = 4
 
 
 class DraftSource(Protocol):
-    """What proposes the next tokens of one answer."""
+    """What proposes the next tokens of one answer.
+
+    goes_on: whether more is known behind the latest proposals.
+    """
+
+    @property
+    def goes_on(self) -> bool: ...
 
     def propose(self, answer: Sequence[int], most: int) -> mx.array:
         """Ids (n,) that may come after an answer, at most `most`."""
@@ -39,11 +45,16 @@ class TextDraft:
     def __init__(self, ids: Sequence[int]):
         self._ids = list(ids)
         self._right = 0  # how much of it is behind
-        self._start = 0  # of the latest proposals
+        self._start = self._end = 0  # of the latest proposals
+
+    @property
+    def goes_on(self) -> bool:
+        return self._end < len(self._ids)
 
     def propose(self, answer: Sequence[int], most: int) -> mx.array:
         self._start = self._place(answer)
-        return mx.array(self._ids[self._start : self._start + most], mx.int32)
+        self._end = self._start + most
+        return mx.array(self._ids[self._start : self._end], mx.int32)
 
     def accept(self, count: int) -> None:
         if count:
@@ -67,6 +78,8 @@ class ModelDraft:
         cache: the model's, with the prompt in it.
         history: (1, length) ids of the prompt, for the processors.
     """
+
+    goes_on = False
 
     def __init__(
         self,

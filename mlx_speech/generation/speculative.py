@@ -258,7 +258,7 @@ class Speculation:
             if right >= sure and tied[right]:
                 choice = self._alone(row, before[row] + right, fed[row : row + 1, : right + 1])
             found = [*zip(tokens[:right], of_tokens[:right], strict=True), choice]
-            if acceptance is not None and 0 < count == right:
+            if acceptance is not None and 0 < count == right and answer.draft.goes_on:
                 found.pop()  # the draft's next token may be likely enough
             taken = self._take(answer, found)
             if answer.record is not None:
