@@ -254,8 +254,9 @@ class Speculation:
             tokens, agreeing, of_tokens, own, of_own, tied = values
             right = next((i for i in range(count) if not agreeing[i]), count)
             right = next((i for i in range(sure, right + 1) if tied[i]), right)
-            choice = own[right], of_own[right]
+            choice, passes = (own[right], of_own[right]), 1
             if right >= sure and tied[right]:
+                passes += 1
                 choice = self._alone(row, before[row] + right, fed[row : row + 1, : right + 1])
             found = [*zip(tokens[:right], of_tokens[:right], strict=True), choice]
             if acceptance is not None and 0 < count == right and answer.draft.goes_on:
@@ -263,8 +264,10 @@ class Speculation:
             taken = self._take(answer, found)
             if answer.record is not None:
                 answer.record.forget(count + 1 - taken)
-            answer.draft.accept(right)
-            answer.statistics += DraftStatistics(count, min(right, taken), 1, taken)
+            accepted = min(right, taken)
+            if count:
+                answer.draft.accept(accepted)
+            answer.statistics += DraftStatistics(count, accepted, passes, taken)
             kept[row] += taken
         for layer in self.cache:
             layer.trim_rows([have - keep for have, keep in zip(lengths, kept, strict=True)])

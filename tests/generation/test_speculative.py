@@ -9,7 +9,7 @@ from conftest import random_decoder
 from mlx.utils import tree_map
 
 from mlx_speech import InputError
-from mlx_speech.generation import prefill
+from mlx_speech.generation import prefill, speculative
 
 PROMPT = mx.array(np.random.default_rng(4).integers(5, 61, (1, 9)))
 PROMPTS = mx.array(np.random.default_rng(5).integers(5, 61, (8, 9)))
@@ -37,6 +37,16 @@ def count_steps(model, monkeypatch) -> list[int]:
 
     monkeypatch.setattr(type(model.model), "run_layers", counted)
     return fed
+
+
+def check_cache(model, cache, row, ids):
+    """A row of a cache holds these ids and no more, as if they had been fed alone."""
+    alone = model.make_cache()
+    model.prefill(ids, alone)
+    for layer, expected in zip(cache, alone, strict=True):
+        assert layer.row_lengths[row] == ids.shape[1]
+        for found, part in zip(layer.stored(), expected.stored(), strict=True):
+            assert mx.abs(found[row, :, : ids.shape[1]] - part[0]).max().item() < 1e-5
 
 
 @pytest.mark.parametrize("num_draft_tokens", [1, 3, 6])
@@ -199,3 +209,46 @@ class TestAcceptance:
         answer = model.generate(PROMPT, suppress_tokens=[30], **options)[0, 9:].tolist()
         assert answer[:2] == draft[:2]
         assert 30 not in answer
+
+
+class TestNearTies:
+    """Logits in half precision, which several tokens at once get rounded otherwise."""
+
+    @pytest.fixture
+    def model(self, monkeypatch):
+        """The noise is up to a unit in the last place, of all tokens but the first."""
+        model, noise = random_decoder(), np.random.default_rng(0)
+        exact = type(model).logits
+
+        def rounded(self, states):
+            logits = exact(self, states).astype(mx.bfloat16)
+            shift = (
+                mx.array(noise.integers(-1, 2, logits.shape))
+                * (mx.arange(states.shape[1]) > 0)[:, None]
+            )
+            return logits + (shift * mx.abs(logits) * mx.finfo(mx.bfloat16).eps).astype(mx.bfloat16)
+
+        monkeypatch.setattr(type(model), "logits", rounded)
+        return model
+
+    @pytest.mark.parametrize("ulps", [4, 0])
+    def test_a_step_of_one_row_decides(self, model, monkeypatch, ulps):
+        """Without it answers are others."""
+        monkeypatch.setattr(speculative, "TIE_ULPS", ulps)
+        plain = model.generate(PROMPTS, **OPTIONS)
+        found = model.generate(PROMPTS, drafts=plain[:, 9:], **OPTIONS)
+        assert (found.tolist() == plain.tolist()) == (ulps == 4)
+
+    @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}], ids=str)
+    def test_every_choice(self, monkeypatch, options):
+        """Where all are as good as tied, a pass gives one token, and the cache is right."""
+        monkeypatch.setattr(speculative, "TIE_ULPS", 1e9)
+        model, options = random_decoder(), OPTIONS | {"max_new_tokens": 9} | options
+        plain = model.generate(PROMPTS[:3], **options)
+        asked = options | {"drafts": plain[:, 9:].tolist()}
+        run = prefill(model, PROMPTS[:3], **asked)
+        assert run.sequences(run.rows()).tolist() == plain.tolist()
+        for row, answer in enumerate(run.speculation.answers):
+            # two passes for each token but the first, which comes with the second
+            assert answer.statistics.passes == 16
+            check_cache(model, run.cache, row, plain[row : row + 1, :17])
