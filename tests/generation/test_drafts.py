@@ -143,3 +143,12 @@ def test_a_draft_models_cache_ends_with_the_answer(end):
     for layer, expected in zip(cache, alone, strict=True):
         for found, part in zip(layer.stored(), expected.stored(), strict=True):
             assert mx.abs(found - part).max().item() < 1e-5
+
+
+def test_a_draft_models_cache_survives_a_pass_without_proposals():
+    """The last one, which has room for the model's own choice only."""
+    model, cache = random_decoder(), random_decoder().make_cache()
+    options = {"max_new_tokens": 8, "num_draft_tokens": 6, "eos_token_id": []}
+    model.generate(TestModelDraft.PROMPT, draft_model=model, draft_past_key_values=cache, **options)
+    # all right ones but the latest were fed
+    assert cache[0].length == 9 + 5
