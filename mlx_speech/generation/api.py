@@ -267,6 +267,7 @@ def prefill(
         check_drafting(drafting, given, cache, rows)
         starts = padding or [0] * rows
         prompts = [prompt[row : row + 1, start:] for row, start in enumerate(starts)]
+        check_cache(cache, min(row.shape[1] for row in prompts), None, {})
         answers = _answers(model, prompts, config, own, allowed, **drafting)
         if "draft_model" in drafting:
             config = replace(config, num_draft_tokens=config.num_draft_tokens or DRAFT_MODEL_TOKENS)

@@ -25,6 +25,8 @@ def check_cache(
         raise InputError(f"past_key_values is a cache already, without {', '.join(options)}")
     if padding is not None and any(padding) and not cache[0].padded:
         raise InputError("past_key_values was made without the left_padding of these prompts")
+    if any(layer.lengths is not None for layer in cache if isinstance(layer, KVCache)):
+        raise InputError("past_key_values holds rows of different lengths, which cannot go on")
     if cache[0].length >= prompt_length:
         lengths = f"{cache[0].length} positions already, and the prompt has only {prompt_length}"
         remedy = "give the whole conversation, or trim the cache"

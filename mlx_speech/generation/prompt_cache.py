@@ -60,7 +60,8 @@ def save_prompt_cache(
     if not cache or not is_cache(cache):
         raise InputError.must_be("cache", cache, "what make_cache returned")
     metadata = {name: fitted(name, text, str) for name, text in (metadata or {}).items()}
-    if any(layer.padded for layer in cache):
+    uneven = any(layer.lengths is not None for layer in cache if isinstance(layer, KVCache))
+    if uneven or any(layer.padded for layer in cache):
         raise InputError("a cache of prompts of different lengths cannot be saved")
     kind = type(cache[0])
     header = {

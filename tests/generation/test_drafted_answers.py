@@ -10,7 +10,7 @@ from conftest import DECODERS, random_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_speech import InputError
+from mlx_speech import InputError, save_prompt_cache
 from mlx_speech.loading import load_model
 
 PROMPTS = mx.array(np.random.default_rng(5).integers(5, 61, (8, 9)))
@@ -73,6 +73,19 @@ def test_same_as_greedy_search(name, rows):
         assert model.generate(PROMPTS[:rows], drafts=drafts, **options).tolist() == plain, drafts
 
 
+class Recorder:
+    """A streamer that keeps what it gets."""
+
+    def __init__(self):
+        self.parts: list = []
+
+    def put(self, value):
+        self.parts.append(value.tolist())
+
+    def end(self):
+        self.parts.append("end")
+
+
 class Letters:
     """A tokenizer of which each token is a letter."""
 
@@ -125,3 +138,75 @@ def test_options(name, rows):
         drafts[0] = without[0][9:] if turn == 2 else drafts[0]
         found = model.generate(PROMPTS[:rows], drafts=drafts, num_draft_tokens=count, **options)
         assert found.tolist() == plain, drafts
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_scores_and_streaming(rows):
+    """Those of greedy search, of rows that end at different times, step by step."""
+    model = random_decoder()
+    options = OPTIONS | {"attention_mask": PADDED["attention_mask"][:rows], "pad_token_id": 2}
+    options |= {"repetition_penalty": 1.3, "eos_token_id": [10, 42, 8]}
+    whole = options | {"output_scores": True, "output_logits": True}
+    whole["return_dict_in_generate"] = True
+    plain = model.generate(PROMPTS[:rows], **whole)
+    answers = plain.sequences[:, 9:].tolist()
+    ends = [next((i for i, t in enumerate(row, 1) if t in (10, 42, 8)), 24) for row in answers]
+    for turn in range(12):
+        drafts = mixed_drafts(answers, turn)
+        found = model.generate(PROMPTS[:rows], drafts=drafts, num_draft_tokens=5, **whole)
+        assert found.sequences.tolist() == plain.sequences.tolist()
+        assert len(found.scores) == len(found.logits) == len(plain.scores)
+        for kept in ("scores", "logits"):
+            for step, (ours, theirs) in enumerate(zip(found[kept], plain[kept], strict=True)):
+                going = mx.array([row for row, end in enumerate(ends) if step < end])
+                assert mx.abs(ours[going] - theirs[going]).max().item() < 1e-4
+    streamed, steps = Recorder(), Recorder()
+    model.generate(PROMPTS[:rows], streamer=steps, **options)
+    model.generate(PROMPTS[:rows], drafts=drafts, streamer=streamed, **options)
+    assert streamed.parts == steps.parts
+    assert len(steps.parts) == len(plain.scores) + 2
+
+
+class TestConversation:
+    """A cache of one prompt lives on after a drafted answer."""
+
+    @pytest.mark.parametrize("kind", range(12))
+    @pytest.mark.parametrize("end", [42, 55, []], ids=str)
+    def test_goes_on(self, kind, end):
+        model, cache = random_decoder(), random_decoder().make_cache()
+        prompt, options = PROMPTS[:1], OPTIONS | {"eos_token_id": end}
+        plain = model.generate(prompt, **options)
+        for _ in range(2):
+            draft = drafts_of(plain[0, prompt.shape[1] :].tolist())[kind]
+            answer = model.generate(prompt, drafts=[draft], past_key_values=cache, **options)
+            assert answer.tolist() == plain.tolist()
+            assert cache[0].length == answer.shape[1] - 1
+            prompt = mx.concatenate([answer, mx.array([[7, 8, 9]])], axis=1)
+            plain = model.generate(prompt, **options)
+
+    def test_what_rows_of_different_lengths_hold_cannot_go_on(self, tmp_path):
+        model = random_decoder()
+        options = OPTIONS | {"drafts": [[], []], "return_dict_in_generate": True}
+        mask = PADDED["attention_mask"][:2]
+        output = model.generate(PROMPTS[:2], attention_mask=mask, **options)
+        cache, ids = output.past_key_values, mx.concatenate([output.sequences, PROMPTS[:2]], axis=1)
+        assert cache[0].row_lengths == [9 + 23, 4 + 23]
+        for drafts in ({}, {"drafts": [[], []]}):
+            with pytest.raises(InputError, match="rows of different lengths, which cannot go on"):
+                model.generate(ids, past_key_values=cache, **drafts)
+        with pytest.raises(InputError, match="different lengths cannot be saved"):
+            save_prompt_cache(tmp_path / "cache", cache, model)
+
+    def test_a_cache_longer_than_the_shortest_prompt(self):
+        model = random_decoder()
+        cache = model.make_cache()
+        model.prefill(PROMPTS[:2, -5:], cache)
+        with pytest.raises(
+            InputError, match="holds 5 positions already, and the prompt has only 4"
+        ):
+            model.generate(
+                PROMPTS[:2],
+                drafts=[[], []],
+                past_key_values=cache,
+                attention_mask=PADDED["attention_mask"][:2],
+            )
