@@ -7,10 +7,9 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import DECODERS, random_decoder
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mlx_speech import InputError, save_prompt_cache
+from mlx_speech.generation import prefill
 from mlx_speech.loading import load_model
 
 PROMPTS = mx.array(np.random.default_rng(5).integers(5, 61, (8, 9)))
@@ -210,3 +209,109 @@ class TestConversation:
                 past_key_values=cache,
                 attention_mask=PADDED["attention_mask"][:2],
             )
+
+
+class TestPasses:
+    """How much of the model's work drafts save, which nothing else would tell."""
+
+    @staticmethod
+    def statistics(drafts, count, monkeypatch, rows=slice(1), **options):
+        """Of each row, and how many positions each pass fed."""
+        model, fed = random_decoder(), []
+        run_layers = type(model.model).run_layers
+
+        def counted(self, x, *inputs):
+            fed.append(x.shape[1])
+            return run_layers(self, x, *inputs)
+
+        monkeypatch.setattr(type(model.model), "run_layers", counted)
+        options = OPTIONS | {"attention_mask": PADDED["attention_mask"][rows]} | options
+        run = prefill(model, PROMPTS[rows], drafts=drafts, num_draft_tokens=count, **options)
+        run.rows()
+        monkeypatch.undo()
+        return [vars(answer.statistics) for answer in run.speculation.answers], fed
+
+    @pytest.fixture
+    def answers(self) -> list[list[int]]:
+        return random_decoder().generate(PROMPTS, **PADDED, **OPTIONS)[:, 9:].tolist()
+
+    @pytest.mark.parametrize(
+        ("count", "passes"), [(1, 12), (3, 6), (7, 3), (15, 2), (31, 1), (None, 1)]
+    )
+    def test_right(self, answers, count, passes, monkeypatch):
+        """Each gives what was proposed and one token more, the first with the prompt."""
+        (found,), fed = self.statistics([answers[0]], count, monkeypatch)
+        right = 24 - passes
+        assert found == {"drafted": right, "accepted": right, "passes": passes, "tokens": 24}
+        assert sum(fed) == 9 + right + passes - 1
+        assert len(fed) == passes
+
+    def test_all_wrong(self, answers, monkeypatch):
+        wrong = drafts_of(answers[0])[2]
+        (found,), fed = self.statistics([wrong], 3, monkeypatch)
+        assert found == {"drafted": 21 * 3 + 2 + 1, "accepted": 0, "passes": 24, "tokens": 24}
+        assert fed == [12, *[4] * 20, 3, 2, 1]
+
+    def test_empty(self, monkeypatch):
+        (found,), fed = self.statistics([[]], 3, monkeypatch)
+        assert found == {"drafted": 0, "accepted": 0, "passes": 24, "tokens": 24}
+        assert fed == [9] + [1] * 23
+
+    def test_a_wrong_token(self, answers, monkeypatch):
+        """The token in its place comes from the model, and the rest of the draft is right."""
+        draft = [*answers[0][:10], 9, *answers[0][11:]]
+        (found,), fed = self.statistics([draft], 7, monkeypatch)
+        # 8 tokens, 2 and one instead of the third, 8, 5
+        assert found == {"drafted": 7 + 7 + 7 + 4, "accepted": 20, "passes": 4, "tokens": 24}
+        assert fed == [16, 8, 8, 5]
+
+    def test_an_end_within_what_is_right(self, answers, monkeypatch):
+        end = answers[0][12]
+        assert end not in answers[0][:12]
+        (found,), _ = self.statistics([answers[0]], 7, monkeypatch, eos_token_id=end)
+        assert found == {"drafted": 14, "accepted": 12, "passes": 2, "tokens": 13}
+
+    def test_rows_go_on_independently(self, answers, monkeypatch):
+        """None waits for another, and none is fed what only another has."""
+        drafts = [answers[0], [], answers[2][:12]]
+        found, fed = self.statistics(drafts, 7, monkeypatch, slice(3))
+        assert [row["passes"] for row in found[:2]] == [3, 24]
+        assert len(fed) == 24
+        for row, draft in enumerate(drafts):
+            alone, _ = self.statistics([draft], 7, monkeypatch, slice(row, row + 1))
+            assert found[row] == alone[0]
+
+    @pytest.mark.parametrize(("rows", "fed"), [(1, [31, 15]), (2, [31, 15]), (3, [31, 7])])
+    def test_how_many_where_nothing_is_said(self, rows, fed, monkeypatch):
+        """With the prompt more than after it, and fewer of many rows."""
+        options = OPTIONS | {"max_new_tokens": 90}
+        drafts = random_decoder().generate(PROMPTS[:rows], **options)[:, 9:].tolist()
+        _, found = self.statistics(
+            drafts, None, monkeypatch, slice(rows), attention_mask=None, max_new_tokens=90
+        )
+        assert found[:3] == [9 + fed[0], 1 + fed[1], 1 + fed[1]]
+
+
+@pytest.mark.parametrize("options", [{}, {"kv_bits": 8, "kv_group_size": 32}], ids=str)
+@pytest.mark.parametrize("turn", [0, 4, 9])
+def test_the_cache_of_each_row(turn, options):
+    """Is that of the row alone, though rows end at different times and accept other numbers."""
+    model = random_decoder(head_dim=32)
+    options = OPTIONS | {"eos_token_id": [10, 42, 8], "pad_token_id": 2} | options
+    plain = model.generate(PROMPTS, **PADDED, **options)[:, 9:].tolist()
+    drafts = mixed_drafts(plain, turn)
+    run = prefill(model, PROMPTS, drafts=drafts, num_draft_tokens=7, **PADDED, **options)
+    answers = [row.tokens for row in run.rows()]
+    assert len({*map(len, answers)}) > 3
+    alike = {name: options[name] for name in options.keys() & set(model.cache_options)}
+    for row, answer in enumerate(answers):
+        ids = PROMPTS[row, 9 - PADDED["attention_mask"][row].sum().item() :].tolist()
+        ids = mx.array([[*ids, *answer[:-1]]])
+        alone = model.make_cache(**alike)
+        model.prefill(ids, alone)
+        for layer, expected in zip(run.cache, alone, strict=True):
+            assert layer.row_lengths[row] == ids.shape[1]
+            for found, part in zip(layer.stored(), expected.stored(), strict=True):
+                if part.dtype == mx.float32:  # not the bits, which may fall to either side
+                    difference = mx.abs(found[row, :, : ids.shape[1]] - part[0])
+                    assert difference.max().item() < 1e-5
