@@ -7,6 +7,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import DECODERS, random_decoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlx_speech import InputError, save_prompt_cache
 from mlx_speech.generation import prefill
@@ -315,3 +317,102 @@ def test_the_cache_of_each_row(turn, options):
                 if part.dtype == mx.float32:  # not the bits, which may fall to either side
                     difference = mx.abs(found[row, :, : ids.shape[1]] - part[0])
                     assert difference.max().item() < 1e-5
+
+
+@pytest.fixture(scope="module")
+def greedy():
+    """A model, and what it answers to each prompt: (row of `PROMPTS`, ids without padding)."""
+    model = random_decoder()
+    options = OPTIONS | {"eos_token_id": [10, 42, 8], "pad_token_id": 2}
+    return model, options, model.generate(PROMPTS, **PADDED, **options).tolist()
+
+
+EDITS = st.lists(
+    st.tuples(st.integers(0, 24), st.integers(0, 3), st.lists(st.integers(-2, 64), max_size=4)),
+    max_size=4,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    edits=st.lists(EDITS, min_size=1, max_size=5),
+    first=st.integers(0, 7),
+    count=st.integers(1, 40) | st.none(),
+)
+def test_any_draft(greedy, edits, first, count):
+    """A right one of each row with some tokens left out and some put in."""
+    model, options, plain = greedy
+    rows = [(first + number) % 8 for number in range(len(edits))]
+    drafts = []
+    for row, changes in zip(rows, edits, strict=True):
+        draft = plain[row][9:]
+        for place, left_out, put_in in changes:
+            draft[place : place + left_out] = put_in
+        drafts.append(draft)
+    mask = PADDED["attention_mask"][mx.array(rows)]
+    found = model.generate(
+        PROMPTS[mx.array(rows)],
+        attention_mask=mask,
+        drafts=drafts,
+        num_draft_tokens=count,
+        **options,
+    ).tolist()
+    for row, answer in zip(rows, found, strict=True):
+        assert answer == plain[row][: len(answer)]
+        assert {*plain[row][len(answer) :]} <= {2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drafts": [[5]]}, "there are 1 drafts, but 2 prompts"),
+        ({"drafts": []}, "there are 0 drafts, but 2 prompts"),
+        ({"drafts": [[5], [6], [7]]}, "there are 3 drafts, but 2 prompts"),
+        ({"drafts": 5}, "drafts is 5, but must be"),
+        ({"drafts": "ab"}, "drafts is 'ab', but must be"),
+        ({"drafts": [5, 6]}, r"drafts is \[5, 6\], but must be"),
+        ({"drafts": [[5.5], [6]]}, r"drafts is \[\[5.5\], \[6\]\], but must be"),
+        ({"drafts": [["a"], []]}, "drafts is .* but must be"),
+        ({"drafts": [None, []]}, "drafts is .* but must be"),
+        ({"drafts": mx.full((2, 3), 0.5)}, "drafts is .* but must be"),
+        ({"drafts": mx.zeros((2, 3, 1), mx.int32)}, "drafts is .* but must be"),
+        ({"num_beams": 2}, "num_beams and drafts do not go together"),
+        ({"temperature": 0.5}, "checked without sampling"),
+        ({"do_sample": True}, "checked without sampling"),
+        ({"draft_model": random_decoder()}, "drafts and a draft model do not go together"),
+        ({"draft_past_key_values": random_decoder().make_cache()}, "are of a draft_model"),
+        ({"max_kv_size": 50}, "keeps everything: no max_kv_size"),
+        ({"past_key_values": random_decoder().make_cache([1, 0])}, "without left_padding"),
+        ({"num_draft_tokens": 0}, "num_draft_tokens is 0"),
+        ({"draft_acceptance": 0}, "draft_acceptance is 0"),
+        ({"draft_acceptance": 1.1}, "draft_acceptance is 1.1"),
+    ],
+)
+def test_impossible(options, message):
+    with pytest.raises(InputError, match=message):
+        random_decoder().generate(PROMPTS[:2], **({"drafts": [[5], [6]]} | OPTIONS | options))
+
+
+def test_drafts_continue_ids():
+    model = random_decoder()
+    embeds = model.model.embed(PROMPTS[:1])
+    with pytest.raises(InputError, match="drafts continue ids; leave inputs_embeds out"):
+        model.generate(inputs_embeds=embeds, drafts=[[5]])
+
+
+def test_drafts_are_for_decoders(tiny_s2t):
+    model, processor = tiny_s2t
+    inputs = processor(np.zeros(16000, np.float32), sampling_rate=16000, return_tensors="mlx")
+    with pytest.raises(InputError, match="drafts are for models that are a decoder"):
+        model.generate(**inputs, drafts=[[5]], num_beams=1)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, mx.array])
+def test_kinds_of_drafts(kind):
+    """Lists, or an array with something that is no id behind the shorter ones."""
+    model = random_decoder()
+    plain = model.generate(PROMPTS[:2], **OPTIONS)
+    drafts = plain[:, 9:].tolist()
+    drafts[1][5:] = [-1] * 19
+    found = model.generate(PROMPTS[:2], drafts=kind(drafts), **OPTIONS)
+    assert found.tolist() == plain.tolist()
