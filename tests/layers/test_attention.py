@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mlx_speech.errors import InputError
+from mlx_speech.generation import speculative
 from mlx_speech.layers import attention
 from mlx_speech.models.granite_speech import (
     GraniteSpeechConfig,
@@ -131,6 +132,36 @@ def test_released_checkpoints(sent, name, recordings):
     assert {k[1] for _, k, _ in sent} == {text.num_key_value_heads}  # never tiled
     assert {m for _, _, m in sent} == ({"array"} if recordings > 1 else {"causal", None})
     for call in [*encoder_calls, *sent]:
+        assert fused(*call), call
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
+def test_drafts_of_released_checkpoints(sent, name, rows):
+    """The first block with the prompt, and then as many tokens as are checked at once, or as few as
+    a draft still has, of rows of different lengths."""
+    text_config = CHECKPOINTS[name]["text_config"] | {"num_hidden_layers": 2}
+    given = {**CHECKPOINTS[name], "text_config": text_config, "audio_token_index": 49155}
+    given = {"encoder_config": ENCODER, "projector_config": PROJECTOR} | given
+    model = GraniteSpeechForConditionalGeneration(GraniteSpeechConfig.from_dict(given)).eval()
+    model.set_dtype(mx.bfloat16)
+    decoder, cache, prompt = model.language_model, model.make_cache(), 300
+    first = speculative.FED_WITH_PROMPT
+    few = rows <= speculative.FEW_ROWS
+    most = speculative.FED_TOKENS if few else speculative.FED_TOKENS_OF_MANY_ROWS
+    ends = [prompt - 20 * row for row in range(rows)]
+    kept = [[end - 1 + place for place in range(first)] for end in ends]
+    tokens = mx.zeros((rows, prompt + first - 1), mx.int32)
+    assert decoder.prefill(tokens, cache, logits_to_keep=kept).shape[:2] == (rows, first)
+    for layer in cache:
+        layer.trim_rows([row % 8 for row in range(rows)])
+    for count in range(most, 0, -1):
+        decoder.step(mx.zeros((rows, count), mx.int32), cache)
+    queries = [shape[2] for shape, _, _ in sent[::2]]
+    assert queries == [prompt + first - 1, *range(most, 0, -1)]
+    assert {keys[1] for _, keys, _ in sent} == {text_config["num_key_value_heads"]}
+    assert {mask for _, _, mask in sent[2:]} == ({"array"} if rows > 1 else {"causal", None})
+    for call in sent:
         assert fused(*call), call
 
 
