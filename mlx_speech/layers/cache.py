@@ -146,8 +146,9 @@ class KVCache:
 
     def trim(self, count: int) -> int:
         """Forget the last `count` positions; returns how many could be forgotten."""
-        count = min(count, self.length) if self.is_trimmable() else 0
-        self._set_lengths([length - count for length in self.row_lengths])
+        lengths = self.row_lengths
+        count = min(count, *lengths) if self.is_trimmable() else 0
+        self._set_lengths([length - count for length in lengths])
         return count
 
     def trim_rows(self, counts: Sequence[int]) -> None:
