@@ -252,3 +252,62 @@ class TestNearTies:
             # two passes for each token but the first, which comes with the second
             assert answer.statistics.passes == 16
             check_cache(model, run.cache, row, plain[row : row + 1, :17])
+
+
+ROPE = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 3.0}
+BATCHES = {
+    "plain": ({}, {}),
+    "kv-bits": ({"head_dim": 32}, {"kv_bits": 8, "kv_group_size": 32}),
+    "dynamic-rope": ({"rope_parameters": ROPE, "max_position_embeddings": 12}, {}),
+    "repetition-penalty": ({}, {"repetition_penalty": 1.3}),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_rows_leave_and_others_come(name):
+    """Continuous batching: an answer that has ended makes room for the next prompt, at any time."""
+    sizes, options = BATCHES[name]
+    model = random_decoder(**sizes)
+    options = OPTIONS | {"max_new_tokens": 30, "eos_token_id": [26, 42, 8, 7]} | options
+    prompts = [PROMPTS[row : row + 1, row % 5 :] for row in range(8)]
+    plain = [model.generate(prompt, **options)[0, prompt.shape[1] :] for prompt in prompts]
+    plain = [answer.tolist() for answer in plain]
+    drafts = [[*answer[: 2 + row], 9, *answer[3 + row :]] for row, answer in enumerate(plain)]
+
+    def begin(row):
+        draft = [drafts[row]]
+        return prefill(model, prompts[row], drafts=draft, num_draft_tokens=3, **options).speculation
+
+    batch, waiting, ended, most = begin(0), [*range(1, 8)], [], 0
+    while batch.answers:
+        while waiting and len(batch.answers) < 3:
+            batch.extend(begin(waiting.pop(0)))
+        most = max(most, len(batch.answers))
+        for row, answer in enumerate(batch.answers):
+            ids = mx.array([answer.prompt[0].tolist() + answer.tokens[:-1]])
+            if name == "plain":
+                check_cache(model, batch.cache, row, ids)
+        ended += batch.take_ended()
+        if batch.answers:
+            batch.advance()
+        elif waiting:
+            batch.extend(begin(waiting.pop(0)))
+    assert most == 3
+    assert len({*map(len, plain)}) > 3
+    assert [a.tokens for a in ended] != plain  # the shortest is the first to leave
+    assert sorted(a.tokens for a in ended) == sorted(plain)
+    assert sum(a.statistics.accepted for a in ended) > len(plain)
+
+
+def test_a_lower_limit():
+    """Set after the first pass, which may have given more."""
+    model = random_decoder()
+    whole = model.generate(PROMPT, **OPTIONS)[0, 9:].tolist()
+    for limit in (1, 4, 8, 9, 20):
+        options = OPTIONS | {"drafts": [whole], "num_draft_tokens": 7}
+        batch = prefill(model, PROMPT, **options).speculation
+        batch.answers[0].shorten(limit)
+        while not batch.answers[0].ended:
+            batch.advance()
+        assert batch.answers[0].tokens == whole[:limit]
+        assert len(batch.answers[0].logprobs) == limit
