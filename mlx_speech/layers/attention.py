@@ -6,6 +6,9 @@ product silently, so every model here keeps inside them (tests/layers/test_atten
 Keys and values are never tiled to the number of query heads.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -40,6 +43,33 @@ class AttentionMask(NamedTuple):
 
     allowed: mx.array
     seen: mx.array
+
+
+class AttentionShape(NamedTuple):
+    """What decides whether attention is fused; see `is_fused`."""
+
+    num_queries: int
+    num_keys: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    causal: bool
+
+
+# per context, hence per thread
+_recorded: ContextVar[list[AttentionShape] | None] = ContextVar("recorded_shapes", default=None)
+
+
+@contextmanager
+def recorded_shapes() -> Iterator[list[AttentionShape]]:
+    """Within it, the list that it gives takes in what MLX's attention is asked for, call by call,
+    also where nothing is evaluated."""
+    shapes: list[AttentionShape] = []
+    token = _recorded.set(shapes)
+    try:
+        yield shapes
+    finally:
+        _recorded.reset(token)
 
 
 def is_fused(
@@ -110,6 +140,14 @@ def scaled_dot_product_attention(
             weights.append(shares)
         out = _multiply(shares, values)
     else:
+        if (shapes := _recorded.get()) is not None:
+            (_, heads, num_queries, head_dim), (_, kv_heads, num_keys, _) = (
+                queries.shape,
+                keys.shape,
+            )
+            causal = isinstance(allowed, str)
+            shape = AttentionShape(num_queries, num_keys, heads, kv_heads, head_dim, causal)
+            shapes.append(shape)
         out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=allowed)
     return out if seen is None else mx.where(seen, out, 0)
 
