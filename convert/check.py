@@ -258,7 +258,7 @@ class ModelRunner:
         for begin, end, tokens in references:
             rate = recording.sampling_rate
             inputs = processor.speech_inputs(recording.read(round(begin * rate), round(end * rate)))
-            stages = model.audio_stages(inputs["input_features"])
+            stages = dict(model.audio_stages(inputs["input_features"]))
             run = prefill(model, **inputs, max_new_tokens=len(tokens) + 1)
             logits = [run.logits[:, None]]
             if tokens:

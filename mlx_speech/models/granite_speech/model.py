@@ -1,7 +1,7 @@
 """Granite Speech: encoder, projector and Granite decoder as one model."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar, Unpack
@@ -103,11 +103,12 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         encoded["pooler_output"] = self.projector(encoded.last_hidden_state)
         return AudioFeatures(**encoded)
 
-    def audio_stages(self, input_features: mx.array) -> dict[str, mx.array]:
-        """What `get_audio_features` computes on its way, with the adapter on, by stage."""
+    def audio_stages(self, input_features: mx.array) -> Iterator[tuple[str, mx.array]]:
+        """What `get_audio_features` computes on its way, with the adapter on, stage by stage."""
         with use_adapter(True):
             encoded = self.encoder(input_features, return_dict=True).last_hidden_state
-            return {"encoder": encoded, "projector": self.projector(encoded)}
+        yield "encoder", encoded
+        yield "projector", self.project(encoded)
 
     def encode_stream(self) -> EncoderStream:
         """The encoder for one recording that comes part by part; the adapter is on in it."""

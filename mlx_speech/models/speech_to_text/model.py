@@ -1,7 +1,7 @@
 """Speech2Text (fairseq S2T, https://arxiv.org/abs/2010.05171): recognition and translation by a
 Transformer encoder-decoder (https://arxiv.org/abs/1706.03762) over filter banks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -269,9 +269,9 @@ class Speech2TextForConditionalGeneration(Speech2TextPretrainedModel):
         """The decoder."""
         return self.model.decoder
 
-    def audio_stages(self, input_features: mx.array) -> dict[str, mx.array]:
-        """What becomes of an unpadded recording on its way to the decoder, by stage."""
-        return {"encoder": self.model.encode(input_features)[0].last_hidden_state}
+    def audio_stages(self, input_features: mx.array) -> Iterator[tuple[str, mx.array]]:
+        """What becomes of an unpadded recording on its way to the decoder, stage by stage."""
+        yield "encoder", self.model.encode(input_features)[0].last_hidden_state
 
     @property
     def context_length(self) -> int:
