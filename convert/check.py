@@ -25,6 +25,7 @@ from mlx_speech.errors import AudioError, UnsupportedOptionError
 from mlx_speech.files import errors_about
 from mlx_speech.generation import prefill
 from mlx_speech.loading import architecture, load
+from mlx_speech.profiling.machine import device_name
 from mlx_speech.transcription.pipeline import prepare, transcribe
 
 from .word_errors import word_error_rate, word_errors
@@ -191,10 +192,7 @@ def check(
 
 def machine() -> str:
     """What MLX computes on, and its version."""
-    device = mx.default_device()
-    kind = "GPU" if device.type == mx.DeviceType.gpu else "CPU"
-    name = str(mx.device_info(device).get("device_name", ""))
-    return f"{kind} ({name}), MLX {mx.__version__}" if name else f"{kind}, MLX {mx.__version__}"
+    return f"{device_name()}, MLX {mx.__version__}"
 
 
 class ReferenceSegment(NamedTuple):

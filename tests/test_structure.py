@@ -13,9 +13,9 @@ from conftest import ROOT
 
 #: from the top down; what stands side by side imports each other only from left to right
 LAYERS = [
-    ["convert", "transcribe", "chat", "generate"],
+    ["convert", "transcribe", "chat", "generate", "benchmark"],
     ["cli"],
-    ["chat_session", "output"],
+    ["chat_session", "output", "profiling"],
     ["transcription"],
     ["auto", "loading"],
     ["processing"],
@@ -140,7 +140,7 @@ def test_a_transcript_needs_no_training_stack():
     assert done.stdout == "True []\n"
 
 
-@pytest.mark.parametrize("command", ["transcribe", "chat", "generate", "convert"])
+@pytest.mark.parametrize("command", ["transcribe", "chat", "generate", "benchmark", "convert"])
 def test_help_imports_nothing_heavy(command):
     code = (
         "import runpy, sys\n"

@@ -34,7 +34,8 @@ T = TypeVar("T")
 
 Options = argparse._ActionsContainer  #: a parser or a group of its options
 
-#: the model for text and chat where none is named: a speech model as well
+#: the model for recordings where none is named, and that for text and chat, which knows both
+SPEECH_MODEL = "ibm-granite/granite-speech-4.1-2b"
 CHAT_MODEL = "ibm-granite/granite-speech-3.3-2b"
 
 #: options by the library's names for them: of `GenerationConfig`, of the cache

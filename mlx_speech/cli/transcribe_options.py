@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(group("recordings"), {"AUDIO": recordings, **reading})
 
     model = group("model")
-    common.add_model_options(model, "ibm-granite/granite-speech-4.1-2b")
+    common.add_model_options(model, common.SPEECH_MODEL)
     add_shared(model, "--dtype")
     add(model, {"--list-models": "list released models, and stop"}, action=_ListModels, nargs=0)
 

@@ -22,11 +22,12 @@ from collections.abc import Callable, Iterator
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from workers import blas_name, device_name, machine_name, preload_openblas
+from workers import preload_openblas
 
 from mlx_speech.generation import GenerationConfig, prefill
 from mlx_speech.layers.attention import scaled_dot_product_attention
 from mlx_speech.loading import architecture
+from mlx_speech.profiling.machine import blas_name, device_name, machine_name
 
 OURS, THEIRS = "mlx-speech", "mlx-lm"
 #: a 1b-like shape

@@ -29,15 +29,9 @@ import time
 from pathlib import Path
 
 from checkpoint import checkpoint_config, write_checkpoint
-from workers import (
-    Remote,
-    blas_name,
-    device_name,
-    machine_name,
-    openblas_environment,
-    serve,
-    take_turns,
-)
+from workers import Remote, openblas_environment, serve, take_turns
+
+from mlx_speech.profiling.machine import blas_name, device_name, machine_name
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCE = "source"

@@ -28,15 +28,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from workers import (
-    Remote,
-    blas_name,
-    device_name,
-    machine_name,
-    openblas_environment,
-    serve,
-    take_turns,
-)
+from workers import Remote, openblas_environment, serve, take_turns
+
+from mlx_speech.profiling.machine import blas_name, device_name, machine_name
 
 OURS, THEIRS = "mlx-speech", "transformers"
 SECONDS, FRAMES, BEAMS = 30, 3000, 5

@@ -41,28 +41,6 @@ def preload_openblas() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
 
 
-def blas_name() -> str:
-    """What to add to a header about MLX, in a process that uses it: empty but on Linux."""
-    if sys.platform != "linux":
-        return ""
-    loaded = "openblas" in Path("/proc/self/maps").read_text()
-    return ", OpenBLAS preloaded" if loaded else ", no OpenBLAS found"
-
-
-def device_name() -> str:
-    """What MLX computes on."""
-    import mlx.core as mx
-
-    device = mx.default_device()
-    kind = "GPU" if device.type == mx.DeviceType.gpu else "CPU"
-    name = str(mx.device_info(device).get("device_name", ""))
-    return f"{kind} ({name})" if name else kind
-
-
-def machine_name() -> str:
-    return f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-
-
 def serve(make_worker: Callable[[], Any]) -> None:
     """Be a worker: answer each line of standard input, `[method, arguments...]`, with one of JSON.
 
