@@ -1,4 +1,5 @@
-"""What the benchmarks share: workers in processes of their own, which take turns, and OpenBLAS.
+"""What the benchmarks share: workers in processes of their own, which take turns, demands that are
+checked, and OpenBLAS.
 
 MLX's CPU build for Linux comes with a slow BLAS; OpenBLAS goes before it where it is installed
 (Debian: libopenblas0-pthread).
@@ -91,3 +92,32 @@ def take_turns(remotes: dict[str, Remote], runs: int, *request) -> dict[str, lis
         for side in list(remotes)[:: -1 if number % 2 else 1]:
             results[side].append(remotes[side].ask(*request))
     return results
+
+
+class Demands:
+    """What was demanded, and whether it was met.
+
+    Attributes:
+        missed: what was not, in words.
+    """
+
+    def __init__(self):
+        self.missed: list[str] = []
+
+    def check(self, what: str, met: bool, told: str = "") -> None:
+        """Print a line about one of them."""
+        print(f"  {what:<46}{told:>22}   {'met' if met else 'NOT MET'}")
+        if not met:
+            self.missed.append(f"{what}: {told}" if told else what)
+
+    def at_most(self, what: str, value: float, limit: float) -> None:
+        self.check(what, value <= limit, f"{value:.2f} <= {limit:.2f}")
+
+    def at_least(self, what: str, value: float, limit: float) -> None:
+        self.check(what, value >= limit, f"{value:.2f}x >= {limit:.1f}x")
+
+    def status(self) -> int:
+        """The exit status; says what was missed."""
+        for what in self.missed:
+            print(f"not met: {what}", file=sys.stderr)
+        return 1 if self.missed else 0

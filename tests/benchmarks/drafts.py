@@ -1,0 +1,158 @@
+"""What drafts are good for: the trained tiny model with and without them, on recorded speech.
+
+    python tests/benchmarks/drafts.py
+    python tests/benchmarks/drafts.py --hour
+
+Passes of the decoder for each token, with both CTC heads, one recording at a time, the prompt's
+pass included; and the time that the decoder takes for a long recording, whose encoder's work is
+done before. The human recordings, which are not bundled, are looked for beside the checkout: their
+speakers count as unknown.
+
+It checks what is demanded, and that the ids are those of greedy search; the exit status tells.
+
+On Linux it preloads OpenBLAS if it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from workers import Demands, blas_name, device_name, machine_name, preload_openblas
+
+from mlx_speech import load, load_audio, transcribe
+from mlx_speech.audio.load import SAMPLING_RATE
+from mlx_speech.checkpoint.folder import BPE_HEAD
+from mlx_speech.generation.speculative import DraftStatistics
+from mlx_speech.transcription.chunks import AudioChunk, ChunkOptions
+from mlx_speech.transcription.pipeline import BATCH_SIZE, prepare
+from mlx_speech.transcription.segment_decoder import SegmentDecoder
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = ROOT / "examples" / "tiny-granite-speech"
+BUNDLED = ROOT / "tests" / "data" / "audio"
+HUMAN = ROOT.parent / "shared" / "audio" / "human"
+GREEDY, DRAFTED = "without drafts", "with drafts"
+
+#: demanded: passes for a token at most, and how many times faster the decoder has to be
+MOST_PASSES = {"known voices": 0.20, "unknown voices": 0.33}
+LEAST_SPEEDUP = 2.0
+#: the model was trained on single sentences, and hears nothing sensible in several at once
+CUTS = ChunkOptions(chunk_duration=9, min_silence=0.4)
+HOUR_SECONDS = 3600
+
+
+def spoken(folder: Path) -> list[Path]:
+    """The recordings of a folder in which something is said."""
+    entries = map(json.loads, (folder / "manifest.jsonl").read_text().splitlines())
+    return [folder / entry["file"] for entry in entries if entry["text"]]
+
+
+def load_heads() -> dict[str, tuple]:
+    """The model with each of its CTC heads as what drafts come from."""
+    with tempfile.TemporaryDirectory(prefix="mlx-speech-benchmark-") as folder:
+        for file in TINY.iterdir():
+            if file.name != BPE_HEAD:
+                (Path(folder) / file.name).symlink_to(file)
+        without = load(folder, dtype=mx.float32)
+        return {"BPE": load(TINY, dtype=mx.float32), "characters": without}
+
+
+def count_passes(loaded: tuple, files: Sequence[Path]) -> tuple[DraftStatistics, bool]:
+    """What drafts are good for over all files; whether the ids are those of greedy search."""
+    statistics, same = DraftStatistics(), True
+    for file in files:
+        drafted, greedy = (transcribe(file, loaded, draft=on, batch_size=1) for on in (True, False))
+        statistics += drafted.drafts or DraftStatistics()
+        pairs = [[segment.tokens for segment in each.segments] for each in (drafted, greedy)]
+        same &= pairs[0] == pairs[1]
+    return statistics, same
+
+
+def joined(seconds: float) -> np.ndarray:
+    """The bundled sentences, over and over, with pauses of 0.7 to 2 s; about so long."""
+    prefixes = "espeak", "flite", "festival"
+    files = [file for file in spoken(BUNDLED) if file.name.startswith(prefixes)]
+    sentences = cycle([np.array(load_audio(file)) for file in files])
+    pauses, parts, length = np.random.default_rng(0), [], 0
+    while length < seconds * SAMPLING_RATE:
+        pause = np.zeros(int(pauses.uniform(0.7, 2.0) * SAMPLING_RATE), np.float32)
+        parts += [next(sentences), pause]
+        length += parts[-2].size + pause.size
+    return np.concatenate(parts)
+
+
+def decode(decoder: SegmentDecoder, chunks: Sequence[AudioChunk]) -> tuple[float, list[str]]:
+    """The decoder's seconds for chunks that are encoded, and their texts."""
+    start_s = time.perf_counter()
+    segments = [s for batch in decoder.decode(chunks, BATCH_SIZE) for _, s in batch]
+    return time.perf_counter() - start_s, [segment.text for segment in segments]
+
+
+def measure_decoding(audio: Any, loaded: tuple, runs: int, demands: Demands) -> None:
+    """Decode a long recording with and without drafts, in turn."""
+    reading = {"sampling_rate": None if isinstance(audio, Path) else SAMPLING_RATE}
+    jobs = {
+        side: prepare(audio, loaded, reading, chunking=CUTS, draft=side == DRAFTED)
+        for side in (DRAFTED, GREEDY)
+    }
+    chunks = list(jobs[DRAFTED].chunks)
+    seconds: dict[str, list[float]] = {side: [] for side in jobs}
+    texts = {}
+    for number in range(runs + 1):
+        for side in list(jobs)[:: -1 if number % 2 else 1]:
+            taken, texts[side] = decode(jobs[side].decoder, chunks)
+            if number:  # the first is a warm-up
+                seconds[side].append(taken)
+    median = {side: statistics.median(taken) for side, taken in seconds.items()}
+    print(f"{audio.name if isinstance(audio, Path) else 'an hour'}: {len(chunks)} chunks")
+    for side, taken in seconds.items():
+        span = f"{min(taken):.2f} to {max(taken):.2f}"
+        print(f"  seconds of decoding, {side:<14}{median[side]:10.2f}   ({span})")
+    demands.at_least("decoding with drafts", median[GREEDY] / median[DRAFTED], LEAST_SPEEDUP)
+    demands.check("the same text", texts[DRAFTED] == texts[GREEDY])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=5, help="measured runs of each side (5)")
+    parser.add_argument("--hour", action="store_true", help="decode a recording of an hour as well")
+    options = parser.parse_args()
+    preload_openblas()
+    print(machine_name())
+    print(f"MLX {mx.__version__} on {device_name()}{blas_name()}; load {os.getloadavg()[0]:.1f}")
+    print(f"{TINY.name}, float32; {options.runs} runs each, in turn, medians\n")
+    demands = Demands()
+    heads = load_heads()
+    print(f"{'passes of the decoder, one recording at a time':<48}{'passes':>10}{'tokens':>10}")
+    voices = {"known voices": spoken(BUNDLED)}
+    if HUMAN.exists():
+        voices["unknown voices"] = spoken(HUMAN)
+    for head, loaded in heads.items():
+        for voice, files in voices.items():
+            counts, same = count_passes(loaded, files)
+            what = f"{head}, {voice}"
+            print(f"{what:<48}{counts.passes:>10}{counts.tokens:>10}")
+            demands.at_most("passes a token", counts.passes / counts.tokens, MOST_PASSES[voice])
+            demands.check("the ids of greedy search", same)
+    recordings = [BUNDLED / "long.flac", *([joined(HOUR_SECONDS)] if options.hour else [])]
+    for audio in recordings:
+        for head, loaded in heads.items():
+            print(f"\n{head}, ", end="")
+            measure_decoding(audio, loaded, options.runs, demands)
+    return demands.status()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
