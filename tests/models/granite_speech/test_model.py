@@ -13,6 +13,7 @@ from conftest import DATA, TINY, TRANSCRIBE, edit_json, find_recording, output_d
 from mlx.utils import tree_flatten
 
 from mlx_speech import InputError, load, load_audio
+from mlx_speech.generation import prefill
 from mlx_speech.layers.lora import LoRALinear, use_adapter
 
 # 87, 205 and 10 frames: none a multiple of the context of 50, nor of the window of 15
@@ -331,3 +332,41 @@ def test_text_replies(tiny, case):
     inputs = processor(prompt)
     assert inputs["input_ids"][0].tolist() == case["prompt_ids"]
     assert new_tokens(model, inputs) == case["ids"]
+
+
+class TestDrafts:
+    """`drafts` for recordings of different lengths: ids are those of greedy search."""
+
+    @pytest.mark.parametrize("num_draft_tokens", [None, 3])
+    @pytest.mark.parametrize("turn", range(4))
+    def test_same_token_ids(self, tiny, num_draft_tokens, turn):
+        model, processor = tiny
+        batch = speech_inputs(processor, *MIXED)
+        length, audio = batch["input_ids"].shape[1], model.config.audio_token_id
+        plain = model.generate(**batch, max_new_tokens=60)
+        kinds = [
+            lambda ids: ids,
+            lambda ids: [*ids[:3], audio, *ids[3:]],
+            lambda ids: [99 if place % 4 == 1 else token for place, token in enumerate(ids)],
+            lambda ids: [*ids[:5], 0, *ids[6:], 10**6, -1],
+        ]
+        answers = plain[:, length:].tolist()
+        drafts = [kinds[(turn + row) % 4](ids) for row, ids in enumerate(answers)]
+        options = {"max_new_tokens": 60, "num_draft_tokens": num_draft_tokens}
+        assert model.generate(**batch, drafts=drafts, **options).tolist() == plain.tolist()
+
+    def test_each_row_goes_on_with_its_own_recording(self, tiny, monkeypatch):
+        """Right drafts, in few passes, with the adapter on; one alone gives the same."""
+        model, processor = tiny
+        batch = speech_inputs(processor, *MIXED)
+        length = batch["input_ids"].shape[1]
+        plain = model.generate(**batch, max_new_tokens=60)
+        run = prefill(model, **batch, max_new_tokens=60, drafts=plain[:, length:].tolist())
+        assert run.sequences(run.rows()).tolist() == plain.tolist()
+        statistics = [answer.statistics for answer in run.speculation.answers]
+        assert max(s.passes for s in statistics) <= 3
+        assert sum(s.tokens for s in statistics) > 30
+        alone, cache = speech_inputs(processor, MIXED[1]), model.make_cache()
+        answer = model.generate(**alone, drafts=[[]], past_key_values=cache, max_new_tokens=60)
+        assert cache[0].adapted
+        assert answer[0, alone["input_ids"].shape[1] :].tolist() == plain[1, length:].tolist()
