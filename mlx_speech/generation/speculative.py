@@ -237,7 +237,7 @@ class Speculation:
         agrees = proposed == chosen[:, :-1]
         if acceptance is None:
             # a row of one token has no ties here
-            ties = _nearly_tied(scores, chosen, logits.dtype)
+            ties = _nearly_tied(scores, chosen, logits)
         else:
             ties = mx.zeros(chosen.shape, mx.bool_)
             likely = _log_softmax(scores / self._model.logits_temperature)[:, :-1]
@@ -337,13 +337,13 @@ def _taken(values: mx.array, ids: mx.array) -> mx.array:
     return mx.take_along_axis(values, ids[..., None], axis=-1)[..., 0]
 
 
-def _nearly_tied(scores: mx.array, chosen: mx.array, dtype: mx.Dtype) -> mx.array:
+def _nearly_tied(scores: mx.array, chosen: mx.array, logits: mx.array) -> mx.array:
     """Where another score is as good as the chosen one's: (rows, n, vocab), (rows, n) -> (rows, n).
 
     Args:
-        dtype: in which they were computed.
+        logits: from which they were made, in the type in which they were computed.
     """
-    best = _taken(scores, chosen)
     others = mx.where(mx.arange(scores.shape[-1]) == chosen[..., None], -mx.inf, scores)
-    margin = best.astype(mx.float32) - others.max(axis=-1).astype(mx.float32)
-    return margin <= TIE_ULPS * mx.finfo(dtype).eps * mx.abs(best.astype(mx.float32))
+    margin = _taken(scores, chosen).astype(mx.float32) - others.max(axis=-1).astype(mx.float32)
+    size = mx.abs(_taken(logits, chosen).astype(mx.float32))
+    return margin <= TIE_ULPS * mx.finfo(logits.dtype).eps * size

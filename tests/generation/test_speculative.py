@@ -239,6 +239,19 @@ class TestNearTies:
         found = model.generate(PROMPTS, drafts=plain[:, 9:], **OPTIONS)
         assert (found.tolist() == plain.tolist()) == (ulps == 4)
 
+    @pytest.mark.parametrize(
+        "options",
+        [{"renormalize_logits": True, "suppress_tokens": [2]}, {"repetition_penalty": 1.1}],
+        ids=str,
+    )
+    def test_whatever_changes_the_scores(self, model, options):
+        """It is logits that are rounded; scores may be near zero."""
+        model.lm_head.weight *= 5
+        options = OPTIONS | {"num_draft_tokens": 31, "max_new_tokens": 200} | options
+        plain = model.generate(PROMPTS, **options)
+        found = model.generate(PROMPTS, drafts=plain[:, 9:], **options)
+        assert found.tolist() == plain.tolist()
+
     @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}], ids=str)
     def test_every_choice(self, monkeypatch, options):
         """Where all are as good as tied, a pass gives one token, and the cache is right."""
