@@ -53,6 +53,21 @@ class TestTextDraft:
         draft.accept(2)
         assert draft.propose([5, 6, 7, 8, 5, 6, 9, 5, 5, 6], 9).tolist() == LOOP[9:]
 
+    def test_what_is_only_behind_is_found_there(self):
+        """Where the model says a part of the draft again: the last place of several."""
+        draft = TextDraft([1, 2, 3, 1, 2, 4, 5, 6])
+        draft.propose([], 8)
+        draft.accept(7)
+        assert draft.propose([1, 2, 3, 1, 2, 4, 5, 1, 2], 3).tolist() == [4, 5, 6]
+
+    def test_whether_more_is_known(self):
+        """Behind the latest proposals, not behind those that were right."""
+        draft = TextDraft(DRAFT)
+        for most, goes_on in [(3, True), (7, True), (8, False), (30, False)]:
+            draft.propose([], most)
+            assert draft.goes_on is goes_on
+        assert not ModelDraft.goes_on
+
     def test_a_correction_nowhere_in_it_stands_for_one_of_its_tokens(self):
         draft = TextDraft(DRAFT)
         draft.propose([], 3)
