@@ -232,16 +232,16 @@ class Speculation:
         proposed, acceptance = fed[:, 1:], self._config.draft_acceptance
         scores = self._scores(logits, fed, counts)
         chosen = mx.argmax(scores, axis=-1)
-        logprobs = _log_softmax(logits)
-        of_chosen, of_proposed = _taken(logprobs, chosen), _taken(logprobs[:, :-1], proposed)
+        of_chosen, of_proposed = _logprobs(logits, chosen, proposed)
         agrees = proposed == chosen[:, :-1]
         if acceptance is None:
-            # a row of one token has no ties here
             ties = _nearly_tied(scores, chosen, logits)
+            if fed.size == 1:
+                sure = 1  # this is how greedy search feeds it
         else:
             ties = mx.zeros(chosen.shape, mx.bool_)
-            likely = _log_softmax(scores / self._model.logits_temperature)[:, :-1]
-            agrees = agrees | (_taken(likely, proposed) >= math.log(acceptance))
+            (likely,) = _logprobs(scores / self._model.logits_temperature, proposed)
+            agrees = agrees | (likely >= math.log(acceptance))
         columns = proposed, agrees, of_proposed, chosen, of_chosen, ties
         mx.eval(columns)
         lengths = self.cache[0].row_lengths
@@ -252,13 +252,20 @@ class Speculation:
             if answer.ended:
                 continue
             tokens, agreeing, of_tokens, own, of_own, tied = values
-            right = next((i for i in range(count) if not agreeing[i]), count)
-            right = next((i for i in range(sure, right + 1) if tied[i]), right)
-            choice, passes = (own[right], of_own[right]), 1
-            if right >= sure and tied[right]:
-                passes += 1
-                choice = self._alone(row, before[row] + right, fed[row : row + 1, : right + 1])
-            found = [*zip(tokens[:right], of_tokens[:right], strict=True), choice]
+            found: list[tuple[int, float]] = []
+            passes = 1
+            for right in range(count + 1):
+                choice = own[right], of_own[right]
+                agreed = right < count and agreeing[right]
+                if right >= sure and tied[right]:
+                    passes += 1
+                    choice = self._alone(row, before[row] + right, fed[row : row + 1, : right + 1])
+                    agreed = right < count and choice[0] == tokens[right]
+                elif agreed:
+                    choice = tokens[right], of_tokens[right]
+                found.append(choice)
+                if not agreed:
+                    break
             if acceptance is not None and 0 < count == right and answer.draft.goes_on:
                 found.pop()  # the draft's next token may be likely enough
             taken = self._take(answer, found)
@@ -326,10 +333,16 @@ class Speculation:
         )
 
 
-def _log_softmax(logits: mx.array) -> mx.array:
-    """In float32."""
+def _logprobs(logits: mx.array, *columns: mx.array) -> list[mx.array]:
+    """Log-probabilities of tokens, in float32.
+
+    Args:
+        logits: (rows, n, vocab).
+        columns: ids (rows, n or fewer), of the first positions.
+    """
     logits = logits.astype(mx.float32)
-    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    total = mx.logsumexp(logits, axis=-1)
+    return [_taken(logits[:, : ids.shape[1]], ids) - total[:, : ids.shape[1]] for ids in columns]
 
 
 def _taken(values: mx.array, ids: mx.array) -> mx.array:
@@ -343,7 +356,6 @@ def _nearly_tied(scores: mx.array, chosen: mx.array, logits: mx.array) -> mx.arr
     Args:
         logits: from which they were made, in the type in which they were computed.
     """
-    others = mx.where(mx.arange(scores.shape[-1]) == chosen[..., None], -mx.inf, scores)
-    margin = _taken(scores, chosen).astype(mx.float32) - others.max(axis=-1).astype(mx.float32)
-    size = mx.abs(_taken(logits, chosen).astype(mx.float32))
-    return margin <= TIE_ULPS * mx.finfo(logits.dtype).eps * size
+    margin = TIE_ULPS * mx.finfo(logits.dtype).eps * mx.abs(_taken(logits, chosen))
+    least = _taken(scores, chosen).astype(mx.float32) - margin.astype(mx.float32)
+    return mx.sum(scores.astype(mx.float32) >= least[..., None], axis=-1) > 1
