@@ -32,6 +32,8 @@ bench: $(VENV)/bench.stamp ## speed, beside mlx-audio, mlx-lm and transformers
 	$(BIN)/python tests/benchmarks/speech_to_text.py
 	$(BIN)/python tests/benchmarks/quantized.py
 	$(BIN)/python tests/benchmarks/audio.py
+	$(BIN)/python tests/benchmarks/drafts.py
+	$(BIN)/python tests/benchmarks/drafts_at_size.py
 
 lint: $(VENV)/lint.stamp ## ruff and mypy, without changing anything
 	$(BIN)/ruff check .
