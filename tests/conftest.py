@@ -63,6 +63,17 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
+def tiny_without_bpe(tmp_path_factory):
+    """The same of the bundled checkpoint without its BPE head."""
+    folder = tmp_path_factory.mktemp("without") / "bpe-head"
+    folder.mkdir()
+    for file in TINY.iterdir():
+        if file.name != "out_llm.safetensors":
+            (folder / file.name).symlink_to(file)
+    return load(folder, dtype=mx.float32)
+
+
+@pytest.fixture(scope="session")
 def tiny_s2t():
     """The same of the bundled Speech2Text."""
     return load(TINY_S2T, dtype=mx.float32)

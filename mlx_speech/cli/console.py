@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..generation.text import GenerationResponse
 
 #: what options are called on the command line, where that differs in more than dashes
-_SPELLED = {"max_new_tokens": "--max-tokens", "stop_strings": "--stop"}
+_SPELLED = {"max_new_tokens": "--max-tokens", "stop_strings": "--stop", "draft": "--no-draft"}
 
 
 def as_option(name: str) -> str:

@@ -21,7 +21,7 @@ from .streams import need_standard_output
 READING = ("audio_track", "channel")
 REQUEST = ("language", "task", "target_language", "punctuate", "keywords", "prompt")
 CHUNKING = ("chunk_duration", "min_silence")
-SEGMENTS = ("word_timestamps", *CHUNKING, "batch_size", "draft")
+SEGMENTS = ("word_timestamps", *CHUNKING, "batch_size", "draft", "ctc_only")
 SUBTITLES = ("max_line_width", "max_line_count", "max_words_per_line", "highlight_words")
 
 
@@ -140,6 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
     }
     acceptance = "keep drafted words at least so likely: inexact"
     add(generation, {"--no-draft": no_draft, "--draft-acceptance P": acceptance})
+    add(generation, {"--ctc-only": "no decoder at all: the encoder's own text"})
     other = group("other")
     other.add_argument("-h", "--help", action="help", help="show this")
     common.add_console_options(other)
@@ -196,11 +197,14 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
     from ..fields import fitted
     from ..processing.request import TranscriptionRequest
     from ..transcription.chunks import BatchSize, ChunkOptions
+    from ..transcription.ctc_decoder import check_ctc_only
 
     checked_selection(args.audio_track, args.channel)
     fitted("batch_size", args.batch_size, BatchSize | None)
     ChunkOptions(**common.explicit_options(args, CHUNKING))
-    TranscriptionRequest(**request)
+    asked = TranscriptionRequest(**request)
+    if args.ctc_only:
+        check_ctc_only(asked, common.explicit_options(args, (*common.GENERATION, "draft")))
     subtitles = SubtitleOptions(**common.explicit_options(args, SUBTITLES))
     # none where the text goes to standard output
     to_files = args.output_dir is not None or args.output_name is not None

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..audio import Recording
 from ..fields import Range, fit_fields
+from .drafts import CTCText
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .segmenter import Segmenter, Span
 from .vad import SILENCE_DBFS, EnergyVAD, SpeechActivity, SpeechRegions
@@ -56,25 +57,25 @@ class AudioChunk:
 
     start, end: of the speech in it.
     begin, duration: of what the model is given.
-    audio: what the model is given, as its family wants it.
+    audio: what the decoder is given, as its family wants it; None where no decoder is.
     regions: start and end of each speech region in it.
     ctc_logits: (frames, labels) of the CTC head from `start` to `end`, where word times are wanted.
     levels_db: (frames,) loudness, likewise.
-    draft: what the encoder's CTC head wrote, greedily, where that is wanted and can be had.
+    draft: what the encoder's CTC head wrote, where that is wanted and can be had.
     """
 
     start: float
     end: float
     begin: float
     duration: float
-    audio: mx.array
+    audio: mx.array | None
     regions: list[tuple[float, float]]
     ctc_logits: mx.array | None = None
     levels_db: np.ndarray | None = None
-    draft: str | None = None
+    draft: CTCText | None = None
 
     @classmethod
-    def of_span(cls, span: Span, recording: Recording, audio: mx.array) -> Self:
+    def of_span(cls, span: Span, recording: Recording, audio: mx.array | None) -> Self:
         """The chunk for a span."""
         end = min(span.end / FRAMES_PER_SECOND, recording.duration)
         begin = span.start / FRAMES_PER_SECOND

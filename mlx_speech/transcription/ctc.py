@@ -59,6 +59,11 @@ class CTCVocabulary:
         character = chr(label if label < 256 else _KATAKANA + label - 256)
         return character if character.isprintable() else ""
 
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """What labels in a row stand for, as a tokenizer's method of that name: blanks are nothing
+        in any case."""
+        return "".join(map(self.character, ids))
+
     def labels(self, word: str) -> list[int]:
         """Labels of the letters of a word that sound.
 

@@ -1,28 +1,60 @@
-"""What the encoder's CTC heads write by themselves, greedily: drafts that the decoder may check."""
+"""What the encoder's CTC heads write by themselves, greedily: drafts that the decoder may check, or
+texts that need no decoder."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 
 import mlx.core as mx
 
+from ..generation.protocols import Detokenizes
 from ..models.granite_speech.encoder import BLANK
 from ..models.granite_speech.model import GraniteSpeechForConditionalGeneration
 from ..models.granite_speech.pooling import POOLED_FRAMES
 from ..processing.tokenizer import Tokenizer
+from .alignment import word_probabilities
 from .ctc import CTCVocabulary
 
 _PART_FRAMES = 64 * POOLED_FRAMES  #: frames whose logits over all tokens are in memory at once
 
 
-def character_text(ctc_logits: mx.array, vocabulary: CTCVocabulary) -> str:
-    """What the character head writes; runs of white space are one space.
+@dataclass(frozen=True)
+class CTCText:
+    """What a CTC head writes.
+
+    text: runs of white space are one space.
+    tokens: ids of the text as the decoder would write it; what looks like a special token is none.
+    labels: ids that it was written with, one after the other, without blanks.
+    logprobs: natural logarithm of each one's probability, in the frame that has most of it.
+    vocabulary: what decodes the labels.
+    """
+
+    text: str
+    tokens: list[int]
+    labels: list[int]
+    logprobs: list[float]
+    vocabulary: Detokenizes
+
+    def word_probabilities(self) -> list[float]:
+        """How sure the head was of each word of the text, as `alignment.word_probabilities`."""
+        # there the words of the text are, between white space of any kind
+        written = self.vocabulary.decode(self.labels, skip_special_tokens=True)
+        return word_probabilities(written, self.labels, self.logprobs, self.vocabulary)
+
+
+def character_text(
+    ctc_logits: mx.array, vocabulary: CTCVocabulary, tokenizer: Tokenizer
+) -> CTCText:
+    """What the character head writes.
 
     Args:
         ctc_logits: (frames, labels).
         vocabulary: what the labels mean.
+        tokenizer: of the model's decoder.
     """
-    labels = collapsed(mx.argmax(ctc_logits, axis=-1).tolist())
-    return _normalized("".join(map(vocabulary.character, labels)))
+    labels, logprobs = collapsed(*_best_labels(ctc_logits))
+    return _text(labels, logprobs, vocabulary, tokenizer)
 
 
 def bpe_text(
@@ -30,8 +62,8 @@ def bpe_text(
     tokenizer: Tokenizer,
     hidden_states: mx.array,
     non_blank: mx.array,
-) -> str:
-    """What the BPE head writes; runs of white space are one space.
+) -> CTCText:
+    """What the BPE head writes.
 
     Args:
         model: one that has such a head.
@@ -40,24 +72,39 @@ def bpe_text(
         non_blank: (frames,), likewise.
     """
     best: list[int] = []
+    best_logprobs: list[float] = []
     for start in range(0, len(hidden_states), _PART_FRAMES):
         part = slice(start, start + _PART_FRAMES)
-        logits = model.bpe_logits(hidden_states[None, part], non_blank[None, part])
-        best += mx.argmax(logits[0], axis=-1).tolist()
-    tokens = [label - 1 for label in collapsed(best)]
-    return _normalized(tokenizer.decode(tokens, skip_special_tokens=True))
+        labels, logprobs = _best_labels(
+            model.bpe_logits(hidden_states[None, part], non_blank[None, part])[0]
+        )
+        best += labels
+        best_logprobs += logprobs
+    labels, logprobs = collapsed(best, best_logprobs)
+    return _text([label - 1 for label in labels], logprobs, tokenizer, tokenizer)
 
 
-def draft_tokens(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of a draft as the decoder would write it; what looks like a special token is none."""
-    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+def collapsed(labels: Iterable[int], logprobs: Iterable[float]) -> tuple[list[int], list[float]]:
+    """What a CTC head says with a label for each frame, and its log-probability: one of several
+    frames in a row counts once, with the highest of theirs, blanks do not."""
+    groups = groupby(zip(labels, logprobs, strict=True), key=itemgetter(0))
+    said = [(label, max(logprob for _, logprob in run)) for label, run in groups if label != BLANK]
+    return [label for label, _ in said], [logprob for _, logprob in said]
 
 
-def collapsed(labels: Iterable[int]) -> list[int]:
-    """What a CTC head says with a label for each frame: one of several frames in a row counts once,
-    blanks do not."""
-    return [label for label, _ in groupby(labels) if label != BLANK]
+def _best_labels(logits: mx.array) -> tuple[list[int], list[float]]:
+    """The likeliest label of each frame, (frames, labels), and its log-probability."""
+    logits = logits.astype(mx.float32)
+    labels = mx.argmax(logits, axis=-1)
+    # which is exact where the label is nearly certain
+    logprobs = -mx.logsumexp(logits - logits.max(axis=-1, keepdims=True), axis=-1)
+    mx.eval(labels, logprobs)
+    return labels.tolist(), logprobs.tolist()
 
 
-def _normalized(text: str) -> str:
-    return " ".join(text.split())
+def _text(
+    labels: list[int], logprobs: list[float], vocabulary: Detokenizes, tokenizer: Tokenizer
+) -> CTCText:
+    text = " ".join(vocabulary.decode(labels, skip_special_tokens=True).split())
+    tokens = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return CTCText(text, tokens, labels, logprobs, vocabulary)

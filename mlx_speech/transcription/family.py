@@ -29,11 +29,17 @@ class SpeechFamily(Protocol):
 
     def __init__(self, model: Any, processor: Any): ...
 
-    def text_language(self, request: TranscriptionRequest) -> str | None:
+    def text_language(
+        self, request: TranscriptionRequest, *, for_decoder: bool = True
+    ) -> str | None:
         """Code of the language that the text will be in, if the request asks for one.
 
+        Args:
+            for_decoder: the request is made to the decoder; else it only describes the text.
+
         Raises:
-            UnsupportedOptionError: the model was not trained for what is asked.
+            UnsupportedOptionError: the decoder was not trained for what is asked, or no model of
+                the family for the language.
         """
         ...
 
@@ -49,21 +55,19 @@ class SpeechFamily(Protocol):
         *,
         for_alignment: bool,
         drafts: bool,
+        for_decoder: bool,
     ) -> Iterator[AudioChunk]:
         """The recording in order, cut where nobody speaks; what has no speech is left out.
 
         Args:
             for_alignment: give the CTC logits and levels that word times follow from.
             drafts: give what the CTC head writes.
+            for_decoder: give the audio that `chunk_inputs` needs.
         """
-        ...
-
-    def draft_tokens(self, chunk: AudioChunk) -> list[int]:
-        """A chunk's draft as the decoder's tokens; none without one."""
         ...
 
     def chunk_inputs(
         self, chunks: Sequence[AudioChunk], request: TranscriptionRequest
     ) -> dict[str, Any]:
-        """What `generate` needs to decode a batch of chunks."""
+        """What `generate` needs to decode a batch of chunks, made `for_decoder`."""
         ...

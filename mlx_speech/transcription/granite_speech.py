@@ -10,11 +10,12 @@ import mlx.core as mx
 from ..audio import Recording
 from ..models.granite_speech.model import GraniteSpeechForConditionalGeneration
 from ..processing.granite_speech import GraniteSpeechProcessor
+from ..processing.prompts import language_code
 from ..processing.request import TranscriptionRequest
 from .alignment import frame_levels
 from .chunks import AudioChunk, ChunkOptions, SpanFinder
 from .ctc import SPACE, CTCVocabulary
-from .drafts import bpe_text, character_text, draft_tokens
+from .drafts import CTCText, bpe_text, character_text
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .segmenter import Span
 from .vad import ctc_vad
@@ -30,8 +31,12 @@ class GraniteSpeechTranscription:
         self.sampling_rate = processor.sampling_rate
         self.ctc_vocabulary = CTCVocabulary.of_head(model.encoder.config.output_dim)
 
-    def text_language(self, request: TranscriptionRequest) -> str | None:
-        return self._processor.text_language(request)
+    def text_language(
+        self, request: TranscriptionRequest, *, for_decoder: bool = True
+    ) -> str | None:
+        if for_decoder:
+            return self._processor.text_language(request)
+        return request.language and language_code(request.language)
 
     def can_draft(self, request: TranscriptionRequest) -> bool:
         """The BPE head writes as the decoder does, the character head neither punctuation nor
@@ -46,6 +51,7 @@ class GraniteSpeechTranscription:
         *,
         for_alignment: bool = False,
         drafts: bool = False,
+        for_decoder: bool = True,
     ) -> Iterator[AudioChunk]:
         """The recording is encoded once, whatever its cuts. Where to cut it, and whether there is
         anything to decode, is what the encoder's CTC head says; the sound's energy has to agree
@@ -70,8 +76,10 @@ class GraniteSpeechTranscription:
             mx.eval(hidden, logits, non_blank)
             for span in finder.push(samples, letters, last=last):
                 part = slice(span.start - held, span.end - held)
-                audio = self._model.project(hidden[part][None])[0]
-                mx.eval(audio)
+                audio = None
+                if for_decoder:
+                    audio = self._model.project(hidden[part][None])[0]
+                    mx.eval(audio)
                 chunk = AudioChunk.of_span(span, recording, audio)
                 if for_alignment:
                     chunk = _with_letters(chunk, span, recording, logits[part])
@@ -88,15 +96,12 @@ class GraniteSpeechTranscription:
             held += needed
             mx.clear_cache()
 
-    def _draft(self, hidden: mx.array, logits: mx.array, non_blank: mx.array) -> str | None:
+    def _draft(self, hidden: mx.array, logits: mx.array, non_blank: mx.array) -> CTCText | None:
         """What the better CTC head that there is writes, given the frames of a span."""
+        tokenizer, vocabulary = self._processor.tokenizer, self.ctc_vocabulary
         if self._model.has_bpe_head:
-            return bpe_text(self._model, self._processor.tokenizer, hidden, non_blank)
-        vocabulary = self.ctc_vocabulary
-        return None if vocabulary is None else character_text(logits, vocabulary)
-
-    def draft_tokens(self, chunk: AudioChunk) -> list[int]:
-        return draft_tokens(chunk.draft or "", self._processor.tokenizer)
+            return bpe_text(self._model, tokenizer, hidden, non_blank)
+        return None if vocabulary is None else character_text(logits, vocabulary, tokenizer)
 
     def chunk_inputs(
         self, chunks: Sequence[AudioChunk], request: TranscriptionRequest

@@ -2,7 +2,7 @@
 
 `transcribe` and `stream_transcribe` share all of it but how texts come out. A family
 (`family.SpeechFamily`) finds the chunks and makes the model's inputs of them; `SegmentDecoder`
-makes segments of these.
+makes segments of these, or `CTCDecoder` of what the encoder wrote itself.
 """
 
 import os
@@ -25,6 +25,7 @@ from ..models.base import PretrainedModel
 from ..models.silero_vad import SileroVAD
 from ..processing.request import TranscriptionRequest
 from .chunks import SHORTEST_SAMPLES, AudioChunk, BatchSize, ChunkOptions, why_empty
+from .ctc_decoder import CTCDecoder, check_ctc_only
 from .family import SpeechFamily, SpeechProcessor
 from .segment_decoder import SegmentDecoder
 from .transcript import Segment, Transcript, TranscriptionDelta
@@ -59,6 +60,7 @@ def transcribe(
     progress: Progress | None = None,
     max_new_tokens: int | None = None,
     draft: bool = True,
+    ctc_only: bool = False,
     **options: Any,
 ) -> Transcript:
     """Transcribe or translate one recording of any length.
@@ -93,6 +95,8 @@ def transcribe(
             once, instead of writing token by token. The texts are the same; a `logits_processor`
             of your own has to depend on its arguments alone. `draft_acceptance`, a probability,
             makes the check more lenient and so faster: texts are then others here and there.
+        ctc_only: give the text of the encoder's CTC head as it is, without the decoder: much faster
+            and less exact. What only a decoder can do is refused with it.
         options: further ones of `GenerationConfig`, e.g. `num_beams`, `temperature` or
             `stop_strings`, before which the text of a segment ends.
 
@@ -108,7 +112,7 @@ def transcribe(
     chunking = ChunkOptions(chunk_duration, min_silence)
     options["max_new_tokens"] = max_new_tokens
     reading = {"sampling_rate": sampling_rate, "audio_track": audio_track, "channel": channel}
-    how = {"word_timestamps": word_timestamps, "draft": draft}
+    how = {"word_timestamps": word_timestamps, "draft": draft, "ctc_only": ctc_only}
     job = prepare(audio, model, reading, request, chunking, options, **how)
     transcripts = []
     for track in job.tracks():
@@ -138,6 +142,7 @@ def stream_transcribe(
     progress: Progress | None = None,
     max_new_tokens: int | None = None,
     draft: bool = True,
+    ctc_only: bool = False,
     **options: Any,
 ) -> Generator[TranscriptionDelta, None, Transcript]:
     """As `transcribe`, but yields the text piece by piece, as soon as each is certain.
@@ -151,8 +156,8 @@ def stream_transcribe(
     chunking = ChunkOptions(chunk_duration, min_silence)
     options["max_new_tokens"] = max_new_tokens
     reading = {"sampling_rate": sampling_rate, "audio_track": audio_track, "channel": channel}
-    how = {"word_timestamps": word_timestamps, "draft": draft, "streaming": True}
-    job = prepare(audio, model, reading, request, chunking, options, **how)
+    how = {"word_timestamps": word_timestamps, "draft": draft, "ctc_only": ctc_only}
+    job = prepare(audio, model, reading, request, chunking, options, streaming=True, **how)
     return _stream(job, progress)
 
 
@@ -191,7 +196,7 @@ class Job:
 
     recording: Recording
     find_chunks: Callable[[Recording], Iterable[AudioChunk]]
-    decoder: SegmentDecoder
+    decoder: SegmentDecoder | CTCDecoder
     language: str | None
     read_track: Callable[[int], Recording] | None = None
     regions: list[tuple[float, float]] = field(default_factory=list)
@@ -289,6 +294,7 @@ def prepare(
     *,
     word_timestamps: bool = False,
     draft: bool = True,
+    ctc_only: bool = False,
     streaming: bool = False,
 ) -> Job:
     """Load what is to be transcribed, and settle how; errors as in `transcribe`.
@@ -300,6 +306,9 @@ def prepare(
     """
     word_timestamps = fitted("word_timestamps", word_timestamps, bool)
     draft = fitted("draft", draft, bool)
+    options = dict(options or {})
+    if fitted("ctc_only", ctc_only, bool):
+        check_ctc_only(request, {**options, "draft": None if draft else False})
     if word_timestamps and request.task == "translate":
         raise InputError.about("{word_timestamps} are of what was said, and a translation is not")
     if isinstance(model, str | os.PathLike):
@@ -315,16 +324,27 @@ def prepare(
             f"the model was trained on audio of {family.sampling_rate} Hz; only models for "
             f"{SAMPLING_RATE} Hz can be used for transcription"
         )
-    language = family.text_language(request)
-    decoder = SegmentDecoder(
-        *model, family, request, {**(options or {})}, word_timestamps, streaming, draft
-    )
+    decoder: SegmentDecoder | CTCDecoder
+    if ctc_only:
+        decoder = CTCDecoder(family, request, word_timestamps)
+        language = family.text_language(request, for_decoder=False)
+    else:
+        language = family.text_language(request)
+        decoder = SegmentDecoder(
+            *model, family, request, options, word_timestamps, streaming, draft
+        )
     read = partial(open_recording, audio, **reading or {})
     chosen = (reading or {}).get("audio_track")
-    for_alignment, drafts = decoder.vocabulary is not None, decoder.drafting
+    find_chunks = partial(
+        family.chunks,
+        options=chunking,
+        for_alignment=decoder.vocabulary is not None,
+        drafts=decoder.drafting,
+        for_decoder=decoder.needs_audio,
+    )
     return Job(
         read(),
-        partial(family.chunks, options=chunking, for_alignment=for_alignment, drafts=drafts),
+        find_chunks,
         decoder,
         language,
         None if chosen else lambda track: read(audio_track=track),

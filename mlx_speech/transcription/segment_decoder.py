@@ -16,10 +16,11 @@ from ..generation.repetition import find_loop
 from ..generation.speculative import Answer, Speculation
 from ..generation.streaming import answer_text, stream_text
 from ..processing.request import TranscriptionRequest
-from .alignment import align_words, split_words, word_probabilities
+from .alignment import word_probabilities
 from .chunks import AudioChunk
 from .family import SpeechFamily, SpeechProcessor
-from .transcript import Segment, TranscriptionDelta, Word
+from .transcript import Segment, TranscriptionDelta
+from .words import Decoded, place_words, words_of
 
 #: tokens that a text may have, for each second of audio (fast speech has 3 to 4, other scripts
 #: more), and besides
@@ -28,8 +29,6 @@ TOKENS_OVERHEAD = 32
 
 #: what is tried, one after the other, where a text has run into a loop
 FALLBACKS = ({"num_beams": 5}, {"num_beams": 1, "repetition_penalty": 1.3})
-
-Decoded = list[tuple[AudioChunk, Segment]]  #: chunks in a row and their texts
 
 
 @dataclass
@@ -54,6 +53,8 @@ class SegmentDecoder:
     word_timestamps: bool = False
     streaming: bool = False
     draft: bool = True
+
+    needs_audio = True  #: chunks bring what the decoder is given
 
     def __post_init__(self):
         self._acceptance = self.options.pop("draft_acceptance", None)
@@ -86,10 +87,10 @@ class SegmentDecoder:
         """
         batches = self._decode_drafted if self.drafting else self._decode_batches
         for decoded in batches(iter(chunks), batch_size):
-            segments = [self._with_fallback(*each) for each in decoded]
-            batch = [chunk for chunk, _ in decoded]
-            self._place_words(batch, segments)
-            yield list(zip(batch, segments, strict=True))
+            decoded = [(chunk, self._with_fallback(chunk, segment)) for chunk, segment in decoded]
+            if self.vocabulary is not None:
+                place_words(decoded, self.vocabulary)
+            yield decoded
 
     def _decode_batches(self, chunks: Iterator[AudioChunk], size: int) -> Iterator[Decoded]:
         """All texts of a batch end before the next one begins."""
@@ -166,7 +167,8 @@ class SegmentDecoder:
         segment = self._segment(chunk, run, tokens, logprobs)
         if run.speculation is not None:
             segment.drafts = run.speculation.answers[0].statistics
-        self._place_words([chunk], [segment])
+        if self.vocabulary is not None:
+            place_words([(chunk, segment)], self.vocabulary)
         yield TranscriptionDelta("", segment)
         return segment
 
@@ -185,7 +187,7 @@ class SegmentDecoder:
 
     def _drafts(self, batch: Sequence[AudioChunk]) -> dict[str, Any]:
         """What `generate` needs to check the drafts of a batch."""
-        drafts = [self.family.draft_tokens(chunk) for chunk in batch]
+        drafts = [chunk.draft.tokens if chunk.draft else [] for chunk in batch]
         return {"drafts": drafts, "draft_acceptance": self._acceptance}
 
     def _limit(self, chunk: AudioChunk, prompt_length: int) -> int:
@@ -240,21 +242,5 @@ class SegmentDecoder:
         segment.truncated = not run.stopping(tokens)
         if self.vocabulary is not None:
             probabilities = word_probabilities(text, kept, logprobs[: len(kept)], self._tokenizer)
-            segment.words = [
-                Word(text[first:last], chunk.start, chunk.end, probability)
-                for (first, last), probability in zip(split_words(text), probabilities, strict=True)
-            ]
+            segment.words = words_of(segment, probabilities)
         return segment
-
-    def _place_words(self, batch: Sequence[AudioChunk], segments: Sequence[Segment]) -> None:
-        """Give the words their times, all segments at once."""
-        if self.vocabulary is None:
-            return
-        texts = [segment.text for segment in segments]
-        logits: list[Any] = [chunk.ctc_logits for chunk in batch]
-        levels: list[Any] = [chunk.levels_db for chunk in batch]
-        starts = [chunk.start for chunk in batch]
-        placed = align_words(texts, logits, levels, self.vocabulary, starts)
-        for segment, times in zip(segments, placed, strict=True):
-            for word, time in zip(segment.words, times, strict=True):
-                word.start, word.end = time.start, time.end

@@ -18,7 +18,9 @@ class Speech2TextTranscription:
         self._processor = processor
         self.sampling_rate = processor.sampling_rate
 
-    def text_language(self, request: TranscriptionRequest) -> str | None:
+    def text_language(
+        self, request: TranscriptionRequest, *, for_decoder: bool = True
+    ) -> str | None:
         return self._processor.text_language(request)
 
     def can_draft(self, request: TranscriptionRequest) -> bool:
@@ -31,11 +33,9 @@ class Speech2TextTranscription:
         *,
         for_alignment: bool = False,
         drafts: bool = False,
+        for_decoder: bool = True,
     ) -> Iterator[AudioChunk]:
         return energy_chunks(recording, options, self._processor.max_seconds)
-
-    def draft_tokens(self, chunk: AudioChunk) -> list[int]:
-        return []
 
     def chunk_inputs(
         self, chunks: Sequence[AudioChunk], request: TranscriptionRequest

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class Word:
     """One word and when it was said, in seconds.
 
-    probability: of the word under the decoder, the product of its tokens'.
+    probability: of the word under the decoder, the product of its tokens'; without the decoder
+        (`ctc_only`), under the CTC head, the product of its labels'.
     """
 
     text: str
@@ -28,7 +29,8 @@ class Segment:
 
     start, end: of the speech, as far as the pauses around it can be told.
     tokens: ids of the text, without the one that ended it; with those of a stop string.
-    avg_logprob: mean log-probability of the tokens, the ending one included.
+    avg_logprob: mean log-probability of the tokens, the ending one included; without the decoder,
+        of the CTC head's labels, 0 if there are none.
     words: if they were asked for.
     truncated: the text was cut off by the limit on tokens, or where it repeated itself.
     retried: the first attempt repeated itself, and this is another.

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from commands import Caller, one_line, run, shell
-from conftest import DATA, ROOT, TINY
+from conftest import DATA, ROOT, TINY, TINY_S2T
 
 from mlx_speech import loading
 from mlx_speech.cli.transcribe import build_parser, main
@@ -95,6 +95,26 @@ class TestFiles:
             "text": "unlock the back gate",
             "words": [],
         }
+
+    def test_json_without_the_decoder(self, cli, tmp_path):
+        args = (GATE, "--ctc-only", "--word-timestamps", "--language", "en", "--verbose")
+        status, out, err = cli(*args, "-f", "json", "-o", tmp_path)
+        assert (status, out) == (0, "")
+        assert "passes of the decoder" not in err
+        document = json.loads((tmp_path / "flite_08.json").read_text())
+        (segment,) = document.pop("segments")
+        assert document == {
+            "text": "unlock the back gate",
+            "language": "en",
+            "duration": pytest.approx(1.51, abs=0.01),
+            "model": str(TINY),
+        }
+        assert [word["word"] for word in segment["words"]] == document["text"].split()
+        assert -0.5 < segment["avg_logprob"] < 0
+        assert cli(GATE, "--ctc-only", "--stream") == (0, "unlock the back gate\n", "")
+
+    def test_a_model_without_a_known_head(self, cli):
+        one_line(cli(GATE, "--ctc-only", "--model", TINY_S2T), "--ctc-only needs an encoder with")
 
     def test_format_alone_writes_here(self, cli, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -222,11 +242,12 @@ class TestOptions:
 
         monkeypatch.setattr(pipeline, "transcribe", transcribe)
         assert cli(GATE)[0] == 0
-        assert heard == {"task": "transcribe", "punctuate": False, "word_timestamps": False}
+        flags = {"punctuate": False, "word_timestamps": False, "ctc_only": False}
+        assert heard == {"task": "transcribe", **flags}
         heard.clear()
         more = ("--word-timestamps", "--chunk-duration", 9, "--min-silence", 0.4)
         assert cli(GATE, *more, "--batch-size", 3)[0] == 0
-        del heard["task"], heard["punctuate"]
+        del heard["task"], heard["punctuate"], heard["ctc_only"]
         assert heard == {
             "word_timestamps": True,
             "chunk_duration": 9.0,
@@ -394,6 +415,14 @@ class TestWrongInput:
             ((GATE, "-f", "srt", "--max-line-count", 2), "without --max-line-width; give both"),
             (("-", "-"), "only once"),
             ((GATE, "--stream", "--batch-size", 2), "leave out --batch-size"),
+            ((GATE, "--ctc-only", "--no-draft"), "--no-draft is for the decoder, which --ctc-only"),
+            ((GATE, "--ctc-only", "--max-tokens", 9), "--max-tokens is for the decoder"),
+            ((GATE, "--ctc-only", "--draft-acceptance", 0.5), "--draft-acceptance is for the"),
+            ((GATE, "--ctc-only", "--keywords", "x"), "--keywords is for the decoder"),
+            (
+                (GATE, "--ctc-only", "--task", "translate", "--target-language", "fr"),
+                "--ctc-only writes what was said, and a translation is not",
+            ),
             ((GATE, "--batch-size", 0), "--batch-size is 0, but must be an integer, at least 1"),
             (
                 (GATE, "--chunk-duration", 0),

@@ -11,7 +11,7 @@ class ToyTranscription:
         self.processor = processor
         self.sampling_rate = processor.sampling_rate
 
-    def text_language(self, request):
+    def text_language(self, request, *, for_decoder=True):
         if request.task == "translate":
             raise UnsupportedOptionError("task: toys do not translate")
         return "en"
@@ -19,11 +19,8 @@ class ToyTranscription:
     def can_draft(self, request):
         return False
 
-    def chunks(self, recording, options, *, for_alignment, drafts=False):
+    def chunks(self, recording, options, *, for_alignment, drafts, for_decoder):
         return energy_chunks(recording, options)
-
-    def draft_tokens(self, chunk):
-        return []
 
     def chunk_inputs(self, chunks, request):
         return self.processor([chunk.duration for chunk in chunks])

@@ -6,33 +6,23 @@ import json
 
 import mlx.core as mx
 import pytest
-from conftest import DATA, TINY, find_recording
+from conftest import DATA, find_recording
 
 from convert.word_errors import word_errors
-from mlx_speech import load, load_audio
+from mlx_speech import load_audio
 from mlx_speech.audio import open_recording
 from mlx_speech.processing.request import TranscriptionRequest
 from mlx_speech.transcription import drafts
+from mlx_speech.transcription.alignment import split_words
 from mlx_speech.transcription.chunks import ChunkOptions
 from mlx_speech.transcription.ctc import CTCVocabulary
-from mlx_speech.transcription.drafts import bpe_text, character_text, collapsed, draft_tokens
+from mlx_speech.transcription.drafts import CTCText, bpe_text, character_text, collapsed
 from mlx_speech.transcription.granite_speech import GraniteSpeechTranscription
 
 REFERENCE = json.loads((DATA / "reference" / "tiny_granite_reference.json").read_text())["files"]
 RECORDINGS = sorted(REFERENCE)
 #: with more than a word in them
 SENTENCES = [n for n in RECORDINGS if n.startswith("synthetic/") and "_" in n and "_44k" not in n]
-
-
-@pytest.fixture(scope="module")
-def without_head(tmp_path_factory):
-    """(model, processor) of the bundled checkpoint without its BPE head."""
-    folder = tmp_path_factory.mktemp("without") / "head"
-    folder.mkdir()
-    for file in TINY.iterdir():
-        if file.name != "out_llm.safetensors":
-            (folder / file.name).symlink_to(file)
-    return load(folder, dtype=mx.float32)
 
 
 def encoded(tiny, name: str):
@@ -45,32 +35,49 @@ def family_drafts(loaded, name: str, **options) -> list[str | None]:
     """Of the chunks of a recording."""
     with open_recording(find_recording(name)) as recording:
         chunks = GraniteSpeechTranscription(*loaded).chunks(recording, ChunkOptions(), **options)
-        return [chunk.draft for chunk in chunks]
+        return [chunk.draft and chunk.draft.text for chunk in chunks]
+
+
+def written(text: str, tokenizer) -> CTCText:
+    """By a character head that is sure."""
+    vocabulary = CTCVocabulary.of_head(348)
+    labels = [vocabulary.label(character) for character in text]
+    logits = 100 * mx.eye(348)[mx.array([label for each in labels for label in (each, 0)] or [0])]
+    return character_text(logits, vocabulary, tokenizer)
 
 
 @pytest.mark.parametrize(
-    ("labels", "expected"),
-    [([], []), ([0, 0], []), ([5, 5, 0, 5, 7, 7, 5], [5, 5, 7, 5]), ([0, 3, 0], [3])],
+    ("labels", "expected", "places"),
+    [
+        ([], [], []),
+        ([0, 0], [], []),
+        ([5, 5, 0, 5, 7, 7, 5], [5, 5, 7, 5], [1, 3, 4, 6]),
+        ([0, 3, 0], [3], [1]),
+    ],
 )
-def test_collapsed(labels, expected):
-    assert collapsed(labels) == expected
+def test_collapsed(labels, expected, places):
+    """A label is as likely as in the best of its frames."""
+    logprobs = [-0.5, -0.1, -0.3, -0.7, -0.2, -0.4, -0.6][: len(labels)]
+    assert collapsed(labels, logprobs) == (expected, [logprobs[place] for place in places])
 
 
 class TestCharacterHead:
     @pytest.mark.parametrize("name", RECORDINGS)
     def test_golden(self, tiny, name):
         vocabulary = CTCVocabulary.of_head(tiny[0].config.encoder_config.output_dim)
-        text = character_text(encoded(tiny, name).ctc_logits[0], vocabulary)
-        assert text == REFERENCE[name]["ctc"]
+        logits = encoded(tiny, name).ctc_logits[0]
+        assert character_text(logits, vocabulary, tiny[1].tokenizer).text == REFERENCE[name]["ctc"]
 
     @pytest.mark.parametrize("said", ["  a  b ", "a\u00ad\x1fb", "ünd アヴ"])
-    def test_white_space_and_other_scripts(self, said):
+    def test_white_space_and_other_scripts(self, tiny, said):
         """Code points below 256 are labels of their own, also those that are nothing to write."""
         vocabulary = CTCVocabulary.of_head(348)
         labels = [ord(c) if ord(c) < 256 else vocabulary.label(c) for c in said]
         logits = mx.eye(348)[mx.array([label for each in labels for label in (each, each, 0)])]
         kept = "".join(c for c in said if c.isprintable())
-        assert character_text(logits, vocabulary) == " ".join(kept.split())
+        text = character_text(logits, vocabulary, tiny[1].tokenizer)
+        assert text.text == " ".join(kept.split())
+        assert len(text.word_probabilities()) == len(split_words(text.text))
 
 
 class TestBPEHead:
@@ -79,7 +86,7 @@ class TestBPEHead:
         for name in SENTENCES:
             output = encoded(tiny, name)
             frames = output.last_hidden_state[0], output.non_blank[0]
-            texts.append(bpe_text(tiny[0], tiny[1].tokenizer, *frames))
+            texts.append(bpe_text(tiny[0], tiny[1].tokenizer, *frames).text)
         said = [REFERENCE[name]["greedy"] for name in SENTENCES]
         assert sum(map(str.__eq__, said, texts)) >= 9
         assert sum(map(word_errors, said, texts)) <= 0.12 * len(" ".join(said).split())
@@ -97,7 +104,7 @@ class TestBPEHead:
 
         monkeypatch.setattr(type(model), "bpe_logits", record)
         monkeypatch.setattr(drafts, "_PART_FRAMES", 24)
-        assert bpe_text(model, processor.tokenizer, *frames) == whole
+        assert bpe_text(model, processor.tokenizer, *frames).labels == whole.labels
         assert max(sizes) == 24
         assert sum(sizes) == len(frames[0])
 
@@ -113,50 +120,53 @@ class TestBPEHead:
                 return mx.eye(512)[mx.array([ids]) + 1]
 
         frames = mx.zeros((4 * len(ids), 1)), mx.zeros(4 * len(ids))
-        assert bpe_text(Model(), tokenizer, *frames) == "lock the gate"
+        text = bpe_text(Model(), tokenizer, *frames)
+        assert text.text == "lock the gate"
+        assert text.labels == ids
+        assert len(text.word_probabilities()) == 3
 
 
 class TestTokens:
     @pytest.mark.parametrize("name", SENTENCES)
     def test_as_the_decoder_writes(self, tiny, name):
         tokenizer, known = tiny[1].tokenizer, REFERENCE[name]
-        assert draft_tokens(known["greedy"], tokenizer) == known["greedy_ids"][:-1]
+        assert written(known["greedy"], tokenizer).tokens == known["greedy_ids"][:-1]
 
     def test_what_looks_like_a_special_token(self, tiny):
         model, processor = tiny
         tokenizer = processor.tokenizer
         text = f"lock <|audio|> the{tokenizer.eos_token} gate"
-        ids = draft_tokens(text, tokenizer)
+        ids = written(text, tokenizer).tokens
         assert not set(ids) & {model.config.audio_token_index, *tokenizer.all_special_ids}
         assert tokenizer.decode(ids) == text
 
     def test_nothing(self, tiny):
-        assert draft_tokens("", tiny[1].tokenizer) == []
+        assert written("", tiny[1].tokenizer).tokens == []
 
 
 class TestChunks:
     @pytest.mark.parametrize("name", SENTENCES)
-    def test_the_character_heads(self, without_head, name):
+    def test_the_character_heads(self, tiny_without_bpe, name):
         """A recording is encoded as a whole, and so is the reference."""
-        found = family_drafts(without_head, name, drafts=True)
+        found = family_drafts(tiny_without_bpe, name, drafts=True)
         assert " ".join(found) == REFERENCE[name]["ctc"]
 
-    def test_the_bpe_head_comes_first(self, tiny, without_head):
+    def test_the_bpe_head_comes_first(self, tiny, tiny_without_bpe):
         """Of each chunk's own frames."""
         found = family_drafts(tiny, "synthetic/long.flac", drafts=True, for_alignment=True)
         manifest = map(json.loads, (DATA / "audio" / "manifest.jsonl").read_text().splitlines())
         (joined,) = (row for row in manifest if row["file"] == "long.flac")
         assert len(found) > 20
-        assert found != family_drafts(without_head, "synthetic/long.flac", drafts=True)
+        assert found != family_drafts(tiny_without_bpe, "synthetic/long.flac", drafts=True)
         assert word_errors(joined["text"], " ".join(found)) < 0.2 * len(joined["text"].split())
 
     def test_only_where_wanted(self, tiny):
         assert family_drafts(tiny, "synthetic/flite_08.flac") == [None]
 
-    def test_labels_that_nobody_knows(self, without_head, monkeypatch):
+    def test_labels_that_nobody_knows(self, tiny_without_bpe, monkeypatch):
         monkeypatch.setattr(CTCVocabulary, "of_head", lambda size: None)
-        assert family_drafts(without_head, "synthetic/flite_08.flac", drafts=True) == [None]
-        family = GraniteSpeechTranscription(*without_head)
+        assert family_drafts(tiny_without_bpe, "synthetic/flite_08.flac", drafts=True) == [None]
+        family = GraniteSpeechTranscription(*tiny_without_bpe)
         assert not family.can_draft(TranscriptionRequest())
 
     @pytest.mark.parametrize(
@@ -169,6 +179,6 @@ class TestChunks:
         ],
         ids=["plain", "keywords", "punctuated", "translation"],
     )
-    def test_what_may_be_drafted(self, tiny, without_head, request_, of_characters, of_tokens):
-        assert GraniteSpeechTranscription(*without_head).can_draft(request_) == of_characters
+    def test_what_may_be_drafted(self, tiny, tiny_without_bpe, request_, of_characters, of_tokens):
+        assert GraniteSpeechTranscription(*tiny_without_bpe).can_draft(request_) == of_characters
         assert GraniteSpeechTranscription(*tiny).can_draft(request_) == of_tokens

@@ -1,0 +1,96 @@
+"""From chunks to the texts that the encoder's CTC head writes, without the decoder."""
+
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, cast
+
+from ..errors import InputError, UnsupportedOptionError
+from ..processing.request import TranscriptionRequest
+from .chunks import AudioChunk
+from .drafts import CTCText
+from .family import SpeechFamily
+from .transcript import Segment, TranscriptionDelta
+from .words import Decoded, place_words, words_of
+
+
+def check_ctc_only(request: TranscriptionRequest, options: dict[str, Any]) -> None:
+    """Raises `InputError` where something is asked for that only a decoder can do, whatever the
+    model.
+
+    Args:
+        options: those of decoding; one that is None is not asked for.
+    """
+    if request.task != "transcribe":
+        raise InputError.about("{ctc_only} writes what was said, and a translation is not")
+    asked = {"prompt": request.prompt, "keywords": request.keywords or None, **options}
+    for name, value in asked.items():
+        if value is not None:
+            message = "{option} is for the decoder, which {ctc_only} goes without; leave one out"
+            raise InputError.about(message, option=name)
+
+
+@dataclass
+class CTCDecoder:
+    """Makes segments of what the CTC head wrote of chunks; beside `SegmentDecoder`.
+
+    word_timestamps: tell words and their times, if the family has a CTC vocabulary.
+
+    Raises:
+        UnsupportedOptionError: the model has no CTC head for what is asked.
+    """
+
+    family: SpeechFamily
+    request: TranscriptionRequest
+    word_timestamps: bool = False
+
+    drafting = True  #: chunks bring what the head writes,
+    needs_audio = False  #: and nothing for a decoder
+
+    def __post_init__(self):
+        #: of the CTC head, where words are to be told
+        self.vocabulary = self.family.ctc_vocabulary if self.word_timestamps else None
+        if self.family.can_draft(self.request):
+            return
+        if self.family.ctc_vocabulary is not None:
+            message = (
+                "{ctc_only} with {punctuate} needs a checkpoint with a BPE head: the text of the "
+                "character head has neither punctuation nor capitals"
+            )
+            raise UnsupportedOptionError.about(message)
+        message = (
+            "{ctc_only} needs an encoder with a CTC head whose labels are known; Granite Speech "
+            "models have one, save for 3.2"
+        )
+        raise UnsupportedOptionError.about(message)
+
+    def decode(self, chunks: Iterable[AudioChunk], batch_size: int) -> Iterator[Decoded]:
+        """The texts of chunks in their order, some at a time.
+
+        Args:
+            chunks: no more are asked for than are written together.
+            batch_size: that number.
+        """
+        chunks = iter(chunks)
+        while decoded := [(chunk, self._segment(chunk)) for chunk in islice(chunks, batch_size)]:
+            if self.vocabulary is not None:
+                place_words(decoded, self.vocabulary)
+            yield decoded
+
+    def stream(self, chunk: AudioChunk, gap: str) -> Generator[TranscriptionDelta, None, Segment]:
+        """The text of one chunk, which is certain at once; returns the segment.
+
+        Args:
+            gap: what comes before the text, if there is any.
+        """
+        (((_, segment),),) = self.decode([chunk], 1)
+        yield TranscriptionDelta(gap + segment.text if segment.text else "", segment)
+        return segment
+
+    def _segment(self, chunk: AudioChunk) -> Segment:
+        wrote = cast(CTCText, chunk.draft)
+        mean = sum(wrote.logprobs) / max(1, len(wrote.logprobs))
+        segment = Segment(chunk.start, chunk.end, wrote.text, wrote.tokens, avg_logprob=mean)
+        if self.vocabulary is not None:
+            segment.words = words_of(segment, wrote.word_probabilities())
+        return segment
