@@ -75,9 +75,8 @@ def bpe_text(
     best_logprobs: list[float] = []
     for start in range(0, len(hidden_states), _PART_FRAMES):
         part = slice(start, start + _PART_FRAMES)
-        labels, logprobs = _best_labels(
-            model.bpe_logits(hidden_states[None, part], non_blank[None, part])[0]
-        )
+        (logits,) = model.bpe_logits(hidden_states[None, part], non_blank[None, part])
+        labels, logprobs = _best_labels(logits)
         best += labels
         best_logprobs += logprobs
     labels, logprobs = collapsed(best, best_logprobs)
@@ -96,8 +95,7 @@ def _best_labels(logits: mx.array) -> tuple[list[int], list[float]]:
     """The likeliest label of each frame, (frames, labels), and its log-probability."""
     logits = logits.astype(mx.float32)
     labels = mx.argmax(logits, axis=-1)
-    # which is exact where the label is nearly certain
-    logprobs = -mx.logsumexp(logits - logits.max(axis=-1, keepdims=True), axis=-1)
+    logprobs = logits.max(axis=-1) - mx.logsumexp(logits, axis=-1)
     mx.eval(labels, logprobs)
     return labels.tolist(), logprobs.tolist()
 

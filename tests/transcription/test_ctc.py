@@ -114,6 +114,8 @@ def test_segments_of_different_lengths(data):
 @pytest.mark.parametrize("vocabulary", [LATIN, KANA])
 def test_characters_are_the_inverse_of_labels(vocabulary):
     written = {label: vocabulary.character(label) for label in range(vocabulary.size)}
+    together = vocabulary.decode(range(vocabulary.size), skip_special_tokens=True)
+    assert together == "".join(written.values())
     assert [written[label] for label in (BLANK, 10, 127, 0xAD)] == [""] * 4
     kept = {label: character for label, character in written.items() if character}
     assert all(vocabulary.label(character) == label for label, character in kept.items())
