@@ -85,6 +85,8 @@ class Answer:
         if len(self.tokens) > limit:
             self.stopped = False
             del self.tokens[limit:], self.logprobs[limit:]
+            self.statistics.tokens = limit
+            self.statistics.accepted = min(limit, self.statistics.accepted)
 
     def propose(self, most: int) -> mx.array:
         """Ids (n,) to check, no more than there is room for before the model's own choice."""

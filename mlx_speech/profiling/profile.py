@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ..audio import SAMPLING_RATE
 from ..errors import InputError
 from ..transcription.pipeline import prepare, transcribe
+from ..transcription.segment_decoder import SegmentDecoder
 from .attention import AttentionUse, attention_uses
 from .counts import decoder_bits, decoding_bytes, encoder_flops, weight_bytes
 from .limits import matmul_flops
@@ -108,13 +109,14 @@ def profile_model(
     job = prepare(samples, loaded, {"sampling_rate": SAMPLING_RATE})
     with job.recording:
         chunks = list(job.chunks)
+    decoder = cast(SegmentDecoder, job.decoder)
     if not chunks:
         first = f"the first {len(samples) / SAMPLING_RATE:.0f} seconds of the recordings"
         raise InputError(f"there is no speech in {first}, which decoding is measured with")
     chunk = max(chunks, key=lambda chunk: chunk.duration)
     begin, end = (round(s * SAMPLING_RATE) for s in (chunk.begin, chunk.begin + chunk.duration))
     features = processor.speech_inputs(samples[begin:end])["input_features"]
-    attention = attention_uses(model, features, lambda: decode(job.decoder, chunk))
+    attention = attention_uses(model, features, lambda: decode(decoder, chunk))
     transcribe(samples, loaded, sampling_rate=SAMPLING_RATE)
     progress("transcribing")
     pipeline = pipeline_speed(recordings, loaded, runs)
@@ -128,7 +130,7 @@ def profile_model(
     decoding = []
     for batch in BATCHES:
         progress(f"decoding in batches of {batch}")
-        decoding.append(decoding_speed(job.decoder, chunk, batch, runs))
+        decoding.append(decoding_speed(decoder, chunk, batch, runs))
     return ModelProfile(
         decoder_bits(model),
         str(model.dtype).removeprefix("mlx.core."),
