@@ -10,7 +10,7 @@ import numpy as np
 
 from ..audio import Recording
 from ..fields import Range, fit_fields
-from .drafts import CTCText
+from .ctc_text import CTCText
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .segmenter import Segmenter, Span
 from .vad import SILENCE_DBFS, EnergyVAD, SpeechActivity, SpeechRegions

@@ -8,7 +8,7 @@ from typing import Any, cast
 from ..errors import InputError, UnsupportedOptionError
 from ..processing.request import TranscriptionRequest
 from .chunks import AudioChunk
-from .drafts import CTCText
+from .ctc_text import CTCText
 from .family import SpeechFamily
 from .transcript import Segment, TranscriptionDelta
 from .words import Decoded, place_words, words_of

@@ -15,7 +15,7 @@ from ..processing.request import TranscriptionRequest
 from .alignment import frame_levels
 from .chunks import AudioChunk, ChunkOptions, SpanFinder
 from .ctc import SPACE, CTCVocabulary
-from .drafts import CTCText, bpe_text, character_text
+from .ctc_text import CTCText, bpe_text, character_text
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .segmenter import Span
 from .vad import ctc_vad

@@ -25,7 +25,7 @@ from mlx_speech.models.granite_speech.encoder import BLANK
 from mlx_speech.transcription.alignment import align_words, split_words
 from mlx_speech.transcription.chunks import ChunkOptions
 from mlx_speech.transcription.ctc import CTCVocabulary
-from mlx_speech.transcription.drafts import CTCText
+from mlx_speech.transcription.ctc_text import CTCText
 from mlx_speech.transcription.pipeline import speech_family
 
 AUDIO = DATA / "audio"

@@ -11,7 +11,7 @@ from conftest import DATA, TINY, find_recording
 
 from mlx_speech import load, load_audio, stream_transcribe, transcribe
 from mlx_speech.models.granite_speech.model import GraniteSpeechForConditionalGeneration
-from mlx_speech.transcription.drafts import CTCText
+from mlx_speech.transcription.ctc_text import CTCText
 from mlx_speech.transcription.granite_speech import GraniteSpeechTranscription
 from mlx_speech.transcription.transcript import Transcript
 

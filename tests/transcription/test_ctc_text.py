@@ -12,11 +12,11 @@ from convert.word_errors import word_errors
 from mlx_speech import load_audio
 from mlx_speech.audio import open_recording
 from mlx_speech.processing.request import TranscriptionRequest
-from mlx_speech.transcription import drafts
+from mlx_speech.transcription import ctc_text
 from mlx_speech.transcription.alignment import split_words
 from mlx_speech.transcription.chunks import ChunkOptions
 from mlx_speech.transcription.ctc import CTCVocabulary
-from mlx_speech.transcription.drafts import CTCText, bpe_text, character_text, collapsed
+from mlx_speech.transcription.ctc_text import CTCText, bpe_text, character_text, collapsed
 from mlx_speech.transcription.granite_speech import GraniteSpeechTranscription
 
 REFERENCE = json.loads((DATA / "reference" / "tiny_granite_reference.json").read_text())["files"]
@@ -103,7 +103,7 @@ class TestBPEHead:
             return logits(model, hidden_states, non_blank)
 
         monkeypatch.setattr(type(model), "bpe_logits", record)
-        monkeypatch.setattr(drafts, "_PART_FRAMES", 24)
+        monkeypatch.setattr(ctc_text, "_PART_FRAMES", 24)
         assert bpe_text(model, processor.tokenizer, *frames).labels == whole.labels
         assert max(sizes) == 24
         assert sum(sizes) == len(frames[0])
