@@ -196,13 +196,13 @@ class GraniteSpeechProcessor(Processor):
         """
         return self(self.speech_prompt(self.prompts.instruction(request)), samples)
 
-    def audio_inputs(self, audio: Sequence[mx.array], request: TranscriptionRequest) -> dict:
-        """What `model.generate` needs to transcribe or translate audio that is projected already.
+    def audio_inputs(self, audio: Sequence[mx.array], prompt: str) -> dict:
+        """What `model.generate` needs to answer a prompt about audio that is projected already.
 
         Args:
             audio: (audio tokens, hidden_size) each.
+            prompt: see `speech_prompt`.
         """
-        prompt = self.speech_prompt(self.prompts.instruction(request))
         expanded = self._expanded([prompt] * len(audio), [len(each) for each in audio])
         features, mask = stack_padded(audio)
         inputs = self.tokenizer(expanded)

@@ -30,6 +30,7 @@ class GraniteSpeechTranscription:
         self._model, self._processor = model, processor
         self.sampling_rate = processor.sampling_rate
         self.ctc_vocabulary = CTCVocabulary.of_head(model.encoder.config.output_dim)
+        self._asked: tuple[TranscriptionRequest | None, str] = None, ""  # the latest, as a prompt
 
     def text_language(
         self, request: TranscriptionRequest, *, for_decoder: bool = True
@@ -106,7 +107,10 @@ class GraniteSpeechTranscription:
     def chunk_inputs(
         self, chunks: Sequence[AudioChunk], request: TranscriptionRequest
     ) -> dict[str, Any]:
-        return self._processor.audio_inputs([chunk.audio for chunk in chunks], request)
+        if request is not self._asked[0]:
+            instruction = self._processor.prompts.instruction(request)
+            self._asked = request, self._processor.speech_prompt(instruction)
+        return self._processor.audio_inputs([chunk.audio for chunk in chunks], self._asked[1])
 
 
 def _with_letters(

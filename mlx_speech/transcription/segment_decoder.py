@@ -107,13 +107,15 @@ class SegmentDecoder:
             yield [(chunk, self._segment(chunk, run, r.tokens, r.logprobs)) for chunk, r in pairs]
 
     def _decode_drafted(self, chunks: Iterator[AudioChunk], size: int) -> Iterator[Decoded]:
-        """Texts that end make room for the next."""
+        """Texts that end make room for the next, several of which begin together: a prompt alone
+        costs more than its share, and so does waiting until all have ended."""
         enough = 1 if self.vocabulary is None else size  # words are placed together
         running: Speculation | None = None
         pending: deque[tuple[AudioChunk, Prefilled, Answer]] = deque()
         decoded: Decoded = []
         while True:
-            room = size - (0 if running is None else len(running.answers))
+            active = 0 if running is None else len(running.answers)
+            room = size - active if 2 * active <= size else 0
             if fresh := list(islice(chunks, room)):
                 arguments, limits = self._arguments(fresh, self.options)
                 run = prefill(self.model, **arguments, **self._drafts(fresh))
