@@ -246,40 +246,62 @@ class Speculation:
             agrees = agrees | (likely >= math.log(acceptance))
         columns = proposed, agrees, of_proposed, chosen, of_chosen, ties
         mx.eval(columns)
-        lengths = self.cache[0].row_lengths
-        kept = []
+        surplus = self.cache[0].row_lengths
         for row, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-            answer, count = self.answers[row], counts[row]
-            kept.append(before[row])
-            if answer.ended:
-                continue
-            tokens, agreeing, of_tokens, own, of_own, tied = values
-            found: list[tuple[int, float]] = []
-            passes = 1
-            for right in range(count + 1):
-                choice = own[right], of_own[right]
-                agreed = right < count and agreeing[right]
-                if right >= sure and tied[right]:
-                    passes += 1
-                    choice = self._alone(row, before[row] + right, fed[row : row + 1, : right + 1])
-                    agreed = right < count and choice[0] == tokens[right]
-                elif agreed:
-                    choice = tokens[right], of_tokens[right]
-                found.append(choice)
-                if not agreed:
-                    break
-            if acceptance is not None and 0 < count == right and answer.draft.goes_on:
-                found.pop()  # the draft's next token may be likely enough
-            taken = self._take(answer, found)
-            if answer.record is not None:
-                answer.record.forget(count + 1 - taken)
-            accepted = min(right, taken)
-            if count:
-                answer.draft.accept(accepted)
-            answer.statistics += DraftStatistics(count, accepted, passes, taken)
-            kept[row] += taken
+            surplus[row] -= before[row]
+            if not self.answers[row].ended:
+                ids = fed[row : row + 1]
+                surplus[row] -= self._keep(row, before[row], counts[row], ids, sure, *values)
         for layer in self.cache:
-            layer.trim_rows([have - keep for have, keep in zip(lengths, kept, strict=True)])
+            layer.trim_rows(surplus)
+
+    def _keep(
+        self,
+        row: int,
+        before: int,
+        count: int,
+        fed: mx.array,
+        sure: int,
+        proposed: list[int],
+        agrees: list[bool],
+        of_proposed: list[float],
+        chosen: list[int],
+        of_chosen: list[float],
+        ties: list[bool],
+    ) -> int:
+        """Add what is right to one row's answer; returns how many tokens that are. What is not
+        described is as in `_verify`.
+
+        Args:
+            agrees: whether each proposal is to be kept.
+            of_proposed, of_chosen: log-probabilities of the proposals and the model's own choices.
+            ties: whether these nearly tie with another.
+        """
+        answer, passes = self.answers[row], 1
+        found: list[tuple[int, float]] = []
+        for place in range(count + 1):
+            choice = chosen[place], of_chosen[place]
+            kept = place < count and agrees[place]
+            if place >= sure and ties[place]:
+                passes += 1
+                choice = self._alone(row, before + place, fed[:, : place + 1])
+                kept = place < count and choice[0] == proposed[place]
+            elif kept:
+                choice = proposed[place], of_proposed[place]
+            found.append(choice)
+            if not kept:
+                break
+        lenient = self._config.draft_acceptance is not None
+        if lenient and 0 < count == place and answer.draft.goes_on:
+            found.pop()  # the draft's next token may be likely enough
+        taken = self._take(answer, found)
+        if answer.record is not None:
+            answer.record.forget(count + 1 - taken)
+        accepted = min(place, taken)
+        if count:
+            answer.draft.accept(accepted)
+        answer.statistics += DraftStatistics(count, accepted, passes, taken)
+        return taken
 
     def _take(self, answer: Answer, found: list[tuple[int, float]]) -> int:
         """Add tokens and their log-probabilities up to the end of the answer; returns how many."""

@@ -160,7 +160,7 @@ class KVCache:
     def row_lengths(self) -> list[int]:
         """Positions that went into each row."""
         rows = len(self.state[0]) if self.state else 1
-        return self.lengths or [self.length] * rows
+        return list(self.lengths or [self.length] * rows)
 
     def _set_lengths(self, lengths: list[int]) -> None:
         self.length = max(lengths)

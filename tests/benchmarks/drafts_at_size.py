@@ -41,13 +41,14 @@ import numpy as np
 from checkpoint import checkpoint_config
 from mlx.utils import tree_flatten
 from passes import print_passes
-from workers import Demands, blas_name, device_name, machine_name, preload_openblas
+from workers import Demands, preload_openblas
 
 from mlx_speech.generation import GenerationConfig, prefill
 from mlx_speech.models.granite_speech import (
     GraniteSpeechConfig,
     GraniteSpeechForConditionalGeneration,
 )
+from mlx_speech.profiling.machine import blas_name, device_name, machine_name
 
 OURS, THEIRS = "mlx-speech", "mlx-audio"
 ONE, ONE_DRAFTED = "1 row", "1 row, drafts"

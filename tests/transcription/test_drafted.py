@@ -10,6 +10,8 @@ import pytest
 from conftest import DATA, TINY, find_recording
 
 from mlx_speech import load, load_audio, stream_transcribe, transcribe
+from mlx_speech.checkpoint.quantization import quantize_as_requested
+from mlx_speech.generation.speculative import Speculation
 from mlx_speech.models.granite_speech.model import GraniteSpeechForConditionalGeneration
 from mlx_speech.transcription.ctc_text import CTCText
 from mlx_speech.transcription.granite_speech import GraniteSpeechTranscription
@@ -81,6 +83,21 @@ class TestSame:
         assert len(drafted.segments) == 24
         check_same(drafted, long_greedy)
 
+    @pytest.mark.parametrize("num_draft_tokens", [1, 3, 7, 15, 31])
+    def test_blocks(self, head, long_greedy, num_draft_tokens):
+        options = {"num_draft_tokens": num_draft_tokens, "batch_size": 3}
+        drafted = transcribe(LONG, head, word_timestamps=True, **options, **CUTS)
+        check_same(drafted, long_greedy)
+
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_quantized(self, bits):
+        model, processor = load(TINY, dtype=mx.float32)
+        quantize_as_requested(model, {"bits": bits})
+        both = (transcribe(LONG, (model, processor), draft=d, **CUTS) for d in (True, False))
+        drafted, plain = both
+        check_same(drafted, plain)
+        assert drafted.drafts.passes <= 0.25 * drafted.drafts.tokens
+
     def test_stream(self, head, long_greedy):
         def streaming():
             transcript = yield from stream_transcribe(LONG, head, word_timestamps=True, **CUTS)
@@ -117,6 +134,27 @@ class TestPasses:
         assert drafts.passes <= 0.5 * drafts.tokens
         assert drafts.accepted + drafts.passes == drafts.tokens
         assert 0 < drafts.accepted <= drafts.drafted
+
+    def test_all_recordings(self, head):
+        """A fifth of the passes of greedy search."""
+        found = [transcribe(find_recording(name), head).drafts for name in SPOKEN]
+        passes, tokens = (sum(getattr(d, name) for d in found) for name in ("passes", "tokens"))
+        assert tokens > 200
+        assert passes <= 0.2 * tokens
+
+    def test_texts_that_end_make_room(self, head, long_greedy, monkeypatch):
+        """Segments begin while others are still being decoded."""
+        going_on, extend = [], Speculation.extend
+
+        def counted(batch, other):
+            going_on.append((len(batch.answers), len(other.answers)))
+            return extend(batch, other)
+
+        monkeypatch.setattr(Speculation, "extend", counted)
+        drafted = transcribe(LONG, head, word_timestamps=True, batch_size=4, **CUTS)
+        check_same(drafted, long_greedy)
+        assert max(running for running, _ in going_on) > 0
+        assert all(1 <= running + new <= 4 for running, new in going_on)
 
     @pytest.mark.parametrize("batch_size", [1, 3, 8])
     def test_of_a_long_recording(self, head, long_greedy, batch_size):
