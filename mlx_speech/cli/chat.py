@@ -93,22 +93,19 @@ def chat_in_terminal(chat: Chat, model: str) -> int:
     chat.console.note(f"{model} is ready; /help lists what else there is")
     with line_history():
         while not chat.over:
-            try:
+            line = None
+            try:  # one for both: Ctrl-C may come in between
                 line = read_line()
+                chat.take(line)
             except KeyboardInterrupt:
-                chat.console.note("")  # below what is being written
-                chat.console.note("(Ctrl-D leaves)")
-                continue
+                if line is None:
+                    chat.console.note("")  # below what is being written
+                chat.console.note("(Ctrl-D leaves)" if line is None else "(stopped)")
             except EOFError:
                 chat.console.note("")
                 break
             except UnicodeDecodeError as error:
                 chat.console.error(InputError(f"this line is not text: {error.reason}"))
-                continue
-            try:
-                chat.take(line)
-            except KeyboardInterrupt:
-                chat.console.note("(stopped)")
     return 0
 
 
