@@ -368,7 +368,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         and the blank."""
         stored = weights.get("encoder.out_llm.weight")
         if stored is not None:
-            labels = min(prod(stored.shape[:1]), self.language_model.vocab_size + 1)
+            labels = min(max(1, prod(stored.shape[:1])), self.language_model.vocab_size + 1)
             self.encoder.out_llm = nn.Linear(self.config.encoder_config.hidden_dim, labels)
 
     @staticmethod

@@ -124,6 +124,7 @@ class TestDamage:
             ({"weight": mx.ones((512, 64))}, r"out_llm.weight \(512, 64\) instead of \(512, 128\)"),
             ({"weight": mx.ones((600, 128)), "bias": mx.ones(600)}, r"instead of \(513, 128\)"),
             ({"weight": mx.ones((500, 128))}, r"out_llm.bias \(512,\) instead of \(500,\)"),
+            ({"weight": mx.ones((0, 128)), "bias": mx.ones(0)}, r"instead of \(1, 128\)"),
             ({"weight": mx.array(1.0)}, r"out_llm.weight \(\) instead of"),
             ({"weight": mx.ones((512, 128), mx.int32)}, "out_llm.weight is stored as I32"),
             ({"weight": mx.full((512, 128), mx.nan)}, "out_llm.weight has values that are NaN"),
