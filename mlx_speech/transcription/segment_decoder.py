@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
 
-from ..errors import ContextLengthError, UnsupportedOptionError
+from ..errors import ContextLengthError, InputError, UnsupportedOptionError
 from ..generation import GenerationConfig
 from ..generation.api import Prefilled, prefill, resolve_config
 from ..generation.checks import check_one_text
@@ -57,6 +57,8 @@ class SegmentDecoder:
     needs_audio = True  #: chunks bring what the decoder is given
 
     def __post_init__(self):
+        if "drafts" in self.options:
+            raise InputError("drafts are made here, of what the encoder's CTC head writes")
         self._acceptance = self.options.pop("draft_acceptance", None)
         config, others = resolve_config(self.model, self.options, self.streaming)
         check_one_text(config)

@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 from conftest import DATA, TINY, find_recording
 
-from mlx_speech import load, load_audio, stream_transcribe, transcribe
+from mlx_speech import InputError, load, load_audio, stream_transcribe, transcribe
 from mlx_speech.checkpoint.quantization import quantize_as_requested
 from mlx_speech.generation.speculative import Speculation
 from mlx_speech.models.granite_speech.model import GraniteSpeechForConditionalGeneration
@@ -213,6 +213,11 @@ class TestPasses:
     )
     def test_none(self, tiny, options):
         assert transcribe(GATE, tiny, **options).drafts is None
+
+    @pytest.mark.parametrize("draft", [True, False])
+    def test_of_the_caller(self, tiny, draft):
+        with pytest.raises(InputError, match="drafts are made here"):
+            transcribe(GATE, tiny, draft=draft, drafts=[[5]])
 
     def test_speech_without_a_head(self, tiny_s2t):
         assert transcribe(GATE, tiny_s2t).drafts is None
