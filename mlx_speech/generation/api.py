@@ -273,7 +273,8 @@ def prefill(
             config = replace(config, num_draft_tokens=config.num_draft_tokens or DRAFT_MODEL_TOKENS)
         speculation = Speculation(model, list(cache), config, stopping, answers)
         logits = speculation.start(partial(model.prefill, cache=speculation.cache, **given), held)
-        fed = logits, partial(model.step, cache=cache), speculation.cache
+        cache = speculation.cache  # empty once another batch has taken in the rows
+        fed = logits, partial(model.step, cache=cache), cache
         return Prefilled(config, prompt, *fed, stopping, fed=length, speculation=speculation)
     if embeds is not None:
         given["inputs_embeds"] = embeds[:, held:]

@@ -138,7 +138,9 @@ class Speculation:
         latest = mx.stack([prompt[-1:] for prompt in prompts])
         fed = mx.concatenate([latest, mx.stack(proposals)], axis=1)
         self._verify([held + end - 1 for end in ends], counts, fed, logits, sure=1)
-        return logits[:, 0]
+        first = mx.contiguous(logits[:, 0])
+        mx.async_eval(first)  # or it would hold on to all of them
+        return first
 
     def advance(self) -> None:
         """One pass of the model: each row that has not ended gets a token or more."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -310,6 +312,25 @@ def test_rows_leave_and_others_come(name):
     assert [a.tokens for a in ended] != plain  # the shortest is the first to leave
     assert sorted(a.tokens for a in ended) == sorted(plain)
     assert sum(a.statistics.accepted for a in ended) > len(plain)
+
+
+def test_what_a_batch_has_taken_in_is_not_kept_twice():
+    model = random_decoder()
+    batch, other = (prefill(model, PROMPT, drafts=[[9, 7]], **OPTIONS) for _ in range(2))
+    layers = [weakref.ref(layer) for layer in other.cache]
+    batch.speculation.extend(other.speculation)
+    assert len(other.speculation.answers) == 1
+    assert not any(layer() for layer in layers)
+
+
+def test_logits_of_a_draft_are_not_kept():
+    model = random_decoder(vocab_size=20_000)
+    mx.eval(model.parameters())
+    before = mx.get_active_memory()
+    run = prefill(model, PROMPT, drafts=[[7] * 40], **OPTIONS)
+    mx.synchronize()
+    held = mx.get_active_memory() - before
+    assert held < 2 * run.logits.nbytes + sum(p.nbytes for c in run.cache for p in c.state)
 
 
 def test_a_lower_limit():
