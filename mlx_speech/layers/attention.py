@@ -94,17 +94,6 @@ def is_fused(
     return few and head_dim in _VECTOR_HEAD_DIMS
 
 
-def fused_queries(most: int, heads: int, kv_heads: int, head_dim: int) -> int:
-    """The largest number of queries up to `most` for which attention over a cache is fused: how
-    many tokens to verify at once.
-
-    Arguments as in `is_fused`. No number is better than another where none is fused: `most`, then.
-    """
-    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
-    numbers = range(most, 0, -1)
-    return next((n for n in numbers if is_fused(n, n, **shape, causal=True)), most)
-
-
 def scaled_dot_product_attention(
     queries: mx.array,
     keys: mx.array | Quantized,

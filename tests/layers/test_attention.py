@@ -221,21 +221,6 @@ def test_which_shapes_are_fused(shape, expected):
     assert attention.is_fused(*shape) is expected
 
 
-@pytest.mark.parametrize(
-    ("shape", "expected"),
-    [
-        ((16, 4, 128), [1, 2, 4, 5, 8, 9, 16, 32]),
-        ((32, 4, 128), [1, 2, 4, 4, 4, 9, 16, 32]),  # 8 heads per KV head: 5 to 8 are too many
-        ((40, 1, 64), [1, 2, 4, 5, 8, 9, 16, 32]),  # fused from 9 on
-        ((8, 8, 80), [1, 2, 4, 5, 8, 9, 16, 32]),
-        ((4, 4, 16), [1, 2, 4, 5, 8, 9, 16, 32]),  # never fused
-    ],
-)
-def test_how_many_queries_stay_fused(shape, expected):
-    limits = [1, 2, 4, 5, 8, 9, 16, 32]
-    assert [attention.fused_queries(most, *shape) for most in limits] == expected
-
-
 def test_attention_has_one_door():
     """Nothing else in the package calls MLX's attention."""
     from pathlib import Path
