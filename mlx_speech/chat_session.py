@@ -99,6 +99,8 @@ class ChatSession:
             bounded = self._cache[0].max_size is not None
             options["max_new_tokens"] = REPLY_TOKENS if bounded else max(1, min(REPLY_TOKENS, room))
         options["past_key_values"] = self._cache
+        if "assistant_model" in options:
+            options["draft_model"] = options.pop("assistant_model")
         if (draft_model := options.get("draft_model")) is not None:
             check_generates(draft_model)
             if draft_model is not self._draft_model:

@@ -103,6 +103,8 @@ class TestChat:
         session.reset()
         session.send(COMMAND, draft_model=draft)
         assert fed[-1] == fed[0]
+        session.send("repeat: hello", assistant_model=draft)
+        assert fed[-1] < 30
 
     def test_interrupted_reply(self, tiny, session):
         """The conversation goes on from what was said, as if fed anew."""

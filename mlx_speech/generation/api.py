@@ -71,7 +71,8 @@ def generate(
         logits_processor: functions of (tokens so far (rows, length), scores (rows, vocab)) that
             give other scores, applied in order.
         stopping_criteria: functions of (tokens so far, scores of each step or None) that say
-            whether the rows (rows,), or all of them, have ended.
+            whether the rows (rows,), or all of them, have ended. With drafts, rows are asked about
+            one by one.
         prefix_allowed_tokens_fn: function of (number of the prompt, its tokens so far) that gives
             the ids that may come next.
         tokenizer: what decodes, for `stop_strings`.

@@ -7,7 +7,7 @@ import mlx.core as mx
 
 from ..errors import ContextLengthError, InputError, UnsupportedOptionError
 from ..fields import fitted
-from ..layers.cache import KVCache
+from ..layers.cache import KVCache, QuantizedKVCache
 from .config import GenerationConfig
 from .protocols import GenerativeModel, LayerCache
 
@@ -65,6 +65,10 @@ def check_drafting(
         raise InputError.about("drafts need a cache that keeps everything: no {max_kv_size}")
     if any(layer.padded for layer in layers if isinstance(layer, KVCache)):
         raise InputError("drafts need a cache without left_padding")
+    if any(isinstance(layer, QuantizedKVCache) and layer.start for layer in layers):
+        # a block of several tokens would be quantized from another place on than one by one
+        message = "{quantized_kv_start} and drafts do not go together: quantize from the beginning"
+        raise InputError.about(message)
     if not all(isinstance(layer, KVCache) for layer in layers):
         raise InputError("drafts are for models that are a decoder, without encoded recordings")
 

@@ -231,7 +231,8 @@ class Speculation:
             counts: how many proposals each row has.
             fed: (rows, 1 + n) the latest token of each row, and its proposals.
             logits: (rows, 1 + n, vocab) after each of these.
-            sure: after how many of them greedy search computes the same, to the last place.
+            sure: after how many of them the choice is taken as it is: greedy search makes it in a
+                pass like this.
         """
         proposed, acceptance = fed[:, 1:], self._config.draft_acceptance
         scores = self._scores(logits, fed, counts)

@@ -67,6 +67,8 @@ class SegmentDecoder:
         greedy = plain and config.num_beams == 1
         #: whether chunks bring drafts that are checked
         self.drafting = self.draft and greedy and self.family.can_draft(self.request)
+        if self._acceptance is not None and not self.draft:
+            raise InputError.about("{draft_acceptance} is for drafts; leave out {draft}=False")
         if self._acceptance is not None and not self.drafting:
             message = (
                 "{draft_acceptance} is for drafts, which there are only of a known CTC head, in "
@@ -229,9 +231,9 @@ class SegmentDecoder:
             end = find_loop(row.tokens)
             if end is None:
                 break
-        segment = self._segment(chunk, run, row.tokens[:end], row.logprobs[:end])
-        segment.retried = True
-        return segment
+        other = self._segment(chunk, run, row.tokens[:end], row.logprobs[:end])
+        other.retried, other.drafts = True, segment.drafts
+        return other
 
     def _segment(
         self, chunk: AudioChunk, run: Prefilled, tokens: list[int], logprobs: list[float]

@@ -127,6 +127,7 @@ def test_cache_ends_with_the_answer(num_draft_tokens):
         ({"num_beams": 2}, "do not go together"),
         ({"temperature": 1.0}, "without sampling"),
         ({"max_kv_size": 8}, "no max_kv_size"),
+        ({"kv_bits": 8, "quantized_kv_start": 9}, "quantized_kv_start and drafts do not go"),
         ({"max_kv_size": 40}, "no max_kv_size"),
         ({"draft_model": random_decoder(vocab_size=60)}, "knows 60 tokens, the model 61"),
     ],

@@ -59,6 +59,14 @@ class TestLoops:
         assert segment.truncated
         assert "".join(delta.text for delta in deltas) == segment.text
 
+    def test_the_first_attempts_draft_is_told(self, tiny):
+        def stuck(tokens, scores):
+            return mx.where(mx.arange(scores.shape[-1]) == 100, 1e4, scores)
+
+        (segment,) = transcribe(GATE, tiny, logits_processor=stuck).segments
+        assert segment.retried
+        assert segment.drafts.tokens > 20
+
     def test_no_loop_is_left_alone(self, tiny):
         (segment,) = transcribe(GATE, tiny).segments
         assert not segment.retried
