@@ -54,7 +54,7 @@ SIDES: dict[str, tuple[dict, bool]] = {
 #: demanded: passes for a token at most, and how many times faster the decoder has to be
 MOST_PASSES = {"known voices": 0.20, "unknown voices": 0.33}
 LEAST_SPEEDUP = 2.0
-#: the model was trained on single sentences, and hears nothing sensible in several at once
+#: the model was trained on single sentences, and makes nothing sensible of several at once
 CUTS = ChunkOptions(chunk_duration=9, min_silence=0.4)
 HOUR_SECONDS = 3600
 

@@ -130,8 +130,8 @@ class TestCommands:
     def test_audio_feeds_the_text_alone(self, cli):
         told = lines("good night", f"/audio {GATE}", "/reset", "unlock the back gate")
         _, _, err = cli("--verbose", stdin=told)
-        _, heard, written = prompt_tokens(err)
-        assert heard - written in (0, 1)
+        _, fed, written = prompt_tokens(err)
+        assert fed - written in (0, 1)
 
     @pytest.mark.parametrize(
         "name", ["my talk.flac", "it's.flac", "'my talk.flac'", r"my\ talk.flac", "~/my talk.flac"]

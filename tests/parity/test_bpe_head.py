@@ -56,9 +56,9 @@ def test_pooled_frames_and_labels(reference, head, tiny, name):
     logits = model.bpe_logits(ours.last_hidden_state, ours.non_blank)[0]
     assert_close(ours.non_blank[0], weights, 1e-5)
     # where all are blanks, to the last digit of a float32, it is rounding that weighs them
-    heard = shares.sum((1, 2)) > 0.01
-    assert heard.sum() > 10
-    assert_close(logits[mx.array(heard.nonzero()[:, 0].numpy())], expected[heard], 1e-3)
+    spoken = shares.sum((1, 2)) > 0.01
+    assert spoken.sum() > 10
+    assert_close(logits[mx.array(spoken.nonzero()[:, 0].numpy())], expected[spoken], 1e-3)
     labels = mx.argmax(logits, axis=-1).tolist()
     assert labels == expected.argmax(-1).tolist()
     assert len(set(labels)) > 3
