@@ -223,10 +223,11 @@ class ModelRunner:
         segments, references = [], []
         with job.recording:
             for decoded in job.decoder.decode(job.chunks, batch_size=1):
-                for chunk, segment in decoded:
-                    segments.append(segment)
+                for chunk, said in decoded:
+                    segments += said
+                    tokens = [token for segment in said for token in segment.tokens]
                     end = chunk.begin + chunk.duration
-                    references.append(ReferenceSegment(chunk.begin, end, segment.tokens))
+                    references.append(ReferenceSegment(chunk.begin, end, tokens))
                 mx.clear_cache()
             for number, stages in enumerate(self._stages(job.recording, references)):
                 kept = Path(f"{stem}{number}.safetensors")

@@ -5,7 +5,7 @@ Sources: the models' cards, and the prompts of ibm-granite's own `granite-speech
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import UnsupportedOptionError
@@ -125,6 +125,26 @@ GRANITE_5_0 = PromptStyle(
 _STYLES = (GRANITE_3, GRANITE_4_0, GRANITE_4_1, GRANITE_4_1_PLUS, GRANITE_5_0)
 #: of a model that is none of these, e.g. trained from scratch: what they have in common
 UNRELEASED = PromptStyle("this Granite Speech model")
+
+
+def check_plain(title: str, request: TranscriptionRequest, languages: tuple[str, ...]) -> None:
+    """Refuse all but plain transcription, for a model that takes no instruction.
+
+    Args:
+        title: of the model, for messages.
+        languages: codes of those that it was trained on.
+
+    Raises:
+        UnsupportedOptionError: something else is asked for; the message names who can.
+    """
+    plain = PromptStyle(title, targets=(), names_language=True)
+    plain.instruction(replace(request, language=None))
+    if request.prompt is not None:
+        message = "{option}: {title} takes no instruction"
+        raise UnsupportedOptionError.about(message, option="prompt", title=title)
+    if request.language is not None and language_code(request.language) not in languages:
+        known = ", ".join(f"{LANGUAGES[code]} ({code})" for code in languages)
+        raise UnsupportedOptionError(f"{title} was trained on {known} only")
 
 
 def named_style(title: str | None) -> PromptStyle | None:

@@ -9,9 +9,9 @@ from ..errors import InputError, UnsupportedOptionError
 from ..processing.request import TranscriptionRequest
 from .chunks import AudioChunk
 from .ctc_text import CTCText
-from .family import SpeechFamily
+from .family import Decoded, SpeechFamily
 from .transcript import Segment, TranscriptionDelta
-from .words import Decoded, place_words, words_of
+from .words import place_words, words_of
 
 
 def check_ctc_only(request: TranscriptionRequest, options: dict[str, Any]) -> None:
@@ -32,7 +32,7 @@ def check_ctc_only(request: TranscriptionRequest, options: dict[str, Any]) -> No
 
 @dataclass
 class CTCDecoder:
-    """Makes segments of what the CTC head wrote of chunks; beside `SegmentDecoder`.
+    """Makes segments of what the CTC head wrote of chunks; a `ChunkDecoder`.
 
     word_timestamps: tell words and their times, if the family has a CTC vocabulary.
 
@@ -65,27 +65,21 @@ class CTCDecoder:
         raise UnsupportedOptionError.about(message)
 
     def decode(self, chunks: Iterable[AudioChunk], batch_size: int) -> Iterator[Decoded]:
-        """The texts of chunks in their order, some at a time.
-
-        Args:
-            chunks: no more are asked for than are written together.
-            batch_size: that number.
-        """
+        """See `ChunkDecoder`."""
         chunks = iter(chunks)
         while decoded := [(chunk, self._segment(chunk)) for chunk in islice(chunks, batch_size)]:
             if self.vocabulary is not None:
                 place_words(decoded, self.vocabulary)
-            yield decoded
+            yield [(chunk, [segment]) for chunk, segment in decoded]
 
-    def stream(self, chunk: AudioChunk, gap: str) -> Generator[TranscriptionDelta, None, Segment]:
-        """The text of one chunk, which is certain at once; returns the segment.
-
-        Args:
-            gap: what comes before the text, if there is any.
-        """
-        (((_, segment),),) = self.decode([chunk], 1)
-        yield TranscriptionDelta(gap + segment.text if segment.text else "", segment)
-        return segment
+    def stream(
+        self, chunk: AudioChunk, gap: str
+    ) -> Generator[TranscriptionDelta, None, list[Segment]]:
+        """See `ChunkDecoder`; the text is certain at once."""
+        (((_, segments),),) = self.decode([chunk], 1)
+        for segment in segments:
+            yield TranscriptionDelta(gap + segment.text if segment.text else "", segment)
+        return segments
 
     def _segment(self, chunk: AudioChunk) -> Segment:
         wrote = cast(CTCText, chunk.draft)

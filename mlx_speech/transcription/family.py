@@ -1,6 +1,7 @@
 """What the pipeline asks of a family of speech models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..audio import Recording
@@ -8,12 +9,71 @@ from ..generation.protocols import Detokenizes
 from ..processing.request import TranscriptionRequest
 from .chunks import AudioChunk, ChunkOptions
 from .ctc import CTCVocabulary
+from .transcript import Segment, TranscriptionDelta
+
+#: chunks in a row, and what was said in each: mostly one segment
+Decoded = list[tuple[AudioChunk, list[Segment]]]
 
 
 class SpeechProcessor(Protocol):
     """What every family's processor has."""
 
     tokenizer: Detokenizes
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How chunks are to become texts.
+
+    request: what is asked about them.
+    options: of `generate`.
+    word_timestamps: tell words and their times, if the family can.
+    streaming: texts are to come piece by piece.
+    draft: check what the CTC head wrote, where that gives the same texts, in fewer passes.
+    ctc_only: take what the CTC head wrote as it is.
+    """
+
+    request: TranscriptionRequest = TranscriptionRequest()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    word_timestamps: bool = False
+    streaming: bool = False
+    draft: bool = True
+    ctc_only: bool = False
+
+
+class ChunkDecoder(Protocol):
+    """Makes segments of chunks.
+
+    vocabulary: of the CTC head, where words are to be told.
+    drafting: whether chunks are to bring what the CTC head writes,
+    needs_audio: and whether the audio for a decoder.
+    """
+
+    vocabulary: CTCVocabulary | None
+    drafting: bool
+    needs_audio: bool
+
+    def decode(self, chunks: Iterable[AudioChunk], batch_size: int) -> Iterator[Decoded]:
+        """The texts of chunks in their order, some at a time: each is what the chunk gives alone.
+
+        Args:
+            chunks: no more are asked for than are decoded together.
+            batch_size: that number.
+
+        Raises:
+            ContextLengthError: a chunk is too long for the model.
+        """
+        ...
+
+    def stream(
+        self, chunk: AudioChunk, gap: str
+    ) -> Generator[TranscriptionDelta, None, list[Segment]]:
+        """The text of one chunk, piece by piece as each is certain; returns its segments.
+
+        Args:
+            gap: what comes before the text, if there is any.
+        """
+        ...
 
 
 class SpeechFamily(Protocol):
@@ -46,6 +106,15 @@ class SpeechFamily(Protocol):
     def can_draft(self, request: TranscriptionRequest) -> bool:
         """Whether a CTC head may write what the request asks for, punctuation included if that is
         asked for."""
+        ...
+
+    def decoder(self, how: Decoding) -> ChunkDecoder:
+        """What makes segments of this family's chunks.
+
+        Raises:
+            InputError: an option is unknown, or contradicts another.
+            UnsupportedOptionError: the model cannot do what is asked.
+        """
         ...
 
     def chunks(

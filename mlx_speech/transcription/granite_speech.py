@@ -16,7 +16,9 @@ from .alignment import frame_levels
 from .chunks import AudioChunk, ChunkOptions, SpanFinder
 from .ctc import SPACE, CTCVocabulary
 from .ctc_text import CTCText, bpe_text, character_text
+from .family import ChunkDecoder, Decoding
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
+from .segment_decoder import generative_decoder
 from .segmenter import Span
 from .vad import ctc_vad
 
@@ -44,6 +46,9 @@ class GraniteSpeechTranscription:
         capitals; both what was said, no translation."""
         bare = not request.punctuate and self.ctc_vocabulary is not None
         return request.task == "transcribe" and (self._model.has_bpe_head or bare)
+
+    def decoder(self, how: Decoding) -> ChunkDecoder:
+        return generative_decoder(self._model, self._processor, self, how)
 
     def chunks(
         self,

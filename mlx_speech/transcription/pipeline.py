@@ -1,8 +1,7 @@
 """The trip of a recording: speech regions -> chunks -> texts -> words -> transcript.
 
 `transcribe` and `stream_transcribe` share all of it but how texts come out. A family
-(`family.SpeechFamily`) finds the chunks and makes the model's inputs of them; `SegmentDecoder`
-makes segments of these, or `CTCDecoder` of what the encoder wrote itself.
+(`family.SpeechFamily`) finds the chunks, and has what makes segments of them (`ChunkDecoder`).
 """
 
 import os
@@ -25,9 +24,8 @@ from ..models.base import PretrainedModel
 from ..models.silero_vad import SileroVAD
 from ..processing.request import TranscriptionRequest
 from .chunks import SHORTEST_SAMPLES, AudioChunk, BatchSize, ChunkOptions, why_empty
-from .ctc_decoder import CTCDecoder, check_ctc_only
-from .family import SpeechFamily, SpeechProcessor
-from .segment_decoder import SegmentDecoder
+from .ctc_decoder import check_ctc_only
+from .family import ChunkDecoder, Decoding, SpeechFamily, SpeechProcessor
 from .transcript import Segment, Transcript, TranscriptionDelta
 from .vad import has_speech
 
@@ -196,7 +194,7 @@ class Job:
 
     recording: Recording
     find_chunks: Callable[[Recording], Iterable[AudioChunk]]
-    decoder: SegmentDecoder | CTCDecoder
+    decoder: ChunkDecoder
     language: str | None
     read_track: Callable[[int], Recording] | None = None
     regions: list[tuple[float, float]] = field(default_factory=list)
@@ -224,7 +222,7 @@ class Job:
         with self._progress(progress) as done:
             for decoded in self.decoder.decode(self._spoken(), batch_size):
                 done([chunk for chunk, _ in decoded])
-                yield from (segment for _, segment in decoded)
+                yield from (segment for _, segments in decoded for segment in segments)
 
     @contextmanager
     def _progress(
@@ -262,7 +260,7 @@ class Job:
         with self._progress(progress) as done:
             for chunk in self._spoken():
                 gap = " " if any(segment.text for segment in segments) else ""
-                segments.append((yield from self.decoder.stream(chunk, gap)))
+                segments += yield from self.decoder.stream(chunk, gap)
                 done([chunk])
         return segments
 
@@ -324,15 +322,9 @@ def prepare(
             f"the model was trained on audio of {family.sampling_rate} Hz; only models for "
             f"{SAMPLING_RATE} Hz can be used for transcription"
         )
-    decoder: SegmentDecoder | CTCDecoder
-    if ctc_only:
-        decoder = CTCDecoder(family, request, word_timestamps)
-        language = family.text_language(request, for_decoder=False)
-    else:
-        language = family.text_language(request)
-        decoder = SegmentDecoder(
-            *model, family, request, options, word_timestamps, streaming, draft
-        )
+    how = Decoding(request, options, word_timestamps, streaming, draft, ctc_only)
+    decoder = family.decoder(how)
+    language = family.text_language(request, for_decoder=not ctc_only)
     read = partial(open_recording, audio, **reading or {})
     chosen = (reading or {}).get("audio_track")
     find_chunks = partial(

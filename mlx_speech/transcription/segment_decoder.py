@@ -15,12 +15,12 @@ from ..generation.protocols import GenerativeModel
 from ..generation.repetition import find_loop
 from ..generation.speculative import Answer, Speculation
 from ..generation.streaming import answer_text, stream_text
-from ..processing.request import TranscriptionRequest
 from .alignment import word_probabilities
 from .chunks import AudioChunk
-from .family import SpeechFamily, SpeechProcessor
+from .ctc_decoder import CTCDecoder
+from .family import ChunkDecoder, Decoded, Decoding, SpeechFamily, SpeechProcessor
 from .transcript import Segment, TranscriptionDelta
-from .words import Decoded, place_words, words_of
+from .words import place_words, words_of
 
 #: tokens that a text may have, for each second of audio (fast speech has 3 to 4, other scripts
 #: more), and besides
@@ -31,14 +31,20 @@ TOKENS_OVERHEAD = 32
 FALLBACKS = ({"num_beams": 5}, {"num_beams": 1, "repetition_penalty": 1.3})
 
 
+def generative_decoder(
+    model: GenerativeModel, processor: SpeechProcessor, family: SpeechFamily, how: Decoding
+) -> ChunkDecoder:
+    """The decoder of chunks of a family whose models write token by token; errors as there."""
+    if how.ctc_only:
+        return CTCDecoder(family, how.request, how.word_timestamps)
+    return SegmentDecoder(model, processor, family, how)
+
+
 @dataclass
 class SegmentDecoder:
-    """Makes texts of chunks.
+    """Makes texts of chunks token by token, several at once; a `ChunkDecoder`.
 
-    options: of `generate`; without `max_new_tokens` the limit is one that speech does not reach.
-    word_timestamps: tell words and their times, if the family has a CTC vocabulary.
-    streaming: texts are to come piece by piece.
-    draft: check what the CTC head wrote, where that gives the same texts, in fewer passes.
+    how: without `max_new_tokens` in its options the limit is one that speech does not reach.
 
     Raises:
         InputError: an option is unknown, or contradicts another.
@@ -48,26 +54,23 @@ class SegmentDecoder:
     model: GenerativeModel
     processor: SpeechProcessor
     family: SpeechFamily
-    request: TranscriptionRequest
-    options: dict[str, Any]
-    word_timestamps: bool = False
-    streaming: bool = False
-    draft: bool = True
+    how: Decoding
 
     needs_audio = True  #: chunks bring what the decoder is given
 
     def __post_init__(self):
+        how, self.request, self.options = self.how, self.how.request, dict(self.how.options)
         if "drafts" in self.options:
             raise InputError("drafts are made here, of what the encoder's CTC head writes")
         self._acceptance = self.options.pop("draft_acceptance", None)
-        config, others = resolve_config(self.model, self.options, self.streaming)
+        config, others = resolve_config(self.model, self.options, how.streaming)
         check_one_text(config)
         # what of the cache is kept, or rounded, would depend on the batch
         plain = not (config.sampling or others.keys() & {*self.model.cache_options, "draft_model"})
         greedy = plain and config.num_beams == 1
         #: whether chunks bring drafts that are checked
-        self.drafting = self.draft and greedy and self.family.can_draft(self.request)
-        if self._acceptance is not None and not self.draft:
+        self.drafting = how.draft and greedy and self.family.can_draft(self.request)
+        if self._acceptance is not None and not how.draft:
             raise InputError.about("{draft_acceptance} is for drafts; leave out {draft}=False")
         if self._acceptance is not None and not self.drafting:
             message = (
@@ -77,26 +80,20 @@ class SegmentDecoder:
             raise UnsupportedOptionError.about(message)
         self._tokenizer = self.processor.tokenizer
         #: of the CTC head, where words are to be told
-        self.vocabulary = self.family.ctc_vocabulary if self.word_timestamps else None
+        self.vocabulary = self.family.ctc_vocabulary if how.word_timestamps else None
 
     def decode(self, chunks: Iterable[AudioChunk], batch_size: int) -> Iterator[Decoded]:
-        """The texts of chunks in their order, some at a time: each is what the chunk gives alone.
-
-        Args:
-            chunks: no more are asked for than are decoded together.
-            batch_size: that number.
-
-        Raises:
-            ContextLengthError: a chunk is too long for the model.
-        """
+        """See `ChunkDecoder`."""
         batches = self._decode_drafted if self.drafting else self._decode_batches
         for decoded in batches(iter(chunks), batch_size):
             decoded = [(chunk, self._with_fallback(chunk, segment)) for chunk, segment in decoded]
             if self.vocabulary is not None:
                 place_words(decoded, self.vocabulary)
-            yield decoded
+            yield [(chunk, [segment]) for chunk, segment in decoded]
 
-    def _decode_batches(self, chunks: Iterator[AudioChunk], size: int) -> Iterator[Decoded]:
+    def _decode_batches(
+        self, chunks: Iterator[AudioChunk], size: int
+    ) -> Iterator[list[tuple[AudioChunk, Segment]]]:
         """All texts of a batch end before the next one begins."""
         while batch := list(islice(chunks, size)):
             arguments, limits = self._arguments(batch, self.options)
@@ -110,13 +107,15 @@ class SegmentDecoder:
             pairs = zip(batch, rows, strict=True)
             yield [(chunk, self._segment(chunk, run, r.tokens, r.logprobs)) for chunk, r in pairs]
 
-    def _decode_drafted(self, chunks: Iterator[AudioChunk], size: int) -> Iterator[Decoded]:
+    def _decode_drafted(
+        self, chunks: Iterator[AudioChunk], size: int
+    ) -> Iterator[list[tuple[AudioChunk, Segment]]]:
         """Texts that end make room for the next, several of which begin together: a prompt alone
         costs more than its share, and so does waiting until all have ended."""
         enough = 1 if self.vocabulary is None else size  # words are placed together
         running: Speculation | None = None
         pending: deque[tuple[AudioChunk, Prefilled, Answer]] = deque()
-        decoded: Decoded = []
+        decoded: list[tuple[AudioChunk, Segment]] = []
         while True:
             active = 0 if running is None else len(running.answers)
             room = size - active if 2 * active <= size else 0
@@ -147,14 +146,11 @@ class SegmentDecoder:
         if decoded:
             yield decoded
 
-    def stream(self, chunk: AudioChunk, gap: str) -> Generator[TranscriptionDelta, None, Segment]:
-        """The text of one chunk, piece by piece as each is certain; returns the whole segment.
-
-        What is out cannot be taken back: a text that runs into a loop ends where that is noticed.
-
-        Args:
-            gap: what comes before the text, if there is any.
-        """
+    def stream(
+        self, chunk: AudioChunk, gap: str
+    ) -> Generator[TranscriptionDelta, None, list[Segment]]:
+        """See `ChunkDecoder`. What is out cannot be taken back: a text that runs into a loop ends
+        where that is noticed."""
         arguments, _ = self._arguments([chunk], self.options)
         drafts = self._drafts([chunk]) if self.drafting else {}
         run = prefill(self.model, streaming=True, **arguments, **drafts)
@@ -176,7 +172,7 @@ class SegmentDecoder:
         if self.vocabulary is not None:
             place_words([(chunk, segment)], self.vocabulary)
         yield TranscriptionDelta("", segment)
-        return segment
+        return [segment]
 
     def _arguments(
         self, batch: Sequence[AudioChunk], options: dict[str, Any]

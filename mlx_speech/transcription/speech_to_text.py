@@ -4,18 +4,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..audio import Recording
+from ..models.speech_to_text.model import Speech2TextForConditionalGeneration
 from ..processing.request import TranscriptionRequest
 from ..processing.speech_to_text import Speech2TextProcessor
 from .chunks import AudioChunk, ChunkOptions, energy_chunks
+from .ctc import CTCVocabulary
+from .family import ChunkDecoder, Decoding
+from .segment_decoder import generative_decoder
 
 
 class Speech2TextTranscription:
     """See `SpeechFamily`; a chunk's `audio` is its samples, (n,)."""
 
-    ctc_vocabulary = None  #: there is no CTC head to align words with
+    ctc_vocabulary: CTCVocabulary | None = None  #: there is no CTC head to align words with
 
-    def __init__(self, model: object, processor: Speech2TextProcessor):
-        self._processor = processor
+    def __init__(self, model: Speech2TextForConditionalGeneration, processor: Speech2TextProcessor):
+        self._model, self._processor = model, processor
         self.sampling_rate = processor.sampling_rate
 
     def text_language(
@@ -25,6 +29,9 @@ class Speech2TextTranscription:
 
     def can_draft(self, request: TranscriptionRequest) -> bool:
         return False
+
+    def decoder(self, how: Decoding) -> ChunkDecoder:
+        return generative_decoder(self._model, self._processor, self, how)
 
     def chunks(
         self,

@@ -8,8 +8,6 @@ from .chunks import AudioChunk
 from .ctc import CTCVocabulary
 from .transcript import Segment, Word
 
-Decoded = list[tuple[AudioChunk, Segment]]  #: chunks in a row and their texts
-
 
 def words_of(segment: Segment, probabilities: Sequence[float]) -> list[Word]:
     """The words of a segment's text, until they are placed each as long as the segment.
@@ -24,11 +22,11 @@ def words_of(segment: Segment, probabilities: Sequence[float]) -> list[Word]:
     ]
 
 
-def place_words(decoded: Decoded, vocabulary: CTCVocabulary) -> None:
+def place_words(decoded: Sequence[tuple[AudioChunk, Segment]], vocabulary: CTCVocabulary) -> None:
     """Give the words of all segments their times at once.
 
     Args:
-        decoded: chunks that have what words are placed by.
+        decoded: chunks that have what words are placed by, and the text of each.
         vocabulary: of their CTC logits.
     """
     texts = [segment.text for _, segment in decoded]

@@ -36,8 +36,8 @@ from mlx_speech.checkpoint.folder import BPE_HEAD
 from mlx_speech.generation.speculative import DraftStatistics
 from mlx_speech.profiling.machine import blas_name, device_name, machine_name
 from mlx_speech.transcription.chunks import AudioChunk, ChunkOptions
+from mlx_speech.transcription.family import ChunkDecoder
 from mlx_speech.transcription.pipeline import BATCH_SIZE, prepare
-from mlx_speech.transcription.segment_decoder import SegmentDecoder
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = ROOT / "examples" / "tiny-granite-speech"
@@ -100,11 +100,11 @@ def joined(seconds: float) -> np.ndarray:
 
 
 def decode(
-    decoder: SegmentDecoder, chunks: Sequence[AudioChunk], size: int
+    decoder: ChunkDecoder, chunks: Sequence[AudioChunk], size: int
 ) -> tuple[float, list[str]]:
     """The decoder's seconds for chunks that are encoded, so many at a time, and their texts."""
     start_s = time.perf_counter()
-    segments = [s for batch in decoder.decode(chunks, size) for _, s in batch]
+    segments = [s for batch in decoder.decode(chunks, size) for _, said in batch for s in said]
     return time.perf_counter() - start_s, [segment.text for segment in segments]
 
 

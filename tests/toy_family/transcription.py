@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from mlx_speech.errors import UnsupportedOptionError
 from mlx_speech.transcription.chunks import energy_chunks
+from mlx_speech.transcription.segment_decoder import generative_decoder
 
 
 class ToyTranscription:
     ctc_vocabulary = None
 
     def __init__(self, model, processor):
-        self.processor = processor
+        self.model, self.processor = model, processor
         self.sampling_rate = processor.sampling_rate
 
     def text_language(self, request, *, for_decoder=True):
@@ -18,6 +19,9 @@ class ToyTranscription:
 
     def can_draft(self, request):
         return False
+
+    def decoder(self, how):
+        return generative_decoder(self.model, self.processor, self, how)
 
     def chunks(self, recording, options, *, for_alignment, drafts, for_decoder):
         return energy_chunks(recording, options)
