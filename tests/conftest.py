@@ -136,8 +136,9 @@ def output_dtypes(model, monkeypatch) -> list[tuple[str, mx.Dtype]]:
 
         monkeypatch.setattr(kind, "__call__", spy)
 
-    for kind in {type(m) for m in model.modules()}:
-        if kind is not type(model) and "__call__" in kind.__dict__:
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    for kind in kinds - set(type(model).__mro__):
+        if "__call__" in kind.__dict__:
             record(kind)
     return outputs
 

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from ..models.granite_speech.encoder import BLANK
+from ..models.conformer import BLANK
 
 SPACE = ord(" ")  #: label of what is between words, where the vocabulary is known
 ANY = -1  #: stands in a sequence of labels for sound that no label can be named for

@@ -9,7 +9,7 @@ from operator import itemgetter
 import mlx.core as mx
 
 from ..generation.protocols import Detokenizes
-from ..models.granite_speech.encoder import BLANK
+from ..models.conformer import BLANK
 from ..models.granite_speech.model import GraniteSpeechForConditionalGeneration
 from ..models.granite_speech.pooling import POOLED_FRAMES
 from ..processing.tokenizer import Tokenizer

@@ -20,8 +20,8 @@ from mlx_speech import (
     transcribe,
 )
 from mlx_speech.audio import open_recording
+from mlx_speech.models.conformer import BLANK
 from mlx_speech.models.granite_speech import model as granite_speech
-from mlx_speech.models.granite_speech.encoder import BLANK
 from mlx_speech.transcription.alignment import align_words, split_words
 from mlx_speech.transcription.chunks import ChunkOptions
 from mlx_speech.transcription.ctc import CTCVocabulary

@@ -1,9 +1,5 @@
-"""The Conformer-CTC encoder of Granite Speech.
-
-Conformer blocks (https://arxiv.org/abs/2005.08100) whose attention stays inside fixed blocks of
-frames and carries Shaw's relative positions (https://arxiv.org/abs/1803.02155), with
-self-conditioning on the CTC posteriors at mid depth (https://arxiv.org/abs/2104.02724).
-"""
+"""The Conformer-CTC encoder of Granite Speech: Conformer blocks with self-conditioning on the CTC
+posteriors at mid depth (https://arxiv.org/abs/2104.02724)."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -14,7 +10,6 @@ import mlx.nn as nn
 from ...errors import InputError, UnsupportedOptionError
 from ...fields import fitted
 from ...layers.activations import glu, silu
-from ...layers.attention import merge_heads, scaled_dot_product_attention, split_heads
 from ...layers.model_output import ModelOutput, asked, can_return_tuple
 from ...layers.token_ids import check_array
 from ..config import (
@@ -27,8 +22,15 @@ from ..config import (
     VocabSize,
     Width,
 )
-
-BLANK = 0  #: label of a CTC head that stands for nothing
+from ..conformer import (
+    BLANK,
+    BlockAttention,
+    ConformerBlock,
+    DepthwiseConv,
+    FrameMask,
+    batch_norm_of_bias,
+    fold_batch_norm,
+)
 
 
 @dataclass(kw_only=True)
@@ -112,31 +114,6 @@ class GraniteSpeechEncoderOutput(ModelOutput):
     ctc_logits: mx.array = field(kw_only=True)
 
 
-class FrameMask:
-    """Which frames of a batch are real, in the two forms the blocks need.
-
-    Args:
-        num_frames: length of the batch.
-        context_size: frames of an attention block.
-        lengths: (batch,) real frames of each recording; `None` when all are full length.
-    """
-
-    def __init__(self, num_frames: int, context_size: int, lengths: mx.array | None):
-        self.frames: mx.array | None = None
-        self.keys: mx.array | None = None
-        if lengths is None and num_frames % context_size == 0:
-            return
-        ends = mx.array([[num_frames]]) if lengths is None else lengths[:, None]
-        valid = mx.arange(num_frames + -num_frames % context_size) < ends
-        self.keys = valid.reshape(len(valid), -1, 1, 1, context_size)
-        if lengths is not None:
-            self.frames = valid[:, :num_frames, None]
-
-    def zero_padding(self, x: mx.array) -> mx.array:
-        """(batch, frames, width) with zeros at the padding."""
-        return x if self.frames is None else mx.where(self.frames, x, mx.zeros((), x.dtype))
-
-
 class FeedForward(nn.Module):
     def __init__(self, config: GraniteSpeechEncoderConfig):
         super().__init__()
@@ -151,97 +128,22 @@ class FeedForward(nn.Module):
         return self.dropout(self.down_proj(inner))
 
 
-class BlockAttention(nn.Module):
-    """Attention within blocks of `context_size` frames, with Shaw's relative positions."""
-
+class Attention(BlockAttention):
     def __init__(self, config: GraniteSpeechEncoderConfig):
-        super().__init__()
-        dim, head_dim = config.hidden_dim, config.dim_head
-        inner = config.num_heads * head_dim
-        self.num_heads, self.context_size = config.num_heads, config.context_size
-        self.max_pos_emb = config.max_pos_emb
-        self.scale = head_dim**-0.5
+        dim, heads, head_dim = config.hidden_dim, config.num_heads, config.dim_head
+        super().__init__(heads, head_dim, config.context_size, config.max_pos_emb)
+        inner = heads * head_dim
         self.pre_norm = nn.LayerNorm(dim)
         self.to_q = nn.Linear(dim, inner, bias=False)
         self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, dim)
-        self.rel_pos_emb = nn.Embedding(2 * config.max_pos_emb + 1, head_dim)
         self.dropout = nn.Dropout(config.dropout)
 
+    def project(self, x):
+        return self.to_q(x), *self.to_kv(x).split(2, -1)
+
     def __call__(self, x: mx.array, mask: FrameMask) -> mx.array:
-        batch, num_frames, _ = x.shape
-        x = mx.pad(self.pre_norm(x), [(0, 0), (0, -num_frames % self.context_size), (0, 0)])
-        blocks = x.reshape(-1, self.context_size, x.shape[-1])
-        queries = split_heads(self.to_q(blocks), self.num_heads)
-        keys, values = (split_heads(t, self.num_heads) for t in self.to_kv(blocks).split(2, -1))
-        bias = self.relative_bias(queries)
-        if mask.keys is not None:
-            lowest = mx.finfo(bias.dtype).min
-            bias = bias.reshape(batch, -1, *bias.shape[1:])
-            bias = mx.where(mask.keys, bias, mx.array(lowest, bias.dtype)).flatten(0, 1)
-        out = scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=bias)
-        out = merge_heads(out).reshape(batch, -1, out.shape[1] * out.shape[3])
-        return self.dropout(self.to_out(out[:, :num_frames]))
-
-    def relative_bias(self, queries: mx.array) -> mx.array:
-        """Scaled scores of each query with the embedding of its distance to each key.
-
-        With the table's rows for the distances C-1 .. -(C-1), one product gives every query's score
-        for every distance; key j of query i then stands in column C-1-i+j, so that the square of
-        scores is a view whose rows start one column earlier each.
-
-        Args:
-            queries: (blocks, heads, C, head_dim).
-
-        Returns:
-            (blocks, heads, C, C).
-        """
-        size = self.context_size
-        distances = mx.arange(self.max_pos_emb + size - 1, self.max_pos_emb - size, -1)
-        table = self.rel_pos_emb(distances).astype(queries.dtype) * self.scale
-        by_distance = queries @ table.T
-        blocks, heads, _, columns = by_distance.shape
-        strides = (heads * size * columns, size * columns, columns - 1, 1)
-        return mx.as_strided(by_distance, (blocks, heads, size, size), strides, size - 1)
-
-
-class DepthwiseConv(nn.Module):
-    """Depthwise convolution over time that keeps the length; BatchNorm is folded into it."""
-
-    def __init__(self, channels: int, kernel_size: int):
-        super().__init__()
-        self.weight = mx.zeros((channels, kernel_size, 1))
-        self.bias = mx.zeros((channels,))
-
-    def init_own_weights(self, std: float) -> None:
-        """See `init_weights`."""
-        self.weight = mx.random.normal(self.weight.shape, scale=std)
-
-    @property
-    def halo(self) -> tuple[int, int]:
-        """Frames before and after its own that a frame's result depends on."""
-        kernel_size = self.weight.shape[1]
-        return kernel_size // 2, kernel_size - 1 - kernel_size // 2
-
-    def __call__(self, x: mx.array, halo: bool = False) -> mx.array:
-        """(batch, frames, channels); with `halo`, these frames stand on both sides of `x` already,
-        and are missing in the result. Otherwise zeros are what is beyond the ends."""
-        if not halo:
-            x = mx.pad(x, [(0, 0), self.halo, (0, 0)])
-        if mx.default_device().type == mx.DeviceType.cpu:
-            return _sum_of_shifts(x, self.weight, self.bias)
-        return mx.conv1d(x, self.weight, groups=x.shape[-1]) + self.bias
-
-
-@mx.compile
-def _sum_of_shifts(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    """A depthwise convolution as one fused loop: MLX's own is several times slower on a CPU."""
-    kernel_size = weight.shape[1]
-    length = x.shape[1] - kernel_size + 1
-    total = bias.astype(mx.float32)
-    for shift in range(kernel_size):
-        total = total + x[:, shift : shift + length] * weight[:, shift, 0].astype(mx.float32)
-    return total.astype(x.dtype)
+        return self.dropout(self.to_out(self.attend(self.pre_norm(x), mask)))
 
 
 class ConvModule(nn.Module):
@@ -263,29 +165,25 @@ class ConvModule(nn.Module):
         return self.dropout(self.down_conv(silu(self.depth_conv(gated, halo))))
 
 
-class ConformerBlock(nn.Module):
+class GraniteSpeechConformerBlock(ConformerBlock):
     def __init__(self, config: GraniteSpeechEncoderConfig):
         super().__init__()
         self.ff1 = FeedForward(config)
-        self.attn = BlockAttention(config)
+        self.attn = Attention(config)
         self.conv = ConvModule(config)
         self.ff2 = FeedForward(config)
         self.post_norm = nn.LayerNorm(config.hidden_dim)
 
-    def __call__(self, x: mx.array, mask: FrameMask) -> mx.array:
-        x, gated = self.attend(x, mask)
-        # zeros beyond a recording's end are what the convolution sees when it is alone
-        return self.convolve(x, mask.zero_padding(gated))
+    @property
+    def depthwise(self) -> DepthwiseConv:
+        return self.conv.depth_conv
 
-    def attend(self, x: mx.array, mask: FrameMask) -> tuple[mx.array, mx.array]:
-        """The half that looks at whole attention blocks: its result, and the same gated for the
-        convolution."""
+    def attend(self, x, mask):
         x = x + 0.5 * self.ff1(x)
         x = x + self.attn(x, mask)
         return x, self.conv.gate(x)
 
-    def convolve(self, x: mx.array, gated: mx.array, halo: bool = False) -> mx.array:
-        """The half that looks at neighbouring frames; `gated` has more of them with `halo`."""
+    def convolve(self, x, gated, halo=False):
         x = x + self.conv(gated, halo)
         x = x + 0.5 * self.ff2(x)
         return self.post_norm(x)
@@ -296,7 +194,7 @@ class GraniteSpeechCTCEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.input_linear = nn.Linear(config.input_dim, config.hidden_dim)
-        self.layers = [ConformerBlock(config) for _ in range(config.num_layers)]
+        self.layers = [GraniteSpeechConformerBlock(config) for _ in range(config.num_layers)]
         self.out = nn.Linear(config.hidden_dim, config.output_dim)
         self.out_mid = nn.Linear(config.output_dim, config.hidden_dim)
 
@@ -366,9 +264,6 @@ class GraniteSpeechCTCEncoder(nn.Module):
         return x + self.out_mid(posteriors.astype(x.dtype)), 1.0 - posteriors[..., BLANK]
 
 
-_BATCH_NORM_EPS = 1e-5
-
-
 def sanitize_encoder(weights: dict[str, mx.array], prefix: str) -> dict[str, mx.array]:
     """The encoder's checkpoint tensors in this module's layouts.
 
@@ -386,27 +281,11 @@ def sanitize_encoder(weights: dict[str, mx.array], prefix: str) -> dict[str, mx.
         elif name.endswith(".depth_conv.conv.weight") and value.ndim == 3:
             conv = name.removesuffix(".conv.weight")
             kernel = value.swapaxes(1, 2) if value.shape[1] == 1 else value
-            folded = _fold_batch_norm(kernel, weights, conv.removesuffix("depth_conv"))
+            folded = fold_batch_norm(kernel, weights, f"{conv[:-10]}batch_norm")
             result[conv + ".weight"], result[conv + ".bias"] = folded
         elif ".batch_norm." not in name:
             result[name] = value
     return result
-
-
-def _fold_batch_norm(kernel: mx.array, weights: dict[str, mx.array], prefix: str):
-    """(channels, k, 1) kernel and (channels,) bias that include the BatchNorm at `prefix`.
-
-    In float32 whatever the checkpoint's type: rounding comes once, after folding.
-    """
-    parts = ("weight", "bias", "running_mean", "running_var")
-    statistics = [weights[f"{prefix}batch_norm.{p}"].astype(mx.float32) for p in parts]
-    for part, value in zip(parts, statistics, strict=True):
-        if value.shape != kernel.shape[:1]:
-            raise ValueError(f"{prefix}batch_norm.{part} {value.shape} for {len(kernel)} channels")
-    gain, shift, mean, variance = statistics
-    factor = gain * mx.rsqrt(variance + _BATCH_NORM_EPS)
-    folded = kernel.astype(mx.float32) * factor[:, None, None]
-    return folded, shift - mean * factor
 
 
 def encoder_to_checkpoint(weights: dict[str, mx.array], prefix: str) -> dict[str, mx.array]:
@@ -427,10 +306,5 @@ def encoder_to_checkpoint(weights: dict[str, mx.array], prefix: str) -> dict[str
         elif part == "weight":
             result[name.replace("depth_conv.", "depth_conv.conv.")] = value.swapaxes(1, 2)
         else:
-            norm = name.replace("depth_conv.bias", "batch_norm.")
-            ones = mx.ones_like(value)
-            statistics = {"running_mean": 0 * ones, "running_var": ones * (1 - _BATCH_NORM_EPS)}
-            parts = {"weight": ones, "bias": value, **statistics}
-            result |= {f"{norm}{part}": array for part, array in parts.items()}
-            result[f"{norm}num_batches_tracked"] = mx.array(0, mx.int64)
+            result |= batch_norm_of_bias(value, name.replace("depth_conv.bias", "batch_norm"))
     return result

@@ -11,11 +11,10 @@ import pytest
 from conftest import DATA, speech_inputs
 from mlx.utils import tree_flatten, tree_map
 
+from mlx_speech.models.conformer import DepthwiseConv, _sum_of_shifts
 from mlx_speech.models.granite_speech.encoder import (
-    DepthwiseConv,
     GraniteSpeechCTCEncoder,
     GraniteSpeechEncoderConfig,
-    _sum_of_shifts,
     sanitize_encoder,
 )
 

@@ -170,7 +170,8 @@ class TestDtype:
         outputs = output_dtypes(model, monkeypatch)
         inputs = speech_inputs(processor, *MIXED)
         output = model(**inputs)
-        assert {name for name, _ in outputs} >= {"ConformerBlock", "QFormerLayer", "DecoderLayer"}
+        expected = {"GraniteSpeechConformerBlock", "QFormerLayer", "DecoderLayer"}
+        assert {name for name, _ in outputs} >= expected
         assert {(n, d) for n, d in outputs if d != mx.bfloat16} == set()
         assert output.logits.dtype == mx.bfloat16
         cache = model.make_cache()

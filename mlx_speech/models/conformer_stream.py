@@ -1,0 +1,72 @@
+"""Conformer blocks over a recording that comes part by part, in memory that does not grow.
+
+A block needs nothing of a recording but whole attention blocks, and a few frames to either side for
+its convolution. So each keeps only the frames that still wait for those, and hands on what is
+final: block k runs about k attention blocks behind the input, and nothing is computed twice.
+"""
+
+import mlx.core as mx
+
+from .conformer import ConformerBlock, FrameMask
+
+
+class Frames:
+    """Frames that wait, first in, first out.
+
+    Args:
+        number: how many frames of zeros it has at first.
+    """
+
+    def __init__(self, number: int, width: int, dtype: mx.Dtype):
+        self.waiting = mx.zeros((1, number, width), dtype)
+
+    def __len__(self) -> int:
+        return self.waiting.shape[1]
+
+    def append(self, x: mx.array) -> None:
+        """Add (1, n, width), any n."""
+        self.waiting = mx.concatenate([self.waiting, x], axis=1)
+
+    def take(self, number: int, keep: int = 0) -> mx.array:
+        """The first frames, all but the last `keep` of which go."""
+        taken = self.waiting[:, :number]
+        # a copy: a slice would hold on to the whole
+        self.waiting = mx.contiguous(self.waiting[:, number - keep :])
+        return taken
+
+
+class BlockStream:
+    """One Conformer block.
+
+    Args:
+        context_size: frames of an attention block.
+        width, dtype: of the block's frames.
+    """
+
+    def __init__(self, block: ConformerBlock, context_size: int, width: int, dtype: mx.Dtype):
+        self._block, self._context_size = block, context_size
+        self._before, self._after = block.depthwise.halo
+        self._inner = len(block.depthwise.weight)
+        self._attention, self._residual = (Frames(0, width, dtype) for _ in range(2))
+        self._gated = Frames(self._before, self._inner, dtype)
+        self.queues = (self._attention, self._residual, self._gated)
+
+    def push(self, x: mx.array, last: bool) -> mx.array:
+        """(1, n, width) -> (1, m, width), frames that are final."""
+        self._attention.append(x)
+        whole = len(self._attention)
+        if not last:
+            whole -= whole % self._context_size
+        if whole:
+            mask = FrameMask(whole, self._context_size, None)
+            attended, gated = self._block.attend(self._attention.take(whole), mask)
+            self._residual.append(attended)
+            self._gated.append(gated)
+        if last:
+            self._gated.append(mx.zeros((1, self._after, self._inner), x.dtype))
+        halo = self._before + self._after
+        final = len(self._gated) - halo
+        if final <= 0:
+            return x[:, :0]
+        gated = self._gated.take(len(self._gated), keep=halo)
+        return self._block.convolve(self._residual.take(final), gated, halo=True)
