@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import InputError
+from ..layers.model_output import take_aliases
 from ..layers.token_ids import as_mlx
 from .beam import Hypothesis, beam_search
 from .checks import (
@@ -81,7 +82,8 @@ def generate(
         draft_past_key_values: its cache, which holds the beginning of the prompt already.
         drafts: for each prompt ids that its answer may be, such as a first guess at it, for
             speculative decoding; what follows one that the model does not know is left out.
-        past_key_values: a cache that holds the beginning of the prompt already (`make_cache`).
+        past_key_values, or cache: one that holds the beginning of the prompt already
+            (`make_cache`).
         kwargs: single options that differ from the configuration's (see `GenerationConfig`), those
             of the cache (see `make_cache`) and of `prefill`, and the model's further inputs, such
             as `input_features`.
@@ -202,6 +204,7 @@ def resolve_config(
     names = [f.name for f in fields(GenerationConfig)]
     options = {name: others.pop(name) for name in names if name in others}
     others = {name: value for name, value in others.items() if value is not None}
+    take_aliases(others)
     if "assistant_model" in others:
         others["draft_model"] = others.pop("assistant_model")
     config = others.pop("generation_config", None)

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ..errors import InputError, UnsupportedOptionError
 from ..fields import Range, fitted
+from ..layers.model_output import take_aliases
 from .api import Prefilled, prefill
 from .checks import check_generates, check_one_text, is_cache
 from .protocols import GenerativeModel, TextTokenizer
@@ -105,6 +106,7 @@ def _prefill(
         raise UnsupportedOptionError(what)
     tokenizer = text_tokenizer(processor)
     ids = prompt_ids(tokenizer, prompt)
+    take_aliases(options)
     cache = options.get("past_key_values")
     new_tokens = len(ids) - (cache[0].length if cache and is_cache(cache) else 0)
     mx.reset_peak_memory()

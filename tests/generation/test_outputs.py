@@ -85,6 +85,7 @@ def test_samples_of_padded_prompts():
     assert found.tolist() == model.generate(IDS[1:], **options).tolist()
     assert cache[0].length == 2
     assert len(cache[0].stored()[0]) == 1
+    assert model.generate(IDS[1:], cache=cache, **options).tolist() == found.tolist()
 
 
 def test_streamer():

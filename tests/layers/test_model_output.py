@@ -14,15 +14,15 @@ from mlx_speech.layers.model_output import ModelOutput, can_return_tuple
 class Output(ModelOutput):
     loss: float | None = None
     logits: str | None = None
-    cache: list | None = None
+    past_key_values: list | None = None
 
 
 def test_what_is_none_is_no_item():
-    output = Output(logits="l", cache=[1])
+    output = Output(logits="l", past_key_values=[1])
     assert output.logits == output["logits"] == output[0] == "l"
     assert output[:2] == output.to_tuple() == ("l", [1])
-    assert list(output) == list(output.keys()) == ["logits", "cache"]
-    assert {**output} == {"logits": "l", "cache": [1]}
+    assert list(output) == list(output.keys()) == ["logits", "past_key_values"]
+    assert {**output} == {"logits": "l", "past_key_values": [1]}
     assert output.loss is None
     assert "loss" not in output
     with pytest.raises(KeyError):
@@ -32,11 +32,25 @@ def test_what_is_none_is_no_item():
 def test_fields_keep_their_order_however_they_are_set():
     output = Output(logits="l")
     output.loss = 1.0
-    output["cache"] = []
+    output["past_key_values"] = []
     assert output.to_tuple() == (1.0, "l", [])
     output.logits = None
     assert output.to_tuple() == (1.0, [])
     assert copy.deepcopy(output).to_tuple() == (1.0, [])
+
+
+def test_the_cache_has_two_names():
+    output = Output(logits="l", past_key_values=[1])
+    assert output.cache is output["cache"] is output.get("cache") is output.past_key_values
+    assert "cache" in output
+    output.cache = [2]
+    assert output.to_tuple() == ("l", [2])
+    output["cache"] = None
+    assert output.past_key_values is output.cache is output.get("cache") is None
+    assert "cache" not in output
+    assert not hasattr(ModelOutput(), "cache")
+    with pytest.raises(AttributeError, match="Output has no caches"):
+        _ = output.caches
 
 
 @pytest.mark.parametrize(

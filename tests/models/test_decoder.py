@@ -181,6 +181,18 @@ def test_cache_position_is_what_is_known():
     assert more.past_key_values[0].length == 6
 
 
+def test_the_cache_by_its_other_name():
+    """As transformers calls it from 5.24 on."""
+    model = random_decoder()
+    whole = model(IDS).logits[:, -1]
+    first = model(IDS[:, :2])
+    again = model(IDS[:, 2:], cache=first.cache)
+    assert again.cache is first.cache is first.past_key_values
+    assert mx.allclose(again.logits[:, -1], whole, atol=1e-5).item()
+    with pytest.raises(InputError, match="cache and past_key_values are the same"):
+        model(IDS, cache=first.cache, past_key_values=first.cache)
+
+
 @pytest.mark.parametrize(
     "keep", [-1, 1.5, "two", None, [0, "1"], [3], np.array([-4]), np.ones((2, 1), int)]
 )

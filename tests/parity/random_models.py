@@ -29,6 +29,7 @@ from transformers import (
 )
 
 import mlx_speech
+from mlx_speech.layers.model_output import ALIASES
 from mlx_speech.loading import load_model
 
 transformers.logging.set_verbosity_error()
@@ -335,6 +336,11 @@ def call(pair: Pair, *args, **kwargs) -> tuple:
         with torch.no_grad():
             both.append(model(*(convert(value, kind) for value in args), **given))
     return tuple(both)
+
+
+def names(output: transformers.utils.ModelOutput) -> list[str]:
+    """Of the fields of transformers' output, as ours has them, whatever its version calls some."""
+    return [ALIASES.get(name, name) for name in output]
 
 
 def assert_close(ours: mx.array, reference: torch.Tensor, tolerance: float) -> None:
