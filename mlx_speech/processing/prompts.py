@@ -44,7 +44,9 @@ class PromptStyle:
     title: for messages.
     targets: codes of the languages that it translates to.
     punctuates: whether it knows the instruction for punctuation and capitals.
+    translations: the instructions to translate, without and with punctuation and capitals.
     keyword_tasks: the tasks in which it takes keywords, words to expect.
+    keywords_punctuated: whether it takes them behind instructions for punctuation as well.
     names_language: whether it can be told which language is spoken.
     after_audio: what stands between the audio and the instruction.
     system: the system message that its card uses; without one, their templates fill in another,
@@ -54,7 +56,9 @@ class PromptStyle:
     title: str
     targets: tuple[str, ...] = tuple(LANGUAGES)
     punctuates: bool = False
+    translations: tuple[str, str] = (TRANSLATE, TRANSLATE_PUNCTUATED)
     keyword_tasks: tuple[str, ...] = ()
+    keywords_punctuated: bool = False
     names_language: bool = False
     after_audio: str = ""
     system: str | None = None
@@ -72,23 +76,26 @@ class PromptStyle:
         what = "keywords in translation" if translates else "keywords"
         told = language is not None
         self._require("keywords", keywords, what, lambda s: task in s.keyword_tasks)
+        both, what = keywords and punctuate, f"{what} and punctuation at once"
+        self._require("keywords", both, what, lambda s: s.keywords_punctuated)
         self._require("punctuate", punctuate, "punctuation and capitals", lambda s: s.punctuates)
         self._require("language", told, "being told the language", lambda s: s.names_language)
         self._require("task", translates, "translation", lambda s: s.targets)
         listed = KEYWORDS.format(", ".join(keywords)) if keywords else ""
         if translates:
             if language is not None:
-                message = f"{self.title} detects the language that it translates from"
-                raise UnsupportedOptionError(message)
+                message = (
+                    "{title} detects the language that it translates from; leave {language} out"
+                )
+                raise UnsupportedOptionError.about(message, title=self.title)
             code = language_code(request.target_language or "")
             if code not in self.targets:
                 able = f"{LANGUAGES[code]}, but to {', '.join(self.targets)}"
                 raise UnsupportedOptionError(f"{self.title} does not translate to {able}")
-            asked = TRANSLATE_PUNCTUATED if punctuate else TRANSLATE
-            return asked.format(LANGUAGES[code]) + listed
+            return self.translations[bool(punctuate)].format(LANGUAGES[code]) + listed
         plain = TRANSCRIBE_PUNCTUATED if punctuate else TRANSCRIBE
         if keywords:
-            plain = TRANSCRIBE_KEYWORDS + listed
+            plain = (plain if punctuate else TRANSCRIBE_KEYWORDS) + listed
         if language is None:
             return plain
         spoken = LANGUAGES[language_code(language)]
@@ -120,7 +127,12 @@ GRANITE_4_1_PLUS = PromptStyle(
     "Granite Speech 4.1 Plus", targets=(), after_audio=" ", system=_CARD.format("December 19, 2024")
 )
 GRANITE_5_0 = PromptStyle(
-    "Granite Speech 5.0", punctuates=True, keyword_tasks=("transcribe",), names_language=True
+    "Granite Speech 5.0",
+    punctuates=True,
+    translations=(TRANSLATE.capitalize(), TRANSLATE_PUNCTUATED.capitalize()),
+    keyword_tasks=TASKS,
+    keywords_punctuated=True,
+    names_language=True,
 )
 _STYLES = (GRANITE_3, GRANITE_4_0, GRANITE_4_1, GRANITE_4_1_PLUS, GRANITE_5_0)
 #: of a model that is none of these, e.g. trained from scratch: what they have in common

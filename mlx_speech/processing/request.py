@@ -44,9 +44,6 @@ class TranscriptionRequest:
             raise InputError.about("{prompt} takes the place of " + others + "; leave them out")
         if self.keywords is not None:
             _check_keywords(self.keywords)
-            if self.keywords and self.punctuate:
-                text = "no model was trained for {keywords} and {punctuate} at once; choose one"
-                raise InputError.about(text)
         if self.task == "translate" and self.target_language is None:
             raise InputError.about("{task} 'translate' needs {target_language}")
         if self.task != "translate" and self.target_language is not None:

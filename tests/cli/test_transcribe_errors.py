@@ -77,7 +77,6 @@ class TestWrongInput:
             ((GATE, "-f", ""), "invalid choice: ''"),
             ((GATE, "--prompt", "x", "--punctuate"), "leave them out"),
             ((GATE, "--prompt", "x", "--keywords", "y"), "leave them out"),
-            ((GATE, "--keywords", "x", "--punctuate"), "--keywords and --punctuate at once"),
             ((GATE, "--keywords", " , "), "--keywords has no words in it"),
             ((GATE, "--keywords", "@nowhere.txt"), "cannot read nowhere.txt: No such file"),
             ((GATE, "--keywords", f"@{GATE}"), "flite_08.flac is not UTF-8 text"),

@@ -124,6 +124,38 @@ class TestPrompts:
     def test_instructions(self, style, options, instruction):
         assert style.instruction(TranscriptionRequest(**options)) == instruction
 
+    @pytest.mark.parametrize("keywords", [(), ("MLX", "Jais 2")])
+    @pytest.mark.parametrize(
+        ("options", "instruction"),
+        [
+            ({}, "can you transcribe the speech into a written format?"),
+            (
+                {"punctuate": True},
+                "transcribe the speech with proper punctuation and capitalization.",
+            ),
+            (
+                {"language": "ja", "punctuate": True},
+                "The speech is in Japanese. Transcribe it exactly; do not translate. "
+                "transcribe the speech with proper punctuation and capitalization.",
+            ),
+            (
+                {"task": "translate", "target_language": "it"},
+                "Translate the speech to Italian.",
+            ),
+            (
+                {"task": "translate", "target_language": "zh", "punctuate": True},
+                "Translate the speech to Mandarin with proper punctuation and capitalization.",
+            ),
+        ],
+    )
+    def test_instructions_of_5_0(self, options, instruction, keywords):
+        """Keywords go behind any of them, but for the plain one, which is another with them."""
+        if keywords:
+            listed = " Keywords: MLX, Jais 2"
+            instruction = (instruction if options else "transcribe the speech to text.") + listed
+        request = TranscriptionRequest(**options, keywords=keywords)
+        assert GRANITE_5_0.instruction(request) == instruction
+
     @pytest.mark.parametrize(
         ("style", "options", "message"),
         [
@@ -159,9 +191,20 @@ class TestPrompts:
                 (
                     style,
                     {"task": "translate", "target_language": "fr", "keywords": ["MLX"]},
-                    "trained for keywords in translation; these were: Granite Speech 4.1$",
+                    "trained for keywords in translation; these were: Granite Speech 4.1, "
+                    "Granite Speech 5.0$",
                 )
-                for style in (GRANITE_3, GRANITE_4_0, GRANITE_5_0)
+                for style in (GRANITE_3, GRANITE_4_0)
+            ),
+            (
+                GRANITE_4_1,
+                {"keywords": ["MLX"], "punctuate": True},
+                "keywords and punctuation at once; these were: Granite Speech 5.0$",
+            ),
+            (
+                GRANITE_5_0,
+                {"task": "translate", "target_language": "fr", "language": "de"},
+                "5.0 detects the language that it translates from; leave language out",
             ),
         ],
     )

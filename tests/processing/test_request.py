@@ -25,7 +25,6 @@ class TestRequest:
                 ({"keywords": ["MLX", word]}, "among the keywords is .*, which is no word or name")
                 for word in ("", " ", "a, b", "a\nb", 5)
             ),
-            ({"keywords": ["MLX"], "punctuate": True}, "keywords and punctuate at once"),
         ],
     )
     def test_what_no_family_can_do(self, options, message):
