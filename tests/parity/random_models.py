@@ -338,7 +338,7 @@ def call(pair: Pair, *args, **kwargs) -> tuple:
     return tuple(both)
 
 
-def names(output: transformers.utils.ModelOutput) -> list[str]:
+def field_names(output: transformers.utils.ModelOutput) -> list[str]:
     """Of the fields of transformers' output, as ours has them, whatever its version calls some."""
     return [ALIASES.get(name, name) for name in output]
 

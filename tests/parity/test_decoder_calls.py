@@ -29,7 +29,7 @@ from .random_models import (
     assert_close,
     assert_logits_match,
     call,
-    names,
+    field_names,
     save_decoder,
     tensor,
     text_ids,
@@ -77,7 +77,7 @@ def test_names_and_order(pair, model_class):
     flags = {"output_attentions": True, "output_hidden_states": True}
     ours, theirs = call(pair(model_class), ids, **flags)
     assert type(ours).__name__ == type(theirs).__name__
-    assert list(ours) == names(theirs)
+    assert list(ours) == field_names(theirs)
     mx.eval(ours)
     for given, length in (({}, 2), ({"use_cache": False}, 1), (flags, 4)):
         ours, theirs = call(pair(model_class), ids, return_dict=False, **given)
@@ -183,10 +183,10 @@ def test_flags_of_the_configuration(decoder):
             setattr(model.config, name, True)
     try:
         ours, theirs = call(decoder, ids)
-        assert list(ours) == names(theirs)
+        assert list(ours) == field_names(theirs)
         assert {"attentions", "hidden_states"} <= ours.keys()
         ours, theirs = call(decoder, ids, output_attentions=False)
-        assert list(ours) == names(theirs) == ["logits", "past_key_values", "hidden_states"]
+        assert list(ours) == field_names(theirs) == ["logits", "past_key_values", "hidden_states"]
         decoder.ours.config.return_dict = False  # the reference itself fails then
         assert len(decoder.ours(mx.array(ids))) == 4
     finally:

@@ -35,7 +35,7 @@ from .random_models import (
     PAD,
     Pair,
     features,
-    names,
+    field_names,
     randomize,
     save_decoder,
     speech_ids,
@@ -133,7 +133,7 @@ def test_output_of_greedy_search(generator):
     options |= {"output_scores": True, "output_logits": True}
     ours, theirs = generator.ours(**options), generator.theirs(**options)
     assert type(ours).__name__ == type(theirs).__name__
-    assert list(ours) == names(theirs)
+    assert list(ours) == field_names(theirs)
     assert ours.sequences.tolist() == theirs.sequences.tolist()
     prompt = ours.sequences.shape[1] - len(ours.scores)
     lengths = answer_lengths(np.array(ours.sequences), prompt, ENDS)
@@ -143,7 +143,7 @@ def test_output_of_greedy_search(generator):
     assert ours.past_key_values[0].length == theirs.past_key_values.get_seq_length()
     for name in ("output_scores", "output_logits"):
         fewer = {k: v for k, v in options.items() if k != name}
-        assert list(generator.ours(**fewer)) == list(generator.theirs(**fewer))
+        assert list(generator.ours(**fewer)) == field_names(generator.theirs(**fewer))
     without = options | {"use_cache": False}
     assert generator.ours(**without).sequences.tolist() == theirs.sequences.tolist()
     assert "past_key_values" not in generator.ours(**without)
@@ -158,7 +158,7 @@ def test_output_of_beam_search(generator, count):
     options |= {"eos_token_id": None}
     ours, theirs = generator.ours(**options), generator.theirs(**options)
     assert type(ours).__name__ == type(theirs).__name__
-    assert list(ours) == names(theirs)
+    assert list(ours) == field_names(theirs)
     assert ours.sequences.tolist() == theirs.sequences.tolist()
     assert ours.beam_indices.tolist() == theirs.beam_indices.tolist()
     assert len({tuple(row) for row in ours.sequences.tolist()}) == 2 * count

@@ -19,7 +19,7 @@ from .random_models import (
     assert_logits_match,
     call,
     features,
-    names,
+    field_names,
     save_speech,
     speech_ids,
     tensor,
@@ -67,7 +67,7 @@ def test_names_and_order(pair):
     """Arguments by position, the items in their order, and the tuple they can be."""
     given = prompts(pair), recordings(pair), None, np.ones_like(prompts(pair))
     ours, theirs = call(pair, *given, labels=prompts(pair), **FLAGS)
-    assert list(ours) == names(theirs)
+    assert list(ours) == field_names(theirs)
     assert ours.loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
     assert_close(ours["logits"], theirs["logits"], 1e-4)
     assert_close(ours[1], theirs[1], 1e-4)

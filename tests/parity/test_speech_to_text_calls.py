@@ -21,7 +21,7 @@ from .random_models import (
     assert_logits_match,
     call,
     features,
-    names,
+    field_names,
     randomize,
     tensor,
     text_ids,
@@ -64,7 +64,7 @@ def test_names_and_order(pairs, model_class):
     for more, length in (({}, 3), ({"use_cache": False}, 2), (FLAGS, 8)):
         ours, theirs = call(pairs[model_class], *given, **more)
         assert type(ours).__name__ == type(theirs).__name__
-        assert list(ours) == names(theirs)
+        assert list(ours) == field_names(theirs)
         assert len(ours) == length
         ours, theirs = call(pairs[model_class], *given, return_dict=False, **more)
         assert type(ours) is tuple
@@ -157,7 +157,7 @@ def test_decoder_alone(pair):
     given = mx.array(IDS), None, mx.array(frames.numpy()), mx.array(mask)
     ours = pair.ours.get_decoder()(*given, **FLAGS)
     assert type(ours).__name__ == type(theirs).__name__
-    assert list(ours) == names(theirs)
+    assert list(ours) == field_names(theirs)
     for name in ("hidden_states", "attentions", "cross_attentions"):
         for found, expected in zip(ours[name], theirs[name], strict=True):
             assert_close(found, expected, 1e-4)
