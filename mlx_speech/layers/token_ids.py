@@ -1,4 +1,5 @@
-"""Arrays that callers give, and the check that token ids are ids of the model's vocabulary.
+"""Arrays that callers give, masks of frames among them, and the check that token ids are ids of the
+model's vocabulary.
 
 An index beyond a table is no error to MLX: it reads whatever lies there, or kills the process.
 """
@@ -59,6 +60,28 @@ def _fits(found: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
     pairs = zip(found, shape, strict=False)
     named = all(have > 0 if isinstance(want, str) else have == want for have, want in pairs)
     return len(found) == len(shape) and named
+
+
+def real_frames(attention_mask: Any, *shape: int | str) -> mx.array | None:
+    """Which frames are real: boolean (recordings, frames), None if all are.
+
+    Args:
+        attention_mask: (recordings, frames), ones and then zeros.
+        shape: that it has to have.
+
+    Raises:
+        InputError: it is no such array, the zeros are not at the end, or a recording has no frame
+            at all.
+    """
+    if attention_mask is None:
+        return None
+    shape = shape or ("recordings", "frames")
+    mask = check_array(attention_mask, "attention_mask", mx.generic, shape).astype(mx.int32)
+    if mx.any(mask[:, 1:] > mask[:, :-1]).item():
+        raise InputError("attention_mask must be ones and then zeros: pad recordings at their end")
+    if mx.any(mask.sum(axis=1) == 0).item():
+        raise InputError("attention_mask leaves a recording without any frame")
+    return None if mx.all(mask).item() else mask.astype(mx.bool_)
 
 
 def check_token_ids(

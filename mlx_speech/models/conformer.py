@@ -98,12 +98,17 @@ class BlockAttention(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """Depthwise convolution over time that keeps the length; BatchNorm is folded into it."""
+    """Depthwise convolution over time; BatchNorm is folded into it.
 
-    def __init__(self, channels: int, kernel_size: int):
+    Args:
+        stride: frames that become one; fewer at the end are dropped.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, stride: int = 1):
         super().__init__()
         self.weight = mx.zeros((channels, kernel_size, 1))
         self.bias = mx.zeros((channels,))
+        self.stride = stride
 
     def init_own_weights(self, std: float) -> None:
         """See `init_weights`."""
@@ -116,23 +121,27 @@ class DepthwiseConv(nn.Module):
         return kernel_size // 2, kernel_size - 1 - kernel_size // 2
 
     def __call__(self, x: mx.array, halo: bool = False) -> mx.array:
-        """(batch, frames, channels); with `halo`, these frames stand on both sides of `x` already,
-        and are missing in the result. Otherwise zeros are what is beyond the ends."""
+        """(batch, frames, channels) -> (batch, frames // stride, channels); with `halo`, these
+        frames stand on both sides of `x` already, and are missing in the result. Otherwise zeros
+        are what is beyond the ends."""
         if not halo:
             x = mx.pad(x, [(0, 0), self.halo, (0, 0)])
+        around = sum(self.halo)
+        x = x[:, : (x.shape[1] - around) // self.stride * self.stride + around]
         if mx.default_device().type == mx.DeviceType.cpu:
-            return _sum_of_shifts(x, self.weight, self.bias)
-        return mx.conv1d(x, self.weight, groups=x.shape[-1]) + self.bias
+            return _sum_of_shifts(x, self.weight, self.bias, self.stride)
+        return mx.conv1d(x, self.weight, stride=self.stride, groups=x.shape[-1]) + self.bias
 
 
 @mx.compile
-def _sum_of_shifts(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+def _sum_of_shifts(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1) -> mx.array:
     """A depthwise convolution as one fused loop: MLX's own is several times slower on a CPU."""
     kernel_size = weight.shape[1]
     length = x.shape[1] - kernel_size + 1
     total = bias.astype(mx.float32)
     for shift in range(kernel_size):
-        total = total + x[:, shift : shift + length] * weight[:, shift, 0].astype(mx.float32)
+        part = x[:, shift : shift + length : stride]
+        total = total + part * weight[:, shift, 0].astype(mx.float32)
     return total.astype(x.dtype)
 
 
@@ -156,7 +165,8 @@ class ConformerBlock(nn.Module):
         raise NotImplementedError
 
     def convolve(self, x: mx.array, gated: mx.array, halo: bool = False) -> mx.array:
-        """The half that looks at neighbouring frames; `gated` has more of them with `halo`."""
+        """The half that looks at neighbouring frames; `gated` has more of them with `halo`. Where
+        the convolution has a stride, there are fewer frames after it."""
         raise NotImplementedError
 
 

@@ -46,6 +46,7 @@ class BlockStream:
     def __init__(self, block: ConformerBlock, context_size: int, width: int, dtype: mx.Dtype):
         self._block, self._context_size = block, context_size
         self._before, self._after = block.depthwise.halo
+        self._stride = block.depthwise.stride
         self._inner = len(block.depthwise.weight)
         self._attention, self._residual = (Frames(0, width, dtype) for _ in range(2))
         self._gated = Frames(self._before, self._inner, dtype)
@@ -65,8 +66,8 @@ class BlockStream:
         if last:
             self._gated.append(mx.zeros((1, self._after, self._inner), x.dtype))
         halo = self._before + self._after
-        final = len(self._gated) - halo
+        final = (len(self._gated) - halo) // self._stride * self._stride
         if final <= 0:
             return x[:, :0]
-        gated = self._gated.take(len(self._gated), keep=halo)
+        gated = self._gated.take(final + halo, keep=halo)
         return self._block.convolve(self._residual.take(final), gated, halo=True)

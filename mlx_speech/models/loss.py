@@ -7,10 +7,11 @@ import mlx.nn as nn
 
 from ..errors import InputError
 from ..fields import Range, fitted
-from ..layers.token_ids import as_mlx, check_array
+from ..layers.token_ids import as_mlx, check_array, check_token_ids
 
 _Positive = Annotated[float, Range(0, exclusive=True)]
 IGNORED = -100  #: label of a position that does not count
+_NEVER = -1e30  #: logarithm of a probability of nothing, of which there is a gradient
 
 
 def cross_entropy(
@@ -76,6 +77,64 @@ def causal_lm_loss(
     end = mx.full((len(labels), 1), ignore_index, mx.int64)
     labels = mx.concatenate([labels[:, 1:], end], axis=1)
     return cross_entropy(logits, labels, num_items_in_batch, ignore_index)
+
+
+def ctc_loss(
+    logits: mx.array,
+    labels: mx.array,
+    lengths: mx.array,
+    *,
+    blank: int,
+    reduction: str = "mean",
+    zero_infinity: bool = False,
+) -> mx.array:
+    """How unlikely it is that labels of frames, blanks and repetitions apart, are those of the
+    recordings, in float32 (Graves and others, "Connectionist Temporal Classification", 2006).
+
+    Args:
+        logits: (batch, frames, classes).
+        labels: (batch, length); -100 and blanks, wherever they stand, do not count.
+        lengths: (batch,) frames of each recording.
+        reduction: `"mean"` over the recordings, each divided by the number of its labels, their
+            `"sum"`, or `"none"`: (batch,).
+        zero_infinity: whether a recording that is too short for its labels counts 0.
+
+    Raises:
+        InputError: a label is none of the classes, or there are not as many rows as of logits.
+    """
+    labels = check_array(labels, "labels", mx.integer, (len(logits), "length"))
+    counts = (labels != IGNORED) & (labels != blank)
+    labels = check_token_ids(mx.where(counts, labels, blank), logits.shape[-1], "labels")
+    places = mx.arange(labels.shape[1])
+    # those that count come first, in their order
+    order = mx.argsort(mx.where(counts, places, places + labels.shape[1]), axis=1)
+    labels, number = mx.take_along_axis(labels, order, axis=1), counts.sum(axis=1)
+    # states are blanks before, between and after the labels
+    states = mx.stack([mx.full(labels.shape, blank), labels], axis=2).flatten(1)
+    states = mx.pad(states, [(0, 0), (0, 1)], constant_values=blank)
+    differs = mx.pad(states[:, 2:] != states[:, :-2], [(0, 0), (2, 0)])
+    skips = mx.where(differs & (states != blank), 0.0, _NEVER)
+    logprobs = logits.astype(mx.float32)
+    logprobs = logprobs - mx.logsumexp(logprobs, axis=-1, keepdims=True)
+    logprobs = mx.take_along_axis(logprobs, states[:, None], axis=2)
+
+    reached = mx.where(mx.arange(states.shape[1]) == 0, 0.0, mx.full(states.shape, _NEVER))
+    for frame in range(logits.shape[1]):
+        one, two = (
+            mx.pad(reached[:, :-by], [(0, 0), (by, 0)], constant_values=_NEVER) for by in (1, 2)
+        )
+        # before the first frame there is nothing to skip from
+        ways = [reached, one, two + skips] if frame else [reached, one]
+        following = mx.logsumexp(mx.stack(ways), axis=0) + logprobs[:, frame]
+        reached = mx.where((frame < lengths)[:, None], following, reached)
+    ends = mx.stack([2 * number, mx.maximum(2 * number - 1, 0)], axis=1)
+    ends = mx.where(mx.arange(2) < 1 + (number > 0)[:, None], ends, states.shape[1])
+    reached = mx.pad(reached, [(0, 0), (0, 1)], constant_values=_NEVER)
+    losses = -mx.logsumexp(mx.take_along_axis(reached, ends, axis=1), axis=1)
+    losses = mx.where(losses < -_NEVER / 2, losses, 0.0 if zero_infinity else mx.inf)
+    if reduction == "none":
+        return losses
+    return (losses / mx.maximum(number, 1)).mean() if reduction == "mean" else losses.sum()
 
 
 def sequence_classification_loss(

@@ -13,30 +13,9 @@ import mlx.nn as nn
 from ...errors import InputError
 from ...layers.activations import glu
 from ...layers.model_output import asked, can_return_tuple
-from ...layers.token_ids import check_array
+from ...layers.token_ids import check_array, real_frames
 from .layers import Layer, LayerStack, Speech2TextConfig, head_masks
 from .outputs import BaseModelOutput
-
-
-def real_frames(attention_mask: Any) -> mx.array | None:
-    """Which frames are real: boolean (recordings, frames), None if all are.
-
-    Args:
-        attention_mask: (recordings, frames), ones and then zeros.
-
-    Raises:
-        InputError: it is no such array, the zeros are not at the end, or a recording has no frame
-            at all.
-    """
-    if attention_mask is None:
-        return None
-    shape = "recordings", "frames"
-    mask = check_array(attention_mask, "attention_mask", mx.generic, shape).astype(mx.int32)
-    if mx.any(mask[:, 1:] > mask[:, :-1]).item():
-        raise InputError("attention_mask must be ones and then zeros: pad recordings at their end")
-    if mx.any(mask.sum(axis=1) == 0).item():
-        raise InputError("attention_mask leaves a recording without any frame")
-    return None if mx.all(mask).item() else mask.astype(mx.bool_)
 
 
 class ConvSubsampler(nn.Module):

@@ -11,12 +11,12 @@ from ...errors import InputError
 from ...generation import GenerationConfig
 from ...layers.cache import CrossAttentionCache, KVCache
 from ...layers.model_output import can_return_tuple
-from ...layers.token_ids import as_mlx, check_token_ids
+from ...layers.token_ids import as_mlx, check_token_ids, real_frames
 from ..base import PretrainedModel
 from ..initialization import init_weights
 from ..loss import IGNORED, cross_entropy
 from .decoder import Cache, Speech2TextDecoder
-from .encoder import Speech2TextEncoder, real_frames
+from .encoder import Speech2TextEncoder
 from .layers import Speech2TextConfig
 from .outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 
