@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 #: modules -> the public names in them
 _HOMES = {
     "audio": "load_audio",
-    "auto": "AutoConfig AutoFeatureExtractor AutoModel AutoModelForCausalLM "
+    "auto": "AutoConfig AutoFeatureExtractor AutoModel AutoModelForCTC AutoModelForCausalLM "
     "AutoModelForMultimodalLM AutoModelForSequenceClassification AutoModelForSpeechSeq2Seq "
     "AutoProcessor",
     "chat_session": "ChatSession",
@@ -34,6 +34,8 @@ _HOMES = {
     "GraniteSpeechPlusConfig GraniteSpeechPlusForConditionalGeneration",
     "models.granite_speech.encoder": "GraniteSpeechCTCEncoder GraniteSpeechEncoderConfig "
     "GraniteSpeechPlusEncoderConfig",
+    "models.granite_speech5": "GraniteSpeech5CTCConfig GraniteSpeech5Encoder "
+    "GraniteSpeech5EncoderConfig GraniteSpeech5ForCTC",
     "models.jais2": "Jais2Config Jais2ForCausalLM Jais2Model",
     "models.llama": "LlamaConfig LlamaForCausalLM LlamaForSequenceClassification LlamaModel",
     "models.speech_to_text": "Speech2TextConfig Speech2TextForConditionalGeneration "
@@ -41,9 +43,11 @@ _HOMES = {
     "processing.auto_tokenizer": "AutoTokenizer",
     "processing.batch": "BatchEncoding BatchFeature",
     "processing.granite_speech": "GraniteSpeechProcessor",
+    "processing.granite_speech5": "GraniteSpeech5FeatureExtractor GraniteSpeech5Processor",
     "processing.kaldi_fbank": "Speech2TextFeatureExtractor",
     "processing.llama_tokenizer": "LlamaTokenizer LlamaTokenizerFast",
     "processing.log_mel": "GraniteSpeechFeatureExtractor",
+    "processing.parakeet_tokenizer": "ParakeetTokenizer",
     "processing.speech_to_text": "Speech2TextProcessor",
     "processing.speech_to_text_tokenizer": "Speech2TextTokenizer",
     "processing.tokenizer": "Tokenizer",

@@ -129,6 +129,12 @@ class AutoModelForCausalLM(_AutoModel):
     suffix = "ForCausalLM"
 
 
+class AutoModelForCTC(_AutoModel):
+    """A model that transcribes speech without a decoder."""
+
+    suffix = "ForCTC"
+
+
 class AutoModelForSpeechSeq2Seq(_AutoModel):
     """A model that transcribes or translates speech."""
 

@@ -77,6 +77,11 @@ ARCHITECTURES = {
     "granite_speech_plus": _family(
         "granite_speech", ["GraniteSpeechPlusForConditionalGeneration"], *_GRANITE_SPEECH
     ),
+    "granite_speech5_ctc": _family(
+        "granite_speech5",
+        ["GraniteSpeech5ForCTC"],
+        "GraniteSpeech5Processor",
+    ),
     "jais2": _family("jais2", ["Jais2ForCausalLM", "Jais2Model"]),
     "llama": _family("llama", ["LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel"]),
     "speech_to_text": _family(

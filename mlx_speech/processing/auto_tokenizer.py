@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 from ..checkpoint.hub import resolve_checkpoint, take_hub_options
 from .base_tokenizer import BaseTokenizer
 from .llama_tokenizer import LlamaTokenizer
+from .parakeet_tokenizer import PARAKEET_CLASSES, ParakeetTokenizer
 from .speech_to_text_tokenizer import SPM_FILE, Speech2TextTokenizer
 from .tokenizer import Tokenizer
 from .tokenizer_files import JSON_FILE, LLAMA_CLASSES, read_tokenizer_config
@@ -19,7 +20,7 @@ class AutoTokenizer:
     @staticmethod
     def from_pretrained(pretrained_model_name_or_path, **options: Any) -> BaseTokenizer:
         """Read the tokenizer of a local folder or a Hugging Face repository: a
-        `Speech2TextTokenizer`, a `LlamaTokenizer`, or else a `Tokenizer`.
+        `Speech2TextTokenizer`, a `LlamaTokenizer`, a `ParakeetTokenizer`, or else a `Tokenizer`.
 
         Args and errors are those of `from_pretrained` of these.
         """
@@ -29,8 +30,12 @@ class AutoTokenizer:
         kind: type[Speech2TextTokenizer] | type[Tokenizer] = Tokenizer
         if not has_json and (folder / SPM_FILE).is_file():
             kind = Speech2TextTokenizer
-        elif read_tokenizer_config(folder).get("tokenizer_class") in LLAMA_CLASSES:
-            kind = LlamaTokenizer
+        else:
+            named = read_tokenizer_config(folder).get("tokenizer_class")
+            if named in LLAMA_CLASSES:
+                kind = LlamaTokenizer
+            elif named in PARAKEET_CLASSES:
+                kind = ParakeetTokenizer
         tokenizer = kind.from_pretrained(folder, **options)
         tokenizer.name_or_path = str(pretrained_model_name_or_path)
         return tokenizer

@@ -25,6 +25,7 @@ from .feature_extractor import (
 from .recordings import too_short
 
 Reader = Callable[[int, int], mx.array]
+_FLOOR = 8.0  #: decimal logarithms below the highest
 _OF_THE_TRANSFORM = ("n_fft", "win_length", "hop_length", "n_mels")
 
 
@@ -51,8 +52,98 @@ def hann_window(win_length: int, n_fft: int) -> mx.array:
     return mx.array(padded.astype(np.float32))
 
 
+class LogMelFeatureExtractor(FeatureExtractor):
+    """Base of the extractors whose features come of a log-mel spectrogram with centred windows, two
+    frames of which are one of the features.
+
+    Args:
+        n_fft, win_length, hop_length: as in `GraniteSpeechFeatureExtractor`.
+    """
+
+    n_fft: int
+    win_length: int
+    hop_length: int
+
+    @property
+    def n_mels(self) -> int:
+        """Number of filters."""
+        raise NotImplementedError
+
+    def _features(self, log_mel: mx.array, highest: mx.array) -> mx.array:
+        """Features of some frames, for which `_log_mel` gave this.
+
+        Args:
+            highest: the greatest value of all frames of the recording.
+        """
+        raise NotImplementedError
+
+    def log_mel(self, audio: mx.array) -> mx.array:
+        """The features of one recording: (samples,) -> (frames, width), 50 frames a second."""
+        num_frames = self._num_mel_frames(audio.size)
+        log_mel = self._log_mel(lambda a, b: audio[a:b], audio.size, 0, num_frames)
+        return self._features(log_mel, log_mel.max())
+
+    def stream(self, recording: Recording, chunk_frames: int = 1500) -> Iterator[mx.array]:
+        """`log_mel` of a recording of any length, in parts of `chunk_frames` frames, 50 a second.
+
+        Two passes over a recording longer than a part: its greatest value decides what the smallest
+        may be, and is known in the end only.
+
+        Yields:
+            (frames, width): at least one part, together what `log_mel` gives.
+
+        Raises:
+            AudioError: as `log_mel`, when the first part is asked for.
+        """
+        num_frames, step = self._num_mel_frames(recording.size), 2 * chunk_frames
+
+        def part(start: int) -> mx.array:
+            end = min(start + step, num_frames)
+            return self._log_mel(recording.read, recording.size, start, end)
+
+        first = part(0)
+        highest = first.max()
+        for start in range(step, num_frames, step):
+            highest = mx.maximum(highest, part(start).max())
+            mx.eval(highest)
+        yield self._features(first, highest)
+        del first
+        # a last frame alone is an odd one
+        for start in range(step, num_frames - 1, step):
+            yield self._features(part(start), highest)
+
+    def _num_mel_frames(self, num_samples: int) -> int:
+        """Frames before two become one."""
+        n_fft, hop = self.n_fft, self.hop_length
+        least = n_fft // 2 + 1
+        if num_samples < least:
+            raise too_short(num_samples, least, 1000 * least / self.sampling_rate)
+        return (num_samples + n_fft // 2 * 2 - n_fft) // hop + 1
+
+    def _log_mel(self, read: Reader, size: int, first: int, end: int) -> mx.array:
+        """Decimal logarithms of the mel energies in frames [first, end): (end - first, n_mels).
+
+        `read` gives samples [a, b) of a recording of `size` samples. What frames need beyond its
+        ends is mirrored, without repeating the outermost sample itself.
+        """
+        n_fft, hop = self.n_fft, self.hop_length
+        start = first * hop - n_fft // 2
+        stop = (end - 1) * hop - n_fft // 2 + n_fft
+        before, after = max(0, -start), max(0, stop - size)
+        parts = [read(max(0, start), min(stop, size))]
+        if before:
+            parts.insert(0, read(1, before + 1)[::-1])
+        if after:
+            parts.append(read(size - 1 - after, size - 1)[::-1])
+        frames = mx.as_strided(mx.concatenate(parts), (end - first, n_fft), (hop, 1))
+        spectrum = mx.fft.rfft(frames * hann_window(self.win_length, n_fft))
+        power = mx.square(mx.abs(spectrum))
+        mel = power @ mel_filters(self.sampling_rate, n_fft, self.n_mels)
+        return mx.log10(mx.maximum(mel, 1e-10))
+
+
 @dataclass
-class GraniteSpeechFeatureExtractor(FeatureExtractor):
+class GraniteSpeechFeatureExtractor(LogMelFeatureExtractor):
     """Stacked log-mel frames, as the checkpoints' own feature extractor computes them.
 
     Args:
@@ -165,74 +256,17 @@ class GraniteSpeechFeatureExtractor(FeatureExtractor):
         windows = -(-num_frames // self.projector_window_size)
         return windows * (self.projector_window_size // self.projector_downsample_rate)
 
-    def log_mel(self, audio: mx.array) -> mx.array:
-        """(samples,) -> (frames, 2 * n_mels), two neighbouring frames side by side."""
-        num_frames = self._num_mel_frames(audio.size)
-        log_mel = self._log_mel(lambda a, b: audio[a:b], audio.size, 0, num_frames)
-        return _stacked(log_mel, log_mel.max())
-
-    def stream(self, recording: Recording, chunk_frames: int = 1500) -> Iterator[mx.array]:
-        """`log_mel` of a recording of any length, in parts of `chunk_frames` frames, 50 a second.
-
-        Two passes over a recording longer than a part: its greatest value decides what the smallest
-        may be, and is known in the end only.
-
-        Yields:
-            (frames, 2 * n_mels): at least one part, together what `log_mel` gives.
-
-        Raises:
-            AudioError: as `log_mel`, when the first part is asked for.
-        """
-        num_frames, step = self._num_mel_frames(recording.size), 2 * chunk_frames
-
-        def part(start: int) -> mx.array:
-            end = min(start + step, num_frames)
-            return self._log_mel(recording.read, recording.size, start, end)
-
-        first = part(0)
-        highest = first.max()
-        for start in range(step, num_frames, step):
-            highest = mx.maximum(highest, part(start).max())
-            mx.eval(highest)
-        yield _stacked(first, highest)
-        del first
-        # a last frame alone is an odd one
-        for start in range(step, num_frames - 1, step):
-            yield _stacked(part(start), highest)
-
-    def _num_mel_frames(self, num_samples: int) -> int:
-        """Frames before two become one."""
-        n_fft, hop = self.n_fft, self.hop_length
-        least = n_fft // 2 + 1
-        if num_samples < least:
-            raise too_short(num_samples, least, 1000 * least / self.sampling_rate)
-        return (num_samples + n_fft // 2 * 2 - n_fft) // hop + 1
-
-    def _log_mel(self, read: Reader, size: int, first: int, end: int) -> mx.array:
-        """Decimal logarithms of the mel energies in frames [first, end): (end - first, n_mels).
-
-        `read` gives samples [a, b) of a recording of `size` samples. What frames need beyond its
-        ends is mirrored, without repeating the outermost sample itself.
-        """
-        n_fft, hop = self.n_fft, self.hop_length
-        start = first * hop - n_fft // 2
-        stop = (end - 1) * hop - n_fft // 2 + n_fft
-        before, after = max(0, -start), max(0, stop - size)
-        parts = [read(max(0, start), min(stop, size))]
-        if before:
-            parts.insert(0, read(1, before + 1)[::-1])
-        if after:
-            parts.append(read(size - 1 - after, size - 1)[::-1])
-        frames = mx.as_strided(mx.concatenate(parts), (end - first, n_fft), (hop, 1))
-        spectrum = mx.fft.rfft(frames * hann_window(self.win_length, n_fft))
-        power = mx.square(mx.abs(spectrum))
-        mel = power @ mel_filters(self.sampling_rate, n_fft, self.n_mels)
-        return mx.log10(mx.maximum(mel, 1e-10))
+    def _features(self, log_mel, highest):
+        return stacked(floored(log_mel, highest, _FLOOR))
 
 
-def _stacked(log_mel: mx.array, highest: mx.array) -> mx.array:
-    """(frames, n_mels) in the models' range, neighbours side by side: (frames // 2, 2 * n_mels)."""
-    log_mel = mx.maximum(log_mel, highest - 8.0) / 4.0 + 1.0
-    # the odd frame goes after the maximum was taken over it too, as in the reference
-    num_frames = log_mel.shape[0]
-    return log_mel[: num_frames - num_frames % 2].reshape(num_frames // 2, -1)
+def floored(log_mel: mx.array, highest: mx.array, floor: float) -> mx.array:
+    """(frames, n_mels) in the models' range: nothing is lower than so much below the highest."""
+    return mx.maximum(log_mel, highest - floor) / 4.0 + 1.0
+
+
+def stacked(frames: mx.array) -> mx.array:
+    """Neighbours side by side, without an odd last frame: (frames // 2, 2 * width)."""
+    # that one goes after the maximum was taken over it too, as in the reference
+    number = len(frames) // 2
+    return frames[: 2 * number].reshape(number, -1)
