@@ -80,7 +80,7 @@ ARCHITECTURES = {
     "granite_speech5_ctc": _family(
         "granite_speech5",
         ["GraniteSpeech5ForCTC"],
-        "GraniteSpeech5Processor",
+        *("GraniteSpeech5Processor", "GraniteSpeech5Transcription"),
     ),
     "jais2": _family("jais2", ["Jais2ForCausalLM", "Jais2Model"]),
     "llama": _family("llama", ["LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel"]),

@@ -174,17 +174,21 @@ class GraniteSpeech5Processor(Processor):
                 `resolve_checkpoint`, such as `revision`.
 
         Raises:
-            CheckpointError: the features are not those that the model takes.
+            CheckpointError: the features, or the blank, are not those of the model.
         """
         folder = resolve_checkpoint(
             pretrained_model_name_or_path, weights=False, **take_hub_options(options)
         )
         features, tokenizer = cls._read_parts(folder, options)
         if data := read_json(folder, required=False):
-            bins = GraniteSpeech5CTCConfig.from_dict(data).encoder_config.num_mel_bins
-            if bins != features.num_mel_bins:
-                both = f"{features.num_mel_bins} for the feature extractor, but {bins} for the"
-                raise CheckpointError(f"{folder}: num_mel_bins is {both} model")
+            config = GraniteSpeech5CTCConfig.from_dict(data)
+            for what, expected, found in (
+                ("num_mel_bins", config.encoder_config.num_mel_bins, features.num_mel_bins),
+                ("pad_token_id", config.pad_token_id, tokenizer.pad_token_id),
+            ):
+                if found != expected:
+                    both = f"{found} for the processor, but {expected} for the model"
+                    raise CheckpointError(f"{folder}: {what} is {both}")
         return cls(features, tokenizer)
 
     def __call__(

@@ -114,9 +114,42 @@ def align_words(
         if path is None:
             edges = [(u.first * frames / count, (u.last + 1) * frames / count) for u in units]
         else:
-            edges = _edges(units, labels, path, logits[i], levels[i])
+            edges = _edges(units, _narrow(labels, path, logits[i]), levels[i])
         results.append(_times(units, edges, starts[i]))
     return results
+
+
+def written_words(
+    labels: Sequence[int],
+    label_frames: LabelFrames,
+    level: np.ndarray,
+    vocabulary: Detokenizes,
+    start: float,
+) -> list[WordTime]:
+    """Times of the words of a segment that a CTC head wrote, from where it has their labels.
+
+    As in `align_words`, but nothing is left to be aligned. A label that holds parts of two words
+    joins them: they share their time by their length.
+
+    Args:
+        labels: ids, in which the same sound is not twice.
+        label_frames: first and last frame of each, (labels,) each.
+        level: (frames,), see `frame_levels`.
+        vocabulary: what decodes the labels.
+        start: when the segment begins, in seconds.
+    """
+    whole = vocabulary.decode(labels, skip_special_tokens=True)
+    spans = np.array(_token_spans(labels, whole, vocabulary), int).reshape(-1, 2)
+    units: list[_Unit] = []
+    for begin, end in split_words(whole):
+        of_word = np.flatnonzero(np.maximum(spans[:, 0], begin) < np.minimum(spans[:, 1], end))
+        first, last = of_word[[0, -1]].tolist()
+        if units and first <= units[-1].last:
+            joined = units.pop()
+            units.append(_Unit([*joined.words, whole[begin:end]], joined.first, last))
+        else:
+            units.append(_Unit([whole[begin:end]], first, last))
+    return _times(units, _edges(units, label_frames, level), start) if units else []
 
 
 def _units(text: str, vocabulary: CTCVocabulary) -> tuple[list[int], list[_Unit]]:
@@ -138,7 +171,7 @@ def _units(text: str, vocabulary: CTCVocabulary) -> tuple[list[int], list[_Unit]
 
 
 def _edges(
-    units: list[_Unit], labels: list[int], path: LabelFrames, logits: np.ndarray, level: np.ndarray
+    units: list[_Unit], label_frames: LabelFrames, level: np.ndarray
 ) -> list[tuple[float, float]]:
     """Start and end of each unit, in frames.
 
@@ -146,8 +179,7 @@ def _edges(
     it is a pause; else they meet at the space. Whatever is quiet there, each keeps the loudest
     frame between its first and its last letter.
     """
-    frames = len(logits)
-    first, last = _narrow(labels, path, logits)
+    frames, (first, last) = len(level), label_frames
     letters = np.concatenate([level[first], level[last]])
     loud, floor = np.quantile(letters, 0.9), np.quantile(level, 0.05)
     quiet = runs(level < max(loud - QUIET_DB, floor + QUIET_PART * (loud - floor)))

@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 
 from ..models.conformer import BLANK
+from ..processing.parakeet_tokenizer import ParakeetTokenizer
 
 SPACE = ord(" ")  #: label of what is between words, where the vocabulary is known
 ANY = -1  #: stands in a sequence of labels for sound that no label can be named for
@@ -89,6 +90,26 @@ class CTCVocabulary:
             character = chr(ord(character) + 0x60)
         labels = map(self.label, (character, unicodedata.normalize("NFD", character)[0]))
         return next((label for label in labels if label is not None), ANY)
+
+
+@dataclass(frozen=True)
+class SubwordVocabulary:
+    """Labels of a CTC head that are the tokens of a tokenizer, the blank among them.
+
+    Args:
+        tokenizer: what decodes them.
+    """
+
+    tokenizer: ParakeetTokenizer
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """What labels in a row stand for, none of them twice for the same sound."""
+        return self.tokenizer.decode(
+            list(ids), skip_special_tokens=skip_special_tokens, group_tokens=False
+        )
+
+
+Vocabulary = CTCVocabulary | SubwordVocabulary  #: of a CTC head
 
 
 def frames_needed(labels: Sequence[int]) -> int:

@@ -7,6 +7,7 @@ from itertools import groupby
 from operator import itemgetter
 
 import mlx.core as mx
+import numpy as np
 
 from ..generation.protocols import Detokenizes
 from ..models.conformer import BLANK
@@ -14,7 +15,7 @@ from ..models.granite_speech.model import GraniteSpeechForConditionalGeneration
 from ..models.granite_speech.pooling import POOLED_FRAMES
 from ..processing.tokenizer import Tokenizer
 from .alignment import word_probabilities
-from .ctc import CTCVocabulary
+from .ctc import CTCVocabulary, LabelFrames, SubwordVocabulary
 
 _PART_FRAMES = 64 * POOLED_FRAMES  #: frames whose logits over all tokens are in memory at once
 
@@ -28,6 +29,8 @@ class CTCText:
     labels: ids that it was written with, one after the other, without blanks.
     logprobs: natural logarithm of each one's probability, in the frame that has most of it.
     vocabulary: what decodes the labels.
+    label_frames: where each label is, where words are placed by them: first and last frame of it,
+        (labels,) each, counted as the levels of its chunk.
     """
 
     text: str
@@ -35,6 +38,7 @@ class CTCText:
     labels: list[int]
     logprobs: list[float]
     vocabulary: Detokenizes
+    label_frames: LabelFrames | None = None
 
     def word_probabilities(self) -> list[float]:
         """How sure the head was of each word of the text, as `alignment.word_probabilities`."""
@@ -53,7 +57,7 @@ def character_text(
         vocabulary: what the labels mean.
         tokenizer: of the model's decoder.
     """
-    labels, logprobs = collapsed(*_best_labels(ctc_logits))
+    labels, logprobs = collapsed(*best_labels(ctc_logits))
     return _text(labels, logprobs, vocabulary, tokenizer)
 
 
@@ -76,11 +80,30 @@ def bpe_text(
     for start in range(0, len(hidden_states), _PART_FRAMES):
         part = slice(start, start + _PART_FRAMES)
         (logits,) = model.bpe_logits(hidden_states[None, part], non_blank[None, part])
-        labels, logprobs = _best_labels(logits)
+        labels, logprobs = best_labels(logits)
         best += labels
         best_logprobs += logprobs
     labels, logprobs = collapsed(best, best_logprobs)
     return _text([label - 1 for label in labels], logprobs, tokenizer, tokenizer)
+
+
+def subword_text(
+    labels: np.ndarray, logprobs: np.ndarray, vocabulary: SubwordVocabulary
+) -> CTCText:
+    """What a head writes whose labels are the tokens of its text.
+
+    Args:
+        labels: (frames,) the likeliest one of each frame.
+        logprobs: (frames,) their log-probabilities.
+    """
+    said, said_logprobs = collapsed(labels.tolist(), logprobs.tolist())
+    text = " ".join(vocabulary.decode(said, skip_special_tokens=True).split())
+    # The likeliest label of each frame is the likeliest path of all, and so the one that forced
+    # alignment of the same labels would find
+    first = np.flatnonzero(np.diff(labels, prepend=-1))
+    last = np.append(first[1:], len(labels)) - 1
+    spoken = labels[first] != BLANK
+    return CTCText(text, said, said, said_logprobs, vocabulary, (first[spoken], last[spoken]))
 
 
 def collapsed(labels: Iterable[int], logprobs: Iterable[float]) -> tuple[list[int], list[float]]:
@@ -91,7 +114,7 @@ def collapsed(labels: Iterable[int], logprobs: Iterable[float]) -> tuple[list[in
     return [label for label, _ in said], [logprob for _, logprob in said]
 
 
-def _best_labels(logits: mx.array) -> tuple[list[int], list[float]]:
+def best_labels(logits: mx.array) -> tuple[list[int], list[float]]:
     """The likeliest label of each frame, (frames, labels), and its log-probability."""
     logits = logits.astype(mx.float32)
     labels = mx.argmax(logits, axis=-1)

@@ -8,7 +8,7 @@ from ..audio import Recording
 from ..generation.protocols import Detokenizes
 from ..processing.request import TranscriptionRequest
 from .chunks import AudioChunk, ChunkOptions
-from .ctc import CTCVocabulary
+from .ctc import Vocabulary
 from .transcript import Segment, TranscriptionDelta
 
 #: chunks in a row, and what was said in each: mostly one segment
@@ -49,9 +49,11 @@ class ChunkDecoder(Protocol):
     needs_audio: and whether the audio for a decoder.
     """
 
-    vocabulary: CTCVocabulary | None
     drafting: bool
     needs_audio: bool
+
+    @property
+    def vocabulary(self) -> Vocabulary | None: ...
 
     def decode(self, chunks: Iterable[AudioChunk], batch_size: int) -> Iterator[Decoded]:
         """The texts of chunks in their order, some at a time: each is what the chunk gives alone.
@@ -85,9 +87,11 @@ class SpeechFamily(Protocol):
     """
 
     sampling_rate: int
-    ctc_vocabulary: CTCVocabulary | None
 
     def __init__(self, model: Any, processor: Any): ...
+
+    @property
+    def ctc_vocabulary(self) -> Vocabulary | None: ...
 
     def text_language(
         self, request: TranscriptionRequest, *, for_decoder: bool = True

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .alignment import align_words, split_words
+from .alignment import WordTime, align_words, split_words, written_words
 from .chunks import AudioChunk
-from .ctc import CTCVocabulary
+from .ctc import CTCVocabulary, Vocabulary
 from .transcript import Segment, Word
 
 
@@ -22,18 +22,34 @@ def words_of(segment: Segment, probabilities: Sequence[float]) -> list[Word]:
     ]
 
 
-def place_words(decoded: Sequence[tuple[AudioChunk, Segment]], vocabulary: CTCVocabulary) -> None:
+def place_words(decoded: Sequence[tuple[AudioChunk, Segment]], vocabulary: Vocabulary) -> None:
     """Give the words of all segments their times at once.
 
     Args:
         decoded: chunks that have what words are placed by, and the text of each.
-        vocabulary: of their CTC logits.
+        vocabulary: of their CTC logits, or of the labels of their drafts, where these are tokens.
     """
+    if isinstance(vocabulary, CTCVocabulary):
+        placed = _aligned(decoded, vocabulary)
+    else:
+        placed = [_written(chunk) for chunk, _ in decoded]
+    for (_, segment), times in zip(decoded, placed, strict=True):
+        for word, time in zip(segment.words, times, strict=True):
+            word.start, word.end = time.start, time.end
+
+
+def _aligned(
+    decoded: Sequence[tuple[AudioChunk, Segment]], vocabulary: CTCVocabulary
+) -> list[list[WordTime]]:
     texts = [segment.text for _, segment in decoded]
     logits: list[Any] = [chunk.ctc_logits for chunk, _ in decoded]
     levels: list[Any] = [chunk.levels_db for chunk, _ in decoded]
     starts = [chunk.start for chunk, _ in decoded]
-    placed = align_words(texts, logits, levels, vocabulary, starts)
-    for (_, segment), times in zip(decoded, placed, strict=True):
-        for word, time in zip(segment.words, times, strict=True):
-            word.start, word.end = time.start, time.end
+    return align_words(texts, logits, levels, vocabulary, starts)
+
+
+def _written(chunk: AudioChunk) -> list[WordTime]:
+    wrote: Any = chunk.draft
+    levels: Any = chunk.levels_db
+    labels = wrote.labels, wrote.label_frames
+    return written_words(*labels, levels, wrote.vocabulary, chunk.start)
