@@ -36,6 +36,7 @@ _HOMES = {
     "GraniteSpeechPlusEncoderConfig",
     "models.granite_speech5": "GraniteSpeech5CTCConfig GraniteSpeech5Encoder "
     "GraniteSpeech5EncoderConfig GraniteSpeech5ForCTC",
+    "models.granite_speech_nar": "GraniteSpeechNarConfig GraniteSpeechNarForCTC",
     "models.jais2": "Jais2Config Jais2ForCausalLM Jais2Model",
     "models.llama": "LlamaConfig LlamaForCausalLM LlamaForSequenceClassification LlamaModel",
     "models.speech_to_text": "Speech2TextConfig Speech2TextForConditionalGeneration "
@@ -44,6 +45,7 @@ _HOMES = {
     "processing.batch": "BatchEncoding BatchFeature",
     "processing.granite_speech": "GraniteSpeechProcessor",
     "processing.granite_speech5": "GraniteSpeech5FeatureExtractor GraniteSpeech5Processor",
+    "processing.granite_speech_nar": "GraniteSpeechNarFeatureExtractor GraniteSpeechNarProcessor",
     "processing.kaldi_fbank": "Speech2TextFeatureExtractor",
     "processing.llama_tokenizer": "LlamaTokenizer LlamaTokenizerFast",
     "processing.log_mel": "GraniteSpeechFeatureExtractor",

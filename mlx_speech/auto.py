@@ -129,16 +129,16 @@ class AutoModelForCausalLM(_AutoModel):
     suffix = "ForCausalLM"
 
 
-class AutoModelForCTC(_AutoModel):
-    """A model that transcribes speech without a decoder."""
-
-    suffix = "ForCTC"
-
-
 class AutoModelForSpeechSeq2Seq(_AutoModel):
     """A model that transcribes or translates speech."""
 
     suffix = "ForConditionalGeneration"
+
+
+class AutoModelForCTC(_AutoModel):
+    """A model that transcribes with labels for frames or slots."""
+
+    suffix = "ForCTC"
 
 
 class AutoModelForMultimodalLM(AutoModelForSpeechSeq2Seq):

@@ -67,6 +67,12 @@ def _family(module: str, models: list[str], *speech: str) -> Architecture:
 
 
 _GRANITE_SPEECH = ("GraniteSpeechProcessor", "GraniteSpeechTranscription")
+_GRANITE_SPEECH_NAR = _family(
+    "granite_speech_nar",
+    ["GraniteSpeechNarForCTC"],
+    "GraniteSpeechNarProcessor",
+    "GraniteSpeechNarTranscription",
+)
 _SPEECH2TEXT = ("Speech2TextProcessor", "Speech2TextTranscription")
 #: `model_type` of config.json -> the family
 ARCHITECTURES = {
@@ -74,6 +80,7 @@ ARCHITECTURES = {
     "granite_speech": _family(
         "granite_speech", ["GraniteSpeechForConditionalGeneration"], *_GRANITE_SPEECH
     ),
+    "granite_speech_nar": _GRANITE_SPEECH_NAR,
     "granite_speech_plus": _family(
         "granite_speech", ["GraniteSpeechPlusForConditionalGeneration"], *_GRANITE_SPEECH
     ),
@@ -84,6 +91,7 @@ ARCHITECTURES = {
     ),
     "jais2": _family("jais2", ["Jais2ForCausalLM", "Jais2Model"]),
     "llama": _family("llama", ["LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel"]),
+    "nle": _GRANITE_SPEECH_NAR,
     "speech_to_text": _family(
         "speech_to_text", ["Speech2TextForConditionalGeneration", "Speech2TextModel"], *_SPEECH2TEXT
     ),

@@ -1,23 +1,38 @@
 """What the encoder's CTC heads write by themselves, greedily: drafts that the decoder may check, or
 texts that need no decoder."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 
 from ..generation.protocols import Detokenizes
+from ..layers.ctc import best_labels, best_labels_in_parts, collapsed
 from ..models.conformer import BLANK
-from ..models.granite_speech.model import GraniteSpeechForConditionalGeneration
-from ..models.granite_speech.pooling import POOLED_FRAMES
 from ..processing.tokenizer import Tokenizer
 from .alignment import word_probabilities
 from .ctc import CTCVocabulary, LabelFrames, SubwordVocabulary
 
-_PART_FRAMES = 64 * POOLED_FRAMES  #: frames whose logits over all tokens are in memory at once
+_GROUPS = 64  #: of frames whose logits over all tokens are in memory at once
+
+
+class HasBPEHead(Protocol):
+    """A model whose encoder has a CTC head of tokens.
+
+    bpe_frames: frames that the head takes together.
+    bpe_blank: its label that stands for nothing.
+    bpe_shift: what other labels are above the tokens that they stand for.
+    """
+
+    bpe_frames: int
+    bpe_blank: int
+    bpe_shift: int
+
+    def bpe_logits(self, hidden_states: mx.array, non_blank: mx.array) -> mx.array:
+        """(batch, frames, output size) and (batch, frames) of the encoder -> (batch, groups of
+        frames, labels), a last group of fewer frames included."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,34 +72,27 @@ def character_text(
         vocabulary: what the labels mean.
         tokenizer: of the model's decoder.
     """
-    labels, logprobs = collapsed(*best_labels(ctc_logits))
+    labels, logprobs = collapsed(*best_labels(ctc_logits), BLANK)
     return _text(labels, logprobs, vocabulary, tokenizer)
 
 
 def bpe_text(
-    model: GraniteSpeechForConditionalGeneration,
-    tokenizer: Tokenizer,
-    hidden_states: mx.array,
-    non_blank: mx.array,
+    model: HasBPEHead, tokenizer: Tokenizer, hidden_states: mx.array, non_blank: mx.array
 ) -> CTCText:
     """What the BPE head writes.
 
     Args:
-        model: one that has such a head.
         tokenizer: of the model's decoder.
         hidden_states: (frames, output size) of the encoder.
         non_blank: (frames,), likewise.
     """
-    best: list[int] = []
-    best_logprobs: list[float] = []
-    for start in range(0, len(hidden_states), _PART_FRAMES):
-        part = slice(start, start + _PART_FRAMES)
-        (logits,) = model.bpe_logits(hidden_states[None, part], non_blank[None, part])
-        labels, logprobs = best_labels(logits)
-        best += labels
-        best_logprobs += logprobs
-    labels, logprobs = collapsed(best, best_logprobs)
-    return _text([label - 1 for label in labels], logprobs, tokenizer, tokenizer)
+
+    def logits(part: slice) -> mx.array:
+        return model.bpe_logits(hidden_states[None, part], non_blank[None, part])[0]
+
+    best = best_labels_in_parts(logits, len(hidden_states), _GROUPS * model.bpe_frames)
+    labels, logprobs = collapsed(*best, model.bpe_blank)
+    return _text([label - model.bpe_shift for label in labels], logprobs, tokenizer, tokenizer)
 
 
 def subword_text(
@@ -96,7 +104,7 @@ def subword_text(
         labels: (frames,) the likeliest one of each frame.
         logprobs: (frames,) their log-probabilities.
     """
-    said, said_logprobs = collapsed(labels.tolist(), logprobs.tolist())
+    said, said_logprobs = collapsed(labels.tolist(), logprobs.tolist(), BLANK)
     text = " ".join(vocabulary.decode(said, skip_special_tokens=True).split())
     # The likeliest label of each frame is the likeliest path of all, and so the one that forced
     # alignment of the same labels would find
@@ -104,23 +112,6 @@ def subword_text(
     last = np.append(first[1:], len(labels)) - 1
     spoken = labels[first] != BLANK
     return CTCText(text, said, said, said_logprobs, vocabulary, (first[spoken], last[spoken]))
-
-
-def collapsed(labels: Iterable[int], logprobs: Iterable[float]) -> tuple[list[int], list[float]]:
-    """What a CTC head says with a label for each frame, and its log-probability: one of several
-    frames in a row counts once, with the highest of theirs, blanks do not."""
-    groups = groupby(zip(labels, logprobs, strict=True), key=itemgetter(0))
-    said = [(label, max(logprob for _, logprob in run)) for label, run in groups if label != BLANK]
-    return [label for label, _ in said], [logprob for _, logprob in said]
-
-
-def best_labels(logits: mx.array) -> tuple[list[int], list[float]]:
-    """The likeliest label of each frame, (frames, labels), and its log-probability."""
-    logits = logits.astype(mx.float32)
-    labels = mx.argmax(logits, axis=-1)
-    logprobs = logits.max(axis=-1) - mx.logsumexp(logits, axis=-1)
-    mx.eval(labels, logprobs)
-    return labels.tolist(), logprobs.tolist()
 
 
 def _text(

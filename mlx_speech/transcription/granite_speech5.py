@@ -11,6 +11,7 @@ import numpy as np
 
 from ..audio import Recording
 from ..errors import UnsupportedOptionError
+from ..layers.ctc import best_labels
 from ..models.granite_speech5 import GraniteSpeech5ForCTC
 from ..processing.granite_speech5 import GraniteSpeech5Processor
 from ..processing.request import TranscriptionRequest
@@ -18,7 +19,7 @@ from .alignment import frame_levels
 from .chunks import AudioChunk, ChunkOptions, SpanFinder
 from .ctc import SubwordVocabulary
 from .ctc_decoder import CTCDecoder
-from .ctc_text import best_labels, subword_text
+from .ctc_text import subword_text
 from .family import ChunkDecoder, Decoding
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .segmenter import Span

@@ -16,7 +16,7 @@ from mlx_speech.transcription import ctc_text
 from mlx_speech.transcription.alignment import split_words
 from mlx_speech.transcription.chunks import ChunkOptions
 from mlx_speech.transcription.ctc import CTCVocabulary
-from mlx_speech.transcription.ctc_text import CTCText, bpe_text, character_text, collapsed
+from mlx_speech.transcription.ctc_text import CTCText, bpe_text, character_text
 from mlx_speech.transcription.granite_speech import GraniteSpeechTranscription
 
 REFERENCE = json.loads((DATA / "reference" / "tiny_granite_reference.json").read_text())["files"]
@@ -44,21 +44,6 @@ def written(text: str, tokenizer) -> CTCText:
     labels = [vocabulary.label(character) for character in text]
     logits = 100 * mx.eye(348)[mx.array([label for each in labels for label in (each, 0)] or [0])]
     return character_text(logits, vocabulary, tokenizer)
-
-
-@pytest.mark.parametrize(
-    ("labels", "expected", "places"),
-    [
-        ([], [], []),
-        ([0, 0], [], []),
-        ([5, 5, 0, 5, 7, 7, 5], [5, 5, 7, 5], [1, 3, 4, 6]),
-        ([0, 3, 0], [3], [1]),
-    ],
-)
-def test_collapsed(labels, expected, places):
-    """A label is as likely as in the best of its frames."""
-    logprobs = [-0.5, -0.1, -0.3, -0.7, -0.2, -0.4, -0.6][: len(labels)]
-    assert collapsed(labels, logprobs) == (expected, [logprobs[place] for place in places])
 
 
 class TestCharacterHead:
@@ -103,7 +88,7 @@ class TestBPEHead:
             return logits(model, hidden_states, non_blank)
 
         monkeypatch.setattr(type(model), "bpe_logits", record)
-        monkeypatch.setattr(ctc_text, "_PART_FRAMES", 24)
+        monkeypatch.setattr(ctc_text, "_GROUPS", 6)
         assert bpe_text(model, processor.tokenizer, *frames).labels == whole.labels
         assert max(sizes) == 24
         assert sum(sizes) == len(frames[0])
@@ -116,6 +101,8 @@ class TestBPEHead:
         ids += [tokenizer.eos_token_id, *tokenizer.encode(" gate")]
 
         class Model:
+            bpe_frames, bpe_blank, bpe_shift = 4, 0, 1
+
             def bpe_logits(self, hidden_states, non_blank):
                 return mx.eye(512)[mx.array([ids]) + 1]
 

@@ -12,6 +12,25 @@ from .encoder import GraniteSpeechEncoderConfig, GraniteSpeechPlusEncoderConfig
 from .projector import Blip2QFormerConfig
 
 
+def make_parts(config: PretrainedConfig, title: str) -> None:
+    """Make configurations of the three parts of a speech model where they are dicts or left out.
+
+    Args:
+        title: of the model, for messages.
+
+    Raises:
+        UnsupportedOptionError: a part is a configuration of another kind.
+    """
+    hints = get_type_hints(type(config))
+    for name in ("text_config", "encoder_config", "projector_config"):
+        value, kind = getattr(config, name), hints[name]
+        if isinstance(value, PretrainedConfig) and not isinstance(value, kind):
+            what = f"{name} is a {type(value).__name__}, but {title} is made of"
+            raise UnsupportedOptionError(f"{what} a {kind.__name__} there; give that")
+        if value is None or isinstance(value, dict):
+            setattr(config, name, kind.from_dict(value or {}, f"config.json: {name}."))
+
+
 @dataclass(kw_only=True)
 class GraniteSpeechConfig(PretrainedConfig):
     """Configuration of a Granite Speech model; `tie_word_embeddings` is None where only the
@@ -40,14 +59,7 @@ class GraniteSpeechConfig(PretrainedConfig):
     logits_divisor: Scale = DERIVED
 
     def __post_init__(self):
-        hints = get_type_hints(type(self))
-        for name in ("text_config", "encoder_config", "projector_config"):
-            value, kind = getattr(self, name), hints[name]
-            if isinstance(value, PretrainedConfig) and not isinstance(value, kind):
-                what = f"{name} is a {type(value).__name__}, but Granite Speech is made of"
-                raise UnsupportedOptionError(f"{what} a {kind.__name__} there; give that")
-            if value is None or isinstance(value, dict):
-                setattr(self, name, kind.from_dict(value or {}, f"config.json: {name}."))
+        make_parts(self, "Granite Speech")
         super().__post_init__()
         self._check_multiple("window_size", "downsample_rate")
         if self.tie_word_embeddings is not None:

@@ -25,13 +25,14 @@ from ..initialization import init_weights
 from ..loss import causal_lm_loss
 from .config import GraniteSpeechConfig, GraniteSpeechPlusConfig
 from .encoder import (
+    BLANK,
     GraniteSpeechCTCEncoder,
     GraniteSpeechEncoderOutput,
     encoder_to_checkpoint,
     sanitize_encoder,
 )
 from .encoder_stream import EncoderStream
-from .pooling import pool_frames
+from .pooling import POOLED_FRAMES, pool_frames
 from .projector import WindowedProjector
 
 
@@ -81,6 +82,8 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
     tied_head = "language_model.lm_head."
     tied_embeddings = "language_model.model.embed_tokens."
     generation_inputs = (*GraniteForCausalLM.generation_inputs, *AUDIO_INPUTS)
+    #: of the BPE head: frames that it takes together, its blank, and what label stands for token 0
+    bpe_frames, bpe_blank, bpe_shift = POOLED_FRAMES, BLANK, 1
 
     def __init__(self, config: GraniteSpeechConfig):
         super().__init__(config)
@@ -120,8 +123,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         return "out_llm" in self.encoder
 
     def bpe_logits(self, hidden_states: mx.array, non_blank: mx.array) -> mx.array:
-        """What the BPE head says to frames that it pools; label 0 is the blank, and label i stands
-        for token i - 1.
+        """What the BPE head says to frames that it pools.
 
         Args:
             hidden_states: (batch, frames, output size) of the encoder.

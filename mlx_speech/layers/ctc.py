@@ -1,0 +1,45 @@
+"""What a head trained with CTC says greedily."""
+
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from operator import itemgetter
+
+import mlx.core as mx
+
+
+def best_labels(logits: mx.array) -> tuple[list[int], list[float]]:
+    """The likeliest label of each frame, (frames, labels), and its log-probability."""
+    logits = logits.astype(mx.float32)
+    labels = mx.argmax(logits, axis=-1)
+    logprobs = logits.max(axis=-1) - mx.logsumexp(logits, axis=-1)
+    mx.eval(labels, logprobs)
+    return labels.tolist(), logprobs.tolist()
+
+
+def best_labels_in_parts(
+    logits: Callable[[slice], mx.array], frames: int, at_once: int
+) -> tuple[list[int], list[float]]:
+    """As `best_labels`, where the logits of all frames are too many for memory.
+
+    Args:
+        logits: gives those of some of the frames, (frames or fewer, labels).
+        frames: how many there are.
+        at_once: for how many of them logits are in memory together.
+    """
+    labels: list[int] = []
+    logprobs: list[float] = []
+    for start in range(0, frames, at_once):
+        best, best_logprobs = best_labels(logits(slice(start, start + at_once)))
+        labels += best
+        logprobs += best_logprobs
+    return labels, logprobs
+
+
+def collapsed(
+    labels: Iterable[int], logprobs: Iterable[float], blank: int
+) -> tuple[list[int], list[float]]:
+    """What a CTC head says with a label for each frame, and its log-probability: one of several
+    frames in a row counts once, with the highest of theirs, blanks do not."""
+    groups = groupby(zip(labels, logprobs, strict=True), key=itemgetter(0))
+    said = [(label, max(logprob for _, logprob in run)) for label, run in groups if label != blank]
+    return [label for label, _ in said], [logprob for _, logprob in said]
