@@ -69,7 +69,7 @@ TEXT = {
     "embedding_multiplier": 0.4,
     "attention_multiplier": 0.15,
     "residual_multiplier": 1.5,
-    "logits_scaling": 0.2,
+    "logits_scaling": 1.6,
 }
 CONFIG = {
     "model_type": "granite_speech_nar",
