@@ -295,3 +295,39 @@ def small(folder: Path, layout: str = "second", **changes: Any) -> Path:
     """A repository in a layout, with other values in config.json."""
     config = {**CONFIG, **changes}
     return write_repository(folder, *in_layout(layout, config, tensors(config)))
+
+
+def hearing(folder: Path, replaced: dict[int, int], **changes: Any) -> Path:
+    """A repository of a model that hears: with the bundled encoder, whose head of tokens has 511 of
+    them after a blank, and an editor that says each slot again, but for the tokens in `replaced`.
+
+    Its audio is of no consequence; that is for models with random tensors to show.
+    """
+    stored = mx.load(str(TINY / "model.safetensors"))
+    weights = {n: w for n, w in stored.items() if n.startswith("encoder.")}
+    config = json.loads((TINY / "config.json").read_text())
+    dim, vocab = config["encoder_config"]["hidden_dim"], config["text_config"]["vocab_size"]
+    head = mx.load(str(TINY / "out_llm.safetensors"))
+    weights["encoder.out_bpe.weight"] = mx.pad(head["weight"], [(0, 1), (0, 0)])
+    weights["encoder.out_bpe.bias"] = mx.pad(head["bias"], (0, 1), constant_values=-1e4)
+    encoder = {**ENCODER, **config["encoder_config"], "self_conditioning_layer": 3}
+    encoder |= {"model_type": ENCODER["model_type"], "bpe_output_dim": vocab + 1}
+    text = {**config["text_config"], "num_hidden_layers": 1, "tie_word_embeddings": False}
+    text |= {"embedding_multiplier": 1.0, "logits_scaling": 1.0}
+    config = {**CONFIG, "encoder_config": encoder, "text_config": text, **changes}
+    config["projector_config"] = {**PROJECTOR, "encoder_dim": dim, "llm_dim": dim}
+    config |= {"encoder_layer_indices": [2, 4, -1], "tie_word_embeddings": False}
+    rest = tensors(config)
+    table = rest["language_model.model.embed_tokens.weight"]
+    rest["language_model.model.norm.weight"] = mx.ones(dim)
+    for part in ("self_attn.o_proj", "mlp.down_proj"):
+        rest[f"language_model.model.layers.0.{part}.weight"] *= 0
+    table = table / mx.linalg.norm(table, axis=1, keepdims=True)
+    # what answers to a token that is replaced is the other one's row
+    head = {token: table[token] for token in range(vocab)}
+    for token, other in replaced.items():
+        head[other], head[token] = head[other] + table[token], -table[token]
+    rest["language_model.lm_head.weight"] = mx.stack([head[token] for token in range(vocab)])
+    rest["language_model.model.embed_tokens.weight"] = table
+    others = {n: w for n, w in rest.items() if not n.startswith("encoder.")}
+    return write_repository(folder, config, weights | others)

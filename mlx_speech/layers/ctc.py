@@ -7,17 +7,29 @@ from operator import itemgetter
 import mlx.core as mx
 
 
-def best_labels(logits: mx.array) -> tuple[list[int], list[float]]:
-    """The likeliest label of each frame, (frames, labels), and its log-probability."""
+def best_labels(
+    logits: mx.array, entropies: list[float] | None = None
+) -> tuple[list[int], list[float]]:
+    """The likeliest label of each frame, and its log-probability.
+
+    Args:
+        logits: (frames, labels).
+        entropies: where given, those of the frames are appended to it, in nats.
+    """
     logits = logits.astype(mx.float32)
-    labels = mx.argmax(logits, axis=-1)
-    logprobs = logits.max(axis=-1) - mx.logsumexp(logits, axis=-1)
+    labels, total = mx.argmax(logits, axis=-1), mx.logsumexp(logits, axis=-1)
+    logprobs = logits.max(axis=-1) - total
     mx.eval(labels, logprobs)
+    if entropies is not None:
+        entropies += (total - (mx.softmax(logits, axis=-1) * logits).sum(axis=-1)).tolist()
     return labels.tolist(), logprobs.tolist()
 
 
 def best_labels_in_parts(
-    logits: Callable[[slice], mx.array], frames: int, at_once: int
+    logits: Callable[[slice], mx.array],
+    frames: int,
+    at_once: int,
+    entropies: list[float] | None = None,
 ) -> tuple[list[int], list[float]]:
     """As `best_labels`, where the logits of all frames are too many for memory.
 
@@ -29,7 +41,7 @@ def best_labels_in_parts(
     labels: list[int] = []
     logprobs: list[float] = []
     for start in range(0, frames, at_once):
-        best, best_logprobs = best_labels(logits(slice(start, start + at_once)))
+        best, best_logprobs = best_labels(logits(slice(start, start + at_once)), entropies)
         labels += best
         logprobs += best_logprobs
     return labels, logprobs

@@ -1,6 +1,6 @@
 """From chunks to the texts that the encoder's CTC head writes, without the decoder."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -67,7 +67,9 @@ class CTCDecoder:
     def decode(self, chunks: Iterable[AudioChunk], batch_size: int) -> Iterator[Decoded]:
         """See `ChunkDecoder`."""
         chunks = iter(chunks)
-        while decoded := [(chunk, self._segment(chunk)) for chunk in islice(chunks, batch_size)]:
+        while batch := list(islice(chunks, batch_size)):
+            texts = zip(batch, self._texts(batch), strict=True)
+            decoded = [(chunk, self._segment(chunk, text)) for chunk, text in texts]
             if self.vocabulary is not None:
                 place_words(decoded, self.vocabulary)
             yield [(chunk, [segment]) for chunk, segment in decoded]
@@ -81,8 +83,11 @@ class CTCDecoder:
             yield TranscriptionDelta(gap + segment.text if segment.text else "", segment)
         return segments
 
-    def _segment(self, chunk: AudioChunk) -> Segment:
-        wrote = cast(CTCText, chunk.draft)
+    def _texts(self, chunks: Sequence[AudioChunk]) -> list[CTCText]:
+        """What each of some chunks says."""
+        return [cast(CTCText, chunk.draft) for chunk in chunks]
+
+    def _segment(self, chunk: AudioChunk, wrote: CTCText) -> Segment:
         mean = sum(wrote.logprobs) / max(1, len(wrote.logprobs))
         segment = Segment(chunk.start, chunk.end, wrote.text, wrote.tokens, avg_logprob=mean)
         if self.vocabulary is not None:

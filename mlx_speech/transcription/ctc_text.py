@@ -2,37 +2,18 @@
 texts that need no decoder."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Self
 
 import mlx.core as mx
 import numpy as np
 
 from ..generation.protocols import Detokenizes
-from ..layers.ctc import best_labels, best_labels_in_parts, collapsed
+from ..layers.ctc import best_labels, collapsed
 from ..models.conformer import BLANK
+from ..models.granite_speech.pooling import HasBPEHead, bpe_labels
 from ..processing.tokenizer import Tokenizer
 from .alignment import word_probabilities
 from .ctc import CTCVocabulary, LabelFrames, SubwordVocabulary
-
-_GROUPS = 64  #: of frames whose logits over all tokens are in memory at once
-
-
-class HasBPEHead(Protocol):
-    """A model whose encoder has a CTC head of tokens.
-
-    bpe_frames: frames that the head takes together.
-    bpe_blank: its label that stands for nothing.
-    bpe_shift: what other labels are above the tokens that they stand for.
-    """
-
-    bpe_frames: int
-    bpe_blank: int
-    bpe_shift: int
-
-    def bpe_logits(self, hidden_states: mx.array, non_blank: mx.array) -> mx.array:
-        """(batch, frames, output size) and (batch, frames) of the encoder -> (batch, groups of
-        frames, labels), a last group of fewer frames included."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +35,12 @@ class CTCText:
     logprobs: list[float]
     vocabulary: Detokenizes
     label_frames: LabelFrames | None = None
+
+    @classmethod
+    def of_tokens(cls, tokens: list[int], logprobs: list[float], tokenizer: Detokenizes) -> Self:
+        """What is written with the tokens of a model themselves."""
+        text = " ".join(tokenizer.decode(tokens, skip_special_tokens=True).split())
+        return cls(text, tokens, tokens, logprobs, tokenizer)
 
     def word_probabilities(self) -> list[float]:
         """How sure the head was of each word of the text, as `alignment.word_probabilities`."""
@@ -86,11 +73,7 @@ def bpe_text(
         hidden_states: (frames, output size) of the encoder.
         non_blank: (frames,), likewise.
     """
-
-    def logits(part: slice) -> mx.array:
-        return model.bpe_logits(hidden_states[None, part], non_blank[None, part])[0]
-
-    best = best_labels_in_parts(logits, len(hidden_states), _GROUPS * model.bpe_frames)
+    best = bpe_labels(model, hidden_states, non_blank)
     labels, logprobs = collapsed(*best, model.bpe_blank)
     return _text([label - model.bpe_shift for label in labels], logprobs, tokenizer, tokenizer)
 

@@ -135,9 +135,13 @@ class SpeechFamily(Protocol):
         Args:
             for_alignment: give the CTC logits and levels that word times follow from.
             drafts: give what the CTC head writes.
-            for_decoder: give the audio that `chunk_inputs` needs.
+            for_decoder: give the audio that the decoder needs.
         """
         ...
+
+
+class GenerativeFamily(SpeechFamily, Protocol):
+    """A family whose models write token by token."""
 
     def chunk_inputs(
         self, chunks: Sequence[AudioChunk], request: TranscriptionRequest

@@ -23,32 +23,14 @@ from .segmenter import Span
 from .vad import ctc_vad
 
 
-class GraniteSpeechTranscription:
-    """See `SpeechFamily`; a chunk's `audio` is the projected audio, (audio tokens, hidden_size)."""
+class EncodedOnce:
+    """What families with Granite Speech's encoder share: chunks of a recording that is encoded as a
+    stream, whatever its cuts. A chunk's `audio` is the projected audio, (rows, hidden_size)."""
 
-    def __init__(
-        self, model: GraniteSpeechForConditionalGeneration, processor: GraniteSpeechProcessor
-    ):
+    def __init__(self, model: Any, processor: Any):
         self._model, self._processor = model, processor
         self.sampling_rate = processor.sampling_rate
         self.ctc_vocabulary = CTCVocabulary.of_head(model.encoder.config.output_dim)
-        self._asked: tuple[TranscriptionRequest | None, str] = None, ""  # the latest, as a prompt
-
-    def text_language(
-        self, request: TranscriptionRequest, *, for_decoder: bool = True
-    ) -> str | None:
-        if for_decoder:
-            return self._processor.text_language(request)
-        return request.language and language_code(request.language)
-
-    def can_draft(self, request: TranscriptionRequest) -> bool:
-        """The BPE head writes as the decoder does, the character head neither punctuation nor
-        capitals; both what was said, no translation."""
-        bare = not request.punctuate and self.ctc_vocabulary is not None
-        return request.task == "transcribe" and (self._model.has_bpe_head or bare)
-
-    def decoder(self, how: Decoding) -> ChunkDecoder:
-        return generative_decoder(self._model, self._processor, self, how)
 
     def chunks(
         self,
@@ -59,9 +41,9 @@ class GraniteSpeechTranscription:
         drafts: bool = False,
         for_decoder: bool = True,
     ) -> Iterator[AudioChunk]:
-        """The recording is encoded once, whatever its cuts. Where to cut it, and whether there is
-        anything to decode, is what the encoder's CTC head says; the sound's energy has to agree
-        that there is more than silence or steady noise, over which some heads mutter."""
+        """Where to cut, and whether there is anything to decode, is what the encoder's CTC head
+        says; the sound's energy has to agree that there is more than silence or steady noise, over
+        which some heads mutter."""
         extractor = self._processor.audio_processor
         finder = SpanFinder(options.segmenter(extractor.projector_window_size))
         space = None if self.ctc_vocabulary is None else SPACE
@@ -103,7 +85,43 @@ class GraniteSpeechTranscription:
             mx.clear_cache()
 
     def _draft(self, hidden: mx.array, logits: mx.array, non_blank: mx.array) -> CTCText | None:
-        """What the better CTC head that there is writes, given the frames of a span."""
+        """What a CTC head writes, if it can.
+
+        Args:
+            hidden: (frames, output size) of the encoder, of a span.
+            logits: (frames, labels) of its character head.
+            non_blank: (frames,) of the encoder.
+        """
+        raise NotImplementedError
+
+
+class GraniteSpeechTranscription(EncodedOnce):
+    """See `GenerativeFamily`."""
+
+    def __init__(
+        self, model: GraniteSpeechForConditionalGeneration, processor: GraniteSpeechProcessor
+    ):
+        super().__init__(model, processor)
+        self._asked: tuple[TranscriptionRequest | None, str] = None, ""  # the latest, as a prompt
+
+    def text_language(
+        self, request: TranscriptionRequest, *, for_decoder: bool = True
+    ) -> str | None:
+        if for_decoder:
+            return self._processor.text_language(request)
+        return request.language and language_code(request.language)
+
+    def can_draft(self, request: TranscriptionRequest) -> bool:
+        """The BPE head writes as the decoder does, the character head neither punctuation nor
+        capitals; both what was said, no translation."""
+        bare = not request.punctuate and self.ctc_vocabulary is not None
+        return request.task == "transcribe" and (self._model.has_bpe_head or bare)
+
+    def decoder(self, how: Decoding) -> ChunkDecoder:
+        return generative_decoder(self._model, self._processor, self, how)
+
+    def _draft(self, hidden: mx.array, logits: mx.array, non_blank: mx.array) -> CTCText | None:
+        """What the better CTC head that there is writes."""
         tokenizer, vocabulary = self._processor.tokenizer, self.ctc_vocabulary
         if self._model.has_bpe_head:
             return bpe_text(self._model, tokenizer, hidden, non_blank)

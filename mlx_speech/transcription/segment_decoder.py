@@ -18,7 +18,7 @@ from ..generation.streaming import answer_text, stream_text
 from .alignment import word_probabilities
 from .chunks import AudioChunk
 from .ctc_decoder import CTCDecoder
-from .family import ChunkDecoder, Decoded, Decoding, SpeechFamily, SpeechProcessor
+from .family import ChunkDecoder, Decoded, Decoding, GenerativeFamily, SpeechProcessor
 from .transcript import Segment, TranscriptionDelta
 from .words import place_words, words_of
 
@@ -32,7 +32,7 @@ FALLBACKS = ({"num_beams": 5}, {"num_beams": 1, "repetition_penalty": 1.3})
 
 
 def generative_decoder(
-    model: GenerativeModel, processor: SpeechProcessor, family: SpeechFamily, how: Decoding
+    model: GenerativeModel, processor: SpeechProcessor, family: GenerativeFamily, how: Decoding
 ) -> ChunkDecoder:
     """The decoder of chunks of a family whose models write token by token; errors as there."""
     if how.ctc_only:
@@ -53,7 +53,7 @@ class SegmentDecoder:
 
     model: GenerativeModel
     processor: SpeechProcessor
-    family: SpeechFamily
+    family: GenerativeFamily
     how: Decoding
 
     needs_audio = True  #: chunks bring what the decoder is given

@@ -17,6 +17,7 @@ from ..granite_speech.encoder import (
     sanitize_encoder,
 )
 from ..granite_speech.encoder_stream import EncoderStream
+from ..granite_speech.pooling import bpe_labels
 from ..initialization import init_weights
 from .config import GraniteSpeechNarConfig
 from .encoder import GraniteSpeechNarCTCEncoder
@@ -159,12 +160,8 @@ class GraniteSpeechNarForCTC(PretrainedModel):
             hidden_states: (frames, output size) of the encoder.
             non_blank: (frames,), likewise.
         """
-
-        def logits(part: slice) -> mx.array:
-            return self.bpe_logits(hidden_states[None, part], non_blank[None, part])[0]
-
-        best = best_labels_in_parts(logits, len(hidden_states), _ROWS * self.bpe_frames)
-        return [label - self.bpe_shift for label in collapsed(*best, self.bpe_blank)[0]]
+        labels, _ = collapsed(*bpe_labels(self, hidden_states, non_blank), self.bpe_blank)
+        return [label - self.bpe_shift for label in labels]
 
     def slots(self, draft: Sequence[int]) -> list[int]:
         """The tokens of a draft with a blank before, after and between them, and more blanks where
