@@ -152,8 +152,8 @@ def _check(report: CheckReport) -> list[str]:
     return [
         "## How close it is",
         "Measured against the original: word error rate of the transcripts, the original's being "
-        "the reference; relative error of what each stage computes; KL divergence of the next "
-        "token's distribution along the original's transcript, in nats a token. On a "
+        "the reference; relative error of what each stage computes, the logits along the "
+        "original's transcript; KL divergence of the distributions that these give, in nats. On a "
         f"{report.machine}.",
         check_markdown(report),
     ]

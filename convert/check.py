@@ -2,7 +2,7 @@
 
 The models are loaded one after the other, so that memory holds one of them. What the original
 computes waits in temporary files for the others: mostly 4 bytes for each entry of the vocabulary
-and each token, which is 100 MB for a minute of speech with Granite Speech.
+and each position of a text, which is 100 MB for a minute of speech with Granite Speech.
 """
 
 import gc
@@ -23,16 +23,13 @@ from mlx_speech.checkpoint.hub import resolve_checkpoint
 from mlx_speech.checkpoint.shards import save_tensors
 from mlx_speech.errors import AudioError, UnsupportedOptionError
 from mlx_speech.files import errors_about
-from mlx_speech.generation import prefill
 from mlx_speech.loading import architecture, load
 from mlx_speech.profiling.machine import device_name
 from mlx_speech.transcription.pipeline import prepare, transcribe
 
 from .word_errors import word_error_rate, word_errors
 
-#: what is compared by relative error, in the order in which it is computed
-STAGES = ("encoder", "projector", "first logits")
-_LOGITS = "logits"
+_LOGITS = "logits"  #: the last of the stages that are compared
 
 
 def bundled_recordings() -> list[Path]:
@@ -45,23 +42,24 @@ class Difference:
     """How far the converted model is from the original, over one recording or several.
 
     words: of the original's transcript; errors: the converted one's, against it.
-    squares: of each stage, the squared norms of the difference and of the original's output.
-    divergence: KL divergence of the next token's distribution, in nats, summed over `tokens`
-        positions along the original's output.
+    squares: of each stage, in the order in which they are computed, the squared norms of the
+        difference and of the original's output.
+    divergence: KL divergence of the distributions that the logits give, in nats, summed over
+        `positions` along the original's output.
     """
 
     words: int = 0
     errors: int = 0
     squares: dict[str, tuple[float, float]] = field(default_factory=dict)
     divergence: float = 0.0
-    tokens: int = 0
+    positions: int = 0
 
     def add(self, other: Self) -> None:
         """Take in what was found elsewhere."""
         self.words += other.words
         self.errors += other.errors
         self.divergence += other.divergence
-        self.tokens += other.tokens
+        self.positions += other.positions
         for stage, (difference, norm) in other.squares.items():
             so_far = self.squares.get(stage, (0.0, 0.0))
             self.squares[stage] = so_far[0] + difference, so_far[1] + norm
@@ -73,8 +71,8 @@ class Difference:
 
     @property
     def kl(self) -> float:
-        """KL divergence from the original's distribution, in nats a token."""
-        return self.divergence / max(self.tokens, 1)
+        """KL divergence from the original's distribution, in nats a position."""
+        return self.divergence / max(self.positions, 1)
 
     def relative_error(self, stage: str) -> float | None:
         """Norm of the difference over that of the original; None if there is no such stage."""
@@ -251,29 +249,23 @@ class ModelRunner:
     def _stages(
         self, recording: Recording, references: list[ReferenceSegment]
     ) -> Iterator[dict[str, mx.array]]:
-        """Of each segment: the encoder's and projector's outputs, and the logits along its tokens,
-        (1, tokens + 1, vocabulary); all in float32."""
+        """Of each segment: what the stages give, and the logits along its tokens; in float32."""
         model, processor = self._model
         for begin, end, tokens in references:
             rate = recording.sampling_rate
             inputs = processor.speech_inputs(recording.read(round(begin * rate), round(end * rate)))
             stages = dict(model.audio_stages(inputs["input_features"]))
-            run = prefill(model, **inputs, max_new_tokens=len(tokens) + 1)
-            logits = [run.logits[:, None]]
-            if tokens:
-                logits.append(run.step(mx.array([tokens], run.prompt.dtype)))
-            stages[_LOGITS] = mx.concatenate(logits, axis=1)
+            stages[_LOGITS] = model.logits_along(inputs, tokens)
             yield {name: value.astype(mx.float32) for name, value in stages.items()}
 
 
 def differences(original: dict[str, mx.array], converted: dict[str, mx.array]) -> Difference:
     """How far apart two models' stages are, of the same recording and along the same tokens."""
-    before, after = original.pop(_LOGITS), converted.pop(_LOGITS)
-    pairs = [(name, value, converted[name]) for name, value in original.items()]
-    pairs.append((STAGES[-1], before[:, 0], after[:, 0]))
+    pairs = [(name, original[name], value) for name, value in converted.items()]
     squares = {name: (mx.sum((a - b) ** 2).item(), mx.sum(a**2).item()) for name, a, b in pairs}
+    before, after = original[_LOGITS], converted[_LOGITS]
     divergence = mx.sum(divergences(before, after)).item()
-    return Difference(squares=squares, divergence=divergence, tokens=before.shape[1])
+    return Difference(squares=squares, divergence=divergence, positions=before.shape[1])
 
 
 def divergences(before: mx.array, after: mx.array) -> mx.array:

@@ -6,20 +6,16 @@ from collections.abc import Sequence
 from mlx_speech.checkpoint.folder import printable
 from mlx_speech.errors import shortened
 
-from .check import STAGES, CheckReport, Difference
+from .check import CheckReport
 from .plan import size
 
 WIDTH = 80
-_COLUMNS = ("words", "WER %", *STAGES, "KL")
-_NAME_WIDTH = 22
+_NAME_WIDTH, _STAGE_WIDTH = 22, 11
 
 
 def check_table(report: CheckReport) -> str:
     """The report in lines of at most 80 columns, without a newline at its end."""
-    rows = [(recording.name, recording.difference) for recording in report.recordings]
-    lines = [_line("recording", _COLUMNS)]
-    lines += [_line(name, _cells(difference)) for name, difference in rows]
-    lines.append(_line("total", _cells(report.total)))
+    lines = [_line(*row) for row in _rows(report, "total")]
     lines += ["", f"{'':<{_NAME_WIDTH}}{'weights':>10}{'load':>10}"]
     for name, loaded in (("original", report.original), ("converted", report.converted)):
         seconds = f"{loaded.load_seconds:.2f} s"
@@ -38,33 +34,37 @@ def check_table(report: CheckReport) -> str:
 
 def check_markdown(report: CheckReport) -> str:
     """The same as tables of a model card, without transcripts."""
-    stages = [stage for stage in STAGES if stage in report.total.squares]
+    heads, *rows = _rows(report, "**total**")
     lines = [
-        f"| recording | words | WER % | {' | '.join(stages)} | KL |",
-        "|---|" + "---:|" * (len(stages) + 3),
+        f"| {' | '.join([name.replace('|', chr(92) + '|'), *cells])} |"
+        for name, cells in (heads, *rows)
     ]
-    named = [(recording.name, recording.difference) for recording in report.recordings]
-    for name, difference in [*named, ("**total**", report.total)]:
-        cells = _cells(difference, stages)
-        lines.append(f"| {' | '.join([name.replace('|', chr(92) + '|'), *cells])} |")
+    lines.insert(1, "|---|" + "---:|" * len(heads[1]))
     lines += ["", "| | weights | load |", "|---|---:|---:|"]
     for name, loaded in (("original", report.original), ("converted", report.converted)):
         lines.append(f"| {name} | {size(loaded.size)} | {loaded.load_seconds:.2f} s |")
     return "\n".join(lines)
 
 
-def _cells(difference: Difference, stages: Sequence[str] = STAGES) -> list[str]:
-    """Words, errors, stages (empty where nothing was compared) and divergence."""
-    errors = [difference.relative_error(stage) for stage in stages]
-    compared = ["" if error is None else f"{error:.1e}" for error in errors]
-    return [str(difference.words), f"{difference.wer:.1f}", *compared, f"{difference.kl:.1e}"]
+def _rows(report: CheckReport, total: str) -> list[tuple[str, list[str]]]:
+    """Heads, recordings and all of them together: words, errors, the stages that there are (empty
+    where nothing was compared) and divergence."""
+    stages = list(report.total.squares)
+    rows = [("recording", ["words", "WER %", *stages, "KL"])]
+    named = [(recording.name, recording.difference) for recording in report.recordings]
+    for name, difference in [*named, (total, report.total)]:
+        errors = [difference.relative_error(stage) for stage in stages]
+        compared = ["" if error is None else f"{error:.1e}" for error in errors]
+        wer, kl = f"{difference.wer:.1f}", f"{difference.kl:.1e}"
+        rows.append((name, [str(difference.words), wer, *compared, kl]))
+    return rows
 
 
-def _line(name: str, cells) -> str:
-    words, wer, encoder, projector, logits, kl = cells
+def _line(name: str, cells: Sequence[str]) -> str:
+    words, wer, *others = cells
     name = fitting_name(name, _NAME_WIDTH - 1)
-    numbers = f"{words:>6}{wer:>7}{encoder:>9}{projector:>11}{logits:>14}{kl:>9}"
-    return f"{name:<{_NAME_WIDTH}}{numbers}"
+    numbers = "".join(f"{cell:>{_STAGE_WIDTH}}" for cell in others)
+    return f"{name:<{_NAME_WIDTH}}{words:>6}{wer:>7}{numbers}"
 
 
 def fitting_name(name: str, width: int) -> str:

@@ -19,6 +19,7 @@ from ..checkpoint.weights import HEADS, cast, load_weights
 from ..errors import CheckpointError, InputError, UnsupportedOptionError
 from ..fields import fitted
 from ..generation import GenerationConfig, generate
+from ..generation.api import prefill
 from ..generation.checks import padding_mask
 from ..generation.config import Count
 from ..layers.token_ids import check_array, check_token_ids
@@ -365,6 +366,22 @@ class PretrainedModel(Saveable, nn.Module):
     @generation_config.setter
     def generation_config(self, config: GenerationConfig) -> None:
         self._generation_config = config
+
+    def logits_along(self, inputs: dict[str, Any], tokens: list[int]) -> mx.array:
+        """What a model of speech says at each position of a text that is known, and behind it.
+
+        Args:
+            inputs: of `generate`, for one recording.
+            tokens: ids of what it has written of this.
+
+        Returns:
+            (1, positions, vocab_size).
+        """
+        run = prefill(self, **inputs, max_new_tokens=len(tokens) + 1)
+        logits = [run.logits[:, None]]
+        if tokens:
+            logits.append(run.step(mx.array([tokens], run.prompt.dtype)))
+        return mx.concatenate(logits, axis=1)
 
     def generate(
         self,

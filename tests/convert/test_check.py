@@ -131,16 +131,16 @@ def test_stages_and_divergence(report, off):
         encoded = model.encoder(inputs["input_features"]).last_hidden_state
         logits = np.array(audio.logits[0, -1 - len(tokens) :], np.float64)
         logprobs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-        arrays = encoded, audio.audio_hidden_states, logits[0], logprobs
+        arrays = encoded, audio.audio_hidden_states, logits, logprobs
         stages.append([np.array(a, np.float64) for a in arrays])
     *before, p = stages[0]
     *after, q = stages[1]
     total = report.total
-    assert total.tokens == len(tokens) + 1
+    assert total.positions == len(tokens) + 1
     expected = [
         np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in zip(before, after, strict=True)
     ]
-    found = [total.relative_error(s) for s in ("encoder", "projector", "first logits")]
+    found = [total.relative_error(s) for s in ("encoder", "projector", "logits")]
     np.testing.assert_allclose(found, expected, rtol=1e-3)
     assert min(expected) > 0.01
     divergence = (np.exp(p) * (p - q)).sum(axis=-1).mean()
@@ -158,9 +158,9 @@ def test_parts_of_a_recording_count_together(off, report, monkeypatch):
     monkeypatch.setattr(convert.check, "prepare", prepare_twice)
     total, whole = check_one(TINY, off, [GATE]).total, report.total
     assert total.words == 2 * whole.words
-    assert total.tokens == 2 * whole.tokens
+    assert total.positions == 2 * whole.positions
     assert total.kl == pytest.approx(whole.kl, rel=1e-4)
-    for stage in ("encoder", "projector", "first logits"):
+    for stage in ("encoder", "projector", "logits"):
         expected = pytest.approx(whole.relative_error(stage), rel=1e-4)
         assert total.relative_error(stage) == expected
 
@@ -196,7 +196,7 @@ def test_speech_to_text(tmp_path):
     total = report.total
     assert total.relative_error("projector") is None
     assert 0.01 < total.relative_error("encoder") < 1
-    assert 0.01 < total.relative_error("first logits") < 1
+    assert 0.01 < total.relative_error("logits") < 1
     assert 0 < total.kl < 1
     assert "projector" not in check_markdown(report)
     assert max(map(len, check_table(report).splitlines())) <= 80
@@ -220,9 +220,7 @@ def test_same_weights_differ_in_nothing(monkeypatch):
     for report in reports:
         total = report.total
         assert (total.words, total.errors, total.kl) == (4, 0, 0)
-        assert [total.relative_error(s) for s in ("encoder", "projector", "first logits")] == [
-            0
-        ] * 3
+        assert [total.relative_error(s) for s in ("encoder", "projector", "logits")] == [0] * 3
         assert report.original.size == report.converted.size == size
         assert 0 < report.original.load_seconds < 60
 
@@ -296,7 +294,7 @@ def test_bundled_recordings_are_the_default(monkeypatch):
 
 def test_table(report):
     lines = check_table(report).splitlines()
-    heads = "recording words WER % encoder projector first logits KL"
+    heads = "recording words WER % encoder projector logits KL"
     assert lines[0].split() == heads.split()
     assert lines[1].split()[:2] == ["flite_08.flac", "4"]
     assert lines[2].split()[1:] == lines[1].split()[1:]
@@ -326,6 +324,6 @@ def test_names_are_shortened():
 
 def test_markdown(report):
     rows = [line for line in check_markdown(report).splitlines() if line]
-    assert rows[0] == "| recording | words | WER % | encoder | projector | first logits | KL |"
+    assert rows[0] == "| recording | words | WER % | encoder | projector | logits | KL |"
     assert {row.count("|") for row in rows[:4]} == {8}
     assert rows[3].startswith("| **total** | 4 |")
