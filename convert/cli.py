@@ -46,7 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("-q", "--quantize", action="store_true", help="quantize")
     text = (
         "2, 3, 4, 5, 6 or 8 bits a weight, or several of them (default: what --q-mode has, else "
-        "4). For a speech model that is for the decoder; its encoder and projector get 8"
+        "4). For a speech model that is for the decoder; its encoder and projector get 8, and "
+        "all of it if there is no decoder"
     )
     add("--q-bits", type=_bits, metavar="N[,N...]", help=text)
     text = "weights that share a scale (default: 64, or what --q-mode has)"

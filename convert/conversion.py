@@ -56,7 +56,7 @@ def convert(
         path_or_repo: a folder in the Hugging Face layout, or a repository id `owner/name`.
         mlx_path: folder to write. Where `q_bits` are several, their number is added:
             `mlx_model-4bit`, `mlx_model-8bit`.
-        quantize: quantize it. Of a speech model, `q_bits` are for the decoder.
+        quantize: quantize it. Of a speech model with a decoder, `q_bits` are for that.
         q_bits, q_group_size, q_mode: see `mlx_speech.checkpoint.quantization.resolve_quantization`.
         quant_predicate: a name of `mlx_speech.checkpoint.quantization.RECIPES`, or a function that
             gets each module's name and the module: False leaves it alone, True gives it the bits
@@ -171,7 +171,7 @@ def _note(path, module, quantization, settings, dtype) -> str:
     """Why a module is not quantized as the recipe says."""
     requested = quantization.requested(path, module)
     if requested is None:
-        reason = hasattr(module, "to_quantized") and skip_reason(path)
+        reason = hasattr(module, "to_quantized") and skip_reason(path, module)
         return f"kept in {dtype}, {reason}" if reason and quantization.predicate is None else ""
     wanted, inputs = requested["group_size"], module.weight.shape[-1]
     if settings is None:

@@ -42,16 +42,15 @@ RECIPES = {
 #: in 6 or 8 bits halves the divergence of the next token's distribution; others do little.
 SENSITIVE = r"self_attn\.[kv]_proj|\.down_proj|\.fc2"
 
-#: the first that a module's name begins with
-PARTS = {"encoder": r"(model\.)?encoder\.", "projector": r"projector\.", "decoder": ""}
+#: the first that a module's name begins with; the decoder may be an editor, which reads both ways
+PARTS = {"encoder": r"(model\.)?encoder\.|ctc_head\.", "projector": r"projector\.", "decoder": ""}
 
 #: What keeps its type, by the end of its name. So does what MLX cannot quantize: norms,
 #: convolutions that are not of width 1, the projector's queries.
-KEPT = {
-    r"\.rel_pos_emb": "table of positions",
-    r"encoder\.out(_mid)?": "CTC head",
-    r"score": "classifier",
-}
+KEPT = {r"\.rel_pos_emb": "table of positions", r"score": "classifier"}
+#: likewise, unless it has so many weights, as the heads of tokens have
+KEPT_SMALL = {r"encoder\.out(_mid)?|ctc_head": "CTC head"}
+_MANY = 2**20
 
 #: group sizes and bits of each mode, the usual ones first; see the documentation of `mx.quantize`
 MODES = {
@@ -113,7 +112,7 @@ class Quantization:
         # in a loaded model, an adapted layer lies in its adapter
         path = path.removesuffix(".base")
         if self.predicate is None:
-            return None if skip_reason(path) else self._settings(self._bits(path))
+            return None if skip_reason(path, module) else self._settings(self._bits(path))
         answer = self.predicate(path, module)
         if not isinstance(answer, bool | dict):
             raise InputError(f"the predicate gives {answer!r} for {path}, not a bool or a dict")
@@ -139,9 +138,10 @@ def part_of(path: str) -> str:
     return next(part for part, start in PARTS.items() if re.match(start, f"{path}."))
 
 
-def skip_reason(path: str) -> str | None:
+def skip_reason(path: str, module: nn.Module) -> str | None:
     """Why a module keeps its type, if recipes leave it alone."""
-    return next((reason for end, reason in KEPT.items() if re.search(rf"{end}$", path)), None)
+    kept = KEPT if module.weight.size >= _MANY else KEPT | KEPT_SMALL
+    return next((reason for end, reason in kept.items() if re.search(rf"({end})$", path)), None)
 
 
 def fitting_group(inputs: int, group_size: int, mode: str) -> int | None:
@@ -183,7 +183,7 @@ def resolve_quantization(
 
     Args:
         bits: for the decoder, which is all that a text model has; by default 4 or what the mode
-            has. An encoder and a projector get 8.
+            has. An encoder and a projector get 8. Where there is no decoder, for all; by default 8.
         group_size: weights that share a scale; by default what is usual in the mode.
         mode: `"affine"`, `"mxfp4"`, `"mxfp8"` or `"nvfp4"`.
         recipe: a name of `RECIPES`, which says the bits itself; or a function that decides for
@@ -194,7 +194,9 @@ def resolve_quantization(
     """
     sizes, possible = MODES.get(mode, ((0,), (0,)))
     size = sizes[0] if group_size is None else group_size
-    width = possible[0] if bits is None else bits
+    parts = {part_of(path) for path, _ in model.named_modules() if path}
+    usual = 8 if "decoder" not in parts and 8 in possible else possible[0]
+    width = usual if bits is None else bits
     checked({"group_size": size, "bits": width, "mode": mode})
     if isinstance(recipe, str):
         if recipe not in RECIPES:
@@ -206,9 +208,10 @@ def resolve_quantization(
             text = "{q_mode} {mode} has {bits} bits, which {recipe} has not"
             raise InputError.about(text, mode=mode, bits=possible[0], recipe=recipe)
         return Quantization(RECIPES[recipe], recipe, mode, size)
-    speech = any(re.match(PARTS["encoder"], path) for path, _ in model.named_modules())
-    name = "custom" if recipe else f"{'speech' if speech else 'all'}_{width}bit"
-    return Quantization(Recipe(8, 8, width, width), name, mode, size, recipe)
+    both = {"encoder", "decoder"} <= parts
+    name = "custom" if recipe else f"{'speech' if both else 'all'}_{width}bit"
+    others = 8 if "decoder" in parts else width
+    return Quantization(Recipe(others, others, width, width), name, mode, size, recipe)
 
 
 #: what the configurations of transformers call the modules that they leave alone

@@ -43,6 +43,20 @@ def bits_of(model, quantization) -> dict[str, int | None]:
     return found
 
 
+def made_of(**shapes: tuple[int, int]) -> nn.Module:
+    """A module of linear layers, by their paths."""
+    model = nn.Module()
+    for path, (outputs, inputs) in shapes.items():
+        *places, name = path.split(".")
+        module = model
+        for place in places:
+            if place not in module:
+                module[place] = nn.Module()
+            module = module[place]
+        module[name] = nn.Linear(inputs, outputs)
+    return model
+
+
 @pytest.fixture(scope="module")
 def speech_model():
     return load_model(TINY)
@@ -111,6 +125,48 @@ class TestRecipes:
         assert found["model.decoder.layers.0.fc2"] == 8
         assert found["model.decoder.layers.0.self_attn.v_proj"] == 8
         assert found["model.decoder.embed_tokens"] == 4
+
+    def test_without_a_decoder(self):
+        """All of it gets 8 bits, or those asked for: its head of tokens, too."""
+        model = made_of(
+            **{
+                "encoder.input_linear": (64, 320),
+                "encoder.layers.0.self_attn.q_proj": (64, 64),
+                "encoder.layers.0.self_attn.rel_pos_emb": (1025, 64),
+                "encoder.out": (16384, 64),
+                "encoder.out_mid": (64, 16384),
+                "ctc_head": (16384, 64),
+            }
+        )
+        for asked, bits, name in (({}, 8, "all_8bit"), ({"bits": 4}, 4, "all_4bit")):
+            quantization = resolve_quantization(model, **asked)
+            assert (quantization.name, quantization.default["bits"]) == (name, bits)
+            found = bits_of(model, quantization)
+            assert found.pop("encoder.layers.0.self_attn.rel_pos_emb") is None
+            assert set(found.values()) == {bits}
+        assert resolve_quantization(model, mode="mxfp4").default["bits"] == 4
+        found = bits_of(model, resolve_quantization(model, recipe="speech_4bit"))
+        assert set(found.values()) == {8, None}
+
+    def test_with_an_editor(self):
+        """It has the decoder's bits, and the head that drafts for it the encoder's."""
+        model = made_of(
+            **{
+                "encoder.layers.0.ff1.up_proj": (64, 64),
+                "encoder.out": (348, 64),
+                "encoder.out_mid": (64, 348),
+                "encoder.out_bpe": (100352, 64),
+                "projector.layer_projector": (64, 256),
+                "projector.qformer.layers.0.mlp.fc2": (64, 64),
+                "language_model.model.embed_tokens": (100352, 64),
+                "language_model.model.layers.0.mlp.down_proj": (64, 64),
+            }
+        )
+        quantization = resolve_quantization(model)
+        assert quantization.name == "speech_4bit"
+        assert list(bits_of(model, quantization).values()) == [8, None, None, 8, 8, 8, 4, 4]
+        recipe = resolve_quantization(model, recipe="mixed_4_8")
+        assert list(bits_of(model, recipe).values()) == [8, None, None, 8, 8, 8, 4, 8]
 
     def test_modes(self, speech_model):
         """A mode is for the modules whose bits it has, the others are affine."""
