@@ -67,7 +67,7 @@ class GraniteSpeech5Transcription:
         subsampling = self._model.config.encoder_config.subsampling
         finder = SpanFinder(options.segmenter(subsampling))
         stream = self._model.encode_stream()
-        frames = heard = 0
+        frames = told = 0
         labels, logprobs = np.zeros(0, int), np.zeros(0, np.float32)
         held = 0  # the first frame of these
         features = self._processor.feature_extractor.stream(recording)
@@ -81,9 +81,9 @@ class GraniteSpeech5Transcription:
             letters = SpeechActivity(
                 np.repeat(activity.speech, subsampling), np.repeat(activity.level, subsampling)
             )
-            heard += len(letters)
+            told += len(letters)
             if last:  # the head has nothing for what does not fill a frame of its own
-                rest = frames - heard
+                rest = frames - told
                 letters += SpeechActivity(np.zeros(rest, bool), np.zeros(rest, np.float32))
             new_labels, new_logprobs = best_labels(logits)
             labels = np.append(labels, np.array(new_labels, int))

@@ -65,7 +65,7 @@ class GraniteSpeechNarTranscription(EncodedOnce):
         if model.config.normalizes_drafts:
             text = draft.text.lower()
             tokens = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        return Draft(draft.text, tokens, ids, logprobs, tokenizer, certain)
+        return Draft(draft.text, tokens, ids, logprobs, tokenizer, certain=certain)
 
 
 def is_certain(
