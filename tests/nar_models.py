@@ -67,8 +67,8 @@ TEXT = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
     # layers that outweigh the embeddings: else the editor says its slots again
     "embedding_multiplier": 0.4,
-    "attention_multiplier": 0.15,
-    "residual_multiplier": 1.5,
+    "attention_multiplier": 0.4,
+    "residual_multiplier": 1.0,
     "logits_scaling": 1.6,
 }
 CONFIG = {
@@ -105,7 +105,7 @@ def tensors(config: dict[str, Any] = CONFIG, seed: int = 0) -> dict[str, mx.arra
     def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> None:
         draw(f"{name}.weight", outputs, inputs)
         if bias:
-            draw(f"{name}.bias", outputs, scale=0.3)
+            draw(f"{name}.bias", outputs, scale=0.1)
 
     def norm(name: str, size: int, bias: bool = True) -> None:
         made[f"{name}.weight"] = mx.array(1 + 0.2 * rng.normal(size=size).astype(np.float32))
@@ -142,6 +142,9 @@ def tensors(config: dict[str, Any] = CONFIG, seed: int = 0) -> dict[str, mx.arra
     linear("encoder.out", dim, encoder["output_dim"])
     linear("encoder.out_mid", encoder["output_dim"], dim)
     linear("encoder.out_bpe", dim, encoder["bpe_output_dim"])
+    # drafts of several tokens: what differs between frames outweighs what they have in common
+    made["encoder.input_linear.weight"] *= 4
+    made["encoder.out_bpe.bias"] *= 0.1
 
     width, layers = projector["hidden_size"], projector["num_encoder_layers"]
     for number in range(layers):

@@ -11,8 +11,8 @@ from conftest import DATA, find_recording
 from convert.word_errors import word_errors
 from mlx_speech import load_audio
 from mlx_speech.audio import open_recording
+from mlx_speech.models.granite_speech import pooling
 from mlx_speech.processing.request import TranscriptionRequest
-from mlx_speech.transcription import ctc_text
 from mlx_speech.transcription.alignment import split_words
 from mlx_speech.transcription.chunks import ChunkOptions
 from mlx_speech.transcription.ctc import CTCVocabulary
@@ -88,7 +88,7 @@ class TestBPEHead:
             return logits(model, hidden_states, non_blank)
 
         monkeypatch.setattr(type(model), "bpe_logits", record)
-        monkeypatch.setattr(ctc_text, "_GROUPS", 6)
+        monkeypatch.setattr(pooling, "_GROUPS", 6)
         assert bpe_text(model, processor.tokenizer, *frames).labels == whole.labels
         assert max(sizes) == 24
         assert sum(sizes) == len(frames[0])
