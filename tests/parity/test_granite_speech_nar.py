@@ -26,6 +26,7 @@ from transformers.models.granite_speech.modeling_granite_speech import GraniteSp
 
 from mlx_speech.loading import load_model
 from mlx_speech.models.granite_speech.pooling import pool_frames
+from mlx_speech.processing.granite_speech_nar import GraniteSpeechNarFeatureExtractor
 
 from .random_models import assert_close, assert_logits_match, features, tensor
 
@@ -209,3 +210,17 @@ def test_ids_of_a_batch(reference, model):
     longest = max(map(len, expected))
     assert found == [ids + [TEXT["pad_token_id"]] * (longest - len(ids)) for ids in expected]
     assert len({len(ids) for ids in expected}) > 1
+
+
+@pytest.mark.parametrize("length", [400, 639, 640, 16000, 16159, 33333])
+def test_features(length):
+    """As IBM's extractor computes them with torchaudio, within 1e-4: cut before the maximum."""
+    from torchaudio.transforms import MelSpectrogram
+
+    samples = np.random.default_rng(length).normal(0, 0.1, length).astype(np.float32)
+    samples[length // 2 : -200] *= 1e-4
+    transform = MelSpectrogram(16000, n_fft=512, win_length=400, hop_length=160, n_mels=80)
+    mel = transform(tensor(samples))[:, : 2 * (length // 320)].T.clamp_min(1e-10).log10()
+    expected = (torch.maximum(mel, mel.max() - 8) / 4 + 1).reshape(-1, 160)
+    found = GraniteSpeechNarFeatureExtractor().log_mel(mx.array(samples))
+    assert_close(found, expected, 1e-4)
