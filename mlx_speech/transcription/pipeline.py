@@ -96,7 +96,8 @@ def transcribe(
         ctc_only: give the text of the encoder's CTC head as it is, without the decoder: much faster
             and less exact. What only a decoder can do is refused with it.
         options: further ones of `GenerationConfig`, e.g. `num_beams`, `temperature` or
-            `stop_strings`, before which the text of a segment ends.
+            `stop_strings`, before which the text of a segment ends. Of models that edit a draft in
+            one pass there is only `skip_editor`: take drafts that are certain as they are.
 
     Raises:
         AudioError: the recording cannot be read.

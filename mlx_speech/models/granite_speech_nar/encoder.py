@@ -27,7 +27,7 @@ class GraniteSpeechNarEncoderConfig(GraniteSpeechEncoderConfig):
     """
 
     model_type: ClassVar[str] = "granite_speech_nar_encoder"
-    other_types: ClassVar[tuple[str, ...]] = ()
+    other_types: ClassVar[tuple[str, ...]] = ("granite_speech_encoder",)
     aliases: ClassVar[dict[str, str]] = {
         **GraniteSpeechEncoderConfig.aliases,
         "vocabulary_size": "bpe_output_dim",

@@ -9,6 +9,7 @@ import mlx.core as mx
 from ...errors import UnsupportedOptionError
 from ...layers.ctc import best_labels_in_parts, collapsed
 from ...layers.model_output import ModelOutput, can_return_tuple
+from ...layers.token_ids import as_mlx
 from ..base import PretrainedModel
 from ..granite import GraniteForCausalLM
 from ..granite_speech.encoder import (
@@ -96,7 +97,8 @@ class GraniteSpeechNarForCTC(PretrainedModel):
         """Token ids of what is said: (batch, longest), rows filled up with the padding token.
 
         Where the draft is empty so is the text: asked about nothing, the editor may invent one.
-        Arguments and errors as in a call.
+        Drafts are not normalized here (`normalizes_drafts`), which takes a tokenizer. Arguments and
+        errors as in a call.
 
         Raises:
             UnsupportedOptionError: there are further options.
@@ -123,7 +125,7 @@ class GraniteSpeechNarForCTC(PretrainedModel):
         states, non_blank = encoded.last_hidden_state, encoded.non_blank
         lengths = [states.shape[1]] * len(states)
         if feature_lengths is not None:
-            lengths = mx.array(feature_lengths).tolist()
+            lengths = as_mlx(feature_lengths).tolist()
         parts = list(zip(states, non_blank, lengths, strict=True))
         audio = [self.project(frames[None, :length])[0] for frames, _, length in parts]
         return encoded, audio, [self.draft(*(x[:length] for x in pair)) for *pair, length in parts]

@@ -9,9 +9,20 @@ import mlx.core as mx
 import pytest
 from conftest import edit_json
 from mlx.utils import tree_flatten
-from nar_models import CONFIG, LAYOUTS, NORMS, in_layout, plain_norms, tensors, write_repository
+from nar_models import (
+    CONFIG,
+    ENCODER,
+    LAYOUTS,
+    NORMS,
+    PROJECTOR,
+    TEXT,
+    in_layout,
+    plain_norms,
+    tensors,
+    write_repository,
+)
 
-from mlx_speech import AutoModelForCTC, CheckpointError, GraniteSpeechNarForCTC
+from mlx_speech import AutoModel, AutoModelForCTC, CheckpointError, GraniteSpeechNarForCTC
 from mlx_speech.loading import load_model
 
 X = mx.random.normal((2, 33, 160), key=mx.random.key(3))
@@ -89,8 +100,24 @@ def test_each_tensor_counts(repository, layout):
         load_model(folder)
 
 
+def test_as_many_tensors_as_released(tmp_path):
+    """930 of floats and 16 counters, with as many layers; of norms transformers has none."""
+    config = {**CONFIG, "encoder_layer_indices": [4, 8, 12, -1]}
+    config["encoder_config"] = {**ENCODER, "num_layers": 16, "self_conditioning_layer": 8}
+    config["projector_config"] = {**PROJECTOR, "num_encoder_layers": 4}
+    config["text_config"] = {**TEXT, "num_hidden_layers": 40}
+    weights = tensors(config)
+    counters = [name for name in weights if name.endswith("num_batches_tracked")]
+    assert (len(weights) - len(counters), len(counters)) == (930, 16)
+    load_model(write_repository(tmp_path / "deep", config, weights, shards=3))
+    _, renamed = in_layout("transformers", config, weights)
+    assert len(weights) - len(renamed) == 2 * (4 + 2 + 2 + 1)
+
+
 def test_it_is_saved_as_ibm_has_it(repository, tmp_path):
-    model = AutoModelForCTC.from_pretrained(repository("transformers"))
+    folder = repository("transformers")
+    model = AutoModelForCTC.from_pretrained(folder)
+    assert type(AutoModel.from_pretrained(folder)) is type(model)
     model.save_pretrained(tmp_path / "saved")
     stored = mx.load(str(tmp_path / "saved" / "model.safetensors"))
     expected = {name: value.shape for name, value in tensors().items()}
@@ -126,6 +153,19 @@ def test_a_head_of_its_own(repository):
     untied = load_model(folder)
     ratio = untied(X, LENGTHS).logits / model(X, LENGTHS).logits
     assert ratio[0, 0].min().item() == pytest.approx(2, rel=1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_here(repository, tmp_path, bits):
+    """Every part but the encoder's heads of letters, and read as it was written."""
+    config = {"bits": bits, "group_size": 32}
+    model = GraniteSpeechNarForCTC.from_pretrained(repository("second"), quantization_config=config)
+    quantized = {name.partition(".")[0] for name, m in model.named_modules() if "scales" in m}
+    assert quantized == {"encoder", "projector", "language_model"}
+    model.save_pretrained(tmp_path / "quantized")
+    again = load_model(tmp_path / "quantized")
+    for found, expected in zip(outputs(again), outputs(model), strict=True):
+        assert mx.array_equal(found, expected).item()
 
 
 def test_quantized_by_mlx_audio(repository):
