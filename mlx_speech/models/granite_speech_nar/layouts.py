@@ -46,20 +46,17 @@ def with_plain_norms(weights: dict[str, mx.array], config) -> dict[str, mx.array
     Raises:
         KeyError: the projector's queries are missing.
     """
-    projector = config.projector_config
-    layers, shape = range(projector.num_layers), (projector.hidden_size,)
-    kinds = [
-        [f"layer_norms.{i}" for i in range(projector.num_encoder_layers)],
-        [f"qformer.layers.{i}.attn_norm" for i in layers],
-        [f"qformer.layers.{i}.mlp_norm" for i in layers],
-        ["out_norm"],
-    ]
-    added = {}
-    dtype = weights["projector.query"].dtype
-    for norms in kinds:
-        parts = [f"projector.{norm}.{part}" for norm in norms for part in ("weight", "bias")]
-        if not weights.keys() & {*parts}:
-            size = (projector.encoder_dim,) if norms[0].startswith("layer_norms") else shape
-            for part in parts:
-                added[part] = (mx.ones if part.endswith("weight") else mx.zeros)(size, dtype)
-    return weights | added
+    projector, dtype = config.projector_config, weights["projector.query"].dtype
+    layers = range(projector.num_layers)
+    kinds = (
+        (projector.encoder_dim, [f"layer_norms.{i}" for i in range(projector.num_encoder_layers)]),
+        (projector.hidden_size, [f"qformer.layers.{i}.attn_norm" for i in layers]),
+        (projector.hidden_size, [f"qformer.layers.{i}.mlp_norm" for i in layers]),
+        (projector.hidden_size, ["out_norm"]),
+    )
+    for size, norms in kinds:
+        plain = {f"projector.{norm}.weight": mx.ones(size, dtype) for norm in norms}
+        plain |= {f"projector.{norm}.bias": mx.zeros(size, dtype) for norm in norms}
+        if not weights.keys() & plain.keys():
+            weights = weights | plain
+    return weights
