@@ -66,6 +66,8 @@ class Report:
         yield _row("", names)
         for label, value in _MEASURES.items():
             yield self._row(label, value)
+        if not self.profiles[0].decoding:
+            return
         for title, name in _SPEEDS.items():
             yield title
             for speeds in zip(*(p.decoding for p in self.profiles), strict=True):
@@ -105,11 +107,7 @@ def _profile_dict(profile: ModelProfile) -> dict[str, Any]:
             "matmul_flops_per_second": encoding.limit_flops,
             "share_of_matmul": encoding.share_of_limit,
         },
-        "decoder": {
-            "batches": [asdict(speed) for speed in profile.decoding],
-            "bytes_per_token": profile.decoding_bytes,
-            "share_of_bandwidth": profile.share_of_bandwidth,
-        },
+        "decoder": _decoding_dict(profile) if profile.decoding else None,
         "pipeline": {
             "audio_seconds": pipeline.audio_seconds,
             "seconds": pipeline.seconds,
@@ -118,6 +116,14 @@ def _profile_dict(profile: ModelProfile) -> dict[str, Any]:
             "drafts": pipeline.drafts and asdict(pipeline.drafts),
             "passes_per_token": pipeline.passes_per_token,
         },
+    }
+
+
+def _decoding_dict(profile: ModelProfile) -> dict[str, Any]:
+    return {
+        "batches": [asdict(speed) for speed in profile.decoding],
+        "bytes_per_token": profile.decoding_bytes,
+        "share_of_bandwidth": profile.share_of_bandwidth,
     }
 
 

@@ -39,8 +39,10 @@ def decoding_bytes(model: Any) -> int:
 
 
 def decoder_bits(model: nn.Module) -> int:
-    """Bits of most of the decoder's layers."""
-    layers = (m for path, m in model.named_modules() if part_of(path) == "decoder")
+    """Bits of most of the decoder's layers, or of all where there is no decoder."""
+    modules = model.named_modules()
+    layers = [m for path, m in modules if path and part_of(path) == "decoder"]
+    layers = layers or [m for _, m in modules]
     bits: Counter[int] = Counter()
     for layer in layers:
         if isinstance(layer, nn.QuantizedLinear):

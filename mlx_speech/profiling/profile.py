@@ -54,11 +54,12 @@ class Encoding:
 class ModelProfile:
     """What is known of a model on this machine.
 
-    bits: of the decoder's weights.
+    bits: of the decoder's weights, or where there is none of all.
     dtype: what it computes in.
     weight_bytes: of all its tensors.
     decoding_bytes: of those that a step of decoding reads, see there.
-    decoding: in batches of growing size; the first is of one.
+    decoding: in batches of growing size; the first is of one. Empty where the model does not write
+        token by token.
     bandwidth: bytes a second that the machine copies.
     """
 
@@ -109,7 +110,7 @@ def profile_model(
     job = prepare(samples, loaded, {"sampling_rate": SAMPLING_RATE})
     with job.recording:
         chunks = list(job.chunks)
-    decoder = cast(SegmentDecoder, job.decoder)
+    decoder = job.decoder
     if not chunks:
         first = f"the first {len(samples) / SAMPLING_RATE:.0f} seconds of the recordings"
         raise InputError(f"there is no speech in {first}, which decoding is measured with")
@@ -128,14 +129,14 @@ def profile_model(
         matmul_flops(model.dtype, runs),
     )
     decoding = []
-    for batch in BATCHES:
+    for batch in BATCHES if isinstance(decoder, SegmentDecoder) else ():
         progress(f"decoding in batches of {batch}")
-        decoding.append(decoding_speed(decoder, chunk, batch, runs))
+        decoding.append(decoding_speed(cast(SegmentDecoder, decoder), chunk, batch, runs))
     return ModelProfile(
         decoder_bits(model),
         str(model.dtype).removeprefix("mlx.core."),
         weight_bytes(model),
-        decoding_bytes(model),
+        decoding_bytes(model) if decoding else 0,
         encoding,
         decoding,
         pipeline,

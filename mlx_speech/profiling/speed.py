@@ -12,6 +12,7 @@ import mlx.core as mx
 from ..generation import prefill
 from ..generation.speculative import DraftStatistics
 from ..transcription.chunks import AudioChunk
+from ..transcription.family import ChunkDecoder
 from ..transcription.pipeline import transcribe
 from ..transcription.segment_decoder import SegmentDecoder
 from .limits import median_seconds
@@ -69,12 +70,14 @@ def encoding_seconds(model: Any, features: mx.array, runs: int) -> float:
     return median_seconds(lambda: next(model.audio_stages(features))[1], runs)
 
 
-def decode(decoder: SegmentDecoder, chunk: AudioChunk) -> None:
-    """Decode a chunk in the ways that are measured: as `transcribe` does, and token by token."""
+def decode(decoder: ChunkDecoder, chunk: AudioChunk) -> None:
+    """Decode a chunk in the ways that are measured: as `transcribe` does, and token by token where
+    that is how the model writes."""
     for _ in decoder.decode([chunk], batch_size=1):
         pass
-    for _ in prefill(decoder.model, **_arguments(decoder, chunk, batch=1)).steps():
-        pass
+    if isinstance(decoder, SegmentDecoder):
+        for _ in prefill(decoder.model, **_arguments(decoder, chunk, batch=1)).steps():
+            pass
 
 
 def decoding_speed(

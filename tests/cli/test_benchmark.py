@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import pytest
 from commands import Caller, Terminal, one_line, run
 from conftest import DATA, ROOT, TINY
+from nar_models import hearing
 
 from convert import convert as convert_checkpoint
 from mlx_speech.cli.benchmark import build_parser, main
@@ -79,6 +80,19 @@ class TestTable:
         assert re.search(r"^  passes of the decoder per token +-$", out, re.MULTILINE)
         prefill = out.split("prefill, tokens per second\n")[1].split("decoding")[0]
         assert [row.split()[-1] for row in prefill.splitlines()] == ["-", "-"]
+
+    def test_a_model_of_one_pass_has_no_decoding(self, cli, tmp_path):
+        folder = hearing(tmp_path / "nar", {})
+        status, out, err = cli("--runs", 1, "--model", folder, "--bits", "8", GATE)
+        assert (status, err) == (0, "")
+        assert "8 bits" in out
+        assert "tokens per second" not in out
+        assert "weights read" not in out
+        assert re.search(r"^decoder +\d+ +\d+", out, re.MULTILINE)
+        _, out, _ = cli("--runs", 1, "--model", folder, "--json", GATE)
+        (profile,) = json.loads(out)["profiles"]
+        assert profile["decoder"] is None
+        assert profile["pipeline"]["times_real_time"] > 0
 
     def test_a_process_of_its_own(self):
         """With the recordings that are installed; MLX_SPEECH_MODEL names the model."""

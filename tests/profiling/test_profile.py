@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 from conftest import DATA, ROOT, TINY, find_recording
+from nar_models import hearing
 
 from mlx_speech import load
 from mlx_speech.errors import InputError, UnsupportedOptionError
@@ -73,6 +74,22 @@ def test_all_numbers(short, folder):
     else:
         assert (pipeline.drafts, pipeline.passes_per_token) == (None, None)
         assert expected == [None, None]
+
+
+def test_a_model_of_one_pass(short, tmp_path):
+    """Its editor looks at audio and slots at once; there are no tokens one after the other."""
+    loaded = model, _ = load(hearing(tmp_path / "nar", {}))
+    told: list[str] = []
+    found = profile_model(loaded, [GATE, LIGHT], 1e6, 1, told.append)
+    assert told == ["warming up", "transcribing", "encoding"]
+    assert (found.bits, found.weight_bytes) == (8 * model.dtype.size, weight_bytes(model))
+    assert (found.decoding, found.decoding_bytes) == ([], 0)
+    assert found.encoding.flops > 0
+    assert found.pipeline.times_real_time > 0
+    assert found.pipeline.drafts is None
+    (editor,) = (use for use in found.attention if use.part == "decoder")
+    assert editor.num_queries == editor.least_keys == editor.most_keys > 8
+    assert not editor.causal
 
 
 def test_prefill_of_a_prompt(short):
