@@ -158,7 +158,7 @@ def test_pooling(length):
     rng = np.random.default_rng(length)
     frames = mx.array(rng.normal(size=(2, length, 5)).astype(np.float32))
     blank = rng.random((2, length)).astype(np.float32)
-    blank[0, 4:8] = 1  # nothing but blanks
+    blank[0, 4:8], blank[1, 4:8] = 1, 1 - 1e-7  # nothing but blanks, and hardly anything else
     expected = _posterior_weighted_pool(frames, mx.array(blank), 4)
     found = pool_frames(frames, 1 - mx.array(blank), 4, 1e-6)
     assert mx.abs(found - expected).max().item() < 1e-6

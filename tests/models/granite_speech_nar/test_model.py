@@ -8,10 +8,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import DATA, output_dtypes
+from hypothesis import given
+from hypothesis import strategies as st
 from nar_models import BLANK, CONFIG, ENCODER, PROJECTOR, TEXT, small, tensors
 
 from mlx_speech import CheckpointError, GraniteSpeechNarConfig, GraniteSpeechNarForCTC, InputError
 from mlx_speech.layers.attention import is_fused, recorded_shapes
+from mlx_speech.layers.ctc import collapsed
 from mlx_speech.loading import load_model
 
 WIDTH = ENCODER["input_dim"]
@@ -159,12 +162,12 @@ class TestParts:
         expected = np.concatenate(rows)[: 37 // 5] / TEXT["embedding_multiplier"]
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
-    @pytest.mark.parametrize("length", [1, 4, 7, 8])
+    @pytest.mark.parametrize("length", [1, 4, 5, 7, 8])
     def test_labels_of_pooled_frames(self, model, length):
         w = {n: np.array(x, np.float64) for n, x in tensors().items() if ".out_bpe." in n}
         rng = np.random.default_rng(length)
         frames, weights = rng.normal(size=(length, 32)), rng.random(length)
-        weights[4:] = 0  # nothing but blanks
+        weights[4:] = [0, 1e-8, 0, 3e-8][: len(weights) - 4]  # hardly anything but blanks
         pooled = [
             (frames[i : i + 4].T * weights[i : i + 4]).sum(1) / max(weights[i : i + 4].sum(), 1e-6)
             for i in range(0, length, 4)
@@ -186,6 +189,12 @@ class TestParts:
     )
     def test_slots(self, model, draft, expected):
         assert model.slots(draft) == expected
+
+    @given(st.lists(st.integers(1, 60), max_size=12))
+    def test_slots_that_stay_as_they_are_are_the_draft(self, model, draft):
+        """Tokens that are said twice included."""
+        slots = model.slots(draft)
+        assert collapsed(slots, [0.0] * len(slots), BLANK)[0] == draft
 
     def test_self_conditioning_where_it_is_told(self, tmp_path):
         """Not always at mid depth."""
