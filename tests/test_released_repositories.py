@@ -13,7 +13,10 @@ import released_repositories as released
 from conftest import DATA
 
 from mlx_speech import CheckpointError, GraniteConfig, load, transcribe
+from mlx_speech.audio import open_recording
 from mlx_speech.layers.rope import RotaryEmbedding
+from mlx_speech.transcription.chunks import ChunkOptions
+from mlx_speech.transcription.pipeline import speech_family
 
 RECORDING = DATA / "audio" / "flite_08.flac"
 #: what a repository is called -> its content, and how many floating-point tensors it has
@@ -54,6 +57,15 @@ def test_it_transcribes(repository):
     assert 0 < len(segment.tokens) <= 4
     assert segment.drafts is not None
     assert loaded[0].has_bpe_head == ("out_llm.safetensors" in content.separate)
+
+
+def test_a_recording_longer_than_what_waits_in_the_encoder(tmp_path):
+    """Sixteen blocks of 4 s are a minute behind: at first there is nothing to cut."""
+    family = speech_family(*load(released.granite_4_1().write(tmp_path / "granite-speech-4.1-2b")))
+    with open_recording(DATA / "audio" / "long.flac") as recording:
+        chunks = list(family.chunks(recording, ChunkOptions()))
+    assert recording.duration > 100
+    assert len(chunks) > 9
 
 
 def test_what_is_read_of_it(repository):

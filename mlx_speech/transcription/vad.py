@@ -78,6 +78,8 @@ def ctc_vad(ctc_logits: mx.array, blank: int = 0, space: int | None = None) -> S
     Returns:
         `level` is the probability of all other labels, less that of the space.
     """
+    if not len(ctc_logits):  # the last blocks of an encoder wait for their first frames
+        return SpeechActivity.none()
     probabilities = mx.softmax(ctc_logits.astype(mx.float32), axis=-1)
     likeliest = mx.argmax(ctc_logits, axis=-1)
     speech, level = likeliest != blank, 1.0 - probabilities[:, blank]

@@ -208,6 +208,9 @@ class TestCtc:
         np.testing.assert_allclose(activity.level, [0, 1, -1, 1], atol=1e-3)
         assert ctc_vad(mx.array(logits), blank=1).speech.tolist() == [True, True, True, False]
 
+    def test_no_frames(self):
+        assert len(ctc_vad(mx.zeros((0, 348)), space=4)) == 0
+
     def test_half_precision(self):
         logits = mx.random.normal((50, 20), key=mx.random.key(0)).astype(mx.bfloat16)
         activity = ctc_vad(logits)
