@@ -16,6 +16,8 @@ def best_labels(
         logits: (frames, labels).
         entropies: where given, those of the frames are appended to it, in nats.
     """
+    if not len(logits):  # which MLX refuses to reduce
+        return [], []
     logits = logits.astype(mx.float32)
     labels, total = mx.argmax(logits, axis=-1), mx.logsumexp(logits, axis=-1)
     logprobs = logits.max(axis=-1) - total

@@ -135,8 +135,10 @@ class GraniteSpeech5ForCTC(PretrainedModel):
             raise UnsupportedOptionError.about(message, option=min(unknown))
         encoded = self.encoder(input_features, attention_mask, return_dict=True, **options)
         logits = self.logits(encoded.last_hidden_state)
-        likeliest = mx.argmax(logits, axis=-1)
-        sequences = mx.where(encoded.attention_mask, likeliest, self.config.pad_token_id)
+        sequences = encoded.attention_mask
+        if sequences.size:  # MLX refuses to reduce what has no frame
+            blank = self.config.pad_token_id
+            sequences = mx.where(sequences, mx.argmax(logits, axis=-1), blank)
         if not fitted("return_dict_in_generate", return_dict_in_generate, bool | None):
             return sequences
         return GraniteSpeech5CTCGenerateOutput(
