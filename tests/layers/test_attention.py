@@ -17,6 +17,7 @@ from mlx_speech.models.granite_speech import (
     GraniteSpeechConfig,
     GraniteSpeechForConditionalGeneration,
 )
+from mlx_speech.models.granite_speech5 import GraniteSpeech5CTCConfig, GraniteSpeech5ForCTC
 from mlx_speech.models.speech_to_text.layers import Speech2TextConfig
 from mlx_speech.models.speech_to_text.model import Speech2TextForConditionalGeneration
 
@@ -161,6 +162,21 @@ def test_drafts_of_released_checkpoints(sent, name, rows):
     assert queries == [prompt + first - 1, *range(most, 0, -1)]
     assert {keys[1] for _, keys, _ in sent} == {text_config["num_key_value_heads"]}
     assert {mask for _, _, mask in sent[2:]} == ({"array"} if rows > 1 else {"causal", None})
+    for call in sent:
+        assert fused(*call), call
+
+
+@pytest.mark.parametrize("recordings", [1, 3])
+def test_turboctc(sent, recordings):
+    """Of 27 s the last attention block is not full at any of the three rates."""
+    model = GraniteSpeech5ForCTC(GraniteSpeech5CTCConfig()).eval()
+    model.set_dtype(mx.bfloat16)
+    lengths = mx.array([1357, 900, 10][:recordings])
+    mask = mx.arange(1357) < lengths[:, None] if recordings > 1 else None
+    model(mx.zeros((recordings, 1357, 320)), mask)
+    blocks = [11, 6, *[3] * 14]
+    assert [queries for queries, _, _ in sent] == [(n * recordings, 8, 128, 128) for n in blocks]
+    assert {mask for _, _, mask in sent} == {"array"}
     for call in sent:
         assert fused(*call), call
 
