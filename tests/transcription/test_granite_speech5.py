@@ -1,0 +1,208 @@
+"""Transcription without a decoder: cut, written and placed by the labels of TurboCTC's head."""
+
+from __future__ import annotations
+
+from itertools import groupby, pairwise
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import turboctc
+from conftest import DATA
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_speech import (
+    MlxSpeechError,
+    UnsupportedOptionError,
+    load,
+    stream_transcribe,
+    transcribe,
+)
+from mlx_speech.audio import open_recording
+from mlx_speech.processing.auto_tokenizer import AutoTokenizer
+from mlx_speech.transcription.alignment import split_words, written_words
+from mlx_speech.transcription.chunks import ChunkOptions
+from mlx_speech.transcription.ctc import SubwordVocabulary
+from mlx_speech.transcription.ctc_text import subword_text
+from mlx_speech.transcription.pipeline import speech_family
+
+LONG = DATA / "audio" / "long.flac"
+CUTS = {"chunk_duration": 9, "min_silence": 0.4}
+FRAME_S, LABEL_S = 0.02, 0.08
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A model with random weights, which writes nonsense wherever there is sound."""
+    return load(turboctc.write(tmp_path_factory.mktemp("turboctc")))
+
+
+@pytest.fixture(scope="module", params=turboctc.TOKENIZERS)
+def vocabulary(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    turboctc.write_tokenizer(folder, request.param)
+    return SubwordVocabulary(AutoTokenizer.from_pretrained(folder))
+
+
+class TestChunks:
+    @pytest.mark.parametrize("deep", [False, True])
+    def test_texts_are_what_one_call_says_between_the_cuts(self, pair, tmp_path, deep):
+        """Encoded as a stream, whatever the cuts, which lie between the head's frames. As deep as
+        the released ones, with blocks as long, there is nothing to cut for two minutes."""
+        if deep:
+            blocks = {"context_size": 128, "max_position_embeddings": 128}
+            pair = load(turboctc.write(tmp_path, num_hidden_layers=16, **blocks))
+        model, processor = pair
+        with open_recording(LONG) as recording:
+            features = processor.feature_extractor.log_mel(recording.read())
+            labels = model.generate(features[None])[0].tolist()
+            chunks = list(speech_family(*pair).chunks(recording, ChunkOptions(**CUTS)))
+        assert len(chunks) > 12
+        for chunk in chunks:
+            begin, end = (edge / LABEL_S for edge in (chunk.begin, chunk.begin + chunk.duration))
+            if chunk is not chunks[-1]:
+                assert end == pytest.approx(round(end))
+            own = labels[round(begin) : int(end + 1e-6)]
+            assert begin == pytest.approx(round(begin))
+            assert chunk.draft.labels == [label for label, _ in groupby(own) if label]
+            assert chunk.draft.tokens == chunk.draft.labels
+            assert chunk.audio is chunk.ctc_logits is None
+
+    @pytest.mark.parametrize("samples", [400, 700, 1279, 1280, 5000])
+    def test_hardly_a_recording(self, pair, samples):
+        """Fewer than four frames give no label."""
+        transcript = transcribe(turboctc.waveform(samples), pair, sampling_rate=16000)
+        assert transcript.duration == samples / 16000
+
+
+class Scripted:
+    """A stream and a head that say given labels, one for each 80 ms."""
+
+    def __init__(self, labels: list[int], size: int):
+        self.labels, self.size, self.given, self.taken = mx.array(labels), size, 0, 0
+
+    def push(self, features, last=False):
+        self.given += len(features)
+        start, self.taken = self.taken, self.given // 4
+        return self.labels[None, start : self.taken, None]
+
+    def logits(self, hidden):
+        return 20.0 * (hidden == mx.arange(self.size))
+
+
+#: seconds at which a word sounds
+SPOKEN = {"the": (0.5, 0.74), "light": (0.78, 1.3), "kitchen": (1.9, 2.6), "noon": (2.62, 3.1)}
+
+
+@pytest.fixture
+def scripted(pair, monkeypatch):
+    """Bursts of noise, and a head that says the words a little late, as real ones do."""
+    model, processor = pair
+    random, tokenizer = np.random.default_rng(0), processor.tokenizer
+    samples = 1e-4 * random.normal(size=round(3.7 * 16000)).astype(np.float32)
+    labels = [0] * round(3.7 / LABEL_S)
+    for number, (word, (start, end)) in enumerate(SPOKEN.items()):
+        samples[round(start * 16000) : round(end * 16000)] *= 2000
+        tokens = tokenizer.encode(f" {word}" if number else word)
+        first = int(start / LABEL_S) + 1
+        last = max(first + len(tokens), int(end / LABEL_S))
+        for place, token in zip(
+            np.linspace(first, last, len(tokens)).round(), tokens, strict=False
+        ):
+            labels[int(place)] = token
+    stream = Scripted(labels, model.config.vocab_size)
+    monkeypatch.setattr(model, "encode_stream", lambda: stream)
+    monkeypatch.setattr(model, "logits", stream.logits)
+    monkeypatch.setattr("mlx_speech.transcription.pipeline.has_speech", lambda *_: True)
+    return samples
+
+
+class TestWords:
+    def test_they_are_where_they_sound(self, pair, scripted):
+        """Labels stand for 80 ms; where it is quiet is told by the sound, to 20 ms."""
+        transcript = transcribe(scripted, pair, sampling_rate=16000, word_timestamps=True)
+        assert transcript.text == " ".join(SPOKEN)
+        words = [word for segment in transcript.segments for word in segment.words]
+        assert [word.text for word in words] == list(SPOKEN)
+        assert all(word.probability > 0.9 for word in words)
+        found = np.array([(word.start, word.end) for word in words])
+        spoken = np.array([*SPOKEN.values()])
+        assert np.abs(found - spoken).max() < 0.1
+        # beside a pause
+        assert np.abs(found[[0, 2], 0] - spoken[[0, 2], 0]).max() <= FRAME_S + 1e-6
+        assert np.abs(found[[1, 3], 1] - spoken[[1, 3], 1]).max() <= FRAME_S + 1e-6
+
+    def test_without_being_asked_for_there_are_none(self, pair, scripted):
+        transcript = transcribe(scripted, pair, sampling_rate=16000)
+        assert not any(segment.words for segment in transcript.segments)
+
+    def test_streaming_gives_the_same(self, pair, scripted):
+        deltas = stream_transcribe(scripted, pair, sampling_rate=16000)
+        assert "".join(delta.text for delta in deltas) == " ".join(SPOKEN)
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.data())
+    def test_none_is_lost_and_times_go_forward(self, vocabulary, data):
+        """Whatever the labels, parts of characters and special tokens among them."""
+        label = st.integers(0, len(vocabulary.tokenizer) - 1)
+        labels = np.array(data.draw(st.lists(label | st.just(0), min_size=1, max_size=40)))
+        wrote = subword_text(labels, np.zeros(len(labels)), vocabulary)
+        levels = np.random.default_rng(len(labels)).uniform(-90, -20, 4 * len(labels))
+        first, last = wrote.label_frames
+        frames = 4 * first, 4 * last + 3
+        times = written_words(wrote.labels, frames, levels, vocabulary, 2.0)
+        assert [time.text for time in times] == [
+            wrote.text[begin:end] for begin, end in split_words(wrote.text)
+        ]
+        edges = [2.0, *(edge for time in times for edge in time[1:]), 2.0 + len(labels) * LABEL_S]
+        assert all(a <= b + 1e-9 for a, b in pairwise(edges))
+
+    def test_two_words_of_one_label_share_its_time(self):
+        """A tokenizer may have learned a phrase."""
+
+        class Phrases:
+            def decode(self, ids, *, skip_special_tokens):
+                return "".join({1: "good ", 2: "ni", 3: "ght to", 4: "day"}[i] for i in ids)
+
+        frames = np.array([5, 25, 35, 60]), np.array([9, 29, 44, 64])
+        levels = np.where((np.arange(80) % 70) < 5, -90.0, -20.0)
+        good, night, today = written_words([1, 2, 3, 4], frames, levels, Phrases(), 0.0)
+        assert (good.text, night.text, today.text) == ("good", "night", "today")
+        assert good.end <= night.start
+        assert night.end == today.start
+        assert night.end - night.start == pytest.approx(today.end - today.start)
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            ({"num_beams": 4}, "num_beams is for a decoder"),
+            ({"temperature": 0.5}, "temperature is for a decoder"),
+            ({"max_new_tokens": 5}, "max_new_tokens is for a decoder"),
+            ({"draft_acceptance": 0.1}, "draft_acceptance is for a decoder"),
+            ({"punctuate": True}, "punctuate: .* these were"),
+            ({"keywords": ["Noor"]}, "keywords: .* these were"),
+            ({"task": "translate", "target_language": "de"}, "task: .* these were"),
+            ({"prompt": "what?"}, "prompt: "),
+            ({"language": "de"}, "English"),
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("ctc_only", [True, False])
+    def test_what_it_cannot_do(self, pair, options, told, ctc_only):
+        with pytest.raises(MlxSpeechError) as caught:
+            transcribe(LONG, pair, ctc_only=ctc_only, **options)
+        assert "\n" not in str(caught.value)
+        if not ctc_only:  # there, some contradict each other whatever the model
+            assert isinstance(caught.value, UnsupportedOptionError)
+            assert caught.match(told)
+
+    def test_what_changes_nothing(self, pair):
+        file = DATA / "audio" / "flite_08.flac"
+        plain = transcribe(file, pair)
+        assert plain.text
+        for options in ({"ctc_only": True}, {"draft": False}, {"batch_size": 1}):
+            assert transcribe(file, pair, **options) == plain
+        assert transcribe(file, pair, language="english").language == "en"
