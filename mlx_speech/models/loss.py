@@ -123,9 +123,8 @@ def ctc_loss(
         one, two = (
             mx.pad(reached[:, :-by], [(0, 0), (by, 0)], constant_values=_NEVER) for by in (1, 2)
         )
-        # before the first frame there is nothing to skip from
-        ways = [reached, one, two + skips] if frame else [reached, one]
-        following = mx.logsumexp(mx.stack(ways), axis=0) + logprobs[:, frame]
+        ways = mx.stack([reached, one, two + skips])
+        following = mx.logsumexp(ways, axis=0) + logprobs[:, frame]
         reached = mx.where((frame < lengths)[:, None], following, reached)
     ends = mx.stack([2 * number, mx.maximum(2 * number - 1, 0)], axis=1)
     ends = mx.where(mx.arange(2) < 1 + (number > 0)[:, None], ends, states.shape[1])

@@ -69,6 +69,30 @@ class TestChunks:
             assert chunk.draft.tokens == chunk.draft.labels
             assert chunk.audio is chunk.ctc_logits is None
 
+    def test_frames_of_labels_and_levels_are_the_same(self, pair):
+        """Counted from where the speech begins, 20 ms each, the fourth of a label included."""
+        model, processor = pair
+        with open_recording(LONG) as recording:
+            features = processor.feature_extractor.log_mel(recording.read())
+            labels = model.generate(features[None])[0].tolist()
+            family = speech_family(*pair)
+            chunks = list(family.chunks(recording, ChunkOptions(**CUTS), for_alignment=True))
+        for chunk in chunks:
+            start, number = round(chunk.start / FRAME_S), len(chunk.levels_db)
+            assert number == round(chunk.end / FRAME_S) - start
+            begin = round(chunk.begin / LABEL_S)
+            first, last = chunk.draft.label_frames
+            assert len(first) == len(last) == len(chunk.draft.labels)
+            heard = [0] * number
+            for label, a, b in zip(chunk.draft.labels, first, last, strict=True):
+                heard[a : b + 1] = [label] * (b + 1 - a)
+            # labels of frames beyond the speech are taken for its outermost ones
+            whole = labels[(start + 4) // 4 + 1 : (start + number) // 4 - 1]
+            inside = range(((start + 4) // 4 + 1) * 4 - start, number)
+            assert begin * 4 <= start
+            for place, label in zip(inside, np.repeat(whole, 4).tolist(), strict=False):
+                assert heard[place] == label
+
     @pytest.mark.parametrize("samples", [400, 700, 1279, 1280, 5000])
     def test_hardly_a_recording(self, pair, samples):
         """Fewer than four frames give no label."""
@@ -152,11 +176,22 @@ class TestWords:
         first, last = wrote.label_frames
         frames = 4 * first, 4 * last + 3
         times = written_words(wrote.labels, frames, levels, vocabulary, 2.0)
-        assert [time.text for time in times] == [
-            wrote.text[begin:end] for begin, end in split_words(wrote.text)
-        ]
+        said = vocabulary.tokenizer.decode(labels, skip_special_tokens=True)
+        assert wrote.text == " ".join(said.split())
+        words = [wrote.text[begin:end] for begin, end in split_words(wrote.text)]
+        assert [time.text for time in times] == words
         edges = [2.0, *(edge for time in times for edge in time[1:]), 2.0 + len(labels) * LABEL_S]
         assert all(a <= b + 1e-9 for a, b in pairwise(edges))
+
+    def test_the_same_label_twice(self, vocabulary):
+        """With a blank between it is said twice, as in a number."""
+        (label,) = vocabulary.tokenizer.encode("l")[-1:]
+        labels = np.array([label, label, 0, label])
+        wrote = subword_text(labels, np.zeros(4), vocabulary)
+        assert wrote.labels == [label, label]
+        assert [frames.tolist() for frames in wrote.label_frames] == [[0, 3], [1, 3]]
+        assert wrote.text == vocabulary.tokenizer.decode(labels).strip()
+        assert wrote.text == 2 * vocabulary.tokenizer.decode([label]).strip()
 
     def test_two_words_of_one_label_share_its_time(self):
         """A tokenizer may have learned a phrase."""
