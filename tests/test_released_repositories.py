@@ -12,11 +12,12 @@ import pytest
 import released_repositories as released
 from conftest import DATA
 
-from mlx_speech import CheckpointError, GraniteConfig, load, transcribe
+from mlx_speech import CheckpointError, ContextLengthError, GraniteConfig, load, transcribe
 from mlx_speech.audio import open_recording
 from mlx_speech.layers.rope import RotaryEmbedding
+from mlx_speech.processing.request import TranscriptionRequest
 from mlx_speech.transcription.chunks import ChunkOptions
-from mlx_speech.transcription.pipeline import speech_family
+from mlx_speech.transcription.pipeline import prepare, speech_family
 
 RECORDING = DATA / "audio" / "flite_08.flac"
 #: what a repository is called -> its content, and how many floating-point tensors it has
@@ -146,3 +147,22 @@ def test_damage_is_named(repository, tmp_path, tensor, array, message):
     with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
         load(damaged(content, folder, tmp_path / "damaged", tensor, array))
     assert "\n" not in str(caught.value)
+
+
+def test_many_keywords(repository, monkeypatch):
+    """2000 of them fit where there are 16,384 positions; else that is said before the recording is
+    even opened."""
+    name, _, _, loaded = repository
+    if not loaded[1].prompts.keyword_tasks:
+        pytest.skip("takes no keywords")
+    keywords = [f"k{number:03}" for number in range(2000)]
+    if "5.0" in name:
+        request = TranscriptionRequest(keywords=keywords)
+        prepare(RECORDING, loaded, request=request).recording.close()
+        keywords *= 2
+    monkeypatch.setattr("mlx_speech.transcription.pipeline.open_recording", None)
+    message = r"^keywords: a prompt of \d+ tokens leaves no room .* context of (4096|16384); make"
+    with pytest.raises(ContextLengthError, match=message):
+        transcribe(RECORDING, loaded, keywords=keywords)
+    with pytest.raises(ContextLengthError, match=r"^prompt: a prompt of \d+ tokens"):
+        transcribe(RECORDING, loaded, prompt=" ".join(keywords))

@@ -102,6 +102,7 @@ class SpeechFamily(Protocol):
             for_decoder: the request is made to the decoder; else it only describes the text.
 
         Raises:
+            ContextLengthError: what is asked leaves no room for a recording.
             UnsupportedOptionError: the decoder was not trained for what is asked, or no model of
                 the family for the language.
         """

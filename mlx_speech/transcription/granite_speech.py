@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..audio import Recording
+from ..errors import ContextLengthError
 from ..models.granite_speech.model import GraniteSpeechForConditionalGeneration
 from ..processing.granite_speech import GraniteSpeechProcessor
 from ..processing.prompts import language_code
@@ -18,9 +19,12 @@ from .ctc import SPACE, CTCVocabulary
 from .ctc_text import CTCText, bpe_text, character_text
 from .family import ChunkDecoder, Decoding
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
-from .segment_decoder import generative_decoder
+from .segment_decoder import TOKENS_OVERHEAD, generative_decoder
 from .segmenter import Span
 from .vad import ctc_vad
+
+#: of audio, ten a second, and text behind a prompt
+_LEAST_ROOM_TOKENS = 10 * int(ChunkOptions.chunk_duration) + TOKENS_OVERHEAD
 
 
 class EncodedOnce:
@@ -108,8 +112,26 @@ class GraniteSpeechTranscription(EncodedOnce):
         self, request: TranscriptionRequest, *, for_decoder: bool = True
     ) -> str | None:
         if for_decoder:
-            return self._processor.text_language(request)
+            language = self._processor.text_language(request)
+            self._check_room(request)
+            return language
         return request.language and language_code(request.language)
+
+    def _check_room(self, request: TranscriptionRequest) -> None:
+        """Raises `ContextLengthError` where the caller's keywords, or prompt, leave no room for a
+        segment of the usual length."""
+        own = {"keywords": request.keywords, "prompt": request.prompt}
+        option = next((name for name, value in own.items() if value), None)
+        if option is None:
+            return
+        prompt = self._processor.speech_prompt(self._processor.prompts.instruction(request))
+        tokens, context = len(self._processor.tokenizer.encode(prompt)), self._model.context_length
+        if tokens + _LEAST_ROOM_TOKENS > context:
+            message = (
+                "{option}: a prompt of {tokens} tokens leaves no room for speech in the model's "
+                "context of {context}; make it shorter"
+            )
+            raise ContextLengthError.about(message, option=option, tokens=tokens, context=context)
 
     def can_draft(self, request: TranscriptionRequest) -> bool:
         """The BPE head writes as the decoder does, the character head neither punctuation nor

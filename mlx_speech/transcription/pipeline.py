@@ -102,7 +102,7 @@ def transcribe(
     Raises:
         AudioError: the recording cannot be read.
         CheckpointError: the model cannot be loaded.
-        ContextLengthError: a segment is too long for the model.
+        ContextLengthError: a segment, or what is asked, is too long for the model.
         InputError: the arguments contradict each other.
         UnsupportedOptionError: the model was not trained for what is asked.
     """

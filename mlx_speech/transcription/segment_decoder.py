@@ -208,6 +208,8 @@ class SegmentDecoder:
                 "a segment of {seconds:.1f} s and a text of {limit} tokens are more than the "
                 "model's context of {context} tokens holds; lower {chunk_duration}"
             )
+            if self.how.request.keywords:
+                message += ", or give fewer {keywords}"
             raise ContextLengthError.about(
                 message, seconds=chunk.duration, limit=limit, context=context
             )
