@@ -236,3 +236,14 @@ class GraniteSpeech5Processor(Processor):
         """
         check_plain("Granite Speech 5.0 TurboCTC", request, ("en",))
         return request.language and language_code(request.language)
+
+    def speech_inputs(
+        self, samples: mx.array, request: TranscriptionRequest = TranscriptionRequest()
+    ) -> dict[str, Any]:
+        """What `model.generate` needs to transcribe one recording as a whole.
+
+        Args:
+            samples: (n,).
+        """
+        self.text_language(request)
+        return self(samples)

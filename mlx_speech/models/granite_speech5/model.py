@@ -149,6 +149,10 @@ class GraniteSpeech5ForCTC(PretrainedModel):
         """What becomes of an unpadded recording on its way to the labels, stage by stage."""
         yield "encoder", self.encoder(input_features, return_dict=True).last_hidden_state
 
+    def logits_along(self, inputs: dict[str, Any], tokens: list[int]) -> mx.array:
+        """See `PretrainedModel.logits_along`: of each frame, whatever the text."""
+        return self(**inputs).logits
+
     def encode_stream(self) -> GraniteSpeech5EncoderStream:
         """The encoder for one recording that comes part by part."""
         return GraniteSpeech5EncoderStream(self.encoder)

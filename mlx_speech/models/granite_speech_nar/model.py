@@ -136,6 +136,12 @@ class GraniteSpeechNarForCTC(PretrainedModel):
         yield "encoder", encoded
         yield "projector", self.project(encoded)
 
+    def logits_along(self, inputs: dict[str, Any], tokens: list[int]) -> mx.array:
+        """See `PretrainedModel.logits_along`: of the slots of a draft that is the text itself."""
+        encoded = self.encoder(inputs["input_features"], return_dict=True).last_hidden_state
+        (states,) = self.edit([self.project(encoded)[0]], [tokens])
+        return self.language_model.logits(states)[None]
+
     def encode_stream(self) -> EncoderStream:
         """The encoder for one recording that comes part by part."""
         return EncoderStream(self.encoder)
