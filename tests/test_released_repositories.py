@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 
 import mlx.core as mx
 import numpy as np
@@ -106,20 +104,6 @@ def test_rope_of_5_0(rope):
     assert turned[0, :64] == pytest.approx(1.13862944)
 
 
-def damaged(content, folder, target, tensor, array):
-    """A folder with another array in place of a tensor, a further one, or one less."""
-    shutil.copytree(folder, target, copy_function=os.link)
-    names = [name for name in content.tensors if name.endswith(tensor)]
-    shards = sorted(target.glob("model*.safetensors"))
-    file = shards[[*content.tensors].index(names[0]) % len(shards)] if names else shards[0]
-    held = {name: value + 0 for name, value in mx.load(str(file)).items()}
-    mx.eval(held)
-    held[names[0] if names else tensor] = array
-    file.unlink()  # as it is a link to the undamaged one
-    mx.save_safetensors(str(file), {n: a for n, a in held.items() if a is not None})
-    return target
-
-
 @pytest.mark.parametrize(
     ("tensor", "array", "message"),
     [
@@ -145,7 +129,7 @@ def damaged(content, folder, target, tensor, array):
 def test_damage_is_named(repository, tmp_path, tensor, array, message):
     _, content, folder, _ = repository
     with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
-        load(damaged(content, folder, tmp_path / "damaged", tensor, array))
+        load(content.damaged(folder, tmp_path / "damaged", tensor, array))
     assert "\n" not in str(caught.value)
 
 
