@@ -3,6 +3,7 @@ convert."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import mlx.core as mx
@@ -18,11 +19,15 @@ from convert.report import check_table
 from mlx_speech import (
     AutoModelForCTC,
     CheckpointError,
+    UnsupportedOptionError,
     load,
     load_audio,
     stream_transcribe,
     transcribe,
 )
+from mlx_speech.cli.released import RELEASED
+from mlx_speech.processing.prompts import LANGUAGES
+from mlx_speech.processing.request import TranscriptionRequest
 
 RECORDING = DATA / "audio" / "flite_08.flac"
 #: what a repository is called -> its content, and how many floating-point tensors it has
@@ -93,6 +98,18 @@ def test_damage_is_named(repository, tmp_path):
         assert re.sub(r"(?<=\.conv\.).*", "", tensor) in message, tensor
 
 
+def test_languages_are_those_that_are_listed(repository):
+    name, _, _, (_, processor) = repository
+    (release,) = (
+        r for r in RELEASED["Granite Speech"] if r.repository.endswith(name.rpartition("/")[2])
+    )
+    spoken = []
+    for language in LANGUAGES:
+        with contextlib.suppress(UnsupportedOptionError):
+            spoken.append(processor.text_language(TranscriptionRequest(language=language)))
+    assert sorted(spoken) == sorted(release.languages.split())
+
+
 def test_logits_along_its_own_draft(repository):
     """Are those of a call."""
     _, _, _, (model, processor) = repository
@@ -105,7 +122,7 @@ def test_logits_along_its_own_draft(repository):
     assert mx.allclose(logits, output.logits, atol=1e-3).item()
 
 
-def test_conversion(repository, tmp_path):
+def test_conversion(repository, tmp_path, capsys):
     """Quantized by parts, checked against the original, and loaded again."""
     name, _, folder, (original, _) = repository
     if name.startswith("old"):
@@ -139,4 +156,8 @@ def test_conversion(repository, tmp_path):
     card = ModelCard.load(result.folder / "README.md")
     assert card.data.pipeline_tag == "automatic-speech-recognition"
     assert card.data.license == ("cc-by-nc-sa-4.0" if name.endswith("-nc") else "apache-2.0")
-    assert 'mlx_speech.transcribe("talk.m4a", model)' in card.text
+    code = re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1]
+    for shown, given in (("talk.m4a", RECORDING), ("mlx_model", result.folder)):
+        code = code.replace(f'"{shown}"', repr(str(given)))
+    exec(code, {})
+    assert capsys.readouterr().out == f"{report.recordings[0].converted}\n"
