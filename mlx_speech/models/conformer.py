@@ -179,7 +179,8 @@ def fold_batch_norm(kernel: mx.array, weights: dict[str, mx.array], norm: str):
     statistics = [weights[f"{norm}.{p}"].astype(mx.float32) for p in parts]
     for part, value in zip(parts, statistics, strict=True):
         if value.shape != kernel.shape[:1]:
-            raise ValueError(f"{norm}.{part} {value.shape} for {len(kernel)} channels")
+            channels = f"{len(kernel)} channels, as the kernel before it has"
+            raise ValueError(f"{norm}.{part} {value.shape} for {channels}")
     gain, shift, mean, variance = statistics
     factor = gain * mx.rsqrt(variance + _BATCH_NORM_EPS)
     folded = kernel.astype(mx.float32) * factor[:, None, None]
