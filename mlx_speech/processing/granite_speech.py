@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
@@ -194,7 +195,8 @@ class GraniteSpeechProcessor(Processor):
         Args:
             samples: (n,).
         """
-        return self(self.speech_prompt(self.prompts.instruction(request)), samples)
+        instruction = self.prompts.instruction(request)
+        return self(self.speech_prompt(instruction, request.prefix_text), samples)
 
     def audio_inputs(self, audio: Sequence[mx.array], prompt: str) -> dict:
         """What `model.generate` needs to answer a prompt about audio that is projected already.
@@ -218,6 +220,7 @@ class GraniteSpeechProcessor(Processor):
         return_tensors: str | None = "mlx",
         processor_kwargs: dict[str, Any] | None = None,
         load_audio_from_video: bool = False,
+        prefix_text: str | None = None,
         **options: Any,
     ) -> Any:
         """The prompt for a conversation, in the checkpoint's own format; or all of the model's
@@ -234,12 +237,15 @@ class GraniteSpeechProcessor(Processor):
             return_tensors: as for a call.
             processor_kwargs: options of a call; some may stand beside, such as `sampling_rate`.
             load_audio_from_video: cannot be True.
+            prefix_text: what the answer has said already, for the model to go on with; of the Plus
+                variant, with `add_generation_prompt`. Templates know it, or it is put behind them.
             options: as for `Tokenizer.apply_chat_template`.
 
         Raises:
             AudioError: a recording cannot be used.
             InputError: a message or a part of one has another form, an audio part that is to be
                 encoded has no recording, or the template refuses the messages.
+            UnsupportedOptionError: an option is for other models.
         """
         if load_audio_from_video:
             message = "{option}: there are no parts of video; give the file as audio, which it has"
@@ -250,7 +256,16 @@ class GraniteSpeechProcessor(Processor):
         conversations, batched = as_conversations(conversation)
         beside = {name: options.pop(name) for name in _OPTIONS_OF_A_CALL & options.keys()}
         options |= {"chat_template": chat_template, "tokenize": False}
-        prompts = [self._prompt(messages, options) for messages in conversations]
+        prefix_text = fitted("prefix_text", prefix_text, str | None)
+        if prefix_text is not None:
+            self.prompts.check_continues()
+            if not options.get("add_generation_prompt"):
+                message = "{option} begins the answer: it needs add_generation_prompt=True"
+                raise InputError.about(message, option="prefix_text")
+            if self.audio_token in prefix_text:
+                message = "{option} has {token} in it, which stands for a recording"
+                raise InputError.about(message, option="prefix_text", token=self.audio_token)
+        prompts = [self._prompt(messages, options, prefix_text) for messages in conversations]
         if not tokenize:
             return prompts if batched else prompts[0]
         given = fitted("processor_kwargs", processor_kwargs or {}, dict)
@@ -262,15 +277,21 @@ class GraniteSpeechProcessor(Processor):
         inputs = self(prompts, audio or None, **call)
         return inputs if return_dict else inputs["input_ids"]
 
-    def _prompt(self, messages: list[Message], options: dict[str, Any]) -> str:
+    def _prompt(
+        self, messages: list[Message], options: dict[str, Any], prefix_text: str | None
+    ) -> str:
         """The prompt for a conversation, whether its template knows parts or not.
 
         Those of the released models know strings only, and would drop the audio.
         """
-        render = self.tokenizer.apply_chat_template
         if has_parts(messages) and not self._template_takes_parts(options):
             messages = joined(messages, self.audio_token + self.prompts.after_audio)
-        return render(without_recordings(messages), **options)
+        render = partial(self.tokenizer.apply_chat_template, without_recordings(messages))
+        prompt = render(**options)
+        if prefix_text is None:
+            return prompt
+        known = render(**options, prefix_text=prefix_text)
+        return known if known != prompt else prompt + prefix_text
 
     def _template_takes_parts(self, options: dict[str, Any]) -> bool:
         tokenizer = self.tokenizer
@@ -287,13 +308,19 @@ class GraniteSpeechProcessor(Processor):
             self._takes_parts[template] = self.audio_token in prompt and "words" in prompt
         return self._takes_parts[template]
 
-    def speech_prompt(self, instruction: str) -> str:
-        """The whole prompt that asks for something about one recording."""
+    def speech_prompt(self, instruction: str, prefix_text: str | None = None) -> str:
+        """The whole prompt that asks for something about one recording.
+
+        Args:
+            prefix_text: how the answer begins, as it is known already.
+        """
         parts = [{"type": "audio"}, {"type": "text", "text": instruction}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
         if self.prompts.system is not None:
             messages.insert(0, {"role": "system", "content": self.prompts.system})
-        return self.apply_chat_template(messages, add_generation_prompt=True)
+        return self.apply_chat_template(
+            messages, add_generation_prompt=True, prefix_text=prefix_text
+        )
 
 
 def _style_of_model(

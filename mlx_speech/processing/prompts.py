@@ -4,21 +4,30 @@ Sources: the models' cards, and the prompts of ibm-granite's own `granite-speech
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import UnsupportedOptionError
-from .request import TASKS, TranscriptionRequest
+from .request import TAG_OPTIONS, TASKS, Tags, TranscriptionRequest
 
 TRANSCRIBE = "can you transcribe the speech into a written format?"
 TRANSCRIBE_PUNCTUATED = "transcribe the speech with proper punctuation and capitalization."
 TRANSCRIBE_LANGUAGE = "transcribe the {} speech with proper punctuation and capitalization."
+TRANSCRIBE_SPOKEN = "can you transcribe the {} speech into a written format?"
 TRANSLATE = "translate the speech to {}."
 TRANSLATE_PUNCTUATED = "translate the speech to {} with proper punctuation and capitalization."
 TRANSCRIBE_KEYWORDS = "transcribe the speech to text."
 KEYWORDS = " Keywords: {}"
 LANGUAGE_HINT = "The speech is in {}. Transcribe it exactly; do not translate. "
+TAG_SPEAKERS = (
+    "Speaker attribution: Transcribe and denote who is speaking by adding [Speaker 1]: and "
+    "[Speaker 2]: tags before speaker turns."
+)
+TAG_TIMES = (
+    "Timestamps: Transcribe the speech. After each word, add a timestamp tag showing the end time "
+    "in centiseconds, e.g. hello [T:45] world [T:82]"
+)
 
 LANGUAGES = {
     "en": "English",
@@ -46,8 +55,12 @@ class PromptStyle:
     punctuates: whether it knows the instruction for punctuation and capitals.
     translations: the instructions to translate, without and with punctuation and capitals.
     keyword_tasks: the tasks in which it takes keywords, words to expect.
+    keyword_instruction: the one that keywords stand behind.
     keywords_punctuated: whether it takes them behind instructions for punctuation as well.
-    names_language: whether it can be told which language is spoken.
+    names_language: the instruction, or what comes before one, with the language that is spoken;
+        None where it cannot be told.
+    tags: the instructions for answers with tags.
+    continues: whether its answer may begin with a text that is known already.
     after_audio: what stands between the audio and the instruction.
     system: the system message that its card uses; without one, their templates fill in another,
         3.3's with the day's date.
@@ -58,8 +71,11 @@ class PromptStyle:
     punctuates: bool = False
     translations: tuple[str, str] = (TRANSLATE, TRANSLATE_PUNCTUATED)
     keyword_tasks: tuple[str, ...] = ()
+    keyword_instruction: str = TRANSCRIBE_KEYWORDS
     keywords_punctuated: bool = False
-    names_language: bool = False
+    names_language: str | None = None
+    tags: Mapping[Tags, str] = field(default_factory=dict)
+    continues: bool = False
     after_audio: str = ""
     system: str | None = None
 
@@ -69,10 +85,12 @@ class PromptStyle:
         Raises:
             UnsupportedOptionError: this family was not trained for it.
         """
+        if request.prefix_text is not None:
+            self.check_continues()
         if request.prompt is not None:
             return request.prompt
         task, keywords, punctuate = request.task, request.keywords, request.punctuate
-        translates, language = task == "translate", request.language
+        translates, language, tags = task == "translate", request.language, request.tags
         what = "keywords in translation" if translates else "keywords"
         told = language is not None
         self._require("keywords", keywords, what, lambda s: task in s.keyword_tasks)
@@ -81,7 +99,13 @@ class PromptStyle:
         self._require("punctuate", punctuate, "punctuation and capitals", lambda s: s.punctuates)
         self._require("language", told, "being told the language", lambda s: s.names_language)
         self._require("task", translates, "translation", lambda s: s.targets)
-        listed = KEYWORDS.format(", ".join(keywords)) if keywords else ""
+        if tags is not None:
+            what = _TAGGED[tags]
+            self._require(TAG_OPTIONS[tags], True, what, lambda s: tags in s.tags)
+            if told:
+                message = "{title} is told no {language} where it is asked for {what}"
+                raise UnsupportedOptionError.about(message, title=self.title, what=what)
+            return _with_keywords(self.tags[tags], keywords)
         if translates:
             if language is not None:
                 message = (
@@ -92,19 +116,27 @@ class PromptStyle:
             if code not in self.targets:
                 able = f"{LANGUAGES[code]}, but to {', '.join(self.targets)}"
                 raise UnsupportedOptionError(f"{self.title} does not translate to {able}")
-            return self.translations[bool(punctuate)].format(LANGUAGES[code]) + listed
-        plain = TRANSCRIBE_PUNCTUATED if punctuate else TRANSCRIBE
+            asked = self.translations[bool(punctuate)].format(LANGUAGES[code])
+            return _with_keywords(asked, keywords)
+        plain = TRANSCRIBE
         if keywords:
-            plain = (plain if punctuate else TRANSCRIBE_KEYWORDS) + listed
-        if language is None:
-            return plain
-        spoken = LANGUAGES[language_code(language)]
-        if self is GRANITE_5_0:
-            return LANGUAGE_HINT.format(spoken) + plain
-        if not punctuate:
-            message = "{title} takes the language only together with punctuation ({punctuate})"
-            raise UnsupportedOptionError.about(message, title=self.title)
-        return TRANSCRIBE_LANGUAGE.format(spoken)
+            plain = self.keyword_instruction
+        if punctuate:
+            plain = TRANSCRIBE_PUNCTUATED
+        if language is not None and self.names_language is not None:
+            spoken = LANGUAGES[language_code(language)]
+            if self.names_language == LANGUAGE_HINT:
+                plain = LANGUAGE_HINT.format(spoken) + plain
+            elif self.punctuates and not punctuate:
+                message = "{title} takes the language only together with punctuation ({punctuate})"
+                raise UnsupportedOptionError.about(message, title=self.title)
+            else:
+                plain = self.names_language.format(spoken)
+        return _with_keywords(plain, keywords)
+
+    def check_continues(self) -> None:
+        """Raises `UnsupportedOptionError` where an answer cannot go on with a given text."""
+        self._require("prefix_text", True, "going on with a text", lambda s: s.continues)
 
     def _require(self, option: str, asked: Any, what: str, trained: Callable) -> None:
         if asked and not trained(self):
@@ -114,6 +146,20 @@ class PromptStyle:
             raise UnsupportedOptionError.about(message, option=option, **values)
 
 
+_TAGGED: dict[Tags, str] = {
+    "speakers": "telling speakers apart",
+    "times": "telling the times of words itself",
+}
+
+
+def _with_keywords(instruction: str, keywords: Sequence[str] | None) -> str:
+    """An instruction with the keywords as a sentence of its own, if there are some."""
+    if not keywords:
+        return instruction
+    end = "" if instruction.endswith((".", "?")) else "."
+    return instruction + end + KEYWORDS.format(", ".join(keywords))
+
+
 GRANITE_3 = PromptStyle(
     "Granite Speech 3.x",
     targets=("en", "fr", "de", "es", "pt", "ja", "zh"),
@@ -121,10 +167,18 @@ GRANITE_3 = PromptStyle(
 )
 GRANITE_4_0 = PromptStyle("Granite 4.0 Speech", keyword_tasks=("transcribe",))
 GRANITE_4_1 = PromptStyle(
-    "Granite Speech 4.1", punctuates=True, keyword_tasks=TASKS, names_language=True
+    "Granite Speech 4.1", punctuates=True, keyword_tasks=TASKS, names_language=TRANSCRIBE_LANGUAGE
 )
 GRANITE_4_1_PLUS = PromptStyle(
-    "Granite Speech 4.1 Plus", targets=(), after_audio=" ", system=_CARD.format("December 19, 2024")
+    "Granite Speech 4.1 Plus",
+    targets=(),
+    keyword_tasks=("transcribe",),
+    keyword_instruction=TRANSCRIBE,
+    names_language=TRANSCRIBE_SPOKEN,
+    tags={"speakers": TAG_SPEAKERS, "times": TAG_TIMES},
+    continues=True,
+    after_audio=" ",
+    system=_CARD.format("December 19, 2024"),
 )
 GRANITE_5_0 = PromptStyle(
     "Granite Speech 5.0",
@@ -132,7 +186,7 @@ GRANITE_5_0 = PromptStyle(
     translations=(TRANSLATE.capitalize(), TRANSLATE_PUNCTUATED.capitalize()),
     keyword_tasks=TASKS,
     keywords_punctuated=True,
-    names_language=True,
+    names_language=LANGUAGE_HINT,
 )
 _STYLES = (GRANITE_3, GRANITE_4_0, GRANITE_4_1, GRANITE_4_1_PLUS, GRANITE_5_0)
 #: of a model that is none of these, e.g. trained from scratch: what they have in common

@@ -26,6 +26,7 @@ from mlx_speech.processing.prompts import (
     GRANITE_4_1,
     GRANITE_4_1_PLUS,
 )
+from mlx_speech.processing.request import TranscriptionRequest
 
 ROLES = (
     "{% for m in messages %}<|start_of_role|>{{ m['role'] }}<|end_of_role|>{{ m['content'] }}"
@@ -159,6 +160,28 @@ class TestChatTemplates:
         assert prompt.startswith("<|start_of_role|>system<|end_of_role|>Knowledge Cutoff")
         assert "user<|end_of_role|><|audio|> do it<|end_of_text|>" in prompt
         assert prompt.endswith("<|start_of_role|>assistant<|end_of_role|>")
+
+    @pytest.mark.parametrize("template", [ROLES, ROLES + "{{ prefix_text or '' }}"])
+    def test_plus_goes_on_with_a_text(self, processor, monkeypatch, template):
+        """Whether its template knows of it or not."""
+        monkeypatch.setattr(processor.tokenizer, "chat_template", template)
+        monkeypatch.setattr(processor, "prompts", GRANITE_4_1_PLUS)
+        end = "do it<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>[Speaker 1]: well"
+        assert processor.speech_prompt("do it", "[Speaker 1]: well").endswith(end)
+        request = TranscriptionRequest(prefix_text="well then")
+        ids = processor.speech_inputs(mx.zeros(16000), request)["input_ids"][0].tolist()
+        text = processor.decode(ids, skip_special_tokens=False)
+        assert text.endswith("assistant<|end_of_role|>well then")
+
+    def test_only_plus_goes_on_with_a_text_and_only_in_an_answer(self, processor, monkeypatch):
+        messages = [{"role": "user", "content": "x"}]
+        with pytest.raises(UnsupportedOptionError, match=r"these were: Granite Speech 4\.1 Plus$"):
+            processor.speech_prompt("do it", "well")
+        monkeypatch.setattr(processor, "prompts", GRANITE_4_1_PLUS)
+        with pytest.raises(InputError, match="prefix_text begins the answer: it needs add_gen"):
+            processor.apply_chat_template(messages, prefix_text="well")
+        with pytest.raises(InputError, match="which stands for a recording"):
+            processor.speech_prompt("do it", "well <|audio|>")
 
     def test_3_puts_the_system_message_of_its_card_first(self, processor, monkeypatch):
         """Else its template would say what day it is, and the text depend on it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 import pytest
 from conftest import edit_json
@@ -18,6 +20,8 @@ from mlx_speech.processing.prompts import (
     GRANITE_4_1_PLUS,
     GRANITE_5_0,
     UNRELEASED,
+    check_no_tags,
+    check_plain,
     prompt_style,
 )
 from mlx_speech.processing.request import TranscriptionRequest
@@ -119,6 +123,39 @@ class TestPrompts:
                 "transcribe the speech to text. Keywords: MLX, Jais",
             ),
             (GRANITE_3, {"keywords": []}, "can you transcribe the speech into a written format?"),
+            (
+                GRANITE_4_1_PLUS,
+                {"language": "de"},
+                "can you transcribe the German speech into a written format?",
+            ),
+            (
+                GRANITE_4_1_PLUS,
+                {"keywords": ["MLX", "Jais"]},
+                "can you transcribe the speech into a written format? Keywords: MLX, Jais",
+            ),
+            (
+                GRANITE_4_1_PLUS,
+                {"keywords": ["MLX"], "language": "fr", "prefix_text": "well"},
+                "can you transcribe the French speech into a written format? Keywords: MLX",
+            ),
+            (
+                GRANITE_4_1_PLUS,
+                {"tags": "speakers"},
+                "Speaker attribution: Transcribe and denote who is speaking by adding "
+                "[Speaker 1]: and [Speaker 2]: tags before speaker turns.",
+            ),
+            (
+                GRANITE_4_1_PLUS,
+                {"tags": "times"},
+                "Timestamps: Transcribe the speech. After each word, add a timestamp tag showing "
+                "the end time in centiseconds, e.g. hello [T:45] world [T:82]",
+            ),
+            (
+                GRANITE_4_1_PLUS,
+                {"tags": "times", "keywords": ["MLX"]},
+                "Timestamps: Transcribe the speech. After each word, add a timestamp tag showing "
+                "the end time in centiseconds, e.g. hello [T:45] world [T:82]. Keywords: MLX",
+            ),
         ],
     )
     def test_instructions(self, style, options, instruction):
@@ -183,9 +220,30 @@ class TestPrompts:
                     style,
                     {"keywords": ["MLX"]},
                     "keywords: .* was not trained for keywords; these were: Granite 4.0 Speech, "
-                    "Granite Speech 4.1, Granite Speech 5.0$",
+                    "Granite Speech 4.1, Granite Speech 4.1 Plus, Granite Speech 5.0$",
                 )
-                for style in (GRANITE_3, GRANITE_4_1_PLUS, UNRELEASED)
+                for style in (GRANITE_3, UNRELEASED)
+            ),
+            *(
+                (style, options, message + "; these were: Granite Speech 4.1 Plus$")
+                for style in (GRANITE_3, GRANITE_4_0, GRANITE_4_1, GRANITE_5_0, UNRELEASED)
+                for options, message in (
+                    ({"tags": "speakers"}, "^speakers: .* for telling speakers apart"),
+                    (
+                        {"tags": "times"},
+                        "^word_timestamps: .* for telling the times of words itself",
+                    ),
+                    ({"prefix_text": "well"}, "^prefix_text: .* for going on with a text"),
+                    (
+                        {"prefix_text": "", "prompt": "do it"},
+                        "^prefix_text: .* for going on with a text",
+                    ),
+                )
+            ),
+            (
+                GRANITE_4_1_PLUS,
+                {"tags": "times", "language": "de"},
+                "no language where it is asked",
             ),
             *(
                 (
@@ -219,3 +277,11 @@ class TestPrompts:
         text = processor.decode(inputs["input_ids"][0].tolist(), skip_special_tokens=False)
         assert "Keywords: front, window" in text
         assert processor.text_language(request) is None
+
+
+@pytest.mark.parametrize("check", [check_no_tags, partial(check_plain, languages=("en",))])
+@pytest.mark.parametrize("options", [{"tags": "speakers"}, {"tags": "times"}, {"prefix_text": ""}])
+def test_other_families_have_no_tags(check, options):
+    with pytest.raises(UnsupportedOptionError, match=r"Other .* were: Granite Speech 4\.1 Plus$"):
+        check("Other", TranscriptionRequest(**options))
+    check("Other", TranscriptionRequest())

@@ -25,6 +25,13 @@ class TestRequest:
                 ({"keywords": ["MLX", word]}, "among the keywords is .*, which is no word or name")
                 for word in ("", " ", "a, b", "a\nb", 5)
             ),
+            ({"prefix_text": 5}, "prefix_text is 5"),
+            (
+                {"prefix_text": "well", "task": "translate", "target_language": "fr"},
+                "a translation is not",
+            ),
+            ({"prompt": "do it", "tags": "speakers"}, "not read for tags, which speakers needs"),
+            ({"prompt": "do it", "tags": "times"}, "which word_timestamps needs"),
         ],
     )
     def test_what_no_family_can_do(self, options, message):
