@@ -19,6 +19,19 @@ def spoken(text: str, start: float, seconds: float = 0.5) -> Segment:
     return segment(text, start, time, words)
 
 
+def dialogue() -> Transcript:
+    """Two speakers, and what nobody is named for."""
+    turns = [
+        (1, spoken("good morning everybody", 0)),
+        (2, spoken("a <b> & c", 2)),
+        (None, spoken("hm", 5)),
+        (1, spoken("\u0645\u0631\u062d\u0628\u0627", 6)),
+    ]
+    for speaker, turn in turns:
+        turn.speaker = speaker
+    return transcript(*(turn for _, turn in turns))
+
+
 def transcript(*segments: Segment, language: str | None = None) -> Transcript:
     text = " ".join(s.text for s in segments if s.text)
     return Transcript(text, language, max([s.end for s in segments], default=0.0), list(segments))

@@ -2,7 +2,8 @@
 
 A segment becomes a cue, or several where the options limit what one may show. None overlap; none
 reaches over the pause between two segments, but to be shown for as long as reading takes. Lines are
-filled word by word; a word longer than a line has one to itself, whole.
+filled word by word; a word longer than a line has one to itself, whole. Who speaks is told in vtt
+by markup, of each cue, and in srt by text, at the beginning of each segment.
 """
 
 import html
@@ -78,13 +79,22 @@ class Cue(NamedTuple):
     text: str
 
 
+def speaker_label(speaker: int | None) -> str:
+    """What stands before the text of a speaker, as models write it; nothing if there is none."""
+    return "" if speaker is None else f"[Speaker {speaker}]: "
+
+
+def _voice(speaker: int | None) -> str:
+    return "" if speaker is None else f"<v Speaker {speaker}>"
+
+
 def to_srt(transcript: Transcript, options: SubtitleOptions = SubtitleOptions()) -> str:
     """SubRip. It has no escapes: only an arrow `-->`, which would be a cue's head, becomes `->`.
 
     Raises:
         InputError: an option needs the times of words, which the transcript does not have.
     """
-    cues = enumerate(subtitle_cues(transcript, options), 1)
+    cues = enumerate(subtitle_cues(transcript, options, label=speaker_label), 1)
     return "\n".join(f"{n}\n{_times(cue, ',')}\n{_ARROW.sub('->', cue.text)}\n" for n, cue in cues)
 
 
@@ -94,19 +104,27 @@ def to_vtt(transcript: Transcript, options: SubtitleOptions = SubtitleOptions())
     Raises:
         InputError: an option needs the times of words, which the transcript does not have.
     """
-    cues = subtitle_cues(transcript, options, partial(html.escape, quote=False))
+    escape = partial(html.escape, quote=False)
+    cues = subtitle_cues(transcript, options, escape, voice=_voice)
     return "\n".join(["WEBVTT\n", *(f"{_times(cue, '.')}\n{cue.text}\n" for cue in cues)])
 
 
 def subtitle_cues(
-    transcript: Transcript, options: SubtitleOptions, escape: Escape = str
+    transcript: Transcript,
+    options: SubtitleOptions,
+    escape: Escape = str,
+    label: Callable[[int | None], str] = lambda speaker: "",
+    voice: Callable[[int | None], str] = lambda speaker: "",
 ) -> list[Cue]:
     """The cues of all segments with text, in order.
 
     Without words, a segment's times are shared out by width and none of it is underlined; so it is
     where the words do not spell the segment's text, which is what counts.
 
-    escape: what the format needs done to text, which the underline's `<u>` and `</u>` escape.
+    Args:
+        escape: what the format needs done to text, which the underline's `<u>` and `</u>` escape.
+        label: what is shown before a segment's text, given its speaker; part of its first line.
+        voice: markup of the speaker, before the text of each cue.
 
     Raises:
         InputError: an option needs the times of words, and no segment has any.
@@ -119,6 +137,7 @@ def subtitle_cues(
     cues: list[Cue] = []
     for segment in segments:
         pieces, timed = _pieces(segment)
+        pieces[0] = pieces[0]._replace(label=label(segment.speaker))
         rtl = is_rtl(segment.text)
         for lines in _cues_of_lines(pieces, options):
             for start_s, end_s, word in _states(lines, options.highlight_words and timed):
@@ -127,7 +146,7 @@ def subtitle_cues(
                     cues[-1] = cues[-1]._replace(end=min(cues[-1].end, start))
                 text = "\n".join(_line_text(line, word, rtl, escape) for line in lines)
                 end = max(round(1000 * end_s), start + SHORTEST_CUE_MS)
-                cues.append(Cue(start, end, text))
+                cues.append(Cue(start, end, voice(segment.speaker) + text))
     return cues
 
 
@@ -135,12 +154,14 @@ class _Piece(NamedTuple):
     """Text without a place to break a line, the space after it included; times in s.
 
     word: which one of its segment it belongs to, counted from 0.
+    label: what is shown before it and is not part of the word.
     """
 
     text: str
     start: float
     end: float
     word: int
+    label: str = ""
 
 
 _Line = list[_Piece]
@@ -198,11 +219,12 @@ def _cues_of_lines(pieces: list[_Piece], options: SubtitleOptions) -> Iterator[l
     used = 0
     width = options.max_line_width or math.inf
     for piece in pieces:
-        if not lines or used + columns(piece.text.rstrip(" ")) > width:
+        shown = piece.label + piece.text
+        if not lines or used + columns(shown.rstrip(" ")) > width:
             lines.append([])
             used = 0
         lines[-1].append(piece)
-        used += columns(piece.text)
+        used += columns(shown)
     count = options.max_line_count or len(lines)
     for index in range(0, len(lines), count):
         yield lines[index : index + count]
@@ -230,8 +252,8 @@ def _line_text(line: _Line, underlined: int | None, rtl: bool, escape: Escape) -
     Players take a line's direction from its first letter. One that begins with a word of the other
     direction than its segment is given a mark, which is invisible, to keep the segment's.
     """
-    bare = "".join(piece.text for piece in line)
-    text = ""
+    bare = "".join(piece.label + piece.text for piece in line)
+    text = escape(line[0].label)
     for word, group in groupby(line, lambda piece: piece.word):
         part = escape("".join(piece.text for piece in group))
         if word == underlined:

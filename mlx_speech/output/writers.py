@@ -10,39 +10,45 @@ from typing import Any
 from ..errors import InputError
 from ..transcription.transcript import Segment, Transcript, Word
 from .line_breaking import one_line
-from .subtitles import SubtitleOptions, to_srt, to_vtt
+from .subtitles import SubtitleOptions, speaker_label, to_srt, to_vtt
 
 #: what the template of a file's name may hold
 NAME_FIELDS = ("stem", "name", "parent", "model", "language", "task")
 
 
 def to_txt(transcript: Transcript) -> str:
-    """The bare text: a line for each segment that has any."""
-    return "".join(f"{text}\n" for s in transcript.segments if (text := one_line(s.text)))
+    """The bare text: a line for each segment that has any, with its speaker where one is known."""
+    lines = ((speaker_label(s.speaker), one_line(s.text)) for s in transcript.segments)
+    return "".join(f"{label}{text}\n" for label, text in lines if text)
 
 
 def to_tsv(transcript: Transcript) -> str:
-    """A table of the segments with text: start and end in whole milliseconds, text; unquoted."""
+    """A table of the segments with text: start and end in whole milliseconds, text; unquoted. Where
+    speakers are known, their numbers are the last column."""
     rows = [
-        f"{round(1000 * s.start)}\t{round(1000 * s.end)}\t{text}\n"
+        [f"{round(1000 * s.start)}", f"{round(1000 * s.end)}", text, _speaker(s)]
         for s in transcript.segments
         if (text := one_line(s.text))
     ]
-    return "".join(["start\tend\ttext\n", *rows])
+    columns = 4 if any(segment.speaker is not None for segment in transcript.segments) else 3
+    table = [["start", "end", "text", "speaker"], *rows]
+    return "".join("\t".join(row[:columns]) + "\n" for row in table)
 
 
 def to_json(transcript: Transcript, model: str) -> str:
-    """Everything but the token ids; times in seconds, to the millisecond; `remarks` and `drafts`
-    where there are any. What is not a finite number is null."""
+    """Everything but the token ids; times in seconds, to the millisecond; `speaker`, `remarks` and
+    `drafts` where there are any. What is not a finite number is null."""
     segments = [
         {
             **_times(segment),
+            **({} if segment.speaker is None else {"speaker": segment.speaker}),
             "text": segment.text,
             "avg_logprob": _number(segment.avg_logprob),
             "words": [
                 {"word": word.text, **_times(word), "probability": _number(word.probability)}
                 for word in segment.words
             ],
+            **({"remarks": segment.remarks} if segment.remarks else {}),
         }
         for segment in transcript.segments
     ]
@@ -122,6 +128,10 @@ def output_name(
 
 def _times(part: Segment | Word) -> dict[str, float]:
     return {"start": round(part.start, 3), "end": round(part.end, 3)}
+
+
+def _speaker(segment: Segment) -> str:
+    return "" if segment.speaker is None else str(segment.speaker)
 
 
 def _number(value: float) -> float | None:

@@ -35,6 +35,10 @@ class Segment:
     truncated: the text was cut off by the limit on tokens, or where it repeated itself.
     retried: the first attempt repeated itself, and this is another.
     drafts: what its draft was good for, if it had one.
+    speaker: number of who says it, where speakers were asked for, counted from 1 in the order in
+        which they begin; None where the model names nobody. The segment is one turn of theirs, or
+        part of one: `tokens` are with the tag that began it.
+    remarks: what was irregular about the tags of speakers or times that the model wrote.
     """
 
     start: float
@@ -46,11 +50,15 @@ class Segment:
     truncated: bool = False
     retried: bool = False
     drafts: DraftStatistics | None = field(default=None, repr=False, compare=False)
+    speaker: int | None = None
+    remarks: list[str] = field(default_factory=list, repr=False, compare=False)
 
 
 @dataclass
 class Transcript:
     """What was said in a recording of `duration` seconds; times in seconds.
+
+    text: of all segments, whoever speaks.
 
     language: code of the text's, if it was asked for; the models do not say which they detected.
     regions: start and end of each speech region, without pauses inside segments; None: unknown.
@@ -79,7 +87,9 @@ class TranscriptionDelta:
 
     text: what was added to the text.
     segment: the whole segment, with its last piece.
+    speaker: see `Segment`.
     """
 
     text: str
     segment: Segment | None = None
+    speaker: int | None = None

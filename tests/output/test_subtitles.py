@@ -12,7 +12,7 @@ import pytest
 import srt
 import webvtt
 from conftest import DATA
-from small_transcripts import many_scripts, segment, spoken, transcript
+from small_transcripts import dialogue, many_scripts, segment, spoken, transcript
 
 from mlx_speech.errors import InputError
 from mlx_speech.output.line_breaking import columns, line_breaks, one_line
@@ -319,3 +319,42 @@ class TestTimes:
             (0, 2500),
             (2500, 5000),
         ]
+
+
+class TestSpeakers:
+    def test_srt_says_who_at_the_first_cue_of_a_turn(self):
+        text = to_srt(dialogue(), SubtitleOptions(max_words_per_line=2))
+        assert [cue.content for cue in parse_srt(text)] == [
+            "[Speaker 1]: good morning",
+            "everybody",
+            "[Speaker 2]: a <b>",
+            "& c",
+            "hm",
+            "\u200f[Speaker 1]: \u0645\u0631\u062d\u0628\u0627",
+        ]
+
+    def test_vtt_marks_every_cue(self):
+        text = to_vtt(dialogue(), SubtitleOptions(max_words_per_line=2))
+        shown = [block.split("\n")[-1] for block in text.strip().split("\n\n")[1:]]
+        assert shown == [
+            "<v Speaker 1>good morning",
+            "<v Speaker 1>everybody",
+            "<v Speaker 2>a &lt;b&gt;",
+            "<v Speaker 2>&amp; c",
+            "hm",
+            "<v Speaker 1>\u0645\u0631\u062d\u0628\u0627",
+        ]
+        assert [cue.voice for cue in parse_vtt(text)][:3] == ["Speaker 1", "Speaker 1", "Speaker 2"]
+
+    def test_width_counts_what_is_shown(self):
+        """The label of srt is, the markup of vtt is not."""
+        wrapped = SubtitleOptions(max_line_width=17)
+        (first, *_) = parse_srt(to_srt(dialogue(), wrapped))
+        assert first.content.split("\n") == ["[Speaker 1]: good", "morning everybody"]
+        assert "\n<v Speaker 1>good morning\neverybody\n" in to_vtt(dialogue(), wrapped)
+
+    def test_a_label_is_no_word(self):
+        """It is never alone, nor underlined."""
+        narrow = SubtitleOptions(max_line_width=6, max_line_count=1, highlight_words=True)
+        shown = [cue.content for cue in parse_srt(to_srt(dialogue(), narrow))]
+        assert shown[:2] == ["[Speaker 1]: <u>good</u>", "<u>morning</u>"]

@@ -8,7 +8,7 @@ import math
 
 import pytest
 from conftest import DATA
-from small_transcripts import many_scripts, segment, transcript
+from small_transcripts import dialogue, many_scripts, segment, transcript
 
 from mlx_speech.errors import InputError
 from mlx_speech.output.subtitles import SubtitleOptions
@@ -42,6 +42,34 @@ def test_tsv_is_three_columns_whatever_is_said():
     rows = list(csv.reader(text.splitlines(), "excel-tab", quoting=csv.QUOTE_NONE))
     assert rows[1] == ["0", "1001", 'a b "c" d e']
     assert FORMATS["tsv"](transcript(), "tiny", SubtitleOptions()) == "start\tend\ttext\n"
+
+
+class TestSpeakers:
+    def test_txt(self):
+        lines = FORMATS["txt"](dialogue(), "tiny", SubtitleOptions()).splitlines()
+        assert lines[:3] == [
+            "[Speaker 1]: good morning everybody",
+            "[Speaker 2]: a <b> & c",
+            "hm",
+        ]
+
+    def test_tsv_has_a_column_more(self):
+        lines = FORMATS["tsv"](dialogue(), "tiny", SubtitleOptions()).splitlines()
+        assert lines[:4] == [
+            "start\tend\ttext\tspeaker",
+            "0\t1500\tgood morning everybody\t1",
+            "2000\t4000\ta <b> & c\t2",
+            "5000\t5500\thm\t",
+        ]
+
+    def test_json(self):
+        made = dialogue()
+        made.segments[1].remarks = ["the tag '[' is cut off"]
+        read = json.loads(FORMATS["json"](made, "tiny", SubtitleOptions()))
+        assert [s.get("speaker", "none") for s in read["segments"]] == [1, 2, "none", 1]
+        assert "Speaker" not in read["text"]
+        remarks = [s.get("remarks") for s in read["segments"]]
+        assert remarks == [None, ["the tag '[' is cut off"], None, None]
 
 
 class TestJson:

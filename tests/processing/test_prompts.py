@@ -231,7 +231,7 @@ class TestPrompts:
                     ({"tags": "speakers"}, "^speakers: .* for telling speakers apart"),
                     (
                         {"tags": "times"},
-                        "^word_timestamps: .* for telling the times of words itself",
+                        "word_timestamps: .* the times of words itself",
                     ),
                     ({"prefix_text": "well"}, "^prefix_text: .* for going on with a text"),
                     (
