@@ -165,8 +165,7 @@ class GraniteSpeechProcessor(Processor):
         return BatchEncoding(encoded, **features)
 
     def _check_audio_tokens(self, ids: Any, expected: int) -> None:
-        token = self.tokenizer.convert_tokens_to_ids(self.audio_token)
-        left = sum(row.count(token) for row in map(as_row, ids))
+        left = sum(row.count(self.audio_token_id) for row in map(as_row, ids))
         if left != expected:
             cut = f"truncation leaves {left} of {expected} audio tokens"
             raise InputError(f"{cut}: raise max_length, or leave truncation out")
@@ -176,6 +175,11 @@ class GraniteSpeechProcessor(Processor):
         remaining = iter(sizes)
         pattern = re.escape(self.audio_token)
         return [re.sub(pattern, lambda m: m[0] * next(remaining), t) for t in texts]
+
+    @property
+    def audio_token_id(self) -> int:
+        """Id of the token that stands for audio."""
+        return self.tokenizer.convert_tokens_to_ids(self.audio_token)
 
     def text_language(self, request: TranscriptionRequest) -> str | None:
         """Code of the language that the text will be in, if a request asks for one.

@@ -203,7 +203,7 @@ def check_plain(title: str, request: TranscriptionRequest, languages: tuple[str,
     Raises:
         UnsupportedOptionError: something else is asked for; the message names who can.
     """
-    plain = PromptStyle(title, targets=(), names_language=True)
+    plain = PromptStyle(title, targets=())
     plain.instruction(replace(request, language=None))
     if request.prompt is not None:
         message = "{option}: {title} takes no instruction"
@@ -211,6 +211,13 @@ def check_plain(title: str, request: TranscriptionRequest, languages: tuple[str,
     if request.language is not None and language_code(request.language) not in languages:
         known = ", ".join(f"{LANGUAGES[code]} ({code})" for code in languages)
         raise UnsupportedOptionError(f"{title} was trained on {known} only")
+
+
+def check_no_tags(title: str, request: TranscriptionRequest) -> None:
+    """Refuse what only Granite Speech Plus can do, for a model of another family; see
+    `check_plain`."""
+    only = TranscriptionRequest(prefix_text=request.prefix_text, tags=request.tags)
+    PromptStyle(title).instruction(only)
 
 
 def named_style(title: str | None) -> PromptStyle | None:

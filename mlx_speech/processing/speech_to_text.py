@@ -14,7 +14,7 @@ from ..models.speech_to_text.layers import Speech2TextConfig
 from .batch import BatchEncoding
 from .kaldi_fbank import SHIFT_MS, Speech2TextFeatureExtractor
 from .processor import Processor, refuse_text_options
-from .prompts import LANGUAGES, find_language
+from .prompts import LANGUAGES, check_no_tags, find_language
 from .request import TranscriptionRequest
 from .speech_to_text_tokenizer import Speech2TextTokenizer
 
@@ -76,6 +76,7 @@ class Speech2TextProcessor(Processor):
         Raises:
             UnsupportedOptionError: the model was not trained for what is asked.
         """
+        check_no_tags("Speech2Text", request)
         for name in ("language", "prompt", "punctuate", "keywords"):
             if getattr(request, name):
                 able = "take no instruction but a target language; Granite Speech models do"

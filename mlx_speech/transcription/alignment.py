@@ -249,16 +249,35 @@ def word_probabilities(
     Raises:
         InputError: the text is not what the tokens say.
     """
+    places = token_spans(text, tokens, tokenizer)
+    return span_probabilities(split_words(text), places, logprobs)
+
+
+def token_spans(text: str, tokens: Sequence[int], tokenizer: Detokenizes) -> np.ndarray:
+    """Which characters of a text come from each token, (tokens, 2) first and last, one only in part
+    included; arguments and errors as in `word_probabilities`."""
     whole = tokenizer.decode(tokens, skip_special_tokens=True)
     said = whole.lstrip()
     if not said.startswith(text.strip()):
         raise InputError(f"the tokens say {whole!r}, not {text!r}")
     shift = len(whole) - len(said) - (len(text) - len(text.lstrip()))
-    first, last = np.array(_token_spans(tokens, whole, tokenizer), int).reshape(-1, 2).T - shift
+    return np.array(_token_spans(tokens, whole, tokenizer), int).reshape(-1, 2) - shift
+
+
+def span_probabilities(
+    spans: Sequence[tuple[int, int]], places: np.ndarray, logprobs: Sequence[float]
+) -> list[float]:
+    """The product of the probabilities of the tokens that the characters of each span come from.
+
+    Args:
+        places: of the tokens in the same text, see `token_spans`.
+        logprobs: natural logarithm of each one's probability.
+    """
+    first, last = places.T
     logs = np.array(logprobs, np.float64)
     return [
         float(np.exp(logs[np.maximum(first, begin) < np.minimum(last, end)].sum()))
-        for begin, end in split_words(text)
+        for begin, end in spans
     ]
 
 

@@ -1,5 +1,6 @@
 """From chunks to the texts that the encoder's CTC head writes, without the decoder."""
 
+import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -9,7 +10,7 @@ from ..errors import InputError, UnsupportedOptionError
 from ..processing.request import TranscriptionRequest
 from .chunks import AudioChunk
 from .ctc_text import CTCText
-from .family import Decoded, SpeechFamily
+from .family import Decoded, SpeechFamily, WordTimes
 from .transcript import Segment, TranscriptionDelta
 from .words import place_words, words_of
 
@@ -23,7 +24,8 @@ def check_ctc_only(request: TranscriptionRequest, options: dict[str, Any]) -> No
     """
     if request.task != "transcribe":
         raise InputError.about("{ctc_only} writes what was said, and a translation is not")
-    asked = {"prompt": request.prompt, "keywords": request.keywords or None, **options}
+    own = {"prompt": request.prompt, "prefix_text": request.prefix_text}
+    asked = {**own, "keywords": request.keywords or None, **options}
     for name, value in asked.items():
         if value is not None:
             message = "{option} is for the decoder, which {ctc_only} goes without; leave one out"
@@ -42,10 +44,11 @@ class CTCDecoder:
 
     family: SpeechFamily
     request: TranscriptionRequest
-    word_timestamps: bool = False
+    word_timestamps: bool | WordTimes = False
 
     drafting = True  #: chunks bring what the head writes,
     needs_audio = False  #: and nothing for a decoder
+    longest_chunk = math.inf
 
     def __post_init__(self):
         #: of the CTC head, where words are to be told

@@ -1,18 +1,21 @@
 """What the pipeline asks of a family of speech models."""
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 from ..audio import Recording
+from ..errors import InputError
 from ..generation.protocols import Detokenizes
-from ..processing.request import TranscriptionRequest
+from ..processing.request import Tags, TranscriptionRequest
 from .chunks import AudioChunk, ChunkOptions
 from .ctc import Vocabulary
 from .transcript import Segment, TranscriptionDelta
 
 #: chunks in a row, and what was said in each: mostly one segment
 Decoded = list[tuple[AudioChunk, list[Segment]]]
+#: who tells the times of words: alignment with the CTC head, or the model by tags in its answers
+WordTimes = Literal["ctc", "tags"]
 
 
 class SpeechProcessor(Protocol):
@@ -27,18 +30,46 @@ class Decoding:
 
     request: what is asked about them.
     options: of `generate`.
-    word_timestamps: tell words and their times, if the family can.
+    word_timestamps: tell words and their times, by alignment if the family can, or by tags.
     streaming: texts are to come piece by piece.
     draft: check what the CTC head wrote, where that gives the same texts, in fewer passes.
     ctc_only: take what the CTC head wrote as it is.
+    speakers: make a segment of each turn of a speaker.
+
+    Raises:
+        InputError: they contradict each other.
     """
 
     request: TranscriptionRequest = TranscriptionRequest()
     options: Mapping[str, Any] = field(default_factory=dict)
-    word_timestamps: bool = False
+    word_timestamps: bool | WordTimes = False
     streaming: bool = False
     draft: bool = True
     ctc_only: bool = False
+    speakers: bool = False
+
+    def __post_init__(self):
+        translates = self.request.task == "translate"
+        if self.word_timestamps and translates:
+            message = "{word_timestamps} are of what was said, and a translation is not"
+            raise InputError.about(message)
+        if self.speakers and translates:
+            raise InputError.about("{speakers} are of what was said, and a translation is not")
+        if self.tagged_requests and self.ctc_only:
+            option = "speakers" if self.speakers else "word_timestamps"
+            message = "{option}: the encoder knows no tags, and {ctc_only} goes without the decoder"
+            raise InputError.about(message, option=option)
+        if self.word_timestamps == "tags" and self.request.prefix_text is not None:
+            message = "the times of {option} are counted from the beginning of an answer, which a "
+            message += "{prefix_text} is in the place of; leave one out"
+            raise InputError.about(message, option="word_timestamps")
+
+    @property
+    def tagged_requests(self) -> list[TranscriptionRequest]:
+        """The request for an answer with tags, for each kind of these that is needed."""
+        times = self.word_timestamps == "tags"
+        needed: dict[Tags, bool] = {"speakers": self.speakers, "times": times}
+        return [replace(self.request, tags=tags) for tags, asked in needed.items() if asked]
 
 
 class ChunkDecoder(Protocol):
@@ -47,10 +78,12 @@ class ChunkDecoder(Protocol):
     vocabulary: of the CTC head, where words are to be told.
     drafting: whether chunks are to bring what the CTC head writes,
     needs_audio: and whether the audio for a decoder.
+    longest_chunk: seconds of audio that a chunk may have at most.
     """
 
     drafting: bool
     needs_audio: bool
+    longest_chunk: float
 
     @property
     def vocabulary(self) -> Vocabulary | None: ...

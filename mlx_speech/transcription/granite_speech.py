@@ -1,5 +1,6 @@
 """Transcription with Granite Speech: encoded once as a stream, cut by the CTC head."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
@@ -19,9 +20,12 @@ from .ctc import SPACE, CTCVocabulary
 from .ctc_text import CTCText, bpe_text, character_text
 from .family import ChunkDecoder, Decoding
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
-from .segment_decoder import TOKENS_OVERHEAD, generative_decoder
+from .segment_decoder import TOKENS_OVERHEAD, generative_decoder, seconds_in_context
 from .segmenter import Span
+from .speakers import SpeakerDecoder
+from .tag_decoder import TimeTagDecoder
 from .vad import ctc_vad
+from .windows import WindowDecoder
 
 #: of audio, ten a second, and text behind a prompt
 _LEAST_ROOM_TOKENS = 10 * int(ChunkOptions.chunk_duration) + TOKENS_OVERHEAD
@@ -137,10 +141,22 @@ class GraniteSpeechTranscription(EncodedOnce):
         """The BPE head writes as the decoder does, the character head neither punctuation nor
         capitals; both what was said, no translation."""
         bare = not request.punctuate and self.ctc_vocabulary is not None
-        return request.task == "transcribe" and (self._model.has_bpe_head or bare)
+        whole = request.tags is None and request.prefix_text is None
+        said = request.task == "transcribe" and whole
+        return said and (self._model.has_bpe_head or bare)
 
     def decoder(self, how: Decoding) -> ChunkDecoder:
-        return generative_decoder(self._model, self._processor, self, how)
+        parts = self._model, self._processor, self
+        if how.speakers:
+            return SpeakerDecoder(*parts, how)
+        if how.word_timestamps == "tags":
+            return TimeTagDecoder(*parts, how)
+        if how.request.prefix_text is not None:
+            return WindowDecoder(*parts, how)
+        longest = math.inf
+        if self._processor.prompts.continues:  # Plus, made for so much
+            longest = min(WindowDecoder.longest_seconds, seconds_in_context(self._model))
+        return generative_decoder(*parts, how, longest)
 
     def _draft(self, hidden: mx.array, logits: mx.array, non_blank: mx.array) -> CTCText | None:
         """What the better CTC head that there is writes."""
@@ -154,7 +170,8 @@ class GraniteSpeechTranscription(EncodedOnce):
     ) -> dict[str, Any]:
         if request is not self._asked[0]:
             instruction = self._processor.prompts.instruction(request)
-            self._asked = request, self._processor.speech_prompt(instruction)
+            prompt = self._processor.speech_prompt(instruction, request.prefix_text)
+            self._asked = request, prompt
         return self._processor.audio_inputs([chunk.audio for chunk in chunks], self._asked[1])
 
 

@@ -25,7 +25,7 @@ from ..models.silero_vad import SileroVAD
 from ..processing.request import TranscriptionRequest
 from .chunks import SHORTEST_SAMPLES, AudioChunk, BatchSize, ChunkOptions, why_empty
 from .ctc_decoder import check_ctc_only
-from .family import ChunkDecoder, Decoding, SpeechFamily, SpeechProcessor
+from .family import ChunkDecoder, Decoding, SpeechFamily, SpeechProcessor, WordTimes
 from .transcript import Segment, Transcript, TranscriptionDelta
 from .vad import has_speech
 
@@ -51,7 +51,9 @@ def transcribe(
     punctuate: bool = False,
     prompt: str | None = None,
     keywords: Sequence[str] | None = None,
-    word_timestamps: bool = False,
+    prefix_text: str | None = None,
+    speakers: bool = False,
+    word_timestamps: bool | WordTimes = False,
     chunk_duration: float = ChunkOptions.chunk_duration,
     min_silence: float = ChunkOptions.min_silence,
     batch_size: int = BATCH_SIZE,
@@ -79,8 +81,15 @@ def transcribe(
         punctuate: ask for punctuation and capitals.
         prompt: an instruction of your own instead of those that the options above choose.
         keywords: names and terms to be expected.
-        word_timestamps: tell when each word was said; models without a CTC head whose labels are
-            known cannot, and give the segments' times alone.
+        prefix_text: what was said at the beginning of the recording, as it is known already: the
+            transcript goes on with it. Granite Speech Plus only.
+        speakers: tell who says what: segments are turns of speakers, or parts of these. Granite
+            Speech Plus only. Each segment is decoded together with what was said before, one after
+            the other, whatever `batch_size` is; that takes more time.
+        word_timestamps: tell when each word was said, by `"ctc"`, or True, alignment with the
+            encoder's CTC head; models without one whose labels are known cannot, and give the
+            segments' times alone. Granite Speech Plus can also tell it itself, by `"tags"`: with
+            `speakers` in a second pass.
         chunk_duration: the longest segment, in seconds; no more than the model takes.
         min_silence: shortest pause that ends a segment, in seconds; speech under 0.5 s goes with a
             neighbour across up to twice that.
@@ -107,11 +116,13 @@ def transcribe(
         UnsupportedOptionError: the model was not trained for what is asked.
     """
     batch_size = fitted("batch_size", batch_size, BatchSize | None) or BATCH_SIZE
-    request = TranscriptionRequest(task, language, target_language, punctuate, prompt, keywords)
+    asked = task, language, target_language, punctuate, prompt, keywords, prefix_text
+    request = TranscriptionRequest(*asked)
     chunking = ChunkOptions(chunk_duration, min_silence)
     options["max_new_tokens"] = max_new_tokens
     reading = {"sampling_rate": sampling_rate, "audio_track": audio_track, "channel": channel}
-    how = {"word_timestamps": word_timestamps, "draft": draft, "ctc_only": ctc_only}
+    words = {"speakers": speakers, "word_timestamps": word_timestamps}
+    how: dict[str, Any] = {**words, "draft": draft, "ctc_only": ctc_only}
     job = prepare(audio, model, reading, request, chunking, options, **how)
     transcripts = []
     for track in job.tracks():
@@ -135,7 +146,9 @@ def stream_transcribe(
     punctuate: bool = False,
     prompt: str | None = None,
     keywords: Sequence[str] | None = None,
-    word_timestamps: bool = False,
+    prefix_text: str | None = None,
+    speakers: bool = False,
+    word_timestamps: bool | WordTimes = False,
     chunk_duration: float = ChunkOptions.chunk_duration,
     min_silence: float = ChunkOptions.min_silence,
     progress: Progress | None = None,
@@ -151,11 +164,13 @@ def stream_transcribe(
     transcript is what the generator returns: `transcript = yield from stream_transcribe(...)` in a
     generator of your own, or the `value` of the `StopIteration` that ends it.
     """
-    request = TranscriptionRequest(task, language, target_language, punctuate, prompt, keywords)
+    asked = task, language, target_language, punctuate, prompt, keywords, prefix_text
+    request = TranscriptionRequest(*asked)
     chunking = ChunkOptions(chunk_duration, min_silence)
     options["max_new_tokens"] = max_new_tokens
     reading = {"sampling_rate": sampling_rate, "audio_track": audio_track, "channel": channel}
-    how = {"word_timestamps": word_timestamps, "draft": draft, "ctc_only": ctc_only}
+    words = {"speakers": speakers, "word_timestamps": word_timestamps}
+    how: dict[str, Any] = {**words, "draft": draft, "ctc_only": ctc_only}
     job = prepare(audio, model, reading, request, chunking, options, streaming=True, **how)
     return _stream(job, progress)
 
@@ -291,7 +306,8 @@ def prepare(
     chunking: ChunkOptions = ChunkOptions(),
     options: dict[str, Any] | None = None,
     *,
-    word_timestamps: bool = False,
+    speakers: bool = False,
+    word_timestamps: bool | WordTimes = False,
     draft: bool = True,
     ctc_only: bool = False,
     streaming: bool = False,
@@ -303,13 +319,13 @@ def prepare(
         options: of generation.
         streaming: texts are to come piece by piece.
     """
-    word_timestamps = fitted("word_timestamps", word_timestamps, bool)
+    word_timestamps = fitted("word_timestamps", word_timestamps, bool | WordTimes)
+    speakers = fitted("speakers", speakers, bool)
     draft = fitted("draft", draft, bool)
     options = dict(options or {})
     if fitted("ctc_only", ctc_only, bool):
         check_ctc_only(request, {**options, "draft": None if draft else False})
-    if word_timestamps and request.task == "translate":
-        raise InputError.about("{word_timestamps} are of what was said, and a translation is not")
+    how = Decoding(request, options, word_timestamps, streaming, draft, ctc_only, speakers)
     if isinstance(model, str | os.PathLike):
         model = load(model)
     if not isinstance(model, tuple) or len(model) != 2:
@@ -323,14 +339,16 @@ def prepare(
             f"the model was trained on audio of {family.sampling_rate} Hz; only models for "
             f"{SAMPLING_RATE} Hz can be used for transcription"
         )
-    how = Decoding(request, options, word_timestamps, streaming, draft, ctc_only)
+    for tagged in how.tagged_requests:
+        family.text_language(tagged)  # raises where its models know no such tags
     decoder = family.decoder(how)
+    longest = min(chunking.chunk_duration, decoder.longest_chunk)
     language = family.text_language(request, for_decoder=not ctc_only)
     read = partial(open_recording, audio, **reading or {})
     chosen = (reading or {}).get("audio_track")
     find_chunks = partial(
         family.chunks,
-        options=chunking,
+        options=replace(chunking, chunk_duration=longest),
         for_alignment=decoder.vocabulary is not None,
         drafts=decoder.drafting,
         for_decoder=decoder.needs_audio,

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from ..errors import ContextLengthError, InputError, UnsupportedOptionError
 from ..generation import GenerationConfig
@@ -26,18 +26,32 @@ from .words import place_words, words_of
 #: more), and besides
 TOKENS_PER_SECOND = 12
 TOKENS_OVERHEAD = 32
+#: what a prompt has beside: for each second of audio, and at most in what is asked and shortly
+#: answered, keywords aside
+AUDIO_TOKENS_PER_SECOND = 10
+PROMPT_TOKENS = 150
 
 #: what is tried, one after the other, where a text has run into a loop
 FALLBACKS = ({"num_beams": 5}, {"num_beams": 1, "repetition_penalty": 1.3})
 
 
+def seconds_in_context(model: GenerativeModel, tokens_per_second: int = TOKENS_PER_SECOND) -> float:
+    """How long a chunk may be whose text takes so many tokens for each second of audio."""
+    room = model.context_length - PROMPT_TOKENS
+    return max(1.0, room / (AUDIO_TOKENS_PER_SECOND + tokens_per_second))
+
+
 def generative_decoder(
-    model: GenerativeModel, processor: SpeechProcessor, family: GenerativeFamily, how: Decoding
+    model: GenerativeModel,
+    processor: SpeechProcessor,
+    family: GenerativeFamily,
+    how: Decoding,
+    longest_chunk: float = math.inf,
 ) -> ChunkDecoder:
     """The decoder of chunks of a family whose models write token by token; errors as there."""
     if how.ctc_only:
         return CTCDecoder(family, how.request, how.word_timestamps)
-    return SegmentDecoder(model, processor, family, how)
+    return SegmentDecoder(model, processor, family, how, longest_chunk)
 
 
 @dataclass
@@ -45,6 +59,7 @@ class SegmentDecoder:
     """Makes texts of chunks token by token, several at once; a `ChunkDecoder`.
 
     how: without `max_new_tokens` in its options the limit is one that speech does not reach.
+    longest_chunk: see `ChunkDecoder`.
 
     Raises:
         InputError: an option is unknown, or contradicts another.
@@ -55,8 +70,10 @@ class SegmentDecoder:
     processor: SpeechProcessor
     family: GenerativeFamily
     how: Decoding
+    longest_chunk: float = math.inf
 
     needs_audio = True  #: chunks bring what the decoder is given
+    verbosity: ClassVar[int] = 1  #: by how much its texts are longer than what is said
 
     def __post_init__(self):
         how, self.request, self.options = self.how, self.how.request, dict(self.how.options)
@@ -81,14 +98,15 @@ class SegmentDecoder:
         self._tokenizer = self.processor.tokenizer
         #: of the CTC head, where words are to be told
         self.vocabulary = self.family.ctc_vocabulary if how.word_timestamps else None
+        self._words_by = self.vocabulary  # that of words that are told of each text as a whole
 
     def decode(self, chunks: Iterable[AudioChunk], batch_size: int) -> Iterator[Decoded]:
         """See `ChunkDecoder`."""
         batches = self._decode_drafted if self.drafting else self._decode_batches
         for decoded in batches(iter(chunks), batch_size):
             decoded = [(chunk, self._with_fallback(chunk, segment)) for chunk, segment in decoded]
-            if self.vocabulary is not None:
-                place_words(decoded, self.vocabulary)
+            if self._words_by is not None:
+                place_words(decoded, self._words_by)
             yield [(chunk, [segment]) for chunk, segment in decoded]
 
     def _decode_batches(
@@ -169,8 +187,8 @@ class SegmentDecoder:
         segment = self._segment(chunk, run, tokens, logprobs)
         if run.speculation is not None:
             segment.drafts = run.speculation.answers[0].statistics
-        if self.vocabulary is not None:
-            place_words([(chunk, segment)], self.vocabulary)
+        if self._words_by is not None:
+            place_words([(chunk, segment)], self._words_by)
         yield TranscriptionDelta("", segment)
         return [segment]
 
@@ -200,8 +218,7 @@ class SegmentDecoder:
         if limit is None and whole is not None:
             limit = GenerationConfig(max_length=whole).limited(prompt_length).max_new_tokens
         if limit is None:
-            own = getattr(self.model.generation_config, "max_length", None) or 0
-            limit = max(own, TOKENS_OVERHEAD + math.ceil(TOKENS_PER_SECOND * chunk.duration))
+            limit = self._usual_limit(chunk)
             limit = min(limit, room) if room >= TOKENS_OVERHEAD else limit
         if room < limit:
             message = (
@@ -214,6 +231,13 @@ class SegmentDecoder:
                 message, seconds=chunk.duration, limit=limit, context=context
             )
         return limit
+
+    def _usual_limit(self, chunk: AudioChunk) -> int:
+        """A number of tokens that the text of a chunk does not reach."""
+        own = getattr(self.model.generation_config, "max_length", None) or 0
+        return max(
+            own, TOKENS_OVERHEAD + math.ceil(self.verbosity * TOKENS_PER_SECOND * chunk.duration)
+        )
 
     def _with_fallback(self, chunk: AudioChunk, segment: Segment) -> Segment:
         """The segment, or where its text has run into a loop, one of another attempt.
@@ -244,7 +268,7 @@ class SegmentDecoder:
         free = logprobs[forced:] or logprobs  # the model had no choice there
         segment = Segment(chunk.start, chunk.end, text, kept, avg_logprob=sum(free) / len(free))
         segment.truncated = not run.stopping(tokens)
-        if self.vocabulary is not None:
+        if self._words_by is not None:
             probabilities = word_probabilities(text, kept, logprobs[: len(kept)], self._tokenizer)
             segment.words = words_of(segment, probabilities)
         return segment
