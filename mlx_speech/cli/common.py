@@ -288,7 +288,7 @@ _COMPLETED = {"AUDIO": "FILE", "FILE": "FILE", "DIR": "DIRECTORY", "MODEL": "DIR
 def add_about_options(parser: Options) -> None:
     """`--version` and `--print-completion`."""
     parser.add_argument("--version", action="version", version=f"mlx_speech {__version__}")
-    text = "print what makes bash, zsh or fish complete this command"
+    text = "completion for bash, zsh or fish"
     shells = {"action": _PrintCompletion, "choices": ("bash", "zsh", "fish")}
     add_table(parser, {"--print-completion SHELL": text}, **shells)
 

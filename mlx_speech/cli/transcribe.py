@@ -7,6 +7,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from ..errors import InputError, MlxSpeechError, UnsupportedOptionError
+from ..output.subtitles import speaker_label
 from ..output.writers import FORMATS, to_txt
 from ..transcription.transcript import Transcript, TranscriptionDelta
 from .common import load_named, run_command
@@ -170,7 +171,8 @@ class Run:
         """
         from ..transcription.pipeline import speech_family
 
-        if speech_family(model, processor).ctc_vocabulary is not None:
+        known = speech_family(model, processor).ctc_vocabulary is not None
+        if known or self.args.word_timestamps == "tags":
             return
         name = self.args.model
         if option := self.usage.subtitles.needs_words:
@@ -189,8 +191,10 @@ class Run:
                 "ran into the limit, which --max-tokens raises, or repeated themselves"
             )
         for segment in transcript.segments:
+            at = clock(segment.start)
+            for remark in segment.remarks:
+                self.console.detail(f"{name}: at {at}: {remark}")
             if segment.retried:
-                at = clock(segment.start)
                 self.console.detail(f"{name}: the segment at {at} repeated itself; decoded again")
 
 
@@ -204,6 +208,8 @@ def print_deltas(deltas: Generator[TranscriptionDelta, None, Transcript]) -> Tra
             except StopIteration as end:
                 return end.value
             text = delta.text if inside else delta.text.lstrip()
+            if text and not inside:
+                text = speaker_label(delta.speaker) + text
             inside = inside or bool(text)
             if inside and delta.segment is not None:
                 text, inside = text + "\n", False

@@ -21,8 +21,24 @@ from .streams import need_standard_output
 READING = ("audio_track", "channel")
 REQUEST = ("language", "task", "target_language", "punctuate", "keywords", "prompt")
 CHUNKING = ("chunk_duration", "min_silence")
-SEGMENTS = ("word_timestamps", *CHUNKING, "batch_size", "draft", "ctc_only")
+SEGMENTS = ("speakers", "word_timestamps", *CHUNKING, "batch_size", "draft", "ctc_only")
 SUBTITLES = ("max_line_width", "max_line_count", "max_words_per_line", "highlight_words")
+
+WORD_TIMES = ("ctc", "tags")  #: who can tell the times of words
+
+
+class _Parser(common.Parser):
+    """One that takes a recording behind `--word-timestamps` for no value of it."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        given = list(sys.argv[1:] if args is None else args)
+        for index, (arg, following) in enumerate(zip(given, [*given[1:], ""], strict=True)):
+            if arg == "--":
+                break
+            short = len(arg) > len("--") and "--word-timestamps".startswith(arg)
+            if short and following not in WORD_TIMES:
+                given[index] = "--word-timestamps=ctc"
+        return super().parse_known_args(given, namespace)
 
 
 class _ListModels(argparse.Action):
@@ -55,7 +71,7 @@ def _channel(given: str) -> int | str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The options; nothing heavy is imported for them, so that --help answers at once."""
-    parser = common.Parser(
+    parser = _Parser(
         prog="python -m mlx_speech.transcribe",
         usage="%(prog)s [options] AUDIO...",
         description="Transcribe or translate recordings with Granite Speech or Speech2Text.",
@@ -83,7 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     model = group("model")
     common.add_model_options(model, common.SPEECH_MODEL)
-    add_shared(model, "--dtype")
+    types = {"metavar": "TYPE", "help": "compute in float32, float16 or bfloat16"}
+    add_shared(model, "--dtype", **types)
     add(model, {"--list-models": "list released models, and stop"}, action=_ListModels, nargs=0)
 
     tasks = {
@@ -92,16 +109,23 @@ def build_parser() -> argparse.ArgumentParser:
         "default": "transcribe",
     }
     request = {
-        "--language LANG": "language spoken, e.g. en (default: the model detects it)",
+        "--language LANG": "language spoken, e.g. en (default: detected)",
         "--task TASK": tasks,
         "--target-language LANG": "language to translate to, e.g. fr",
         "--punctuate": "with punctuation and capitals",
         "--keywords WORDS": "words to expect: a,b,c or @FILE with one a line",
         "--prompt TEXT": "an instruction of your own, instead of all these",
+        "--speakers": "tell who says what (Granite Speech Plus)",
     }
     add(group("what to do"), request)
+    words = {
+        "help": "find the time of each word; tags: as Plus tells it",
+        "choices": WORD_TIMES,
+        "nargs": "?",
+        "const": "ctc",
+    }
     segments = {
-        "--word-timestamps": "find the time of each word",
+        "--word-timestamps ctc|tags": words,
         "--chunk-duration S": "longest segment, in seconds (default: 30)",
         "--min-silence S": "pause that ends a segment, in seconds (default: 1)",
         "--batch-size N": "segments decoded at a time (default: 8)",
@@ -183,7 +207,11 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
         check_plot(args.plot)
         if "-" in args.audio:
             parser.error("--plot reads the recording again, which standard input (-) cannot be")
+    if args.speakers and args.batch_size is not None:
+        parser.error("--speakers decodes one segment after the other; leave out --batch-size")
     if args.draft_acceptance is not None:
+        if args.speakers or args.word_timestamps == "tags":
+            parser.error("--draft-acceptance is for drafts, which have no tags")
         if args.draft is False:
             parser.error("--draft-acceptance is for drafts; leave out --no-draft")
         if args.task == "translate":
@@ -198,6 +226,7 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
     from ..processing.request import TranscriptionRequest
     from ..transcription.chunks import BatchSize, ChunkOptions
     from ..transcription.ctc_decoder import check_ctc_only
+    from ..transcription.family import Decoding
 
     checked_selection(args.audio_track, args.channel)
     fitted("batch_size", args.batch_size, BatchSize | None)
@@ -205,6 +234,7 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
     asked = TranscriptionRequest(**request)
     if args.ctc_only:
         check_ctc_only(asked, common.explicit_options(args, (*common.GENERATION, "draft")))
+    Decoding(asked, **common.explicit_options(args, ("ctc_only", "word_timestamps", "speakers")))
     subtitles = SubtitleOptions(**common.explicit_options(args, SUBTITLES))
     # none where the text goes to standard output
     to_files = args.output_dir is not None or args.output_name is not None

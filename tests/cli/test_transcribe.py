@@ -242,14 +242,14 @@ class TestOptions:
 
         monkeypatch.setattr(pipeline, "transcribe", transcribe)
         assert cli(GATE)[0] == 0
-        flags = {"punctuate": False, "word_timestamps": False, "ctc_only": False}
+        flags = {"punctuate": False, "speakers": False, "ctc_only": False}
         assert passed == {"task": "transcribe", **flags}
         passed.clear()
         more = ("--word-timestamps", "--chunk-duration", 9, "--min-silence", 0.4)
         assert cli(GATE, *more, "--batch-size", 3)[0] == 0
-        del passed["task"], passed["punctuate"], passed["ctc_only"]
+        del passed["task"], passed["punctuate"], passed["speakers"], passed["ctc_only"]
         assert passed == {
-            "word_timestamps": True,
+            "word_timestamps": "ctc",
             "chunk_duration": 9.0,
             "min_silence": 0.4,
             "batch_size": 3,
