@@ -284,13 +284,23 @@ def span_probabilities(
 def _token_spans(
     tokens: Sequence[int], whole: str, tokenizer: Detokenizes
 ) -> list[tuple[int, int]]:
-    """Which characters of their text come from each token, one only in part included."""
-    spans, done = [], 0
+    """Which characters of their text come from each token, one only in part included.
+
+    Decoded are short windows, as in `StreamingDetokenizer`: the tokens of the last whole
+    characters, as context, and the new ones.
+    """
+    spans: list[tuple[int, int]] = []
+    done = 0
+    context = new = known = 0  # the window's first token, the first new one; characters before that
+    settled = 0  # characters of the text that come from the tokens before `new`
     for count in range(1, len(tokens) + 1):
-        so_far = tokenizer.decode(tokens[:count], skip_special_tokens=True)
+        part = tokenizer.decode(tokens[context:count], skip_special_tokens=True)[known:]
         start = done
-        while done < min(len(so_far), len(whole)) and so_far[done] == whole[done]:
+        while done - settled < len(part) and part[done - settled] == whole[done : done + 1]:
             done += 1
         # what is left over is the replacement character of one that is not complete yet
-        spans.append((start, done + (len(so_far) > done)))
+        spans.append((start, done + (len(part) > done - settled)))
+        if part.strip() and len(part) == done - settled:
+            context, new, settled = new, count, done
+            known = len(tokenizer.decode(tokens[context:new], skip_special_tokens=True))
     return spans

@@ -20,6 +20,7 @@ from mlx_speech.transcription.alignment import (
     align_words,
     frame_levels,
     split_words,
+    token_spans,
     word_probabilities,
 )
 from mlx_speech.transcription.ctc import CTCVocabulary
@@ -317,6 +318,22 @@ class TestWordProbabilities:
         assert found["鿋"] == at[:3]
         assert found["鿌"] == at[3:]
         assert all(not set(own) & set(at) for word, own in found.items() if word in ("the", "dog"))
+
+    @given(data=st.data())
+    def test_any_tokens(self, tokenizer, data):
+        """As decoding all of them up to each tells it."""
+        tokens = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=40))
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        expected, done = [], 0
+        for count in range(1, len(tokens) + 1):
+            so_far = tokenizer.decode(tokens[:count], skip_special_tokens=True)
+            pairs = zip(so_far, text, strict=False)
+            same = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+            start, done = done, max(done, len(list(same)))
+            expected.append([start, done + (len(so_far) > done)])
+        shift = len(text) - len(text.lstrip())
+        found = token_spans(text.lstrip(), tokens, tokenizer) + shift
+        assert found.tolist() == expected
 
     def test_white_space_before(self, tokenizer):
         assert self.probabilities(tokenizer, "\r\r0 1")[0] == ("0", [2])
