@@ -28,6 +28,7 @@ parity: $(VENV)/parity.stamp ## random small models, live beside transformers
 
 bench: $(VENV)/bench.stamp ## speed, beside mlx-audio, mlx-lm and transformers
 	$(BIN)/python tests/benchmarks/encoder.py
+	$(BIN)/python tests/benchmarks/one_pass.py
 	$(BIN)/python tests/benchmarks/decoder.py
 	$(BIN)/python tests/benchmarks/speech_to_text.py
 	$(BIN)/python tests/benchmarks/quantized.py
