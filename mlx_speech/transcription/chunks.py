@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from typing import Annotated, Self
 
 import mlx.core as mx
@@ -119,6 +120,19 @@ class SpanFinder:
         self._letters, self._sound = self._letters[known:], self._sound[known:]
         spans = self.segmenter.push(speech)
         return spans + self.segmenter.finish() if last else spans
+
+
+def with_samples(
+    features: Iterator[mx.array], recording: Recording
+) -> Iterator[tuple[mx.array, mx.array, bool]]:
+    """Features of a recording in parts, 50 frames a second, each with its samples, (n,), and
+    whether it is the last; that one's samples are all that is left."""
+    end = 0
+    for part, following in pairwise(chain(features, [None])):
+        start, end = end, end + len(part)
+        last = following is None
+        stop = None if last else end * FRAME_SAMPLES
+        yield part, recording.read(start * FRAME_SAMPLES, stop), last
 
 
 def energy_chunks(

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +14,7 @@ from ..processing.granite_speech import GraniteSpeechProcessor
 from ..processing.prompts import language_code
 from ..processing.request import TranscriptionRequest
 from .alignment import frame_levels
-from .chunks import AudioChunk, ChunkOptions, SpanFinder
+from .chunks import AudioChunk, ChunkOptions, SpanFinder, with_samples
 from .ctc import SPACE, CTCVocabulary
 from .ctc_text import CTCText, bpe_text, character_text
 from .family import ChunkDecoder, Decoding
@@ -56,14 +55,9 @@ class EncodedOnce:
         finder = SpanFinder(options.segmenter(extractor.projector_window_size))
         space = None if self.ctc_vocabulary is None else SPACE
         stream = self._model.encode_stream()
-        frames = 0
         hidden = logits = non_blank = None
         held = 0  # the first frame of these
-        for features, following in pairwise(chain(extractor.stream(recording), [None])):
-            last = following is None
-            start, frames = frames, frames + len(features)
-            end = None if last else frames * FRAME_SAMPLES
-            samples = recording.read(start * FRAME_SAMPLES, end)
+        for features, samples, last in with_samples(extractor.stream(recording), recording):
             output = stream.push(features, last=last)
             letters = ctc_vad(output.ctc_logits[0], space=space)
             hidden = _joined(hidden, output.last_hidden_state[0])

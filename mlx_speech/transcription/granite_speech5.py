@@ -1,22 +1,20 @@
 """Transcription with Granite Speech 5.0 TurboCTC: encoded once as a stream, cut and written by its
 CTC head."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain, pairwise
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..audio import Recording
-from ..errors import UnsupportedOptionError
 from ..layers.ctc import best_labels
-from ..models.granite_speech5 import GraniteSpeech5ForCTC
+from ..models.granite_speech5.model import GraniteSpeech5ForCTC, refuse_options
 from ..processing.granite_speech5 import GraniteSpeech5Processor
 from ..processing.request import TranscriptionRequest
 from .alignment import frame_levels
-from .chunks import AudioChunk, ChunkOptions, SpanFinder
+from .chunks import AudioChunk, ChunkOptions, SpanFinder, with_samples
 from .ctc import SubwordVocabulary
 from .ctc_decoder import CTCDecoder
 from .ctc_text import subword_text
@@ -44,13 +42,7 @@ class GraniteSpeech5Transcription:
 
     def decoder(self, how: Decoding) -> ChunkDecoder:
         """What the CTC head writes is all there is, with or without `ctc_only`."""
-        for name, value in how.options.items():
-            if value is not None:
-                message = (
-                    "{option} is for a decoder, which Granite Speech 5.0 TurboCTC goes without; "
-                    "other Granite Speech models have one"
-                )
-                raise UnsupportedOptionError.about(message, option=name)
+        refuse_options({**how.options, "draft": None if how.draft else False})
         return CTCDecoder(self, how.request, how.word_timestamps)
 
     def chunks(
@@ -71,11 +63,8 @@ class GraniteSpeech5Transcription:
         labels, logprobs = np.zeros(0, int), np.zeros(0, np.float32)
         held = 0  # the first frame of these
         features = self._processor.feature_extractor.stream(recording)
-        for part, following in pairwise(chain(features, [None])):
-            last = following is None
-            start, frames = frames, frames + len(part)
-            end = None if last else frames * FRAME_SAMPLES
-            samples = recording.read(start * FRAME_SAMPLES, end)
+        for part, samples, last in with_samples(features, recording):
+            frames += len(part)
             (logits,) = self._model.logits(stream.push(part, last=last))
             activity = ctc_vad(logits)
             letters = SpeechActivity(
@@ -99,11 +88,6 @@ class GraniteSpeech5Transcription:
             labels, logprobs = labels[needed:], logprobs[needed:]
             held += needed * subsampling
             mx.clear_cache()
-
-    def chunk_inputs(
-        self, chunks: Sequence[AudioChunk], request: TranscriptionRequest
-    ) -> dict[str, Any]:
-        raise NotImplementedError("a model without a decoder has no inputs of one")
 
 
 def _with_levels(

@@ -1,14 +1,14 @@
 """Granite Speech 5.0 TurboCTC: the encoder and its CTC head, https://huggingface.co/ibm-granite."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...errors import UnsupportedOptionError
 from ...fields import fitted
+from ...generation.unsupported import refuse_all
 from ...layers.model_output import ModelOutput, can_return_tuple
 from ..base import PretrainedModel
 from ..initialization import init_weights
@@ -115,6 +115,8 @@ class GraniteSpeech5ForCTC(PretrainedModel):
         input_features: mx.array,
         attention_mask: mx.array | None = None,
         return_dict_in_generate: bool | None = None,
+        *,
+        output_hidden_states: bool | None = None,
         **options: Any,
     ) -> mx.array | GraniteSpeech5CTCGenerateOutput:
         """The likeliest label of each frame, (batch, frames), blanks at the padding.
@@ -123,17 +125,16 @@ class GraniteSpeech5ForCTC(PretrainedModel):
         tokenizer's `decode` makes one of the former and drops the latter.
 
         Args:
-            return_dict_in_generate: return logits, too.
-            options: `output_hidden_states`, as of a call; there are no others.
+            return_dict_in_generate: return logits, too, and hidden states on request.
+            options: there are none.
 
         Raises:
             InputError: as a call.
             UnsupportedOptionError: an option is of a decoder.
         """
-        if unknown := options.keys() - {"output_hidden_states", "output_attentions"}:
-            message = "{option}: a model without a decoder has no options of generation"
-            raise UnsupportedOptionError.about(message, option=min(unknown))
-        encoded = self.encoder(input_features, attention_mask, return_dict=True, **options)
+        refuse_options(options)
+        shown = {"output_hidden_states": output_hidden_states, "return_dict": True}
+        encoded = self.encoder(input_features, attention_mask, **shown)
         logits = self.logits(encoded.last_hidden_state)
         sequences = encoded.attention_mask
         if sequences.size:  # MLX refuses to reduce what has no frame
@@ -166,3 +167,8 @@ class GraniteSpeech5ForCTC(PretrainedModel):
     def to_checkpoint(cls, weights, config):
         """See `PretrainedModel.to_checkpoint`."""
         return encoder_to_checkpoint(weights)
+
+
+def refuse_options(options: Mapping[str, Any]) -> None:
+    """See `refuse_all`."""
+    refuse_all(options, "Granite Speech 5.0 TurboCTC writes what its CTC head says")

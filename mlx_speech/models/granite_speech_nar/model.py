@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 
-from ...errors import UnsupportedOptionError
+from ...generation.unsupported import refuse_all
 from ...layers.ctc import best_labels_in_parts, collapsed
 from ...layers.model_output import ModelOutput, can_return_tuple
 from ...layers.token_ids import as_mlx
@@ -259,15 +259,8 @@ class GraniteSpeechNarForCTC(PretrainedModel):
 
 
 def refuse_options(options: Mapping[str, Any]) -> None:
-    """Raises `UnsupportedOptionError` where an option of generation is not None: those are for
-    models that write token by token."""
-    for name, value in options.items():
-        if value is not None:
-            message = (
-                "{option} is for models that write token by token, as the other Granite Speech "
-                "models do; Granite Speech NAR edits its draft in one pass, in one way"
-            )
-            raise UnsupportedOptionError.about(message, option=name)
+    """See `refuse_all`."""
+    refuse_all(options, "Granite Speech NAR edits its draft in one pass, in one way")
 
 
 def _stacked(rows: Sequence[mx.array]) -> mx.array:
