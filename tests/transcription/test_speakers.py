@@ -98,6 +98,18 @@ def test_words_by_tags(plus):
     assert [(w.text, w.end) for w in segment.words] == [("one", 0.3), ("two", 0.6)]
 
 
+def test_words_by_tags_of_a_batch(plus, audio):
+    """What a model that knows no tags writes of several chunks at once, and of each alone."""
+    how = {"sampling_rate": 16000, "word_timestamps": "tags", "max_new_tokens": 12, **CUTS}
+    alone, together = (transcribe(audio[:320000], plus, batch_size=n, **how) for n in (1, 4))
+    assert [s.tokens for s in together.segments] == [s.tokens for s in alone.segments]
+    for one, other in zip(together.segments, alone.segments, strict=True):
+        assert [(w.text, w.start, w.end) for w in one.words] == [
+            (w.text, w.start, w.end) for w in other.words
+        ]
+    assert sum(len(segment.words) for segment in together.segments) > 5
+
+
 def test_both_in_two_passes(plus):
     answers = script(plus, [ANSWERS[0], "one [T:20] two [T:40] five [T:150]"])
     how = {"speakers": True, "word_timestamps": "tags"}
