@@ -1,0 +1,218 @@
+"""Granite Speech NAR and TurboCTC with the tiny models trained for them: what the reference says to
+the bundled recordings, however they are transcribed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import tiny_nar
+from conftest import DATA
+
+from convert import convert
+from convert.word_errors import word_errors
+from mlx_speech import Segment, Transcript, Word, load, load_audio, stream_transcribe, transcribe
+
+AUDIO = DATA / "audio"
+MANIFEST = map(json.loads, (AUDIO / "manifest.jsonl").read_text().splitlines())
+LINES = {line["file"]: line for line in MANIFEST}
+LONG = AUDIO / "long.flac"
+CUTS = {"chunk_duration": 9, "min_silence": 0.4}
+
+
+@dataclass
+class Tiny:
+    """A model, and what the reference says to each of some recordings: ids, text, and with which
+    samples of which file."""
+
+    name: str
+    folder: Path
+    loaded: tuple[Any, Any]
+    reference: list[dict[str, Any]]
+
+    def rows(self, waves: list[mx.array]) -> list[list[int]]:
+        """What the model makes of a batch."""
+        model, processor = self.loaded
+        return model.generate(**processor(waves)).tolist()
+
+    def ids(self, row: list[int]) -> list[int]:
+        """Without what fills it up, and what stands for nothing."""
+        nothing = self.loaded[1].tokenizer.pad_token_id
+        if self.name == "turboctc":  # a label for every frame
+            row = [label for label, _ in groupby(row)]
+        return [token for token in row if token != nothing]
+
+    def converted(self, folder: Path, recipe: str) -> tuple[Any, Any]:
+        """The model with fewer bits."""
+        how = {"quantize": True, "quant_predicate": recipe, "q_group_size": 32}
+        (result,) = convert(self.folder, folder / recipe, **how)
+        return load(result.folder, dtype=mx.float32)
+
+
+def wave(entry: dict[str, Any]) -> mx.array:
+    return load_audio(AUDIO / entry["file"])[slice(*entry["samples"])]
+
+
+def transcript(entry: dict[str, Any], loaded: tuple[Any, Any], **options: Any) -> Transcript:
+    return transcribe(wave(entry), loaded, sampling_rate=16000, **options)
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def known_text(entry: dict[str, Any]) -> str:
+    """What is really said."""
+    line = LINES[entry["file"]]
+    if entry["samples"][1] - entry["samples"][0] > 16000 * line["seconds"] - 1000:
+        return line["text"]
+    middle = sum(entry["samples"]) / 32000
+    (text,) = (text for start, end, text in line["segments"] if start < middle < end)
+    return text
+
+
+def tiny_model(name: str, tmp_path_factory) -> Tiny:
+    folder = DATA / "tiny-turboctc"
+    if name == "nar":
+        folder = tiny_nar.checkpoint(tmp_path_factory.mktemp("tiny-nar"))
+    reference = json.loads((DATA / "reference" / f"tiny_{name}_reference.json").read_text())
+    return Tiny(name, folder, load(folder, dtype=mx.float32), reference)
+
+
+@pytest.fixture(scope="module", params=["turboctc", "nar"])
+def tiny(request, tmp_path_factory) -> Tiny:
+    return tiny_model(request.param, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def nar(tmp_path_factory) -> Tiny:
+    return tiny_model("nar", tmp_path_factory)
+
+
+def test_ids(tiny):
+    """Of every recording alone."""
+    for entry in tiny.reference:
+        (row,) = tiny.rows([wave(entry)])
+        assert tiny.ids(row) == entry["ids"]
+        assert tiny.loaded[1].decode(row).strip() == entry["text"]
+
+
+def test_ids_of_batches(tiny):
+    """Of recordings of different lengths, filled up to the longest."""
+    entries = [entry for entry in tiny.reference if entry["samples"][1] - entry["samples"][0] < 2e5]
+    assert len(entries) > 40
+    for start in range(0, len(entries), 9):
+        batch = entries[start : start + 9]
+        rows = tiny.rows([wave(entry) for entry in batch])
+        assert list(map(tiny.ids, rows)) == [entry["ids"] for entry in batch]
+
+
+def test_transcripts(tiny):
+    """Cut where the pipeline cuts, in whatever parts the encoder comes."""
+    for entry in tiny.reference:
+        assert transcript(entry, tiny.loaded).text == words(entry["text"])
+
+
+@pytest.mark.parametrize("name", ["silence.wav", "short.wav"])
+def test_nothing_said(tiny, name):
+    assert transcribe(AUDIO / name, tiny.loaded).text == ""
+    assert "".join(delta.text for delta in stream_transcribe(AUDIO / name, tiny.loaded)) == ""
+
+
+def same(found: Transcript, expected: Transcript) -> bool:
+    """But for what rounding in batches does to probabilities."""
+    pairs = list(zip(found.segments, expected.segments, strict=True))
+    for one, other in pairs:
+        assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-4)
+    return [replace(s, avg_logprob=0.0, words=plain(s)) for s, _ in pairs] == [
+        replace(s, avg_logprob=0.0, words=plain(s)) for _, s in pairs
+    ]
+
+
+def plain(segment: Segment) -> list[Word]:
+    return [replace(word, probability=0.0) for word in segment.words]
+
+
+def test_long_recording(tiny):
+    """Each sentence found once, in batches of any size."""
+    options = {"word_timestamps": True, **CUTS}
+    whole = transcribe(LONG, tiny.loaded, batch_size=1, **options)
+    for batch_size in (3, 8):
+        assert same(transcribe(LONG, tiny.loaded, batch_size=batch_size, **options), whole)
+    known = LINES[LONG.name]["segments"]
+    assert len(whole.segments) == len(known)
+    errors = 0
+    for segment, (start, end, text) in zip(whole.segments, known, strict=True):
+        assert abs(segment.start - start) <= 0.3
+        assert abs(segment.end - end) <= 0.3
+        errors += word_errors(text, segment.text)
+    assert errors < 0.1 * len(LINES[LONG.name]["text"].split())
+
+
+def test_stream(tiny):
+    """The pieces are the transcript's text, whose segments come one by one."""
+    options = {"word_timestamps": True, **CUTS}
+
+    def streaming():
+        yield (yield from stream_transcribe(LONG, tiny.loaded, **options))
+
+    *deltas, found = streaming()
+    assert same(found, transcribe(LONG, tiny.loaded, **options))
+    assert "".join(delta.text for delta in deltas) == found.text
+    assert [delta.segment for delta in deltas] == found.segments
+
+
+def test_word_times(tiny):
+    """How far from where the synthesiser put them: TurboCTC says many a word early."""
+    errors = []
+    for line in LINES.values():
+        found = transcribe(AUDIO / line["file"], tiny.loaded, word_timestamps=True)
+        placed = [word for segment in found.segments for word in segment.words]
+        known = line["words"] or []
+        if [word.text for word in placed] == [text for text, *_ in known]:
+            for word, (_, start, end) in zip(placed, known, strict=True):
+                errors += [abs(word.start - start), abs(word.end - end)]
+    assert len(errors) >= 40
+    assert np.mean(errors) < {"turboctc": 0.065, "nar": 0.035}[tiny.name]
+
+
+def test_in_8_bits(tiny, tmp_path):
+    """What is right stays so; where the model hesitates it may say something else."""
+    quantized = tiny.converted(tmp_path, "speech_8bit")
+    right = 0
+    for entry in tiny.reference:
+        text = known_text(entry)
+        if entry["samples"][0] == 0 and words(entry["text"]) == text:
+            assert transcript(entry, quantized).text == text
+            right += bool(text)
+    assert right >= 13
+
+
+class TestEditing:
+    def test_drafts(self, nar):
+        """The encoder's head of tokens alone; the editor mends some of its mistakes."""
+        mended = 0
+        for entry in nar.reference:
+            draft = transcript(entry, nar.loaded, ctc_only=True)
+            tokens = [token for segment in draft.segments for token in segment.tokens]
+            assert tokens == entry["draft_ids"]
+            mended += words(entry["text"]) == known_text(entry) != draft.text
+        assert mended >= 3
+
+    def test_in_4_bits(self, nar, tmp_path):
+        """The editor leaves some mistakes, and makes none."""
+        quantized = nar.converted(tmp_path, "speech_4bit")
+        mended = 0
+        for entry in nar.reference:
+            if entry["draft_ids"] == entry["ids"]:
+                continue
+            found = transcript(entry, quantized).text
+            assert found in (entry["text"], transcript(entry, quantized, ctc_only=True).text)
+            mended += found == entry["text"]
+        assert mended >= 2
