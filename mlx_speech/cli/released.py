@@ -50,7 +50,7 @@ RELEASED = {
             "ibm-granite/granite-speech-5.0-2b", 4.8, _SIX, _EIGHT, punctuation=True, keywords=True
         ),
         Release("ibm-granite/granite-4.0-1b-speech", 4.6, _SIX, _EIGHT, keywords=True),
-        Release("ibm-granite/granite-speech-4.1-2b-plus", 4.2, _FIVE, speakers=True),
+        Release("ibm-granite/granite-speech-4.1-2b-plus", 4.2, _FIVE, keywords=True, speakers=True),
         Release("ibm-granite/granite-speech-4.1-2b-nar", 4.5, _FIVE, streams="segments"),
         Release("ibm-granite/granite-speech-5.0-470m-turboctc", 0.95, "en", streams="segments"),
         Release(

@@ -81,3 +81,4 @@ class TestModels:
         assert sorted(release.targets.split()) == sorted(style.targets)
         assert release.punctuation == style.punctuates
         assert release.keywords == ("transcribe" in style.keyword_tasks)
+        assert release.speakers == ("speakers" in style.tags)
