@@ -202,6 +202,26 @@ def test_speech_to_text(tmp_path):
     assert max(map(len, check_table(report).splitlines())) <= 80
 
 
+def test_without_a_decoder(tmp_path):
+    """TurboCTC, of whose frames the logits are compared; 8 bits change none of its words here."""
+    source = DATA / "tiny-turboctc"
+    (result,) = convert.convert(source, tmp_path / "model", quantize=True)
+    report = check_one(source, result.folder, [GATE])
+    total = report.total
+    assert report.recordings[0].original == transcribe(GATE, load(source)).text != ""
+    assert (total.errors, list(total.squares)) == (0, ["encoder", "logits"])
+    model, processor = load(source)
+    logits = np.array(model(**processor(load_audio(GATE))).logits[0], np.float64)
+    assert total.positions == len(logits)
+    model, _ = load(result.folder)
+    after = np.array(model(**processor(load_audio(GATE))).logits[0], np.float64)
+    found = total.relative_error("logits")
+    # a chunk begins and ends where it was cut
+    expected = np.linalg.norm(after - logits) / np.linalg.norm(logits)
+    assert found == pytest.approx(expected, rel=0.2)
+    assert 0 < total.kl < 0.01
+
+
 def test_same_weights_differ_in_nothing(monkeypatch):
     """Twice, and memory holds one model at a time."""
     loaded = []
