@@ -59,8 +59,8 @@ def save(name: str, reference: TurboCTC | NAR, recordings: list[HeldOut]) -> Non
     found = [reference(recording.wave) for recording in recordings]
     print(name, by_voice(recordings, [entry["text"] for entry in found]))
     entries = [
-        {"file": recording.file, "samples": recording.samples, **entry}
-        for recording, entry in zip(recordings, found, strict=True)
+        {"file": r.file, "samples": r.samples, "said": r.text, **entry}
+        for r, entry in zip(recordings, found, strict=True)
     ]
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     (DATA / "reference" / f"tiny_{name}_reference.json").write_text(f"[\n{lines}\n]\n")
