@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from released_repositories import Shapes, batch_norm, linear, norm, prefixed
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 ENCODER = {
     "vocab_size": 300,
@@ -130,7 +130,7 @@ def byte_level() -> tuple[Tokenizer, dict[str, str]]:
 def byte_fallback() -> tuple[Tokenizer, dict[str, str]]:
     """As the nc release has it: BPE like SentencePiece's, whose unknown token is the blank."""
     bpe = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace()
     bpe.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),
@@ -144,7 +144,7 @@ def byte_fallback() -> tuple[Tokenizer, dict[str, str]]:
     trainer = trainers.BpeTrainer(
         vocab_size=ENCODER["vocab_size"] + 40, special_tokens=special, show_progress=False
     )
-    bpe.train_from_iterator([f"▁{s.replace(' ', '▁')}" for s in SENTENCES], trainer)
+    bpe.train_from_iterator(SENTENCES, trainer)
     # bytes are tokens like others: what is special is left out of texts
     data = json.loads(bpe.to_str())
     data["added_tokens"] = [t for t in data["added_tokens"] if not t["content"].startswith("<0x")]

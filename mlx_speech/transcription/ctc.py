@@ -108,6 +108,14 @@ class SubwordVocabulary:
             list(ids), skip_special_tokens=skip_special_tokens, group_tokens=False
         )
 
+    def joined(self, label: int, following: int) -> bool:
+        """Whether two labels, one after the other, are parts of one word."""
+        # twice, as the space that a label begins with shows where something is before it
+        text, further = (
+            self.decode([each, each], skip_special_tokens=True) for each in (label, following)
+        )
+        return bool(text.strip()) and len(further.split()) == 1
+
 
 Vocabulary = CTCVocabulary | SubwordVocabulary  #: of a CTC head
 

@@ -1,8 +1,10 @@
 """Transcription with Granite Speech 5.0 TurboCTC: encoded once as a stream, cut and written by its
 CTC head."""
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +12,7 @@ import numpy as np
 
 from ..audio import Recording
 from ..layers.ctc import best_labels
+from ..models.conformer import BLANK
 from ..models.granite_speech5.model import GraniteSpeech5ForCTC, refuse_options
 from ..processing.granite_speech5 import GraniteSpeech5Processor
 from ..processing.request import TranscriptionRequest
@@ -20,8 +23,9 @@ from .ctc_decoder import CTCDecoder
 from .ctc_text import subword_text
 from .family import ChunkDecoder, Decoding
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
-from .segmenter import Span
-from .vad import SpeechActivity, ctc_vad
+from .vad import REACH_FRAMES, SpeechActivity, ctc_vad
+
+_WITHIN_WORDS = 3  #: frames of the head, 80 ms each, from one label of a word to the next, at most
 
 
 class GraniteSpeech5Transcription:
@@ -61,7 +65,7 @@ class GraniteSpeech5Transcription:
         stream = self._model.encode_stream()
         frames = told = 0
         labels, logprobs = np.zeros(0, int), np.zeros(0, np.float32)
-        held = 0  # the first frame of these
+        held = written = 0  # of the head: the first frame of these, and the first not in a chunk
         features = self._processor.feature_extractor.stream(recording)
         for part, samples, last in with_samples(features, recording):
             frames += len(part)
@@ -78,28 +82,46 @@ class GraniteSpeech5Transcription:
             labels = np.append(labels, np.array(new_labels, int))
             logprobs = np.append(logprobs, np.array(new_logprobs, np.float32))
             for span in finder.push(samples, letters, last=last):
-                own = slice((span.start - held) // subsampling, (span.end - held) // subsampling)
+                begin, end = (edge // subsampling - held for edge in (span.start, span.end))
+                # labels are known so far beyond any cut
+                end = self._word_end(labels, end, end + REACH_FRAMES // subsampling)
+                own = slice(max(begin, written - held), end)
+                written = held + end
                 draft = subword_text(labels[own], logprobs[own], self.ctc_vocabulary)
                 chunk = replace(AudioChunk.of_span(span, recording, None), draft=draft)
                 if for_alignment:
-                    chunk = _with_levels(chunk, span, recording, subsampling)
+                    at = (held + own.start) * subsampling
+                    chunk = _with_levels(chunk, at, recording, subsampling)
                 yield chunk
-            needed = (finder.segmenter.start - held) // subsampling
+            needed = finder.segmenter.start // subsampling - held
             labels, logprobs = labels[needed:], logprobs[needed:]
-            held += needed * subsampling
+            held += needed
             mx.clear_cache()
+
+    def _word_end(self, labels: np.ndarray, end: int, limit: int) -> int:
+        """Where the word ends that a cut at `end` would divide, if there is one; in frames of the
+        head, as the cut. Its labels from `limit` on are no longer looked at."""
+        places = np.flatnonzero(labels != BLANK).tolist()
+        earlier = bisect_left(places, end)
+        for before, place in pairwise(places[earlier - 1 :] if earlier else ()):
+            label, following = int(labels[before]), int(labels[place])
+            same = place == before + 1 and label == following
+            near = place <= before + _WITHIN_WORDS and place < limit
+            if not (same or (near and self.ctc_vocabulary.joined(label, following))):
+                break
+            end = place + 1
+        return end
 
 
 def _with_levels(
-    chunk: AudioChunk, span: Span, recording: Recording, subsampling: int
+    chunk: AudioChunk, first_frame: int, recording: Recording, subsampling: int
 ) -> AudioChunk:
-    """The chunk with what places its words; its draft's frames are the head's of the span."""
+    """The chunk with what places its words; its draft's frames are the head's from `first_frame`
+    on."""
     start, end = (round(seconds * FRAMES_PER_SECOND) for seconds in (chunk.start, chunk.end))
     samples = recording.read(start * FRAME_SAMPLES, end * FRAME_SAMPLES)
     wrote: Any = chunk.draft
-    first, last = wrote.label_frames
-    own = span.start - start
-    edges = first * subsampling + own, (last + 1) * subsampling + own - 1
-    inside = tuple(edge.clip(0, end - start - 1) for edge in edges)
+    first, last = (edge * subsampling + first_frame - start for edge in wrote.label_frames)
+    inside = tuple(edge.clip(0, end - start - 1) for edge in (first, last + subsampling - 1))
     levels = frame_levels(samples, end - start)
     return replace(chunk, draft=replace(wrote, label_frames=inside), levels_db=levels)

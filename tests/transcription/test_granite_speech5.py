@@ -45,6 +45,20 @@ def vocabulary(request, tmp_path_factory):
     return SubwordVocabulary(AutoTokenizer.from_pretrained(folder))
 
 
+def word_end(labels: list[int], cut: int, vocabulary: SubwordVocabulary) -> int:
+    """Frame by frame: where the word ends that goes on across a cut, up to a second."""
+    last = max((i for i in range(cut) if labels[i]), default=-9)
+    limit = cut + 12
+    for i in range(cut, len(labels)):
+        if labels[i]:
+            again = last == i - 1 and labels[i] == labels[last]
+            near = i - last <= 3 and i < limit
+            if not again and not (near and vocabulary.joined(labels[last], labels[i])):
+                break
+            last, cut = i, i + 1
+    return cut
+
+
 class TestChunks:
     @pytest.mark.parametrize("deep", [False, True])
     def test_texts_are_what_one_call_says_between_the_cuts(self, pair, tmp_path, deep):
@@ -59,11 +73,14 @@ class TestChunks:
             labels = model.generate(features[None])[0].tolist()
             chunks = list(speech_family(*pair).chunks(recording, ChunkOptions(**CUTS)))
         assert len(chunks) > 12
+        written = 0
         for chunk in chunks:
             begin, end = (edge / LABEL_S for edge in (chunk.begin, chunk.begin + chunk.duration))
             if chunk is not chunks[-1]:
                 assert end == pytest.approx(round(end))
-            own = labels[round(begin) : int(end + 1e-6)]
+            end = word_end(labels, int(end + 1e-6), SubwordVocabulary(processor.tokenizer))
+            own = labels[max(round(begin), written) : end]
+            written = end
             assert begin == pytest.approx(round(begin))
             assert chunk.draft.labels == [label for label, _ in groupby(own) if label]
             assert chunk.draft.tokens == chunk.draft.labels
@@ -77,21 +94,21 @@ class TestChunks:
             labels = model.generate(features[None])[0].tolist()
             family = speech_family(*pair)
             chunks = list(family.chunks(recording, ChunkOptions(**CUTS), for_alignment=True))
+        placed = 0
         for chunk in chunks:
             start, number = round(chunk.start / FRAME_S), len(chunk.levels_db)
             assert number == round(chunk.end / FRAME_S) - start
-            begin = round(chunk.begin / LABEL_S)
             first, last = chunk.draft.label_frames
             assert len(first) == len(last) == len(chunk.draft.labels)
-            heard = [0] * number
-            for label, a, b in zip(chunk.draft.labels, first, last, strict=True):
-                heard[a : b + 1] = [label] * (b + 1 - a)
-            # labels of frames beyond the speech are taken for its outermost ones
-            whole = labels[(start + 4) // 4 + 1 : (start + number) // 4 - 1]
-            inside = range(((start + 4) // 4 + 1) * 4 - start, number)
-            assert begin * 4 <= start
-            for place, label in zip(inside, np.repeat(whole, 4).tolist(), strict=False):
-                assert heard[place] == label
+            for label, a, b in zip(chunk.draft.labels, first.tolist(), last.tolist(), strict=True):
+                assert 0 <= a <= b < number
+                if a > 0 and b < number - 1:  # others may be those of labels beyond the speech
+                    placed += 1
+                    assert (start + a) % 4 == (start + b + 1) % 4 == 0
+                    around = labels[(start + a) // 4 - 1 : (start + b + 1) // 4 + 1]
+                    assert {*around[1:-1]} == {label}
+                    assert label not in (around[0], around[-1])
+        assert placed > 50
 
     @pytest.mark.parametrize("samples", [400, 700, 1279, 1280, 5000])
     def test_hardly_a_recording(self, pair, samples):
@@ -182,6 +199,44 @@ class TestWords:
         assert [time.text for time in times] == words
         edges = [2.0, *(edge for time in times for edge in time[1:]), 2.0 + len(labels) * LABEL_S]
         assert all(a <= b + 1e-9 for a, b in pairwise(edges))
+
+    def test_no_cut_divides_one(self, pair, monkeypatch):
+        """Speech without a pause is cut where it has to be; whatever is said there, its word is
+        whole, and a label that lasts is said once."""
+        model, processor = pair
+        tokenizer, random = processor.tokenizer, np.random.default_rng(0)
+        text = " ".join(turboctc.SENTENCES)
+        labels: list[int] = []
+        for number, label in enumerate(tokenizer.encode(text)):
+            # some last, some have a blank before them, as each must that is said again
+            before = [0] if number % 4 == 1 or labels[-1:] == [label] else []
+            labels += [*before, label, *([label] if number % 3 == 0 else [])]
+        samples = random.normal(size=round(len(labels) * LABEL_S * 16000)).astype(np.float32)
+        samples *= np.repeat(random.uniform(0.01, 0.5, len(labels)), 1280).astype(np.float32)
+        monkeypatch.setattr("mlx_speech.transcription.pipeline.has_speech", lambda *_: True)
+        counts = set()
+        for duration in (2, 3, 5):
+            stream = Scripted(labels, model.config.vocab_size)
+            monkeypatch.setattr(model, "encode_stream", lambda stream=stream: stream)
+            monkeypatch.setattr(model, "logits", stream.logits)
+            options = {"chunk_duration": duration, "min_silence": 9.0, "word_timestamps": True}
+            transcript = transcribe(samples, pair, sampling_rate=16000, **options)
+            assert transcript.text == text
+            counts.add(len(transcript.segments))
+        assert min(counts) > 5
+        assert len(counts) == 3
+
+    def test_labels_of_one_word(self, vocabulary):
+        """A label without the space that words begin with goes on with one, save after a space."""
+        tokenizer, seen = vocabulary.tokenizer, set()
+        for text in turboctc.SENTENCES:
+            labels = tokenizer.encode(text)
+            tokens = tokenizer.convert_ids_to_tokens(labels)
+            for pair, (token, following) in zip(pairwise(labels), pairwise(tokens), strict=True):
+                of_one = following[0] not in "Ġ▁" and token not in ("Ġ", "▁")
+                assert vocabulary.joined(*pair) == of_one
+                seen.add(of_one)
+        assert seen == {True, False}
 
     def test_the_same_label_twice(self, vocabulary):
         """With a blank between it is said twice, as in a number."""

@@ -162,18 +162,19 @@ class GraniteSpeech5Encoder(nn.Module):
         features = check_array(input_features, "input_features", mx.floating, shape)
         real = real_frames(attention_mask, *features.shape[:2])
         lengths = None if real is None else real.sum(axis=1)
+        shown = asked(self.config, "output_hidden_states", output_hidden_states)
         x = self.embed(features)
         states = [x]
         for number, layer in enumerate(self.layers, start=1):
             if x.shape[1]:
                 x = layer(x, FrameMask(x.shape[1], self.config.context_size, lengths))
-            states.append(x)
+            if shown:
+                states.append(x)
             if number == self.middle:
                 x = self.condition(x)
             if lengths is not None:
                 lengths = lengths // layer.depthwise.stride
         ends = mx.full((len(x),), x.shape[1]) if lengths is None else lengths
-        shown = asked(self.config, "output_hidden_states", output_hidden_states)
         return GraniteSpeech5EncoderModelOutput(
             last_hidden_state=x,
             hidden_states=(*states[:-1], x) if shown else None,
