@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import groupby, pairwise
 
 import mlx.core as mx
@@ -173,6 +174,24 @@ class TestWords:
         # beside a pause
         assert np.abs(found[[0, 2], 0] - spoken[[0, 2], 0]).max() <= FRAME_S + 1e-6
         assert np.abs(found[[1, 3], 1] - spoken[[1, 3], 1]).max() <= FRAME_S + 1e-6
+
+    def test_of_a_model_that_hears(self):
+        """Labels are 80 ms long here, and most are whole words, whose ends are far from them."""
+        lines = map(json.loads, (DATA / "audio" / "manifest.jsonl").read_text().splitlines())
+        known = {line["file"]: line for line in lines if line["words"]}
+        model, errors = load(DATA / "tiny-turboctc"), []
+        for number in (12, 14, 15):
+            line = known[f"festival_{number}.flac"]
+            (segment,) = transcribe(
+                DATA / "audio" / line["file"], model, word_timestamps=True
+            ).segments
+            assert segment.text == line["text"]
+            for word, (text, start, end) in zip(segment.words, line["words"], strict=True):
+                assert word.text == text
+                errors.append((abs(word.start - start), abs(word.end - end)))
+        assert len(errors) == 20
+        assert (np.median(errors, axis=0) <= 0.05).all()
+        assert (np.quantile(errors, 0.8, axis=0) <= 0.1).all()
 
     def test_without_being_asked_for_there_are_none(self, pair, scripted):
         transcript = transcribe(scripted, pair, sampling_rate=16000)
