@@ -18,6 +18,8 @@ def best_labels(
     """
     if not len(logits):  # which MLX refuses to reduce
         return [], []
+    if not len(logits):
+        return [], []
     logits = logits.astype(mx.float32)
     labels, total = mx.argmax(logits, axis=-1), mx.logsumexp(logits, axis=-1)
     logprobs = logits.max(axis=-1) - total

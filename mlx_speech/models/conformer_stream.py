@@ -11,28 +11,44 @@ from .conformer import ConformerBlock, FrameMask
 
 
 class Frames:
-    """Frames that wait, first in, first out.
+    """Frames that wait, first in, first out: (1, n, width), or None where there are none, since not
+    all of MLX's backends compute with arrays of no elements."""
 
-    Args:
-        number: how many frames of zeros it has at first.
-    """
-
-    def __init__(self, number: int, width: int, dtype: mx.Dtype):
-        self.waiting = mx.zeros((1, number, width), dtype)
+    def __init__(self, waiting: mx.array | None = None):
+        self.waiting = waiting
 
     def __len__(self) -> int:
-        return self.waiting.shape[1]
+        return 0 if self.waiting is None else self.waiting.shape[1]
+
+    def __getitem__(self, part: slice) -> mx.array:
+        """(n, width), some of those that wait."""
+        assert self.waiting is not None
+        return self.waiting[0, part]
 
     def append(self, x: mx.array) -> None:
         """Add (1, n, width), any n."""
-        self.waiting = mx.concatenate([self.waiting, x], axis=1)
+        if x.shape[1]:
+            self.waiting = x if self.waiting is None else mx.concatenate([self.waiting, x], axis=1)
 
     def take(self, number: int, keep: int = 0) -> mx.array:
-        """The first frames, all but the last `keep` of which go."""
+        """The first frames, (1, number, width), all but the last `keep` of which go."""
+        assert self.waiting is not None
         taken = self.waiting[:, :number]
-        # a copy: a slice would hold on to the whole
-        self.waiting = mx.contiguous(self.waiting[:, number - keep :])
+        self.drop(number - keep)
         return taken
+
+    def drop(self, number: int) -> None:
+        """Let the first frames go."""
+        if number >= len(self):
+            self.waiting = None
+        elif self.waiting is not None:
+            # a copy: a slice would hold on to the whole
+            self.waiting = mx.contiguous(self.waiting[:, number:])
+
+
+def evaluate(*queues: Frames) -> None:
+    """Compute what waits, or it would keep all that it is computed from."""
+    mx.eval([frames.waiting for frames in queues if len(frames)])
 
 
 class BlockStream:
@@ -40,16 +56,16 @@ class BlockStream:
 
     Args:
         context_size: frames of an attention block.
-        width, dtype: of the block's frames.
+        dtype: of the block's frames.
     """
 
-    def __init__(self, block: ConformerBlock, context_size: int, width: int, dtype: mx.Dtype):
+    def __init__(self, block: ConformerBlock, context_size: int, dtype: mx.Dtype):
         self._block, self._context_size = block, context_size
         self._before, self._after = block.depthwise.halo
         self._stride = block.depthwise.stride
         self._inner = len(block.depthwise.weight)
-        self._attention, self._residual = (Frames(0, width, dtype) for _ in range(2))
-        self._gated = Frames(self._before, self._inner, dtype)
+        self._attention, self._residual, self._gated = Frames(), Frames(), Frames()
+        self._gated.append(mx.zeros((1, self._before, self._inner), dtype))
         self.queues = (self._attention, self._residual, self._gated)
 
     def push(self, x: mx.array, last: bool) -> mx.array:

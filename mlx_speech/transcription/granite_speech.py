@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ..audio import Recording
 from ..errors import ContextLengthError
+from ..models.conformer_stream import Frames, evaluate
 from ..models.granite_speech.model import GraniteSpeechForConditionalGeneration
 from ..processing.granite_speech import GraniteSpeechProcessor
 from ..processing.prompts import language_code
@@ -55,15 +56,15 @@ class EncodedOnce:
         finder = SpanFinder(options.segmenter(extractor.projector_window_size))
         space = None if self.ctc_vocabulary is None else SPACE
         stream = self._model.encode_stream()
-        hidden = logits = non_blank = None
+        encoded = hidden, logits, non_blank = Frames(), Frames(), Frames()
         held = 0  # the first frame of these
         for features, samples, last in with_samples(extractor.stream(recording), recording):
             output = stream.push(features, last=last)
             letters = ctc_vad(output.ctc_logits[0], space=space)
-            hidden = _joined(hidden, output.last_hidden_state[0])
-            logits = _joined(logits, output.ctc_logits[0])
-            non_blank = _joined(non_blank, output.non_blank[0])
-            mx.eval(hidden, logits, non_blank)
+            hidden.append(output.last_hidden_state)
+            logits.append(output.ctc_logits)
+            non_blank.append(output.non_blank[..., None])
+            evaluate(*encoded)
             for span in finder.push(samples, letters, last=last):
                 part = slice(span.start - held, span.end - held)
                 audio = None
@@ -74,15 +75,13 @@ class EncodedOnce:
                 if for_alignment:
                     chunk = _with_letters(chunk, span, recording, logits[part])
                 if drafts:
-                    draft = self._draft(hidden[part], logits[part], non_blank[part])
+                    draft = self._draft(hidden[part], logits[part], non_blank[part][:, 0])
                     chunk = replace(chunk, draft=draft)
                 yield chunk
             needed = finder.segmenter.start - held
-            # copies: slices would hold on to the whole
-            hidden, logits, non_blank = (
-                mx.contiguous(frames[needed:]) for frames in (hidden, logits, non_blank)
-            )
-            mx.eval(hidden, logits, non_blank)
+            for frames in encoded:
+                frames.drop(needed)
+            evaluate(*encoded)
             held += needed
             mx.clear_cache()
 
@@ -178,7 +177,3 @@ def _with_letters(
     logits = logits[first - span.start : round(chunk.end * FRAMES_PER_SECOND) - span.start]
     samples = recording.read(first * FRAME_SAMPLES, (first + len(logits)) * FRAME_SAMPLES)
     return replace(chunk, ctc_logits=logits, levels_db=frame_levels(samples, len(logits)))
-
-
-def _joined(before: mx.array | None, after: mx.array) -> mx.array:
-    return after if before is None else mx.concatenate([before, after])

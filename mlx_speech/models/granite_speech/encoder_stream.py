@@ -3,7 +3,7 @@
 import mlx.core as mx
 
 from ...layers.lora import use_adapter
-from ..conformer_stream import BlockStream, Frames
+from ..conformer_stream import BlockStream, Frames, evaluate
 from .encoder import GraniteSpeechCTCEncoder, GraniteSpeechEncoderOutput
 
 
@@ -20,13 +20,12 @@ class EncoderStream:
 
     def __init__(self, encoder: GraniteSpeechCTCEncoder):
         self._encoder = encoder
-        width, dtype = encoder.config.hidden_dim, encoder.layers[0].post_norm.weight.dtype
-        sizes = encoder.config.context_size, width, dtype
+        sizes = encoder.config.context_size, encoder.layers[0].post_norm.weight.dtype
         self._blocks = [BlockStream(block, *sizes) for block in encoder.layers]
         # by number of the block: results that go out with the last block's, which come later
         kept = sorted(set(encoder.config.cat_hidden_layers or []))
-        self._exported = {number: Frames(0, width, dtype) for number in kept}
-        self._non_blank = Frames(0, 1, mx.float32)
+        self._exported = {number: Frames() for number in kept}
+        self._non_blank = Frames()
         self._ended = False
 
     def push(self, features: mx.array, last: bool = False) -> GraniteSpeechEncoderOutput:
@@ -53,15 +52,17 @@ class EncoderStream:
                     self._exported[number].append(x)
                 x = block.push(x, last)
                 if number + 1 == self._encoder.middle:
-                    x, non_blank = self._encoder.condition(x)
+                    x, non_blank = self._encoder.condition(x) if x.shape[1] else (x, x[..., 0])
             self._non_blank.append(non_blank[..., None])
-            non_blank = self._non_blank.take(x.shape[1])[..., 0]
-            exported = [frames.take(x.shape[1]) for frames in self._exported.values()]
-            hidden = mx.concatenate([*exported, x], axis=-1)
-            kept = [self._non_blank, *self._exported.values()]
-            queues = [*kept, *(q for b in self._blocks for q in b.queues)]
-            # now, or what waits would keep all that it is computed from
-            mx.eval(hidden, non_blank, [frames.waiting for frames in queues])
+            kept = [*self._exported.values(), self._non_blank]
+            if final := x.shape[1]:
+                *exported, pooled = (frames.take(final) for frames in kept)
+                hidden, non_blank = mx.concatenate([*exported, x], axis=-1), pooled[..., 0]
+                mx.eval(hidden, non_blank)
+            else:
+                hidden = mx.zeros((1, 0, self._encoder.config.output_size), x.dtype)
+                non_blank = mx.zeros((1, 0))
+            evaluate(*kept, *(queue for block in self._blocks for queue in block.queues))
             return GraniteSpeechEncoderOutput(
                 last_hidden_state=hidden, non_blank=non_blank, ctc_logits=self._encoder.out(x)
             )

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from ..conformer_stream import BlockStream
+from ..conformer_stream import BlockStream, evaluate
 from .encoder import GraniteSpeech5Encoder
 
 
@@ -18,7 +18,7 @@ class GraniteSpeech5EncoderStream:
     def __init__(self, encoder: GraniteSpeech5Encoder):
         self._encoder = encoder
         dtype = encoder.layers[0].norm_out.weight.dtype
-        sizes = encoder.config.context_size, encoder.config.hidden_size, dtype
+        sizes = encoder.config.context_size, dtype
         self._blocks = [BlockStream(block, *sizes) for block in encoder.layers]
         self._ended = False
 
@@ -41,8 +41,9 @@ class GraniteSpeech5EncoderStream:
         x = self._encoder.embed(features[None])
         for number, block in enumerate(self._blocks, start=1):
             x = block.push(x, last)
-            if number == self._encoder.middle:
+            if number == self._encoder.middle and x.shape[1]:
                 x = self._encoder.condition(x)
-        # now, or what waits would keep all that it is computed from
-        mx.eval(x, [frames.waiting for block in self._blocks for frames in block.queues])
+        if x.shape[1]:
+            mx.eval(x)
+        evaluate(*(queue for block in self._blocks for queue in block.queues))
         return x
