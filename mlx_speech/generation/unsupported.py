@@ -93,6 +93,6 @@ def refuse_all(options: Mapping[str, Any], instead: str) -> None:
     """
     for name, value in options.items():
         if value is not None:
-            message = "{option} is for models that write token by token, as the other Granite "
-            message += "Speech models do; {instead}"
+            message = "{option} is for models that write token by token, as Granite Speech with a "
+            message += "prompt and Speech2Text do; {instead}"
             raise UnsupportedOptionError.about(message, option=name, instead=instead)

@@ -51,7 +51,8 @@ class PromptStyle:
     """How a family of models is spoken to.
 
     title: for messages.
-    targets: codes of the languages that it translates to.
+    languages: codes of the languages spoken that it was trained on.
+    targets: of those that it translates to.
     punctuates: whether it knows the instruction for punctuation and capitals.
     translations: the instructions to translate, without and with punctuation and capitals.
     keyword_tasks: the tasks in which it takes keywords, words to expect.
@@ -67,6 +68,7 @@ class PromptStyle:
     """
 
     title: str
+    languages: tuple[str, ...] = ("en", "fr", "de", "es", "pt", "ja")
     targets: tuple[str, ...] = tuple(LANGUAGES)
     punctuates: bool = False
     translations: tuple[str, str] = (TRANSLATE, TRANSLATE_PUNCTUATED)
@@ -124,7 +126,7 @@ class PromptStyle:
         if punctuate:
             plain = TRANSCRIBE_PUNCTUATED
         if language is not None and self.names_language is not None:
-            spoken = LANGUAGES[language_code(language)]
+            spoken = self.check_language(language)
             if self.names_language == LANGUAGE_HINT:
                 plain = LANGUAGE_HINT.format(spoken) + plain
             elif self.punctuates and not punctuate:
@@ -134,13 +136,23 @@ class PromptStyle:
                 plain = self.names_language.format(spoken)
         return _with_keywords(plain, keywords)
 
+    def check_language(self, language: str) -> str:
+        """The name of a language spoken, given by its code or name.
+
+        Raises:
+            UnsupportedOptionError: this family was not trained on it.
+        """
+        code = language_code(language)
+        self._require("language", True, LANGUAGES[code], lambda s: code in s.languages)
+        return LANGUAGES[code]
+
     def check_continues(self) -> None:
         """Raises `UnsupportedOptionError` where an answer cannot go on with a given text."""
         self._require("prefix_text", True, "going on with a text", lambda s: s.continues)
 
     def _require(self, option: str, asked: Any, what: str, trained: Callable) -> None:
         if asked and not trained(self):
-            able = ", ".join(style.title for style in _STYLES if trained(style))
+            able = ", ".join(style.title for style in _STYLES if trained(style)) or "none"
             message = "{option}: {title} was not trained for {what}; these were: {able}"
             values = {"title": self.title, "what": what, "able": able}
             raise UnsupportedOptionError.about(message, option=option, **values)
@@ -160,8 +172,10 @@ def _with_keywords(instruction: str, keywords: Sequence[str] | None) -> str:
     return instruction + end + KEYWORDS.format(", ".join(keywords))
 
 
+_FIVE = ("en", "fr", "de", "es", "pt")
 GRANITE_3 = PromptStyle(
     "Granite Speech 3.x",
+    languages=_FIVE,
     targets=("en", "fr", "de", "es", "pt", "ja", "zh"),
     system=_CARD.format("April 9, 2025"),
 )
@@ -171,6 +185,7 @@ GRANITE_4_1 = PromptStyle(
 )
 GRANITE_4_1_PLUS = PromptStyle(
     "Granite Speech 4.1 Plus",
+    languages=_FIVE,
     targets=(),
     keyword_tasks=("transcribe",),
     keyword_instruction=TRANSCRIBE,
@@ -203,14 +218,14 @@ def check_plain(title: str, request: TranscriptionRequest, languages: tuple[str,
     Raises:
         UnsupportedOptionError: something else is asked for; the message names who can.
     """
-    plain = PromptStyle(title, targets=())
+    plain = PromptStyle(title, languages, targets=())
     plain.instruction(replace(request, language=None))
     if request.prompt is not None:
-        message = "{option}: {title} takes no instruction"
-        raise UnsupportedOptionError.about(message, option="prompt", title=title)
-    if request.language is not None and language_code(request.language) not in languages:
-        known = ", ".join(f"{LANGUAGES[code]} ({code})" for code in languages)
-        raise UnsupportedOptionError(f"{title} was trained on {known} only")
+        able = ", ".join(style.title for style in _STYLES)
+        message = "{option}: {title} takes no instruction; these do: {able}"
+        raise UnsupportedOptionError.about(message, option="prompt", title=title, able=able)
+    if request.language is not None:
+        plain.check_language(request.language)
 
 
 def check_no_tags(title: str, request: TranscriptionRequest) -> None:

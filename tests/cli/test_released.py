@@ -78,6 +78,7 @@ class TestModels:
             pytest.skip("takes no prompt")
         model_type = "granite_speech_plus" if name.endswith("-plus") else "granite_speech"
         style = prompt_style(model_type, 49159 if "3.3" in name else 100352, name)
+        assert sorted(release.languages.split()) == sorted(style.languages)
         assert sorted(release.targets.split()) == sorted(style.targets)
         assert release.punctuation == style.punctuates
         assert release.keywords == ("transcribe" in style.keyword_tasks)

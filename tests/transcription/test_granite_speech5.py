@@ -287,7 +287,10 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "told"),
         [
-            ({"num_beams": 4}, "num_beams is for models that write token by token"),
+            (
+                {"num_beams": 4},
+                "num_beams is for models that write token by token, as Granite Speech",
+            ),
             ({"temperature": 0.5}, "temperature is for models that write token by token"),
             ({"max_new_tokens": 5}, "max_new_tokens is for models that write token by token"),
             ({"draft_acceptance": 0.1}, "draft_acceptance is for models that write token by token"),
@@ -295,8 +298,9 @@ class TestOptions:
             ({"punctuate": True}, "punctuate: .* these were"),
             ({"keywords": ["Noor"]}, "keywords: .* these were"),
             ({"task": "translate", "target_language": "de"}, "task: .* these were"),
-            ({"prompt": "what?"}, "prompt: "),
-            ({"language": "de"}, "English"),
+            ({"prompt": "what?"}, "prompt: .* these do: Granite Speech 3.x, "),
+            ({"language": "de"}, "language: .* not trained for German; these were: .* 4.1 Plus"),
+            ({"language": "it"}, "language: .* not trained for Italian; these were: none"),
         ],
         ids=str,
     )

@@ -257,8 +257,8 @@ def test_options_of_other_models(loaded, option, value):
         ),
         ({"punctuate": True}, "NAR was not trained for punctuation and capitals; these were"),
         ({"keywords": ["gate"]}, "NAR was not trained for keywords"),
-        ({"prompt": "write"}, "prompt: Granite Speech 4.1 NAR takes no instruction"),
-        ({"language": "ja"}, "Granite Speech 4.1 NAR was trained on English"),
+        ({"prompt": "write"}, "prompt: Granite Speech 4.1 NAR takes no instruction; these do: Gr"),
+        ({"language": "ja"}, "NAR was not trained for Japanese; these were: Granite 4.0 Speech, "),
     ],
 )
 def test_what_it_was_not_trained_for(loaded, request_, message):
