@@ -98,6 +98,17 @@ def test_damage_is_named(repository, tmp_path):
         assert re.sub(r"(?<=\.conv\.).*", "", tensor) in message, tensor
 
 
+def test_from_the_hub(repository, hub):
+    """All that loading reads is fetched once, and no code, card or recording beside it."""
+    _, _, folder, local = repository
+    hub.add(f"ibm-granite/{folder.name}", folder)
+    loaded = load(f"ibm-granite/{folder.name}", progress=False)
+    held = {file.name for file in folder.iterdir()}
+    assert hub.fetched() == sorted(n for n in held if n.endswith((".json", ".safetensors")))
+    assert {"sample.wav", "granite_encoder.py"} & held
+    assert transcribe(RECORDING, loaded).text == transcribe(RECORDING, local).text
+
+
 def test_languages_are_those_that_are_listed(repository):
     name, _, _, (_, processor) = repository
     (release,) = (

@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny_nar
 import yaml
-from conftest import TINY, edit_json, find_recording
+from conftest import DATA, TINY, edit_json, find_recording
 from huggingface_hub import ModelCard
 
 import convert.check
@@ -102,6 +103,34 @@ def test_round_trip(me, run):
         assert "| flite_08.flac | 4 | 0.0 |" in card.text
     assert json.loads(me.files("me/tiny-8bit")["config.json"])["quantization"]["bits"] == 8
     assert out.count("flite_08.flac") == 2
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "said", "stages"),
+    [
+        (tiny_nar.checkpoint, "unlock the back gate", "encoder | projector | logits | KL"),
+        (lambda _: DATA / "tiny-turboctc", "unlock the back gate", "encoder | logits | KL"),
+    ],
+    ids=["NAR", "TurboCTC"],
+)
+def test_round_trip_without_a_decoder(me, run, tmp_path, checkpoint, said, stages):
+    """The same of the models that write a text in one pass."""
+    original = checkpoint(tmp_path)
+    me.commit(
+        "ibm/tiny",
+        {**{file.name: file.read_bytes() for file in original.iterdir()}, "code.py": b"import os"},
+    )
+    command = ("--model", "ibm/tiny", "-q", "--check", "--max-wer", "0", "--upload-repo", "me/tiny")
+    status, _, err = run(*command)
+    assert status == 0, err
+    assert "code.py" not in me.fetched()
+    assert me.fetched().count("model.safetensors") == 1
+    card = ModelCard(me.files("me/tiny")["README.md"].decode())
+    assert f"| recording | words | WER % | {stages} |" in card.text
+    assert "| flite_08.flac | 4 | 0.0 |" in card.text
+    assert card.data.pipeline_tag == "automatic-speech-recognition"
+    shutil.rmtree("mlx_model")
+    assert transcribe(GATE, load("me/tiny")).text == said
 
 
 def test_private(me, run):
