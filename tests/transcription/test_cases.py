@@ -61,22 +61,22 @@ def test_what_is_cut_short_is_an_error():
 
 def test_what_is_damaged_is_named_and_the_rest_transcribed(tiny):
     transcript = transcribe(CASES / "bad_l.m4a", tiny, chunk_duration=9, min_silence=0.4)
-    assert len(transcript.segments) == 14
+    assert len(transcript.segments) == 9
     assert transcript.segments[7].text == "what is the weather in cairo tonight"
     assert transcript.segments[8].text == "remind me to feed the cat on monday"
     assert transcript.remarks == ["it is damaged at 30.0 s; the rest was read"]
 
 
 def test_channels_of_opposite_phase(tiny):
-    transcript = transcribe(CASES / "phase.wav", tiny)
+    transcript = transcribe(CASES / "phase.flac", tiny)
     assert transcript.text == A[1]
     (remark,) = transcript.remarks
     assert "channel 1 alone was read" in remark
-    assert transcribe(CASES / "phase.wav", tiny, channel=2).text == A[1]
-    mixed = transcribe(CASES / "phase.wav", tiny, channel="mix")
+    assert transcribe(CASES / "phase.flac", tiny, channel=2).text == A[1]
+    mixed = transcribe(CASES / "phase.flac", tiny, channel="mix")
     assert (mixed.text, mixed.remarks) == ("", ["no text: it is silent"])
     with pytest.raises(InputError, match="channel is 0"):
-        transcribe(CASES / "phase.wav", tiny, channel=0)
+        transcribe(CASES / "phase.flac", tiny, channel=0)
 
 
 class TestTracks:
