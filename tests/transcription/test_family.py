@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import DATA
+from conftest import DATA, ROOT
 
 from mlx_speech import UnsupportedOptionError, load, load_audio, stream_transcribe, transcribe
 from mlx_speech.loading import ARCHITECTURES, Architecture
+from mlx_speech.transcription.family import ChunkDecoder, GenerativeFamily
 
 ROW = Architecture(
     models=("toy_family.model:ToyModel",),
@@ -65,3 +67,17 @@ def test_it_is_listed(toy):
     from mlx_speech.cli.released import list_models
 
     assert "toy" in list_models()
+
+
+def members(protocol) -> set[str]:
+    """Names of what a protocol asks for, those of its bases included."""
+    held = [{*vars(base), *vars(base).get("__annotations__", {})} for base in protocol.__mro__]
+    return {name for name in set().union(*held) if not name.startswith("_")}
+
+
+def test_what_contributing_says_of_a_family():
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    table = re.findall(r"^   \| `(\w+)", text, re.MULTILINE)
+    assert sorted(table) == sorted({*members(GenerativeFamily), "__init__"})
+    (decoder,) = re.findall(r"A `ChunkDecoder` of its own.*?\n\n", text, re.DOTALL)
+    assert members(ChunkDecoder) <= set(re.findall(r"`(\w+)", decoder))
