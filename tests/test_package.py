@@ -14,6 +14,7 @@ def test_every_public_name_is_there():
     for name in mlx_speech.__all__:
         assert not isinstance(getattr(mlx_speech, name), ModuleType)
         assert name in dir(mlx_speech)
+        assert getattr(mlx_speech, name).__doc__, name
 
 
 def test_unknown_name():

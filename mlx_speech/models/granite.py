@@ -29,9 +29,13 @@ class GraniteConfig(DecoderConfig):
 
 
 class GraniteModel(DecoderModel):
+    """Granite without a head."""
+
     config_class = GraniteConfig
 
 
 class GraniteForCausalLM(CausalLM):
+    """Granite, a causal language model."""
+
     config_class = GraniteConfig
     model_class = GraniteModel

@@ -54,9 +54,13 @@ class Jais2Config(DecoderConfig):
 
 
 class Jais2Model(DecoderModel):
+    """Jais 2 without a head."""
+
     config_class = Jais2Config
 
 
 class Jais2ForCausalLM(CausalLM):
+    """Jais 2, a causal language model."""
+
     config_class = Jais2Config
     model_class = Jais2Model

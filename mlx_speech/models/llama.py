@@ -33,10 +33,14 @@ class LlamaConfig(DecoderConfig):
 
 
 class LlamaModel(DecoderModel):
+    """Llama without a head."""
+
     config_class = LlamaConfig
 
 
 class LlamaForCausalLM(CausalLM):
+    """Llama, a causal language model."""
+
     config_class = LlamaConfig
     model_class = LlamaModel
 
@@ -57,6 +61,8 @@ class SequenceClassifierOutputWithPast(ModelOutput):
 
 
 class LlamaForSequenceClassification(PretrainedModel):
+    """Llama with a head that gives one score for each label and text."""
+
     config_class = LlamaConfig
     base_model_prefix = "model."
     tied_head = None

@@ -190,6 +190,8 @@ class GraniteSpeechConformerBlock(ConformerBlock):
 
 
 class GraniteSpeechCTCEncoder(nn.Module):
+    """Conformer blocks over log-mel frames; what a CTC head says in the middle joins them."""
+
     def __init__(self, config: GraniteSpeechEncoderConfig):
         super().__init__()
         self.config = config

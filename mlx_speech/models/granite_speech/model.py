@@ -70,6 +70,8 @@ AUDIO_INPUTS = ("input_features", "input_features_mask", "feature_lengths", "aud
 
 
 class GraniteSpeechForConditionalGeneration(PretrainedModel):
+    """A speech encoder, a projector, and a text decoder that takes the audio inside its prompt."""
+
     config_class: ClassVar[type[GraniteSpeechConfig]] = GraniteSpeechConfig
     adapter_by_default = False
     cache_options = CACHE_OPTIONS
@@ -403,4 +405,6 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
 
 
 class GraniteSpeechPlusForConditionalGeneration(GraniteSpeechForConditionalGeneration):
+    """The same, with states of further layers of the encoder for the projector."""
+
     config_class = GraniteSpeechPlusConfig

@@ -124,6 +124,9 @@ def _means(x: mx.array, stride: int) -> mx.array:
 
 
 class GraniteSpeech5Encoder(nn.Module):
+    """Conformer blocks, some of which halve the frames; what a CTC head says in the middle joins
+    them."""
+
     def __init__(self, config: GraniteSpeech5EncoderConfig):
         super().__init__()
         self.config = config

@@ -48,6 +48,8 @@ class GraniteSpeech5CTCGenerateOutput(ModelOutput):
 
 
 class GraniteSpeech5ForCTC(PretrainedModel):
+    """A speech encoder whose CTC head writes the text."""
+
     config_class = GraniteSpeech5CTCConfig
     main_input_name = "input_features"
     computed_tensors = (*PretrainedModel.computed_tensors, "num_batches_tracked")
