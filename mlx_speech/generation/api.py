@@ -14,6 +14,7 @@ from ..layers.model_output import take_aliases
 from ..layers.token_ids import as_mlx
 from .beam import Hypothesis, beam_search
 from .checks import (
+    ARGUMENTS,
     check_cache,
     check_context,
     check_drafting,
@@ -37,12 +38,6 @@ from .sampling import Sampler
 from .search import DecodingInputs, TokenStep, search
 from .speculative import Answer, Speculation
 from .stopping import StoppingCriteria
-
-#: what `generate` takes beside options, the cache's options and the model's inputs
-_ARGUMENTS = (
-    *("drafts", "draft_model", "draft_past_key_values", "logits_processor", "past_key_values"),
-    *("prefix_allowed_tokens_fn", "stopping_criteria", "tokenizer"),
-)
 
 
 def generate(
@@ -208,7 +203,7 @@ def resolve_config(
     if "assistant_model" in others:
         others["draft_model"] = others.pop("assistant_model")
     config = others.pop("generation_config", None)
-    known = {*_ARGUMENTS, *model.cache_options, *model.generation_inputs}
+    known = {*ARGUMENTS, *model.cache_options, *model.generation_inputs}
     if unknown := others.keys() - known:
         raise InputError(f"generate has no argument {', '.join(sorted(unknown))}")
     if not isinstance(config, GenerationConfig | None):

@@ -1,6 +1,7 @@
 """Whether what a call of `generate` gives fits the model, and fits together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +11,12 @@ from ..fields import fitted
 from ..layers.cache import KVCache, QuantizedKVCache
 from .config import GenerationConfig
 from .protocols import GenerativeModel, LayerCache
+
+#: what `generate` takes beside options, the cache's options and the model's inputs
+ARGUMENTS = (
+    *("drafts", "draft_model", "draft_past_key_values", "logits_processor", "past_key_values"),
+    *("prefix_allowed_tokens_fn", "stopping_criteria", "tokenizer"),
+)
 
 
 def is_cache(cache: Any) -> bool:
@@ -139,3 +146,25 @@ def left_padding(attention_mask: Any, shape: tuple[int, int]) -> list[int] | Non
         remedy = "where pad tokens are meant as text, give attention_mask=mx.ones_like(input_ids)"
         raise InputError(f"generate needs its prompts padded on the left; {remedy}")
     return (shape[1] - mask.sum(axis=1)).tolist()
+
+
+def refuse_all(options: Mapping[str, Any], instead: str) -> None:
+    """Refuse options of generation, for a model that does not write token by token.
+
+    Args:
+        options: one that is None is not asked for.
+        instead: what the model does.
+
+    Raises:
+        InputError: there is no such option.
+        UnsupportedOptionError: one is not None.
+    """
+    known = {*ARGUMENTS, "draft", "streamer", *(f.name for f in fields(GenerationConfig))}
+    for name, value in options.items():
+        if value is None:
+            continue
+        if name not in known:
+            raise InputError(f"generate has no argument {name}")
+        message = "{option} is for models that write token by token, as Granite Speech with a "
+        message += "prompt and Speech2Text do; {instead}"
+        raise UnsupportedOptionError.about(message, option=name, instead=instead)

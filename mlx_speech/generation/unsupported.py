@@ -1,6 +1,5 @@
 """Options of transformers that are not supported here, and what to use instead."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -79,20 +78,3 @@ class UnsupportedOptions:
             if value is not None and value not in allowed:
                 message = f"{option.name}={value!r} is not supported: {allowed.instead}"
                 raise UnsupportedOptionError(message)
-
-
-def refuse_all(options: Mapping[str, Any], instead: str) -> None:
-    """Refuse options of generation, for a model that does not write token by token.
-
-    Args:
-        options: one that is None is not asked for.
-        instead: what the model does.
-
-    Raises:
-        UnsupportedOptionError: one is not None.
-    """
-    for name, value in options.items():
-        if value is not None:
-            message = "{option} is for models that write token by token, as Granite Speech with a "
-            message += "prompt and Speech2Text do; {instead}"
-            raise UnsupportedOptionError.about(message, option=name, instead=instead)

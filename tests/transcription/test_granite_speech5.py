@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_speech import (
+    InputError,
     MlxSpeechError,
     UnsupportedOptionError,
     load,
@@ -312,6 +313,12 @@ class TestOptions:
         if not ctc_only:  # there, some contradict each other whatever the model
             assert isinstance(caught.value, UnsupportedOptionError)
             assert caught.match(told)
+
+    def test_what_there_is_not(self, pair):
+        with pytest.raises(InputError, match="generate has no argument nonsense"):
+            transcribe(LONG, pair, nonsense=1)
+        with pytest.raises(InputError, match="generate has no argument nonsense"):
+            pair[0].generate(mx.zeros((1, 40, 320)), nonsense=1)
 
     def test_what_changes_nothing(self, pair):
         file = DATA / "audio" / "flite_08.flac"

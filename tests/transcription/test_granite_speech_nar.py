@@ -238,7 +238,6 @@ class TestSkipping:
         ("draft_acceptance", 0.3),
         ("draft", False),
         ("repetition_penalty", 1.2),
-        ("nonsense", 1),
     ],
 )
 def test_options_of_other_models(loaded, option, value):
@@ -246,6 +245,13 @@ def test_options_of_other_models(loaded, option, value):
         transcribe(find_recording(NAMES[0]), loaded, **{option: value})
     with pytest.raises(UnsupportedOptionError, match=f"^{option} is for models that write token"):
         loaded[0].generate(mx.zeros((1, 20, 160)), **{option: value})
+
+
+def test_options_of_none(loaded):
+    with pytest.raises(InputError, match="generate has no argument nonsense"):
+        transcribe(find_recording(NAMES[0]), loaded, nonsense=1)
+    with pytest.raises(InputError, match="generate has no argument nonsense"):
+        loaded[0].generate(mx.zeros((1, 20, 160)), nonsense=1)
 
 
 @pytest.mark.parametrize(

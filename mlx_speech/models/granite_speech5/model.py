@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...fields import fitted
-from ...generation.unsupported import refuse_all
+from ...generation.checks import refuse_all
 from ...layers.model_output import ModelOutput, can_return_tuple
 from ..base import PretrainedModel
 from ..initialization import init_weights

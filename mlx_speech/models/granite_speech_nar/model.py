@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 
-from ...generation.unsupported import refuse_all
+from ...generation.checks import refuse_all
 from ...layers.ctc import best_labels_in_parts, collapsed
 from ...layers.model_output import ModelOutput, can_return_tuple
 from ...layers.token_ids import as_mlx
