@@ -21,7 +21,8 @@ from .streams import need_standard_output
 READING = ("audio_track", "channel")
 REQUEST = ("language", "task", "target_language", "punctuate", "keywords", "prompt")
 CHUNKING = ("chunk_duration", "min_silence")
-SEGMENTS = ("speakers", "word_timestamps", *CHUNKING, "batch_size", "draft", "ctc_only")
+DECODING = ("speakers", "word_timestamps", "ctc_only", "skip_editor")
+SEGMENTS = (*DECODING, *CHUNKING, "batch_size", "draft")
 SUBTITLES = ("max_line_width", "max_line_count", "max_words_per_line", "highlight_words")
 
 WORD_TIMES = ("ctc", "tags")  #: who can tell the times of words
@@ -165,6 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     acceptance = "keep drafted words at least so likely: inexact"
     add(generation, {"--no-draft": no_draft, "--draft-acceptance P": acceptance})
     add(generation, {"--ctc-only": "no decoder at all: the encoder's own text"})
+    add(generation, {"--skip-editor": "take sure drafts unedited (NAR)"})
     other = group("other")
     other.add_argument("-h", "--help", action="help", help="show this")
     common.add_console_options(other)
@@ -234,7 +236,7 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
     asked = TranscriptionRequest(**request)
     if args.ctc_only:
         check_ctc_only(asked, common.explicit_options(args, (*common.GENERATION, "draft")))
-    Decoding(asked, **common.explicit_options(args, ("ctc_only", "word_timestamps", "speakers")))
+    Decoding(asked, **common.explicit_options(args, DECODING))
     subtitles = SubtitleOptions(**common.explicit_options(args, SUBTITLES))
     # none where the text goes to standard output
     to_files = args.output_dir is not None or args.output_name is not None

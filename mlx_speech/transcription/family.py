@@ -34,6 +34,7 @@ class Decoding:
     streaming: texts are to come piece by piece.
     draft: check what the CTC head wrote, where that gives the same texts, in fewer passes.
     ctc_only: take what the CTC head wrote as it is.
+    skip_editor: take it as it is where the head was sure of it, of models that edit it.
     speakers: make a segment of each turn of a speaker.
 
     Raises:
@@ -46,6 +47,7 @@ class Decoding:
     streaming: bool = False
     draft: bool = True
     ctc_only: bool = False
+    skip_editor: bool = False
     speakers: bool = False
 
     def __post_init__(self):
@@ -55,6 +57,8 @@ class Decoding:
             raise InputError.about(message)
         if self.speakers and translates:
             raise InputError.about("{speakers} are of what was said, and a translation is not")
+        if self.skip_editor and self.ctc_only:
+            raise InputError.about("{skip_editor}: {ctc_only} has no editor at all; leave one out")
         if self.tagged_requests and self.ctc_only:
             option = "speakers" if self.speakers else "word_timestamps"
             message = "{option}: the encoder knows no tags, and {ctc_only} goes without the decoder"
@@ -117,9 +121,11 @@ class SpeechFamily(Protocol):
     sampling_rate: of the recordings that its models were trained on, in Hz.
     ctc_vocabulary: what the labels of its CTC head mean; None without a head, or where nobody
         knows. Words have times where there is one.
+    edits: whether its models edit what the CTC head writes, and may `skip_editor`.
     """
 
     sampling_rate: int
+    edits: bool
 
     def __init__(self, model: Any, processor: Any): ...
 

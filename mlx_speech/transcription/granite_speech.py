@@ -99,6 +99,8 @@ class EncodedOnce:
 class GraniteSpeechTranscription(EncodedOnce):
     """See `GenerativeFamily`."""
 
+    edits = False
+
     def __init__(
         self, model: GraniteSpeechForConditionalGeneration, processor: GraniteSpeechProcessor
     ):

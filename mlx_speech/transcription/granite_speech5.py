@@ -31,6 +31,8 @@ _WITHIN_WORDS = 3  #: frames of the head, 80 ms each, from one label of a word t
 class GraniteSpeech5Transcription:
     """See `SpeechFamily`; chunks have no `audio`, as there is no decoder."""
 
+    edits = False
+
     def __init__(self, model: GraniteSpeech5ForCTC, processor: GraniteSpeech5Processor):
         self._model, self._processor = model, processor
         self.sampling_rate = processor.sampling_rate

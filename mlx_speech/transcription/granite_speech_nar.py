@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import mlx.core as mx
 
-from ..fields import fitted
 from ..layers.ctc import collapsed
 from ..models.granite_speech.pooling import bpe_labels
 from ..models.granite_speech_nar.model import GraniteSpeechNarForCTC, refuse_options
@@ -28,6 +27,8 @@ _REPEATED = 0.3  #: share of tokens that are the same as the one before, at most
 class GraniteSpeechNarTranscription(EncodedOnce):
     """See `SpeechFamily`."""
 
+    edits = True
+
     def __init__(self, model: GraniteSpeechNarForCTC, processor: GraniteSpeechNarProcessor):
         super().__init__(model, processor)
         self._rates_drafts = False
@@ -42,10 +43,8 @@ class GraniteSpeechNarTranscription(EncodedOnce):
         return True
 
     def decoder(self, how: Decoding) -> ChunkDecoder:
-        """An option of its own is `skip_editor`: drafts that are certain are not edited."""
-        options = dict(how.options)
-        self._rates_drafts = fitted("skip_editor", options.pop("skip_editor", None) or False, bool)
-        refuse_options({**options, "draft": None if how.draft else False})
+        refuse_options({**how.options, "draft": None if how.draft else False})
+        self._rates_drafts = how.skip_editor
         if how.ctc_only:
             return CTCDecoder(self, how.request, how.word_timestamps)
         tokenizer = self._processor.tokenizer

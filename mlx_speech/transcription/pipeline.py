@@ -61,6 +61,7 @@ def transcribe(
     max_new_tokens: int | None = None,
     draft: bool = True,
     ctc_only: bool = False,
+    skip_editor: bool = False,
     **options: Any,
 ) -> Transcript:
     """Transcribe or translate one recording of any length.
@@ -104,9 +105,11 @@ def transcribe(
             makes the check more lenient and so faster: texts are then others here and there.
         ctc_only: give the text of the encoder's CTC head as it is, without the decoder: much faster
             and less exact. What only a decoder can do is refused with it.
+        skip_editor: where the encoder is sure of its text, take it as it is, without the editor.
+            Granite Speech NAR only.
         options: further ones of `GenerationConfig`, e.g. `num_beams`, `temperature` or
-            `stop_strings`, before which the text of a segment ends. Of models that edit a draft in
-            one pass there is only `skip_editor`: take drafts that are certain as they are.
+            `stop_strings`, before which the text of a segment ends; none where a model does not
+            write token by token.
 
     Raises:
         AudioError: the recording cannot be read.
@@ -122,7 +125,12 @@ def transcribe(
     options["max_new_tokens"] = max_new_tokens
     reading = {"sampling_rate": sampling_rate, "audio_track": audio_track, "channel": channel}
     words = {"speakers": speakers, "word_timestamps": word_timestamps}
-    how: dict[str, Any] = {**words, "draft": draft, "ctc_only": ctc_only}
+    how: dict[str, Any] = {
+        **words,
+        "draft": draft,
+        "ctc_only": ctc_only,
+        "skip_editor": skip_editor,
+    }
     job = prepare(audio, model, reading, request, chunking, options, **how)
     transcripts = []
     for track in job.tracks():
@@ -155,6 +163,7 @@ def stream_transcribe(
     max_new_tokens: int | None = None,
     draft: bool = True,
     ctc_only: bool = False,
+    skip_editor: bool = False,
     **options: Any,
 ) -> Generator[TranscriptionDelta, None, Transcript]:
     """As `transcribe`, but yields the text piece by piece, as soon as each is certain.
@@ -170,7 +179,12 @@ def stream_transcribe(
     options["max_new_tokens"] = max_new_tokens
     reading = {"sampling_rate": sampling_rate, "audio_track": audio_track, "channel": channel}
     words = {"speakers": speakers, "word_timestamps": word_timestamps}
-    how: dict[str, Any] = {**words, "draft": draft, "ctc_only": ctc_only}
+    how: dict[str, Any] = {
+        **words,
+        "draft": draft,
+        "ctc_only": ctc_only,
+        "skip_editor": skip_editor,
+    }
     job = prepare(audio, model, reading, request, chunking, options, streaming=True, **how)
     return _stream(job, progress)
 
@@ -310,6 +324,7 @@ def prepare(
     word_timestamps: bool | WordTimes = False,
     draft: bool = True,
     ctc_only: bool = False,
+    skip_editor: bool = False,
     streaming: bool = False,
 ) -> Job:
     """Load what is to be transcribed, and settle how; errors as in `transcribe`.
@@ -325,7 +340,9 @@ def prepare(
     options = dict(options or {})
     if fitted("ctc_only", ctc_only, bool):
         check_ctc_only(request, {**options, "draft": None if draft else False})
-    how = Decoding(request, options, word_timestamps, streaming, draft, ctc_only, speakers)
+    skip_editor = fitted("skip_editor", skip_editor, bool)
+    asked = word_timestamps, streaming, draft, ctc_only, skip_editor, speakers
+    how = Decoding(request, options, *asked)
     if isinstance(model, str | os.PathLike):
         model = load(model)
     if not isinstance(model, tuple) or len(model) != 2:
@@ -339,6 +356,9 @@ def prepare(
             f"the model was trained on audio of {family.sampling_rate} Hz; only models for "
             f"{SAMPLING_RATE} Hz can be used for transcription"
         )
+    if skip_editor and not family.edits:
+        message = "{skip_editor} is for models that edit drafts; Granite Speech 4.1 NAR does"
+        raise UnsupportedOptionError.about(message)
     for tagged in how.tagged_requests:
         family.text_language(tagged)  # raises where its models know no such tags
     decoder = family.decoder(how)

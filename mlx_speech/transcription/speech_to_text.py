@@ -17,6 +17,7 @@ class Speech2TextTranscription:
     """See `SpeechFamily`; a chunk's `audio` is its samples, (n,)."""
 
     ctc_vocabulary: CTCVocabulary | None = None  #: there is no CTC head to align words with
+    edits = False
 
     def __init__(self, model: Speech2TextForConditionalGeneration, processor: Speech2TextProcessor):
         self._model, self._processor = model, processor

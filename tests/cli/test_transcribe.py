@@ -116,6 +116,12 @@ class TestFiles:
     def test_a_model_without_a_known_head(self, cli):
         one_line(cli(GATE, "--ctc-only", "--model", TINY_S2T), "--ctc-only needs an encoder with")
 
+    def test_a_model_without_an_editor(self, cli):
+        turboctc = DATA / "tiny-turboctc"
+        for model in (TINY, TINY_S2T, turboctc):
+            message = "--skip-editor is for models that edit drafts; Granite Speech 4.1 NAR does"
+            one_line(cli(GATE, "--skip-editor", "--model", model), message)
+
     def test_format_alone_writes_here(self, cli, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         assert cli(GATE, "-f", "txt") == (0, "", "")
@@ -242,13 +248,14 @@ class TestOptions:
 
         monkeypatch.setattr(pipeline, "transcribe", transcribe)
         assert cli(GATE)[0] == 0
-        flags = {"punctuate": False, "speakers": False, "ctc_only": False}
+        flags = dict.fromkeys(("punctuate", "speakers", "ctc_only", "skip_editor"), False)
         assert passed == {"task": "transcribe", **flags}
         passed.clear()
         more = ("--word-timestamps", "--chunk-duration", 9, "--min-silence", 0.4)
         assert cli(GATE, *more, "--batch-size", 3)[0] == 0
-        del passed["task"], passed["punctuate"], passed["speakers"], passed["ctc_only"]
         assert passed == {
+            "task": "transcribe",
+            **flags,
             "word_timestamps": "ctc",
             "chunk_duration": 9.0,
             "min_silence": 0.4,

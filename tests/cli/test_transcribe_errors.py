@@ -101,6 +101,7 @@ class TestWrongInput:
             ((GATE, "--ctc-only", "--max-tokens", 9), "--max-tokens is for the decoder"),
             ((GATE, "--ctc-only", "--draft-acceptance", 0.5), "--draft-acceptance is for the"),
             ((GATE, "--ctc-only", "--keywords", "x"), "--keywords is for the decoder"),
+            ((GATE, "--ctc-only", "--skip-editor"), "--skip-editor: --ctc-only has no editor"),
             (
                 (GATE, "--ctc-only", "--task", "translate", "--target-language", "fr"),
                 "--ctc-only writes what was said, and a translation is not",

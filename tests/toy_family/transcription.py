@@ -7,6 +7,7 @@ from mlx_speech.transcription.segment_decoder import generative_decoder
 
 class ToyTranscription:
     ctc_vocabulary = None
+    edits = False
 
     def __init__(self, model, processor):
         self.model, self.processor = model, processor

@@ -196,6 +196,19 @@ class TestSkipping:
         assert len(taken) == len(pairs) - len(runs)
         assert 0 < len(runs) < len(pairs)
 
+    @pytest.mark.parametrize("how", [[], ["--stream"]])
+    def test_the_command_line(self, folder, loaded, capsys, how):
+        """Where some drafts are certain, the texts are neither all edited nor all drafts."""
+        args = [str(find_recording(LONG)), "--model", str(folder), "--dtype", "float32", *how]
+        said = {}
+        for flags in ((), ("--skip-editor",), ("--ctc-only",)):
+            assert main([*args, *flags]) == 0
+            said[flags] = capsys.readouterr().out
+        assert len(set(said.values())) == 3
+        expected = transcribe(find_recording(LONG), loaded, skip_editor=True)
+        lines = [s.text for s in expected.segments if s.text]
+        assert said["--skip-editor",].splitlines() == lines
+
     @pytest.mark.parametrize(
         ("changes", "expected"),
         [
@@ -224,7 +237,7 @@ class TestSkipping:
     def test_it_is_a_switch(self, loaded):
         with pytest.raises(InputError, match="skip_editor is 'often', but must be true or false"):
             transcribe(find_recording(NAMES[0]), loaded, skip_editor="often")
-        with pytest.raises(InputError, match="skip_editor is for the decoder, which ctc_only"):
+        with pytest.raises(InputError, match="skip_editor: ctc_only has no editor at all"):
             transcribe(find_recording(NAMES[0]), loaded, skip_editor=True, ctc_only=True)
 
 
