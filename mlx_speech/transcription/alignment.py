@@ -300,7 +300,8 @@ def _token_spans(
             done += 1
         # what is left over is the replacement character of one that is not complete yet
         spans.append((start, done + (len(part) > done - settled)))
-        if part.strip() and len(part) == done - settled:
+        # a replacement character at the end may become another with the bytes to come
+        if part.strip() and part == whole[settled:done] and part[-1] != "\ufffd":
             context, new, settled = new, count, done
             known = len(tokenizer.decode(tokens[context:new], skip_special_tokens=True))
     return spans

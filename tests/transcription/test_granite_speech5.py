@@ -40,6 +40,12 @@ def pair(tmp_path_factory):
     return load(turboctc.write(tmp_path_factory.mktemp("turboctc")))
 
 
+def bytes_alone(vocabulary) -> list[int]:
+    """Labels of bytes that are parts of characters."""
+    labels = range(len(vocabulary.tokenizer))
+    return [i for i in labels if vocabulary.decode([i], skip_special_tokens=True) == "\ufffd"]
+
+
 @pytest.fixture(scope="module", params=turboctc.TOKENIZERS)
 def vocabulary(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
@@ -206,8 +212,23 @@ class TestWords:
     @given(st.data())
     def test_none_is_lost_and_times_go_forward(self, vocabulary, data):
         """Whatever the labels, parts of characters and special tokens among them."""
-        label = st.integers(0, len(vocabulary.tokenizer) - 1)
-        labels = np.array(data.draw(st.lists(label | st.just(0), min_size=1, max_size=40)))
+        size = len(vocabulary.tokenizer)
+        label = st.integers(0, size - 1) | st.sampled_from([0, *bytes_alone(vocabulary)])
+        labels = np.array(data.draw(st.lists(label, min_size=1, max_size=40)))
+        self.check(labels, vocabulary)
+
+    @pytest.mark.parametrize(
+        "said", [b"\xff\xc3\xa9", b"\xc3\xa9\xff", b"\xc3\xa9A\xc3\xa9 \xe2\x82", "\ufffd".encode()]
+    )
+    def test_bytes_that_are_no_text(self, tmp_path, said):
+        """One that is none makes all of its run so many replacement characters."""
+        turboctc.write_tokenizer(tmp_path, "byte fallback")
+        vocabulary = SubwordVocabulary(AutoTokenizer.from_pretrained(tmp_path))
+        tokens = vocabulary.tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in said])
+        words = vocabulary.tokenizer.encode("lamp lamp")
+        self.check(np.array([*tokens, *words, 0, *tokens, *words]), vocabulary)
+
+    def check(self, labels, vocabulary):
         wrote = subword_text(labels, np.zeros(len(labels)), vocabulary)
         levels = np.random.default_rng(len(labels)).uniform(-90, -20, 4 * len(labels))
         first, last = wrote.label_frames
