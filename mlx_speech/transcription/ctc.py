@@ -102,6 +102,11 @@ class SubwordVocabulary:
 
     tokenizer: ParakeetTokenizer
 
+    @property
+    def blank(self) -> int:
+        """The label that stands for nothing."""
+        return self.tokenizer.pad_token_id
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """What labels in a row stand for, none of them twice for the same sound."""
         return self.tokenizer.decode(

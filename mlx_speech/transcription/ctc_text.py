@@ -87,13 +87,13 @@ def subword_text(
         labels: (frames,) the likeliest one of each frame.
         logprobs: (frames,) their log-probabilities.
     """
-    said, said_logprobs = collapsed(labels.tolist(), logprobs.tolist(), BLANK)
+    said, said_logprobs = collapsed(labels.tolist(), logprobs.tolist(), vocabulary.blank)
     text = " ".join(vocabulary.decode(said, skip_special_tokens=True).split())
     # The likeliest label of each frame is the likeliest path of all, and so the one that forced
     # alignment of the same labels would find
     first = np.flatnonzero(np.diff(labels, prepend=-1))
     last = np.append(first[1:], len(labels)) - 1
-    spoken = labels[first] != BLANK
+    spoken = labels[first] != vocabulary.blank
     return CTCText(text, said, said, said_logprobs, vocabulary, (first[spoken], last[spoken]))
 
 

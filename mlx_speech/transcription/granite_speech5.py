@@ -72,7 +72,7 @@ class GraniteSpeech5Transcription:
         for part, samples, last in with_samples(features, recording):
             frames += len(part)
             (logits,) = self._model.logits(stream.push(part, last=last))
-            activity = ctc_vad(logits)
+            activity = ctc_vad(logits, self.ctc_vocabulary.blank)
             letters = SpeechActivity(
                 np.repeat(activity.speech, subsampling), np.repeat(activity.level, subsampling)
             )

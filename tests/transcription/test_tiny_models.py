@@ -4,6 +4,7 @@ the bundled recordings, however they are transcribed."""
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import tiny_nar
-from conftest import DATA
+from conftest import DATA, edit_json
 
 from convert import convert
 from convert.word_errors import word_errors
@@ -107,6 +108,33 @@ def test_transcripts(tiny):
     """Cut where the pipeline cuts, in whatever parts the encoder comes."""
     for entry in tiny.reference:
         assert transcript(entry, tiny.loaded).text == words(entry["text"])
+
+
+def test_another_number_for_the_blank(tmp_path):
+    """Which label it is, the configuration tells."""
+    original, last = DATA / "tiny-turboctc", 159
+    folder = Path(shutil.copytree(original, tmp_path / "other"))
+    edit_json(folder / "config.json", pad_token_id=last)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["added_tokens"][0]["id"] = last
+    tokens = {index: token for token, index in tokenizer["model"]["vocab"].items()}
+    tokenizer["model"]["vocab"] |= {tokens[0]: last, tokens[last]: 0}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    tensors: dict[str, Any] = dict(mx.load(str(original / "model.safetensors")))
+    order = mx.array([last, *range(1, last), 0])
+    for name in ("encoder.out.weight", "encoder.out.bias"):
+        tensors[name] = tensors[name][order]
+    tensors["encoder.out_mid.weight"] = tensors["encoder.out_mid.weight"][:, order]
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors, {"format": "pt"})
+
+    found, expected = (
+        transcribe(LONG, load(each, dtype=mx.float32), word_timestamps=True)
+        for each in (folder, original)
+    )
+    assert len(found.segments) > 20
+    for segment in found.segments:
+        segment.tokens = [{0: last, last: 0}.get(token, token) for token in segment.tokens]
+    assert same(found, expected)
 
 
 @pytest.mark.parametrize("name", ["silence.wav", "short.wav"])
