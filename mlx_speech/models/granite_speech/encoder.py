@@ -14,6 +14,7 @@ from ...layers.model_output import ModelOutput, asked, can_return_tuple
 from ...layers.token_ids import check_array
 from ..config import (
     DERIVED,
+    Deviation,
     Factor,
     Frames,
     LayerCount,
@@ -63,6 +64,7 @@ class GraniteSpeechEncoderConfig(PretrainedConfig):
     dropout: Probability = 0.1
     conv_kernel_size: Frames = 15
     conv_expansion_factor: Factor = 2
+    initializer_range: Deviation = 0.02
     cat_hidden_layers: list[int] | None = None
 
     def __post_init__(self):

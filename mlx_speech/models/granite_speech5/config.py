@@ -106,6 +106,7 @@ class GraniteSpeech5CTCConfig(PretrainedConfig):
     ctc_zero_infinity: whether a recording that is too short for its labels counts nothing.
     pad_token_id: the blank.
     tie_word_embeddings: whether the head is the one that the encoder is conditioned with.
+    initializer_range: that of the encoder.
     """
 
     model_type: ClassVar[str] = "granite_speech5_ctc"
@@ -116,6 +117,7 @@ class GraniteSpeech5CTCConfig(PretrainedConfig):
     encoder_config: GraniteSpeech5EncoderConfig = DERIVED
     pad_token_id: VocabIndex = 0
     tie_word_embeddings: bool = True
+    initializer_range: Deviation = DERIVED
 
     def __post_init__(self):
         given: Any = self.encoder_config
@@ -132,8 +134,4 @@ class GraniteSpeech5CTCConfig(PretrainedConfig):
         if self.pad_token_id >= self.vocab_size:
             rule = f"below vocab_size, {self.vocab_size}"
             raise InputError.must_be("pad_token_id", self.pad_token_id, rule)
-
-    @property
-    def initializer_range(self) -> float:
-        """Standard deviation of new weights."""
-        return self.encoder_config.initializer_range
+        self.initializer_range = self.encoder_config.initializer_range

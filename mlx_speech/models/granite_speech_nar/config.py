@@ -59,6 +59,11 @@ class GraniteSpeechNarConfig(PretrainedConfig):
         text.tie_word_embeddings = self.tie_word_embeddings
         if self.min_edit_sequence_length is None:
             self.min_edit_sequence_length = 1 if self.encoder_layer_indices is None else 8
+        if self.min_edit_sequence_length > text.max_position_embeddings:
+            rule = f"at most max_position_embeddings, {text.max_position_embeddings}"
+            raise InputError.must_be(
+                "min_edit_sequence_length", self.min_edit_sequence_length, rule
+            )
         if self.encoder_layer_indices is None:
             listed = encoder.cat_hidden_layers or [4, 8, 12]
             self.encoder_layer_indices = [*sorted(set(listed)), _LAST_LAYER]

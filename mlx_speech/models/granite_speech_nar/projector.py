@@ -17,6 +17,7 @@ from ...layers.attention import merge_heads, scaled_dot_product_attention, split
 from ...layers.token_ids import check_array
 from ..config import (
     DERIVED,
+    Deviation,
     Epsilon,
     Factor,
     Frames,
@@ -63,6 +64,7 @@ class GraniteSpeechNarProjectorConfig(PretrainedConfig):
     mlp_bias: bool = True
     dropout_prob: Probability = 0.1
     layernorm_eps: Epsilon = 1e-6
+    initializer_range: Deviation = 0.02
 
     def __post_init__(self):
         super().__post_init__()

@@ -165,6 +165,14 @@ class TestConfig:
         with pytest.raises(InputError, match=name if name != "num_attention_heads" else "multiple"):
             GraniteSpeech5EncoderConfig(**{name: value})
 
+    def test_deviation_of_new_weights(self):
+        """The encoder's, whatever else a file says, as in transformers."""
+        data = {"initializer_range": 0.5, "encoder_config": {"initializer_range": 0.25}}
+        config = GraniteSpeech5CTCConfig.from_dict(data)
+        assert config.initializer_range == config.to_dict()["initializer_range"] == 0.25
+        config.update({"initializer_range": 0.1})
+        assert config.initializer_range == 0.1
+
     def test_parts_that_do_not_fit(self):
         with pytest.raises(InputError, match="vocab_size"):
             GraniteSpeech5CTCConfig(vocab_size=9)

@@ -280,6 +280,18 @@ def test_what_is_no_input(model):
             "self_conditioning_layer is 5, but must be one of the 4 layers",
         ),
         ({"projector_config": {**PROJECTOR, "hidden_act": "gelu"}}, "hidden_act is 'gelu'"),
+        (
+            {"encoder_config": {**ENCODER, "initializer_range": "x"}},
+            "initializer_range is 'x', but",
+        ),
+        (
+            {"projector_config": {**PROJECTOR, "initializer_range": 2}},
+            "initializer_range is 2, but",
+        ),
+        (
+            {"min_edit_sequence_length": 10**9},
+            "min_edit_sequence_length is 1000000000, but must be",
+        ),
         ({"projector_config": {**PROJECTOR, "encoder_dim": 33}}, "encoder_dim is 33, but must be"),
     ],
 )
