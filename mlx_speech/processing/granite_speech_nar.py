@@ -26,6 +26,8 @@ class GraniteSpeechNarFeatureExtractor(GraniteSpeechFeatureExtractor):
     """As Granite Speech's, of whole pairs of frames alone: what a last odd one would be does not
     count for the greatest value either."""
 
+    model_input_names = ["input_features", "feature_lengths"]  # noqa: RUF012
+
     @classmethod
     def _flat(cls, data: dict[str, Any]) -> dict[str, Any]:
         flat = super()._flat(data)
@@ -139,6 +141,11 @@ class GraniteSpeechNarProcessor(Processor):
         refuse_text_options(for_text)
         check_tensors(for_text.get("return_tensors") or "mlx")
         return self.feature_extractor(audio, **{"device": device, **for_audio})
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what a call returns."""
+        return self.feature_extractor.model_input_names
 
     def text_language(self, request: TranscriptionRequest) -> str | None:
         """Code of the language that the text will be in, if a request says it.

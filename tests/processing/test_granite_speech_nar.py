@@ -103,7 +103,11 @@ class TestFeatures:
 class TestProcessor:
     def test_what_the_model_gets(self, processor):
         inputs = processor([noise(16000), noise(7000)], sampling_rate=16000)
-        assert sorted(inputs) == ["feature_lengths", "input_features"]
+        assert (
+            sorted(inputs)
+            == ["feature_lengths", "input_features"]
+            == sorted(processor.model_input_names)
+        )
         alone = processor.speech_inputs(mx.array(noise(7000)))
         assert sorted(alone) == ["input_features"]
         found = inputs["input_features"][1, :21]
