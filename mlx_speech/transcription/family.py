@@ -77,7 +77,7 @@ class Decoding:
 
 
 class ChunkDecoder(Protocol):
-    """Makes segments of chunks.
+    """Makes segments of the chunks of one recording.
 
     vocabulary: of the CTC head, where words are to be told.
     drafting: whether chunks are to bring what the CTC head writes,

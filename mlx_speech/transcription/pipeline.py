@@ -217,7 +217,7 @@ class Job:
     find_chunks: finds the parts of it that may have speech, as they are asked for.
     decoder: makes segments of those that have.
     language: code of the text's, if one was asked for.
-    read_track: reads another audio track, unless one was chosen.
+    other_track: reads another audio track, and makes a decoder for it, unless one was chosen.
     regions, other_regions: start and end, in seconds, of each stretch of speech so far, and of what
         may have been speech and was other sound.
     """
@@ -226,7 +226,7 @@ class Job:
     find_chunks: Callable[[Recording], Iterable[AudioChunk]]
     decoder: ChunkDecoder
     language: str | None
-    read_track: Callable[[int], Recording] | None = None
+    other_track: Callable[[int], tuple[Recording, ChunkDecoder]] | None = None
     regions: list[tuple[float, float]] = field(default_factory=list)
     other_regions: list[tuple[float, float]] = field(default_factory=list)
 
@@ -240,12 +240,13 @@ class Job:
     def tracks(self) -> Iterator[Self]:
         """This, and the same for each audio track after it, unless one was chosen."""
         yield self
-        if self.read_track is None:
+        if self.other_track is None:
             return
         for number in range(self.recording.track + 1, self.recording.tracks + 1):
-            recording = self.read_track(number)
+            recording, decoder = self.other_track(number)
             recording.remarks.append(chosen_track(recording, "with speech"))
-            yield replace(self, recording=recording, regions=[], other_regions=[])
+            fresh = replace(self, recording=recording, decoder=decoder)
+            yield replace(fresh, regions=[], other_regions=[])
 
     def segments(self, batch_size: int, progress: Progress | None) -> Iterator[Segment]:
         """The texts of all chunks, so many of which are decoded together."""
@@ -378,7 +379,7 @@ def prepare(
         find_chunks,
         decoder,
         language,
-        None if chosen else lambda track: read(audio_track=track),
+        None if chosen else lambda track: (read(audio_track=track), family.decoder(how)),
     )
 
 

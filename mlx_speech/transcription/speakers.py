@@ -19,12 +19,15 @@ from ..processing.granite_speech import GraniteSpeechProcessor
 from .alignment import span_probabilities, split_words, token_spans
 from .chunks import AudioChunk
 from .frames import FRAMES_PER_SECOND
+from .segment_decoder import AUDIO_TOKENS_PER_SECOND
 from .tag_decoder import TaggedAnswer, TimeTagDecoder
-from .tags import Turn, parse_turns
+from .tags import Turn, named_speakers, parse_turns
 from .transcript import Segment
 from .windows import WindowDecoder, joined
 
 REFERENCE_SECONDS = 3.0  #: of each speaker at the beginning of a window
+#: of the context, at most, for the audio of all; their words take less
+REFERENCES_SHARE = 1 / 8
 
 
 class _Reference(NamedTuple):
@@ -64,24 +67,25 @@ class SpeakerDecoder(WindowDecoder):
         #: projected audio is made of windows of so many seconds, and so many tokens
         self._window_seconds = extractor.projector_window_size / FRAMES_PER_SECOND
         self._window_tokens = extractor.projector_window_size // extractor.projector_downsample_rate
-
-    def _start_over(self) -> None:
-        super()._start_over()
-        turns, _ = parse_turns(self._given_text)
-        self._met = {turn.speaker for turn in turns if turn.speaker is not None}
-        self._speaking = turns[-1].speaker if turns else None
+        named = named_speakers(self._window.text)
+        self._met = set(named)
+        self._speaking = named[-1] if named else None
         self._references: dict[int, _Reference] = {}
         self._remarks: list[str] = []
 
     def _begin_window(self) -> None:
-        """Speakers are introduced again, in the order of their numbers."""
+        """Speakers are introduced again, in the order of their numbers; where there are too many,
+        those who spoke last."""
         window = self._window
-        for speaker, reference in sorted(self._references.items()):
+        room = self.model.context_length * REFERENCES_SHARE
+        most = max(1, int(room / (REFERENCE_SECONDS * AUDIO_TOKENS_PER_SECOND)))
+        introduced = dict(sorted(list(self._references.items())[-most:]))
+        for speaker, reference in introduced.items():
             window.audio.append(reference.audio)
             window.text = joined(window.text, f"[Speaker {speaker}]: {reference.text}")
             window.seconds += reference.size * self._window_seconds
             self._speaking = speaker
-        if lost := sorted(self._met - self._references.keys()):
+        if lost := sorted(self._met - introduced.keys()):
             numbers = ", ".join(map(str, lost))
             self._remarks.append(f"no reference of speaker {numbers}, who may be numbered anew")
 
@@ -157,13 +161,15 @@ class SpeakerDecoder(WindowDecoder):
         first = math.ceil((segment.start - chunk.begin) / size)
         last = math.floor((segment.end - chunk.begin) / size)
         last = min(last, first + round(REFERENCE_SECONDS / size))
-        kept = self._references.get(speaker)
+        kept = self._references.pop(speaker, None)
         begin, end = (chunk.begin + size * index for index in (first, last))
         said = [word.text for word in segment.words if begin <= (word.start + word.end) / 2 < end]
         if said and (kept is None or last - first > kept.size):
             rows = slice(first * self._window_tokens, last * self._window_tokens)
             audio = cast(mx.array, chunk.audio)[rows]
-            self._references[speaker] = _Reference(audio, " ".join(said), last - first)
+            kept = _Reference(audio, " ".join(said), last - first)
+        if kept is not None:
+            self._references[speaker] = kept  # behind those who spoke before
 
     def _clean(self, answer: str) -> tuple[str, int | None]:
         turns, _ = parse_turns(answer, self._speaking)

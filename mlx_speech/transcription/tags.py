@@ -86,6 +86,11 @@ def parse_turns(
     return turns, remarks
 
 
+def named_speakers(answer: str) -> list[int]:
+    """The speaker of each tag of an answer, whether anything is said behind it or not."""
+    return [int(mark[1]) for mark in _SPEAKER.finditer(answer) if mark[1]]
+
+
 def parse_words(answer: str, duration: float) -> tuple[list[TaggedWord], list[str]]:
     """The words of an answer, whose times never go back, and what was irregular about its tags.
 

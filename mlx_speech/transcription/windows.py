@@ -6,6 +6,7 @@ of the audio before it are in the cache, so that only what follows is fed. A win
 context is full.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, cast
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, cast
 import mlx.core as mx
 
 from ..errors import InputError
+from ..generation.processors import repetition_penalty
 from ..processing.granite_speech import GraniteSpeechProcessor
 from ..processing.request import Tags
 from .alignment import split_words, word_probabilities
@@ -49,8 +51,9 @@ class _Window:
 
 @dataclass
 class WindowDecoder(TagDecoder):
-    """Makes segments of chunks, each decoded as the continuation of those before it, so that
-    `prefix_text` may end anywhere. One after the other: a batch size has no effect.
+    """Makes segments of the chunks of one recording, each decoded as the continuation of those
+    before it, so that `prefix_text` may end anywhere. One after the other: a batch size has no
+    effect.
 
     Raises:
         InputError: an option contradicts this.
@@ -68,16 +71,11 @@ class WindowDecoder(TagDecoder):
             raise InputError.about(message)
         names = self.model.cache_options
         self._cache_options = {n: self.options.pop(n) for n in names if n in self.options}
-        self._given_text = self.request.prefix_text or ""
         self._latest: AudioChunk | None = None
         # positions of the latest prompt up to the end of its audio, and audio tokens among them
         self._fed = 0, 0
-        self._start_over()
-
-    def _start_over(self) -> None:
-        """Forget another recording."""
         self._window = self._new_window()
-        self._window.text = self._given_text
+        self._window.text = (self.request.prefix_text or "").strip()
 
     def _new_window(self) -> _Window:
         return _Window(self.model.make_cache(**self._cache_options))
@@ -102,12 +100,16 @@ class WindowDecoder(TagDecoder):
             layer.trim(layer.length - window.held)
         for name in ("audio_features", "input_features_mask"):
             arguments[name] = arguments[name][:, window.held_audio :]
+        if penalty := arguments.pop("repetition_penalty", None):
+            own = arguments.get("logits_processor") or []
+            # what was said before is no repetition, as it is none for chunks that are alone
+            of_answer = repetition_penalty(penalty, padding=[len(ids)])
+            own = [of_answer, *([own] if callable(own) else own)]
+            arguments["logits_processor"] = own
         return {**arguments, "past_key_values": window.cache}, limits
 
     def _admit(self, chunk: AudioChunk) -> None:
         """Have the window, or where that is full another one, go on with a chunk."""
-        if self._latest is not None and chunk.begin <= self._latest.begin:
-            self._start_over()
         self._latest = chunk
         self.request = replace(self.request, prefix_text=self._window.text)
         if self._window.audio and not self._fits(chunk):
@@ -124,7 +126,8 @@ class WindowDecoder(TagDecoder):
         limit = self.options.get("max_new_tokens") or self._usual_limit(chunk)
         needed = prompt + audio + limit
         seconds = self._window.seconds + chunk.duration
-        return needed <= self.model.context_length and seconds <= LONGEST_SECONDS
+        room = min(self.model.context_length, self.options.get("max_length") or math.inf)
+        return needed <= room and seconds <= LONGEST_SECONDS
 
     def _keep(self, chunk: AudioChunk, text: str) -> None:
         """Have the window go on behind a chunk, in which this was said."""

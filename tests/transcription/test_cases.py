@@ -11,6 +11,7 @@ from conftest import DATA
 from media import make
 
 from mlx_speech import AudioError, InputError, load_audio, stream_transcribe, transcribe
+from mlx_speech.transcription.pipeline import prepare
 
 CASES = DATA / "cases"
 A = (0.1, "set the kitchen to thirty degrees")
@@ -99,6 +100,14 @@ class TestTracks:
         assert transcript.text == A[1]
         assert transcript.remarks == [self.READ.format(4, "with speech", 3)]
         assert transcript.audio_track == 3
+
+    def test_each_has_a_decoder_of_its_own(self, tiny, tmp_path):
+        """One may go on with what it was given before."""
+        job = prepare(make(tmp_path / "talk.mkv", HISS, HISS), tiny)
+        first, second = job.tracks()
+        assert (first.recording.track, second.recording.track) == (1, 2)
+        assert type(first.decoder) is type(second.decoder)
+        assert first.decoder is not second.decoder
 
     def test_none_has_speech(self, tiny, tmp_path):
         path = make(tmp_path / "talk.mkv", HISS, np.zeros(32000))

@@ -14,6 +14,7 @@ from small_plus import make_plus
 
 from mlx_speech import InputError, UnsupportedOptionError, load
 from mlx_speech.audio import open_recording
+from mlx_speech.generation.api import prefill
 from mlx_speech.processing.request import TranscriptionRequest
 from mlx_speech.transcription import windows
 from mlx_speech.transcription.chunks import ChunkOptions
@@ -144,15 +145,22 @@ class TestContinuation:
         assert [segment.text for (segment,) in decoded(made, chunks[:2])] == ["", "so"]
         assert list(map(answers_from, script.prompts)) == ["well then", "well then"]
 
-    def test_another_recording_begins_anew(self, decoder, chunks):
-        request = TranscriptionRequest(prefix_text="well")
-        made, script = decoder(WindowDecoder, ["one", "two", "three", "four"], request)
-        for _ in range(2):
-            decoded(made, chunks[:2])
-        assert list(map(answers_from, script.prompts)) == ["well", "well one"] * 1 + [
-            "well",
-            "well three",
-        ]
+    def test_only_the_answer_can_repeat_itself(self, decoder, chunks):
+        """A penalty of repetition is not for the words and tags before: all would be unlikely."""
+        request = TranscriptionRequest(prefix_text="one two")
+        made, _ = decoder(WindowDecoder, request=request, options={"repetition_penalty": 1.5})
+        run = prefill(made.model, **made._arguments(chunks[:1], made.options)[0])
+        said = mx.concatenate([run.prompt, mx.array([[7, 8]])], axis=1)
+        scores = mx.ones((1, 1000))
+        for process in run.processors:
+            scores = process(said, scores)
+        assert [i for i, score in enumerate(scores[0].tolist()) if score != 1] == [7, 8]
+
+    def test_a_limit_on_the_whole_length(self, decoder, chunks):
+        """It ends a window, and not the recording."""
+        made, script = decoder(WindowDecoder, ["one"] * 6, options={"max_length": 200})
+        assert [s.text for (s,) in decoded(made, chunks[:6])] == ["one"] * 6
+        assert list(map(answers_from, script.prompts))[:4] == ["", "one", "one one", ""]
 
     def test_nothing_said_so_far_is_nothing_to_go_on_with(self, decoder, chunks):
         made, script = decoder(WindowDecoder, ["", "one", "", "two"])
@@ -217,6 +225,31 @@ class TestSpeakers:
         made, _ = decoder(SpeakerDecoder, ["c [Speaker 3]: d"], request)
         (segments,) = decoded(made, chunks[:1])
         assert [(s.speaker, s.text, s.remarks) for s in segments] == [(2, "c", []), (3, "d", [])]
+
+    def test_a_known_beginning_that_ends_with_a_tag(self, decoder, chunks):
+        request = TranscriptionRequest(prefix_text="[Speaker 1]: a [Speaker 2]: ")
+        made, script = decoder(SpeakerDecoder, ["b", "c"], request)
+        said = [(s.speaker, s.text) for part in decoded(made, chunks[:2]) for s in part]
+        assert said == [(2, "b"), (2, "c")]
+        assert answers_from(script.prompts[1]) == "[Speaker 1]: a [Speaker 2]: b"
+
+    def test_more_speakers_than_there_is_room_for(self, decoder, chunks, monkeypatch):
+        """Those who spoke last are introduced, the others told of."""
+        monkeypatch.setattr(windows, "LONGEST_SECONDS", 12.0)
+        numbers = [1, 2, 3, 4, 5, 6, 1, 7, 8, 9, 10, 11]
+        answers = [f"[Speaker {n}]: {TURNS[0]}" for n in numbers]
+        made, script = decoder(SpeakerDecoder, answers)
+        found = decoded(made, chunks)
+        again = [
+            (index, [int(n) for n in re.findall(r"Speaker (\d+)", answers_from(prompt))])
+            for index, prompt in enumerate(script.prompts)
+            if found[index][0].remarks
+        ]
+        assert again
+        for index, introduced in again:
+            latest = sorted(list(dict.fromkeys(numbers[:index][::-1]))[:4])
+            assert introduced == latest
+            assert "no reference of speaker" in found[index][0].remarks[0]
 
     def test_full_windows_begin_with_references(self, plus, decoder, chunks, monkeypatch):
         """A few seconds of each speaker, so that numbers stay."""
