@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import InputError, UnsupportedOptionError
 from ..files import check_name, replacing
 from .line_breaking import columns, one_line
+from .subtitles import speaker_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,7 +177,8 @@ def _draw_segments(row: Axes, segments: list[Segment], fonts: list[str]) -> None
     for segment in segments:
         start, end = max(segment.start, left), min(segment.end, right)
         if start < end:
-            text = _fitting(one_line(segment.text), (end - start) * _columns_per_second(row))
+            text = speaker_label(segment.speaker) + one_line(segment.text)
+            text = _fitting(text, (end - start) * _columns_per_second(row))
             _text(row, start, bottom + height / 2, text, fonts, "segment text")
 
 

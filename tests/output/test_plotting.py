@@ -151,6 +151,13 @@ def test_an_empty_recording_is_not_read():
     assert row.get_xlim()[0] == 0
 
 
+def test_who_speaks():
+    said = segment("hello", 0.0, 5.0)
+    said.speaker = 2
+    (row,) = draw_transcript(Samples(), RATE, transcript(said)).axes
+    assert texts(row, "segment text") == ["[Speaker 2]: hello"]
+
+
 def test_dollars_are_no_formula():
     (row,) = draw_transcript(Samples(), RATE, transcript(spoken("from $5 to $6", 0))).axes
     assert texts(row, "segment text") == ["from $5 to $6"]
