@@ -147,6 +147,8 @@ class SpeakerDecoder(WindowDecoder):
         """Give each segment the words that the model's own times put into it."""
         ((_, (told,)),) = next(times.decode([chunk], 1))
         segments[0].remarks += told.remarks
+        if told.truncated:
+            segments[0].remarks.append("the answer with the times of words is cut off")
         for segment in segments:
             segment.words = []
         edges = [(before.end + after.start) / 2 for before, after in pairwise(segments)]

@@ -378,6 +378,16 @@ class TestTimes:
         assert first.remarks == ["the tag '[T:' has no time"]
         assert made.longest_chunk == pytest.approx(874 / 26)
 
+    def test_of_speakers_cut_off(self, plus, family, decoder, chunks):
+        answers = ["[Speaker 1]: one two", " ".join(f"one [T:{30 * n}]" for n in range(1, 9))]
+        script = Script(plus[1].tokenizer, answers)
+        options = {"logits_processor": script, "max_new_tokens": 30}
+        made = family.decoder(Decoding(options=options, word_timestamps="tags", speakers=True))
+        (((segment,)),) = decoded(made, chunks[:1])
+        assert not segment.truncated
+        assert 0 < len(segment.words) < 8
+        assert segment.remarks[-1] == "the answer with the times of words is cut off"
+
 
 def test_the_small_plus_hears_what_it_was_not_told(plus, family):
     """A real continuation: the words of the beginning are not said again."""
