@@ -134,7 +134,7 @@ def test_another_number_for_the_blank(tmp_path):
     assert len(found.segments) > 20
     for segment in found.segments:
         segment.tokens = [{0: last, last: 0}.get(token, token) for token in segment.tokens]
-    assert same(found, expected)
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("name", ["silence.wav", "short.wav"])
