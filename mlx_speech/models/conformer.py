@@ -67,8 +67,8 @@ class BlockAttention(nn.Module):
         queries, keys, values = (split_heads(t, self.num_heads) for t in self.project(blocks))
         bias = self.relative_bias(queries)
         if mask.keys is not None:
-            # finite: a block may have no key at all
-            lowest = mx.finfo(bias.dtype).min
+            # finite, also with a score of float16 added: a block may have no key at all
+            lowest = mx.finfo(bias.dtype).min / 2
             bias = bias.reshape(batch, -1, *bias.shape[1:])
             bias = mx.where(mask.keys, bias, mx.array(lowest, bias.dtype)).flatten(0, 1)
         out = scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=bias)

@@ -96,6 +96,22 @@ class TestBatch:
             assert ids[row, : length // 4].tolist() == model.generate(alone)[0].tolist()
             assert not ids[row, length // 4 :].any()
 
+    def test_padding_is_finite_in_half_precision(self):
+        """Where scores are far below zero, with nothing but padding to look at: behind a block that
+        halves the frames, an attention block has such frames and real ones."""
+        model = made(dtype=mx.float16)
+        for layer in model.encoder.layers:
+            attention = layer.self_attn
+            attention.k_proj.weight = attention.q_proj.weight
+            attention.q_proj.weight = -60 * attention.q_proj.weight
+        rows = [features(9), features(90, seed=1)]
+        padded = mx.stack([mx.pad(row, [(0, 90 - len(row)), (0, 0)]) for row in rows])
+        mask = mx.arange(90) < mx.array([[9], [90]])
+        logits = model(padded, mask).logits
+        alone = model(rows[0][None]).logits
+        assert gap(logits[:1, : alone.shape[1]], alone) < 0.05
+        assert mx.isfinite(logits).all()
+
     def test_the_mask_comes_out_at_the_encoders_rate(self, model):
         x, mask = self.batch()
         out = model.encoder(x, mask).attention_mask
