@@ -124,13 +124,9 @@ def transcribe(
     chunking = ChunkOptions(chunk_duration, min_silence)
     options["max_new_tokens"] = max_new_tokens
     reading = {"sampling_rate": sampling_rate, "audio_track": audio_track, "channel": channel}
-    words = {"speakers": speakers, "word_timestamps": word_timestamps}
-    how: dict[str, Any] = {
-        **words,
-        "draft": draft,
-        "ctc_only": ctc_only,
-        "skip_editor": skip_editor,
-    }
+    words: dict[str, Any] = {"speakers": speakers, "word_timestamps": word_timestamps}
+    passes = {"draft": draft, "ctc_only": ctc_only, "skip_editor": skip_editor}
+    how = words | passes
     job = prepare(audio, model, reading, request, chunking, options, **how)
     transcripts = []
     for track in job.tracks():
@@ -178,13 +174,9 @@ def stream_transcribe(
     chunking = ChunkOptions(chunk_duration, min_silence)
     options["max_new_tokens"] = max_new_tokens
     reading = {"sampling_rate": sampling_rate, "audio_track": audio_track, "channel": channel}
-    words = {"speakers": speakers, "word_timestamps": word_timestamps}
-    how: dict[str, Any] = {
-        **words,
-        "draft": draft,
-        "ctc_only": ctc_only,
-        "skip_editor": skip_editor,
-    }
+    words: dict[str, Any] = {"speakers": speakers, "word_timestamps": word_timestamps}
+    passes = {"draft": draft, "ctc_only": ctc_only, "skip_editor": skip_editor}
+    how = words | passes
     job = prepare(audio, model, reading, request, chunking, options, streaming=True, **how)
     return _stream(job, progress)
 
