@@ -228,7 +228,7 @@ class SegmentDecoder:
             if self.how.request.keywords:
                 message += ", or give fewer {keywords}"
             if self.how.request.prefix_text:
-                message += ", or a shorter {prefix_text}"
+                message += ", or give a shorter {prefix_text}"
             raise ContextLengthError.about(
                 message, seconds=chunk.duration, limit=limit, context=context
             )

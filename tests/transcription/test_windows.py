@@ -12,7 +12,7 @@ from conftest import DATA, find_recording
 from scripted import Script
 from small_plus import make_plus
 
-from mlx_speech import InputError, UnsupportedOptionError, load
+from mlx_speech import ContextLengthError, InputError, UnsupportedOptionError, load
 from mlx_speech.audio import open_recording
 from mlx_speech.generation.api import prefill
 from mlx_speech.processing.request import TranscriptionRequest
@@ -168,6 +168,11 @@ class TestContinuation:
         sizes = [len(chunk.audio) for chunk in chunks[:4]]
         expected = [sizes[0], sizes[1], sum(sizes[1:3]), sum(sizes[1:4])]
         assert list(map(audio_tokens, script.prompts)) == expected
+
+    def test_a_text_that_is_too_long(self, decoder, chunks):
+        made, _ = decoder(WindowDecoder, [], TranscriptionRequest(prefix_text="one " * 2000))
+        with pytest.raises(ContextLengthError, match="give a shorter prefix_text"):
+            decoded(made, chunks[:1])
 
     def test_a_bounded_cache_is_refused(self, decoder):
         with pytest.raises(InputError, match="max_kv_size would forget"):
@@ -383,7 +388,7 @@ class TestTimes:
         script = Script(plus[1].tokenizer, answers)
         options = {"logits_processor": script, "max_new_tokens": 30}
         made = family.decoder(Decoding(options=options, word_timestamps="tags", speakers=True))
-        (((segment,)),) = decoded(made, chunks[:1])
+        ((segment,),) = decoded(made, chunks[:1])
         assert not segment.truncated
         assert 0 < len(segment.words) < 8
         assert segment.remarks[-1] == "the answer with the times of words is cut off"
