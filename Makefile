@@ -27,14 +27,10 @@ parity: $(VENV)/parity.stamp ## random small models, live beside transformers
 	$(PYTEST) tests/parity
 
 bench: $(VENV)/bench.stamp ## speed, beside mlx-audio, mlx-lm and transformers
-	$(BIN)/python tests/benchmarks/encoder.py
-	$(BIN)/python tests/benchmarks/one_pass.py
-	$(BIN)/python tests/benchmarks/decoder.py
-	$(BIN)/python tests/benchmarks/speech_to_text.py
-	$(BIN)/python tests/benchmarks/quantized.py
-	$(BIN)/python tests/benchmarks/audio.py
-	$(BIN)/python tests/benchmarks/drafts.py
-	$(BIN)/python tests/benchmarks/drafts_at_size.py
+	status=0; \
+	for name in encoder one_pass decoder speech_to_text quantized audio drafts drafts_at_size; do \
+		$(BIN)/python tests/benchmarks/$$name.py || status=1; \
+	done; exit $$status
 
 lint: $(VENV)/lint.stamp ## ruff and mypy, without changing anything
 	$(BIN)/ruff check .

@@ -189,7 +189,7 @@ class Worker:
         import mlx.core as mx
 
         path = self._folder / f"{'ours' if self._is_ours else 'theirs'}.npy"
-        mx.save(str(path), self._taken("encoder", frames)[1].astype(mx.float32))
+        mx.save(str(path), self._taken("all", frames)[1].astype(mx.float32))
         return {"path": str(path), "ids": self._taken("whole", frames)[1].tolist()}
 
     def resident(self) -> dict:
@@ -216,8 +216,9 @@ class Worker:
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "peak": mx.get_peak_memory() - before}, result
 
-    def _encoder(self, features):
-        """States of the encoder, or for TurboCTC its logits; each as its package transcribes."""
+    def _encoder(self, features, keep: bool = False):
+        """States of the encoder, or for TurboCTC its logits; each as its package transcribes, ours
+        part by part, of which only the last is there in the end, unless all are to be kept."""
         import mlx.core as mx
 
         model = self._model
@@ -226,19 +227,24 @@ class Worker:
             for start in range(0, features.shape[1], PART_FRAMES):
                 end = start + PART_FRAMES
                 part = stream.push(features[0, start:end], last=end >= features.shape[1])
+                parts = parts if keep else []
                 parts.append(model.logits(part) if self._kind == TURBO else part.last_hidden_state)
-                mx.eval(parts[-1])
-            return mx.concatenate(parts, axis=1)
+                if parts[-1].size:
+                    mx.eval(parts[-1])
+            return mx.concatenate([part for part in parts if part.size], axis=1)
         if self._kind == TURBO:
             return model(features)
         return mx.concatenate(model.encoder(features).hidden_states_for_projector, axis=-1)
+
+    def _all(self, features):
+        return self._encoder(features, keep=True)
 
     def _whole(self, features):
         """Ids of the text, features being all that is given."""
         import mlx.core as mx
 
         if self._kind == TURBO:
-            return mx.argmax(self._encoder(features), axis=-1)[0]
+            return mx.argmax(self._all(features), axis=-1)[0]
         if self._is_ours:
             return self._model.generate(features)[0]
         # theirs casts the features to bfloat16, whatever the weights are

@@ -7,7 +7,7 @@ import mlx.core as mx
 from ...layers.ctc import best_labels_in_parts
 
 POOLED_FRAMES = 4
-_GROUPS = 64  #: of frames whose logits over all tokens are in memory at once
+_GROUPS = 256  #: of frames whose logits over all tokens are in memory at once
 _EPSILON = 1e-8  # of the head's training: a group of blanks alone becomes nearly nothing
 
 
