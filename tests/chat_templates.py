@@ -170,3 +170,19 @@ GOLDEN_OPTIONS = (
     {"date_string": "1 Jan 2026", "add_generation_prompt": True, "tools": TOOLS},
     {"date_string": "1 Jan 2026", "documents": DOCUMENTS, "controls": {"length": "long"}},
 )
+
+#: of Granite Speech: with role tokens, and as a dialogue
+ROLES = (
+    "{% for m in messages %}<|start_of_role|>{{ m['role'] }}<|end_of_role|>{{ m['content'] }}"
+    "<|end_of_text|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}"
+)
+# as that of Granite 3.3, with a system message where none is given
+DATED = (
+    "{%- if messages[0]['role'] != 'system' %}<|start_of_role|>system<|end_of_role|>"
+    "Today's Date: {{ strftime_now('%B %d, %Y') }}.<|end_of_text|>\n{% endif -%}" + ROLES
+)
+USER_ASSISTANT = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}USER: {{ m['content'] }}\n ASSISTANT:"
+    "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+)
