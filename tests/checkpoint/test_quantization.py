@@ -1,4 +1,4 @@
-"""Recipes: which module gets how many bits. Loading: quantized checkpoints of several makers."""
+"""Quantized checkpoints of several makers, loaded."""
 
 from __future__ import annotations
 
