@@ -26,6 +26,8 @@ from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .vad import REACH_FRAMES, SpeechActivity, ctc_vad
 
 _WITHIN_WORDS = 3  #: frames of the head, 80 ms each, from one label of a word to the next, at most
+#: frames of features encoded together: as fast as more of them, in less memory
+PART_FRAMES = 1000
 
 
 class GraniteSpeech5Transcription:
@@ -68,7 +70,7 @@ class GraniteSpeech5Transcription:
         frames = told = 0
         labels, logprobs = np.zeros(0, int), np.zeros(0, np.float32)
         held = written = 0  # of the head: the first frame of these, and the first not in a chunk
-        features = self._processor.feature_extractor.stream(recording)
+        features = self._processor.feature_extractor.stream(recording, PART_FRAMES)
         for part, samples, last in with_samples(features, recording):
             frames += len(part)
             (logits,) = self._model.logits(stream.push(part, last=last))

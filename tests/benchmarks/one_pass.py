@@ -35,7 +35,8 @@ from mlx_speech.profiling.machine import blas_name, device_name, machine_name
 
 NAR, TURBO = "granite_speech_nar", "granite_speech5_ctc"
 FRAMES_PER_SECOND = 50
-PART_FRAMES = 1500  #: of a recording that are encoded together when it is transcribed
+#: frames of a recording that are encoded together when it is transcribed
+PART_FRAMES = {NAR: 1500, TURBO: 1000}
 #: largest difference between the results that float32 rounding may explain
 TOLERANCE = 1e-3
 LEAST_SPEEDUP, MOST_MEMORY = 3.0, 0.25  #: of the encoder, beside mlx-audio's
@@ -223,9 +224,9 @@ class Worker:
 
         model = self._model
         if self._is_ours:
-            stream, parts = model.encode_stream(), []
-            for start in range(0, features.shape[1], PART_FRAMES):
-                end = start + PART_FRAMES
+            stream, parts, size = model.encode_stream(), [], PART_FRAMES[self._kind]
+            for start in range(0, features.shape[1], size):
+                end = start + size
                 part = stream.push(features[0, start:end], last=end >= features.shape[1])
                 parts = parts if keep else []
                 parts.append(model.logits(part) if self._kind == TURBO else part.last_hidden_state)

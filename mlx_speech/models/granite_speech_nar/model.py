@@ -25,7 +25,8 @@ from .encoder import GraniteSpeechNarCTCEncoder
 from .layouts import own_name, with_plain_norms, with_separate_kernels
 from .projector import GraniteSpeechNarProjector
 
-_ROWS = 256  #: states whose logits over all tokens are in memory at once, where they need not all be
+#: states whose logits over all tokens are in memory at once, where they need not all be
+_ROWS = 256
 
 
 @dataclass(eq=False)
