@@ -12,7 +12,6 @@ import numpy as np
 
 from ..audio import Recording
 from ..layers.ctc import best_labels
-from ..models.conformer import BLANK
 from ..models.granite_speech5.model import GraniteSpeech5ForCTC, refuse_options
 from ..processing.granite_speech5 import GraniteSpeech5Processor
 from ..processing.request import TranscriptionRequest
@@ -105,7 +104,7 @@ class GraniteSpeech5Transcription:
     def _word_end(self, labels: np.ndarray, end: int, limit: int) -> int:
         """Where the word ends that a cut at `end` would divide, if there is one; in frames of the
         head, as the cut. Its labels from `limit` on are no longer looked at."""
-        places = np.flatnonzero(labels != BLANK).tolist()
+        places = np.flatnonzero(labels != self.ctc_vocabulary.blank).tolist()
         earlier = bisect_left(places, end)
         for before, place in pairwise(places[earlier - 1 :] if earlier else ()):
             label, following = int(labels[before]), int(labels[place])

@@ -110,8 +110,9 @@ def test_transcripts(tiny):
         assert transcript(entry, tiny.loaded).text == words(entry["text"])
 
 
-def test_another_number_for_the_blank(tmp_path):
-    """Which label it is, the configuration tells."""
+@pytest.mark.parametrize("cuts", [{}, {"chunk_duration": 2, "min_silence": 9}], ids=str)
+def test_another_number_for_the_blank(tmp_path, cuts):
+    """Which label it is, the configuration tells: also where cuts may not divide a word."""
     original, last = DATA / "tiny-turboctc", 159
     folder = Path(shutil.copytree(original, tmp_path / "other"))
     edit_json(folder / "config.json", pad_token_id=last)
@@ -128,7 +129,7 @@ def test_another_number_for_the_blank(tmp_path):
     mx.save_safetensors(str(folder / "model.safetensors"), tensors, {"format": "pt"})
 
     found, expected = (
-        transcribe(LONG, load(each, dtype=mx.float32), word_timestamps=True)
+        transcribe(LONG, load(each, dtype=mx.float32), word_timestamps=True, **cuts)
         for each in (folder, original)
     )
     assert len(found.segments) > 20
