@@ -241,16 +241,21 @@ class TestWords:
         edges = [2.0, *(edge for time in times for edge in time[1:]), 2.0 + len(labels) * LABEL_S]
         assert all(a <= b + 1e-9 for a, b in pairwise(edges))
 
-    def test_no_cut_divides_one(self, pair, monkeypatch):
+    @pytest.mark.parametrize("first", [True, False], ids=["first", "another"])
+    def test_no_cut_divides_one(self, pair, monkeypatch, first):
         """Speech without a pause is cut where it has to be; whatever is said there, its word is
-        whole, and a label that lasts is said once."""
+        whole, and a label that lasts is said once; the blank is the first label or another."""
         model, processor = pair
         tokenizer, random = processor.tokenizer, np.random.default_rng(0)
-        text = " ".join(turboctc.SENTENCES)
+        text = " ".join(turboctc.SENTENCES[:-1])
+        used, tokens = {*tokenizer.encode(text)}, [*range(len(tokenizer))]
+        starts = [i for i in tokens if tokenizer.convert_ids_to_tokens(i)[0] in "Ġ▁"]
+        blank = 0 if first else min({*starts} - used)
+        monkeypatch.setattr(SubwordVocabulary, "blank", blank)
         labels: list[int] = []
         for number, label in enumerate(tokenizer.encode(text)):
             # some last, some have a blank before them, as each must that is said again
-            before = [0] if number % 4 == 1 or labels[-1:] == [label] else []
+            before = [blank] if number % 4 == 1 or labels[-1:] == [label] else []
             labels += [*before, label, *([label] if number % 3 == 0 else [])]
         samples = random.normal(size=round(len(labels) * LABEL_S * 16000)).astype(np.float32)
         samples *= np.repeat(random.uniform(0.01, 0.5, len(labels)), 1280).astype(np.float32)

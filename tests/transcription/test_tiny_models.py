@@ -110,9 +110,8 @@ def test_transcripts(tiny):
         assert transcript(entry, tiny.loaded).text == words(entry["text"])
 
 
-@pytest.mark.parametrize("cuts", [{}, {"chunk_duration": 2, "min_silence": 9}], ids=str)
-def test_another_number_for_the_blank(tmp_path, cuts):
-    """Which label it is, the configuration tells: also where cuts may not divide a word."""
+def test_another_number_for_the_blank(tmp_path):
+    """Which label it is, the configuration tells."""
     original, last = DATA / "tiny-turboctc", 159
     folder = Path(shutil.copytree(original, tmp_path / "other"))
     edit_json(folder / "config.json", pad_token_id=last)
@@ -129,7 +128,7 @@ def test_another_number_for_the_blank(tmp_path, cuts):
     mx.save_safetensors(str(folder / "model.safetensors"), tensors, {"format": "pt"})
 
     found, expected = (
-        transcribe(LONG, load(each, dtype=mx.float32), word_timestamps=True, **cuts)
+        transcribe(LONG, load(each, dtype=mx.float32), word_timestamps=True)
         for each in (folder, original)
     )
     assert len(found.segments) > 20
