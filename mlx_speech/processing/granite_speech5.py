@@ -1,25 +1,21 @@
 """The processor of Granite Speech 5.0 TurboCTC: recordings and texts -> inputs of the model."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import mlx.core as mx
 
-from ..checkpoint.folder import read_json
-from ..checkpoint.hub import resolve_checkpoint, take_hub_options
-from ..errors import CheckpointError, InputError
+from ..errors import InputError
 from ..fields import Range, fitted
 from ..models.granite_speech5 import GraniteSpeech5CTCConfig
 from .batch import BatchEncoding, check_tensors, stack_padded
 from .feature_extractor import FeatureSize, PaddingSide, PaddingValue, SamplingRate
 from .log_mel import LogMelFeatureExtractor, Reader, floored, stacked
 from .parakeet_tokenizer import ParakeetTokenizer
-from .processor import Processor, refuse_text_options
-from .prompts import check_plain, language_code
+from .plain_processor import PlainProcessor
+from .processor import refuse_text_options
 from .recordings import too_short
-from .request import TranscriptionRequest
 
 _Samples = Annotated[int, Range(1, 8192)]
 
@@ -147,7 +143,7 @@ def _longer(read: Reader, size: int) -> Reader:
     return read_on
 
 
-class GraniteSpeech5Processor(Processor):
+class GraniteSpeech5Processor(PlainProcessor):
     """Puts a feature extractor and a tokenizer together.
 
     Args:
@@ -156,40 +152,15 @@ class GraniteSpeech5Processor(Processor):
     """
 
     extractor_class, tokenizer_class = GraniteSpeech5FeatureExtractor, ParakeetTokenizer
+    title, languages = "Granite Speech 5.0 TurboCTC", ("en",)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        *,
-        name: str | None = None,
-        **options: Any,
-    ) -> Self:
-        """Read the processor of a local folder or a Hugging Face repository, which need not be
-        those of a model.
-
-        Args:
-            name: not needed here; every processor takes it.
-            options: of `from_pretrained` of the feature extractor and the tokenizer; or of
-                `resolve_checkpoint`, such as `revision`.
-
-        Raises:
-            CheckpointError: the features, or the blank, are not those of the model.
-        """
-        folder = resolve_checkpoint(
-            pretrained_model_name_or_path, weights=False, **take_hub_options(options)
-        )
-        features, tokenizer = cls._read_parts(folder, options)
-        if data := read_json(folder, required=False):
-            config = GraniteSpeech5CTCConfig.from_dict(data)
-            for what, expected, found in (
-                ("num_mel_bins", config.encoder_config.num_mel_bins, features.num_mel_bins),
-                ("pad_token_id", config.pad_token_id, tokenizer.pad_token_id),
-            ):
-                if found != expected:
-                    both = f"{found} for the processor, but {expected} for the model"
-                    raise CheckpointError(f"{folder}: {what} is {both}")
-        return cls(features, tokenizer)
+    def _compared(cls, config, features, tokenizer):
+        model = GraniteSpeech5CTCConfig.from_dict(config)
+        return [
+            ("num_mel_bins", model.encoder_config.num_mel_bins, features.num_mel_bins),
+            ("pad_token_id", model.pad_token_id, tokenizer.pad_token_id),
+        ]
 
     def __call__(
         self,
@@ -227,23 +198,3 @@ class GraniteSpeech5Processor(Processor):
     def model_input_names(self) -> list[str]:
         """Names of what a call returns."""
         return [*self.feature_extractor.model_input_names, "labels"]
-
-    def text_language(self, request: TranscriptionRequest) -> str | None:
-        """Code of the language that the text will be in, if a request asks for one.
-
-        Raises:
-            UnsupportedOptionError: the model was not trained for what is asked.
-        """
-        check_plain("Granite Speech 5.0 TurboCTC", request, ("en",))
-        return request.language and language_code(request.language)
-
-    def speech_inputs(
-        self, samples: mx.array, request: TranscriptionRequest = TranscriptionRequest()
-    ) -> dict[str, Any]:
-        """What `model.generate` needs to transcribe one recording as a whole.
-
-        Args:
-            samples: (n,).
-        """
-        self.text_language(request)
-        return self(samples)

@@ -1,25 +1,16 @@
 """Granite Speech NAR's processor: recordings -> inputs of the model, and token ids -> texts."""
 
-import os
 from pathlib import Path
-from typing import Any, Self
-
-import mlx.core as mx
+from typing import Any
 
 from ..checkpoint.folder import read_json
-from ..checkpoint.hub import resolve_checkpoint, take_hub_options
-from ..errors import CheckpointError
 from ..models.granite_speech_nar import GraniteSpeechNarConfig
 from .batch import BatchEncoding, check_tensors
 from .log_mel import GraniteSpeechFeatureExtractor
-from .processor import Processor, refuse_text_options
-from .prompts import check_plain, language_code
+from .plain_processor import PlainProcessor
+from .processor import refuse_text_options
 from .recordings import too_short
-from .request import TranscriptionRequest
 from .tokenizer import Tokenizer
-
-_TITLE = "Granite Speech 4.1 NAR"
-_LANGUAGES = ("en", "fr", "de", "es", "pt")
 
 
 class GraniteSpeechNarFeatureExtractor(GraniteSpeechFeatureExtractor):
@@ -77,7 +68,7 @@ class GraniteSpeechNarFeatureExtractor(GraniteSpeechFeatureExtractor):
         return num_samples // pair * 2
 
 
-class GraniteSpeechNarProcessor(Processor):
+class GraniteSpeechNarProcessor(PlainProcessor):
     """Puts a feature extractor and a tokenizer together.
 
     Args:
@@ -86,38 +77,12 @@ class GraniteSpeechNarProcessor(Processor):
     """
 
     extractor_class, tokenizer_class = GraniteSpeechNarFeatureExtractor, Tokenizer
+    title, languages = "Granite Speech 4.1 NAR", ("en", "fr", "de", "es", "pt")
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        *,
-        name: str | None = None,
-        **options: Any,
-    ) -> Self:
-        """Read the processor of a local folder or a Hugging Face repository, which need not be
-        those of a model.
-
-        Args:
-            name: not needed here; every processor takes it.
-            options: of `from_pretrained` of the feature extractor and the tokenizer; or of
-                `resolve_checkpoint`, such as `revision`.
-
-        Raises:
-            CheckpointError: the features are not those that the model takes.
-        """
-        folder = resolve_checkpoint(
-            pretrained_model_name_or_path, weights=False, **take_hub_options(options)
-        )
-        features, tokenizer = cls._read_parts(folder, options)
-        if data := read_json(folder, required=False):
-            expected = GraniteSpeechNarConfig.from_dict(data).encoder_config.input_dim / 2
-            if features.n_mels != expected:
-                both = (
-                    f"{features.n_mels} for the feature extractor, but {expected:g} for the model"
-                )
-                raise CheckpointError(f"{folder}: n_mels is {both}")
-        return cls(features, tokenizer)
+    def _compared(cls, config, features, tokenizer):
+        encoder = GraniteSpeechNarConfig.from_dict(config).encoder_config
+        return [("n_mels", encoder.input_dim / 2, features.n_mels)]
 
     def __call__(self, audio: Any, device: Any = None, **options: Any) -> BatchEncoding:
         """Inputs for the model: `model.generate(**processor(audio))`.
@@ -146,24 +111,3 @@ class GraniteSpeechNarProcessor(Processor):
     def model_input_names(self) -> list[str]:
         """Names of what a call returns."""
         return self.feature_extractor.model_input_names
-
-    def text_language(self, request: TranscriptionRequest) -> str | None:
-        """Code of the language that the text will be in, if a request says it.
-
-        Raises:
-            UnsupportedOptionError: more than plain transcription is asked for, or in a language
-                that the model was not trained on.
-        """
-        check_plain(_TITLE, request, _LANGUAGES)
-        return request.language and language_code(request.language)
-
-    def speech_inputs(
-        self, samples: mx.array, request: TranscriptionRequest = TranscriptionRequest()
-    ) -> dict[str, Any]:
-        """What `model.generate` needs to transcribe one recording as a whole.
-
-        Args:
-            samples: (n,).
-        """
-        self.text_language(request)
-        return self(samples)

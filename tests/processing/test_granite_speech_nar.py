@@ -154,7 +154,7 @@ class TestProcessor:
     def test_features_that_the_model_does_not_take(self, tmp_path):
         folder = small(tmp_path / "model")
         edit_json(folder / "preprocessor_config.json", n_mels=64)
-        with pytest.raises(CheckpointError, match="n_mels is 64 for the feature extractor, but 80"):
+        with pytest.raises(CheckpointError, match="n_mels is 64 for the processor, but 80"):
             GraniteSpeechNarProcessor.from_pretrained(folder)
 
     def test_windows_of_the_model(self, tmp_path):
