@@ -46,7 +46,7 @@ def damaged(draft: list[int], tokens: list[int], rng: np.random.Generator) -> li
     return made
 
 
-def heard(model: Nar, tokenizer: Tokenizer, recordings: list[HeldOut]) -> list[list[str]]:
+def transcribed(model: Nar, tokenizer: Tokenizer, recordings: list[HeldOut]) -> list[list[str]]:
     """The draft of each recording alone, and the edited text."""
     both = [model.transcribe(recording.wave) for recording in recordings]
     return [[tokenizer.decode(ids).strip() for ids in pair] for pair in both]
@@ -94,7 +94,7 @@ def main() -> None:
         return ctc(list(scores), ids) + ctc(model.edit(states, drafts), ids)
 
     def evaluate() -> str:
-        pairs = heard(model, tokenizer, recordings)
+        pairs = transcribed(model, tokenizer, recordings)
         rates = [by_voice(recordings, [pair[i] for pair in pairs]) for i in range(2)]
         return f"drafts: {rates[0]}; edited: {rates[1]}"
 
@@ -102,7 +102,7 @@ def main() -> None:
     model.load_state_dict({n: t.float() for n, t in added(model).items()}, strict=False)
     print("in bfloat16:", evaluate())
     for recording, (draft, edited) in zip(
-        recordings, heard(model, tokenizer, recordings), strict=True
+        recordings, transcribed(model, tokenizer, recordings), strict=True
     ):
         print(f"{recording.file}: {draft!r} edited to {edited!r} of {recording.text!r}")
     args.folder.mkdir(parents=True, exist_ok=True)

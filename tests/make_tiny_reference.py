@@ -22,7 +22,7 @@ from transformers import GraniteSpeech5ForCTC, GraniteSpeech5Processor
 
 DATA = Path(__file__).parent / "data"
 TURBOCTC = DATA / "tiny-turboctc"
-LONGEST_SECONDS = 30  # that the editor can hear
+LONGEST_SECONDS = 30  # that the editor was trained on
 
 
 class TurboCTC:

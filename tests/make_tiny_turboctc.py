@@ -1,4 +1,4 @@
-"""Trains a tiny TurboCTC (granite_speech5_ctc) that hears the command language of
+"""Trains a tiny TurboCTC (granite_speech5_ctc) that transcribes the command language of
 make_tiny_speech.py, and saves it as the released repositories are laid out.
 
 `.venv/bin/python tests/make_tiny_turboctc.py speech.npz tests/data/tiny-turboctc`: minutes with a
@@ -29,7 +29,7 @@ LABELS = 160
 
 def tokenizer(texts: list[str]) -> ParakeetTokenizer:
     """Byte-level BPE whose first label is the blank. Every word begins with its space, wherever
-    it stands: the model cannot hear whether a word is the first one of a recording."""
+    it stands: no sound tells whether a word is the first one of a recording."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     bpe.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
@@ -64,7 +64,7 @@ def in_bfloat16(model: GraniteSpeech5ForCTC) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def heard(
+def transcribed(
     model: GraniteSpeech5ForCTC, processor: GraniteSpeech5Processor, recordings: list[HeldOut]
 ) -> list[str]:
     """What the model says to each recording, alone."""
@@ -112,7 +112,7 @@ def main() -> None:
 
     def evaluate() -> str:
         model.eval()
-        rates = by_voice(recordings, heard(model, processor, recordings))
+        rates = by_voice(recordings, transcribed(model, processor, recordings))
         model.train()
         return rates
 
@@ -121,7 +121,7 @@ def main() -> None:
     rounded = {name: tensor.float() for name, tensor in in_bfloat16(model).items()}
     model.load_state_dict(rounded, strict=False)
     model.eval()
-    texts = heard(model, processor, recordings)
+    texts = transcribed(model, processor, recordings)
     print("in bfloat16:", by_voice(recordings, texts))
     for recording, text in zip(recordings, texts, strict=True):
         if text != recording.text:

@@ -300,8 +300,8 @@ def small(folder: Path, layout: str = "second", **changes: Any) -> Path:
     return write_repository(folder, *in_layout(layout, config, tensors(config)))
 
 
-def hearing(folder: Path, replaced: dict[int, int], **changes: Any) -> Path:
-    """A repository of a model that hears: with the bundled encoder, whose head of tokens has 511 of
+def on_bundled_encoder(folder: Path, replaced: dict[int, int], **changes: Any) -> Path:
+    """A repository of a model with the bundled encoder, whose head of tokens has 511 of
     them after a blank, and an editor that says each slot again, but for the tokens in `replaced`.
 
     Its audio is of no consequence; that is for models with random tensors to show.

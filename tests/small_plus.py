@@ -1,4 +1,4 @@
-"""The bundled checkpoint as a Plus variant that hears as it does: its encoder exports another
+"""The bundled checkpoint as a Plus variant that transcribes as it does: its encoder exports another
 layer, which the projector gives no weight."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A tiny non-autoregressive Granite Speech that hears, put together from two places: the encoder of
+"""A tiny non-autoregressive Granite Speech, trained, put together from two places: the encoder of
 examples/tiny-granite-speech, and data/tiny-nar, whose tensors make_tiny_nar.py wrote.
 """
 

@@ -4,6 +4,7 @@ Conformer blocks (https://arxiv.org/abs/2005.08100) whose attention stays inside
 frames and carries Shaw's relative positions (https://arxiv.org/abs/1803.02155).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -40,7 +41,7 @@ class FrameMask:
         return x if self.frames is None else mx.where(self.frames, x, mx.zeros((), x.dtype))
 
 
-class BlockAttention(nn.Module):
+class BlockAttention(nn.Module, ABC):
     """Attention within blocks of `context_size` frames, with Shaw's relative positions. Subclasses
     project the queries, keys and values, and what comes out.
 
@@ -55,9 +56,9 @@ class BlockAttention(nn.Module):
         self.scale = head_dim**-0.5
         self.rel_pos_emb = nn.Embedding(2 * max_distance + 1, head_dim)
 
+    @abstractmethod
     def project(self, x: mx.array) -> Sequence[mx.array]:
         """Queries, keys and values: (…, hidden) -> (…, heads * head_dim) each."""
-        raise NotImplementedError
 
     def attend(self, x: mx.array, mask: FrameMask) -> mx.array:
         """(batch, frames, hidden) -> (batch, frames, heads * head_dim)."""
@@ -145,7 +146,7 @@ def _sum_of_shifts(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 
     return total.astype(x.dtype)
 
 
-class ConformerBlock(nn.Module):
+class ConformerBlock(nn.Module, ABC):
     """A block in two halves, since one looks at whole attention blocks and the other only at
     neighbouring frames: what a stream keeps between them differs."""
 
@@ -155,19 +156,19 @@ class ConformerBlock(nn.Module):
         return self.convolve(x, mask.zero_padding(gated))
 
     @property
+    @abstractmethod
     def depthwise(self) -> DepthwiseConv:
         """Its convolution over time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attend(self, x: mx.array, mask: FrameMask) -> tuple[mx.array, mx.array]:
         """The half that looks at whole attention blocks: its result, and the same gated for the
         convolution."""
-        raise NotImplementedError
 
+    @abstractmethod
     def convolve(self, x: mx.array, gated: mx.array, halo: bool = False) -> mx.array:
         """The half that looks at neighbouring frames; `gated` has more of them with `halo`. Where
         the convolution has a stride, there are fewer frames after it."""
-        raise NotImplementedError
 
 
 def fold_batch_norm(kernel: mx.array, weights: dict[str, mx.array], norm: str):

@@ -1,6 +1,7 @@
 """Transcription with Granite Speech: encoded once as a stream, cut by the CTC head."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,7 +32,7 @@ from .windows import WindowDecoder
 _LEAST_ROOM_TOKENS = 10 * int(ChunkOptions.chunk_duration) + TOKENS_OVERHEAD
 
 
-class EncodedOnce:
+class EncodedOnce(ABC):
     """What families with Granite Speech's encoder share: chunks of a recording that is encoded as a
     stream, whatever its cuts. A chunk's `audio` is the projected audio, (rows, hidden_size)."""
 
@@ -85,6 +86,7 @@ class EncodedOnce:
             held += needed
             mx.clear_cache()
 
+    @abstractmethod
     def _draft(self, hidden: mx.array, logits: mx.array, non_blank: mx.array) -> CTCText | None:
         """What a CTC head writes, if it can.
 
@@ -93,7 +95,6 @@ class EncodedOnce:
             logits: (frames, labels) of its character head.
             non_blank: (frames,) of the encoder.
         """
-        raise NotImplementedError
 
 
 class GraniteSpeechTranscription(EncodedOnce):

@@ -1,6 +1,6 @@
 """From chunks to turns of speakers, who keep their numbers over a recording of any length.
 
-A model numbers speakers in the order in which it hears them. So each chunk is decoded as what
+A model numbers speakers in the order of their first turns. So each chunk is decoded as what
 follows the chunks of its window (`WindowDecoder`), and the next window begins with a few seconds of
 each speaker so far, and with what is said there.
 """

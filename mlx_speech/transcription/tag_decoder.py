@@ -1,6 +1,6 @@
 """From chunks to segments where the model marks its answers with tags."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, cast
@@ -27,7 +27,7 @@ class TaggedAnswer(Segment):
 
 
 @dataclass
-class TagDecoder(SegmentDecoder):
+class TagDecoder(SegmentDecoder, ABC):
     """Makes segments of answers with tags; beside `SegmentDecoder`, whose texts have none."""
 
     tags: ClassVar[Tags | None]

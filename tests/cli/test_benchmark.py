@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import pytest
 from commands import Caller, Terminal, one_line, run
 from conftest import DATA, ROOT, TINY
-from nar_models import hearing
+from nar_models import on_bundled_encoder
 
 from convert import convert as convert_checkpoint
 from mlx_speech.cli.benchmark import build_parser, main
@@ -82,7 +82,7 @@ class TestTable:
         assert [row.split()[-1] for row in prefill.splitlines()] == ["-", "-"]
 
     def test_a_model_of_one_pass_has_no_decoding(self, cli, tmp_path):
-        folder = hearing(tmp_path / "nar", {})
+        folder = on_bundled_encoder(tmp_path / "nar", {})
         status, out, err = cli("--runs", 1, "--model", folder, "--bits", "8", GATE)
         assert (status, err) == (0, "")
         assert "8 bits" in out

@@ -1,4 +1,4 @@
-"""The tiny Granite Speech NAR and TurboCTC, which hear, beside the reference: every bundled
+"""The tiny Granite Speech NAR and TurboCTC beside the reference: every bundled
 recording, float32."""
 
 from __future__ import annotations

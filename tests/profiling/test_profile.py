@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 from conftest import DATA, ROOT, TINY, find_recording
-from nar_models import hearing
+from nar_models import on_bundled_encoder
 
 from mlx_speech import load
 from mlx_speech.errors import InputError, UnsupportedOptionError
@@ -78,7 +78,7 @@ def test_all_numbers(short, folder):
 
 def test_a_model_of_one_pass(short, tmp_path):
     """Its editor looks at audio and slots at once; there are no tokens one after the other."""
-    loaded = model, _ = load(hearing(tmp_path / "nar", {}))
+    loaded = model, _ = load(on_bundled_encoder(tmp_path / "nar", {}))
     told: list[str] = []
     found = profile_model(loaded, [GATE, LIGHT], 1e6, 1, told.append)
     assert told == ["warming up", "transcribing", "encoding"]

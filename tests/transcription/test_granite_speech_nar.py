@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import TINY, edit_json, find_recording
-from nar_models import hearing
+from nar_models import on_bundled_encoder
 
 from mlx_speech import (
     ContextLengthError,
@@ -39,7 +39,7 @@ def token(text: str) -> int:
 def folder(tmp_path_factory):
     """Its editor says " a" where the draft has " the"."""
     replaced = {token(" the"): token(" a")}
-    return hearing(tmp_path_factory.mktemp("hearing") / "nar", replaced)
+    return on_bundled_encoder(tmp_path_factory.mktemp("nar") / "nar", replaced)
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +293,7 @@ def test_languages(loaded, language, code):
 
 
 def test_a_segment_that_is_too_long(tmp_path):
-    folder = hearing(tmp_path / "short", {})
+    folder = on_bundled_encoder(tmp_path / "short", {})
     text = json.loads((folder / "config.json").read_text())["text_config"]
     edit_json(folder / "config.json", text_config={**text, "max_position_embeddings": 20})
     with pytest.raises(ContextLengthError, match="context of 20 positions holds; lower chunk_dur"):

@@ -120,7 +120,7 @@ def test_both_in_two_passes(plus):
 
 
 def test_a_known_beginning(plus):
-    """The transcript goes on behind it; that of a model without tags is heard, not chosen."""
+    """The transcript goes on behind it; that of a model without tags is not scripted."""
     transcript = transcribe(GATE, plus, prefix_text="unlock the", word_timestamps=True)
     (segment,) = transcript.segments
     assert segment.text == "back gate"

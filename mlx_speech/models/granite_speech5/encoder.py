@@ -146,7 +146,7 @@ class GraniteSpeech5Encoder(nn.Module):
         output_attentions: bool | None = None,
     ) -> GraniteSpeech5EncoderModelOutput:
         """Encode features, 50 frames a second, to 12.5 a second. What is left over at the end,
-        fewer than four frames, is heard and gives no frame.
+        fewer than four frames, gives no frame.
 
         Args:
             input_features: (batch, frames, 4 * num_mel_bins).
