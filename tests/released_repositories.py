@@ -205,6 +205,11 @@ class Repository:
             mx.save_safetensors(str(folder / file), arrays, {"format": "pt"})
         return folder
 
+    def counted(self) -> tuple[int, int]:
+        """Floating-point tensors of the model, and counters of its BatchNorms."""
+        counters = sum(name.endswith("num_batches_tracked") for name in self.tensors)
+        return len(self.tensors) - counters, counters
+
     def damaged(self, folder: Path, target: Path, tensor: str, array: mx.array | None) -> Path:
         """A copy of what was written, with another array in place of the tensor whose name ends so,
         or with a further one of that name; None leaves it out."""

@@ -28,7 +28,8 @@ import time
 from pathlib import Path
 from unittest import mock
 
-from encoder import OURS, THEIRS, max_resident
+from checkpoint import checkpoint_config
+from encoder import OURS, THEIRS
 from workers import Demands, Remote, openblas_environment, serve, take_turns
 
 from mlx_speech.profiling.machine import blas_name, device_name, machine_name
@@ -43,24 +44,15 @@ LEAST_SPEEDUP, MOST_MEMORY = 3.0, 0.25  #: of the encoder, beside mlx-audio's
 
 
 def nar_config(layers: int, editor_layers: int) -> dict:
-    """config.json of Granite Speech NAR at the released widths."""
+    """config.json of Granite Speech NAR at the released widths, with what mlx-audio wants."""
     vocabulary, blank = 100352, 100257
+    parts = checkpoint_config(layers, editor_layers, "float32")
     return {
         "model_type": NAR,
         "encoder_config": {
-            "num_layers": layers,
-            "hidden_dim": 1024,
-            "num_heads": 8,
-            "dim_head": 128,
-            "input_dim": 160,
-            "output_dim": 348,
+            **parts["encoder_config"],
             "bpe_output_dim": vocabulary,
             "bpe_pooling_window": 4,
-            "conv_kernel_size": 15,
-            "conv_expansion_factor": 2,
-            "feedforward_mult": 4,
-            "max_pos_emb": 512,
-            "context_size": 200,
             "self_conditioning_layer": layers // 2,
             "blank_token_id": blank,
             "dropout": 0.0,
@@ -83,22 +75,9 @@ def nar_config(layers: int, editor_layers: int) -> dict:
             "layernorm_eps": 1e-6,
         },
         "text_config": {
-            "model_type": "granite",
+            **parts["text_config"],
             "vocab_size": vocabulary,
-            "hidden_size": 2048,
-            "intermediate_size": 4096,
-            "num_hidden_layers": editor_layers,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 4096,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-            "attention_multiplier": 0.0078125,
-            "embedding_multiplier": 12.0,
-            "residual_multiplier": 0.22,
-            "logits_scaling": 8.0,
-            "tie_word_embeddings": True,
             "bos_token_id": blank,
             "eos_token_id": blank,
             "pad_token_id": 100256,
@@ -162,7 +141,6 @@ class Worker:
 
     def __init__(self, side: str, folder: str):
         import mlx.core as mx
-        from mlx.utils import tree_flatten
 
         self._folder, self._is_ours = Path(folder), side == OURS
         config = json.loads((self._folder / "config.json").read_text())
@@ -173,9 +151,7 @@ class Worker:
             self._model = load_model(self._folder)
         else:
             self._model = load_theirs(self._folder, config)
-        weights = sum(value.nbytes for _, value in tree_flatten(self._model.parameters()))
         self.hello = {
-            "weights": weights,
             "mlx": mx.__version__,
             "device": device_name(),
             "blas": blas_name(),
@@ -192,10 +168,6 @@ class Worker:
         path = self._folder / f"{'ours' if self._is_ours else 'theirs'}.npy"
         mx.save(str(path), self._taken("all", frames)[1].astype(mx.float32))
         return {"path": str(path), "ids": self._taken("whole", frames)[1].tolist()}
-
-    def resident(self) -> dict:
-        """The most that this process held so far."""
-        return {"resident": max_resident()}
 
     def parts(self) -> list[str]:
         """What is measured."""
