@@ -1,6 +1,7 @@
 """Log-mel features in MLX."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,7 +53,7 @@ def hann_window(win_length: int, n_fft: int) -> mx.array:
     return mx.array(padded.astype(np.float32))
 
 
-class LogMelFeatureExtractor(FeatureExtractor):
+class LogMelFeatureExtractor(FeatureExtractor, ABC):
     """Base of the extractors whose features come of a log-mel spectrogram with centred windows, two
     frames of which are one of the features.
 
@@ -65,17 +66,17 @@ class LogMelFeatureExtractor(FeatureExtractor):
     hop_length: int
 
     @property
+    @abstractmethod
     def n_mels(self) -> int:
         """Number of filters."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _features(self, log_mel: mx.array, highest: mx.array) -> mx.array:
         """Features of some frames, for which `_log_mel` gave this.
 
         Args:
             highest: the greatest value of all frames of the recording.
         """
-        raise NotImplementedError
 
     def log_mel(self, audio: mx.array) -> mx.array:
         """The features of one recording: (samples,) -> (frames, width), 50 frames a second."""
