@@ -13,7 +13,7 @@ from ..errors import AudioError, ContextLengthError, InputError, MlxSpeechError
 from . import common
 from .console import Console, display_name
 from .streams import StandardOutputError, decode_utf8, need_standard_output, read_lines
-from .terminal import line_history, read_line
+from .terminal import forget_interrupt, line_history, read_line
 
 if TYPE_CHECKING:
     from ..chat_session import ChatSession
@@ -98,6 +98,7 @@ def chat_in_terminal(chat: Chat, model: str) -> int:
                 line = read_line()
                 chat.take(line)
             except KeyboardInterrupt:
+                forget_interrupt()
                 if line is None:
                     chat.console.note("")  # below what is being written
                 chat.console.note("(Ctrl-D leaves)" if line is None else "(stopped)")

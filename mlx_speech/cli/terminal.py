@@ -19,6 +19,16 @@ def read_line() -> str:
     return input()
 
 
+def forget_interrupt() -> None:
+    """Have a Ctrl-C that was dealt with not be the exit status in the end.
+
+    Where one comes while Python runs source text, as it does to make a dataclass or a named tuple
+    of a module that is being imported, it ends with SIGINT, whatever became of the exception;
+    unless it runs some more.
+    """
+    exec("pass")
+
+
 @contextmanager
 def line_history() -> Iterator[None]:
     """Within it, lines can be edited and recalled, also those of chats before."""

@@ -122,6 +122,21 @@ class TestTerminal:
             assert terminal.wait() == 0
             assert "(stopped)" in shown or "(Ctrl-D leaves)" in terminal.shown
 
+    def test_ctrl_c_while_source_text_runs(self, tmp_path):
+        """As it does when a module with dataclasses is imported: leaving is no interruption."""
+        (tmp_path / "sitecustomize.py").write_text(
+            "import builtins\n"
+            "read = builtins.input\n"
+            "def interrupted(prompt):\n"
+            "    builtins.input = read\n"
+            "    exec('raise KeyboardInterrupt')\n"
+            "builtins.input = interrupted\n"
+        )
+        with Terminal("chat", PYTHONPATH=str(tmp_path)) as terminal:
+            terminal.expect("is ready; /help lists what else there is", "(Ctrl-D leaves)", "> ")
+            terminal.type("\x04")
+            assert terminal.wait() == 0
+
     def test_lines_are_kept(self, state):
         with self.started() as terminal:
             terminal.type("good night\r")
