@@ -57,6 +57,11 @@ class MlxSpeechError(Exception):
     def __str__(self) -> str:
         return one_line(super().__str__())
 
+    @property
+    def option(self) -> str:
+        """Name of the option that it is about, if it is known and one."""
+        return "" if self._about is None else self._about[1]["option"]
+
     @classmethod
     def about(cls, template: str, *, option: str = "", **values: Any) -> Self:
         """An error about options, which a command line may call by other names.

@@ -13,8 +13,9 @@ from conftest import ROOT
 
 #: from the top down; what stands side by side imports each other only from left to right
 LAYERS = [
-    ["convert", "transcribe", "chat", "generate", "benchmark"],
+    ["convert", "transcribe", "chat", "generate", "serve", "benchmark"],
     ["cli"],
+    ["server"],
     ["chat_session", "output", "profiling"],
     ["transcription"],
     ["auto", "loading"],

@@ -29,7 +29,7 @@ SAMPLING_RATE = 16000
 """Rate of the speech models' audio, in Hz."""
 
 #: what recordings are read from, see `load_audio`
-AudioSource: TypeAlias = str | os.PathLike | np.ndarray | mx.array
+AudioSource: TypeAlias = str | os.PathLike | io.FileIO | np.ndarray | mx.array
 
 _Number = Annotated[int, Range(1)]
 
@@ -58,10 +58,10 @@ def load_audio(
 
     Args:
         source: path of an audio or video file, or http(s) address of one, or "-" for the bytes of
-            one on standard input, or samples: a NumPy or MLX array of shape (samples,) or
-            (channels, samples), with at most 64 channels and fewer channels than samples. float
-            arrays have full scale 1, int8, int16 and int32 arrays that of their type, and uint8
-            arrays are silent at 128.
+            one on standard input, or a file that is open, which stays so, or samples: a NumPy or
+            MLX array of shape (samples,) or (channels, samples), with at most 64 channels and fewer
+            channels than samples. float arrays have full scale 1, int8, int16 and int32 arrays that
+            of their type, and uint8 arrays are silent at 128.
         sampling_rate: rate of an array in hertz; required with one, and an error with a file, which
             states its own.
         target_sampling_rate: rate of the result in hertz.
@@ -88,10 +88,14 @@ def open_recording(
     *,
     audio_track: int | None = None,
     channel: Channel = None,
+    name: str | None = None,
 ) -> Recording:
     """Decode a recording of any length, to be read part by part; memory holds a part of it only.
 
     Arguments are those of `load_audio`, and so are the errors. `Recording` says where it is kept.
+
+    Args:
+        name: what errors call a file that is open.
     """
     target = checked_rate(target_sampling_rate, "target_sampling_rate")
     audio_track, channel = checked_selection(audio_track, channel)
@@ -105,6 +109,8 @@ def open_recording(
         if audio_track is not None:
             raise InputError.about("{audio_track} is for files: an array has channels alone")
         return record(_array_blocks(source), rate, target, "the array", channel)
+    if isinstance(source, io.FileIO):
+        return _whole_file(source, name or "the file", target, audio_track, channel)
     if not isinstance(source, (str, os.PathLike)):
         raise AudioError(
             f"audio is a path, '-' or an array, but a {type(source).__name__} was given"
@@ -131,12 +137,19 @@ def open_recording(
                 file = stack.enter_context(open(path, "rb", buffering=0))
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 file = spool_to_disk(file, name, stack)  # a pipe cannot seek
-        if not os.fstat(file.fileno()).st_size:
-            raise AudioError(f"{name} is empty (0 bytes): record or copy it again")
-        recording = _read_file(file, name, target, audio_track, channel)
-        if remark := unread(file):
-            recording.remarks.append(remark)
-        return recording
+        return _whole_file(file, name, target, audio_track, channel)
+
+
+def _whole_file(
+    file: io.FileIO, name: str, target: float, audio_track: int | None, channel: Channel
+) -> Recording:
+    if not os.fstat(file.fileno()).st_size:
+        raise AudioError(f"{name} is empty (0 bytes): record or copy it again")
+    file.seek(0)
+    recording = _read_file(file, name, target, audio_track, channel)
+    if remark := unread(file):
+        recording.remarks.append(remark)
+    return recording
 
 
 def _read_file(

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Literal
 
 from .api import Prefilled
+from .config import GenerationConfig
 from .protocols import Detokenizes
 from .stopping import StopStringFilter
 
@@ -79,6 +80,27 @@ class TextStep:
     finish_reason: Literal["stop", "length"] | None = None
 
 
+class AnswerText:
+    """The text of an answer, piece by piece, as its tokens come; it ends before a stop string.
+
+    Args:
+        config: of the run that they come from.
+    """
+
+    def __init__(self, config: GenerationConfig, tokenizer: Detokenizes):
+        self._end_ids = config.eos_token_ids
+        self._detokenizer = StreamingDetokenizer(tokenizer)
+        self._stop_filter = StopStringFilter(config.stop_texts)
+
+    def add(self, token: int, last: bool) -> str:
+        """The text that a token makes certain; `last`: no more follow it."""
+        detokenizer, stop_filter = self._detokenizer, self._stop_filter
+        text = stop_filter.add("" if token in self._end_ids else detokenizer.add(token))
+        if last:
+            text += stop_filter.finish(detokenizer.finish() + detokenizer.white_space)
+        return text
+
+
 def stream_text(
     run: Prefilled,
     tokenizer: Detokenizes,
@@ -89,19 +111,16 @@ def stream_text(
     Args:
         cut_off: whether to end after these tokens, though nothing says so.
     """
-    detokenizer = StreamingDetokenizer(tokenizer)
-    stop_filter = StopStringFilter(run.config.stop_texts)
+    pieces = AnswerText(run.config, tokenizer)
     tokens: list[int] = []
     for step in run.steps():
         (token,), (logprob,), (stopped,) = step.tokens, step.logprobs, step.stopped
         tokens.append(token)
-        is_end = token in run.config.eos_token_ids
-        text = stop_filter.add("" if is_end else detokenizer.add(token))
-        if stopped or len(tokens) == run.config.limit or cut_off(tokens):
-            text += stop_filter.finish(detokenizer.finish() + detokenizer.white_space)
-            yield TextStep(text, token, logprob, "stop" if stopped else "length")
+        last = stopped or len(tokens) == run.config.limit or cut_off(tokens)
+        reason: Literal["stop", "length"] = "stop" if stopped else "length"
+        yield TextStep(pieces.add(token, last), token, logprob, reason if last else None)
+        if last:
             return
-        yield TextStep(text, token, logprob)
 
 
 def answer_text(run: Prefilled, tokens: Sequence[int], tokenizer: Detokenizes) -> str:

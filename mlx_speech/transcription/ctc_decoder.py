@@ -4,7 +4,7 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from ..errors import InputError, UnsupportedOptionError
 from ..processing.request import TranscriptionRequest
@@ -49,6 +49,7 @@ class CTCDecoder:
     drafting = True  #: chunks bring what the head writes,
     needs_audio = False  #: and nothing for a decoder
     longest_chunk = math.inf
+    independent: ClassVar[bool] = True
 
     def __post_init__(self):
         #: of the CTC head, where words are to be told

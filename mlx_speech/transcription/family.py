@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from ..audio import Recording
 from ..errors import InputError
@@ -83,8 +83,10 @@ class ChunkDecoder(Protocol):
     drafting: whether chunks are to bring what the CTC head writes,
     needs_audio: and whether the audio for a decoder.
     longest_chunk: seconds of audio that a chunk may have at most.
+    independent: whether what a chunk gives does not depend on those before it.
     """
 
+    independent: ClassVar[bool]
     drafting: bool
     needs_audio: bool
     longest_chunk: float

@@ -128,13 +128,12 @@ def transcribe(
     passes = {"draft": draft, "ctc_only": ctc_only, "skip_editor": skip_editor}
     how = words | passes
     job = prepare(audio, model, reading, request, chunking, options, **how)
-    transcripts = []
-    for track in job.tracks():
-        with track.recording:
-            transcripts.append(track.transcript(list(track.segments(batch_size, progress))))
-        if transcripts[-1].text:
-            break
-    return _with_text(transcripts)
+    deltas = run(job, partial(Job.batches, batch_size=batch_size, progress=progress))
+    while True:
+        try:
+            next(deltas)
+        except StopIteration as end:
+            return end.value
 
 
 def stream_transcribe(
@@ -178,23 +177,24 @@ def stream_transcribe(
     passes = {"draft": draft, "ctc_only": ctc_only, "skip_editor": skip_editor}
     how = words | passes
     job = prepare(audio, model, reading, request, chunking, options, streaming=True, **how)
-    return _stream(job, progress)
+    return run(job, partial(Job.stream, progress=progress))
 
 
-def _stream(
-    job: "Job", progress: Progress | None
+def run(
+    job: "Job", decode: Callable[["Job"], Generator[TranscriptionDelta, None, list[Segment]]]
 ) -> Generator[TranscriptionDelta, None, Transcript]:
+    """What `decode` yields of a job, or where that has no text, of its other audio tracks."""
     transcripts = []
     for track in job.tracks():
         with track.recording:
-            segments = yield from track.stream(progress)
+            segments = yield from decode(track)
             transcripts.append(track.transcript(segments))
         if transcripts[-1].text:
             break
-    return _with_text(transcripts)
+    return with_text(transcripts)
 
 
-def _with_text(transcripts: list[Transcript]) -> Transcript:
+def with_text(transcripts: list[Transcript]) -> Transcript:
     """That of the last audio track, or where that has no text either, of the first."""
     chosen = transcripts[-1] if transcripts[-1].text else transcripts[0]
     if len(transcripts) > 1 and not chosen.text:
@@ -240,12 +240,19 @@ class Job:
             fresh = replace(self, recording=recording, decoder=decoder)
             yield replace(fresh, regions=[], other_regions=[])
 
-    def segments(self, batch_size: int, progress: Progress | None) -> Iterator[Segment]:
-        """The texts of all chunks, so many of which are decoded together."""
+    def batches(
+        self, batch_size: int, progress: Progress | None = None
+    ) -> Generator[TranscriptionDelta, None, list[Segment]]:
+        """The texts of all chunks, so many of which are decoded together; returns the segments."""
+        segments: list[Segment] = []
         with self._progress(progress) as done:
-            for decoded in self.decoder.decode(self._spoken(), batch_size):
+            for decoded in self.decoder.decode(self.spoken(), batch_size):
                 done([chunk for chunk, _ in decoded])
-                yield from (segment for _, segments in decoded for segment in segments)
+                for segment in (segment for _, found in decoded for segment in found):
+                    gap = " " if segment.text and any(each.text for each in segments) else ""
+                    segments.append(segment)
+                    yield TranscriptionDelta(gap + segment.text, segment, segment.speaker)
+        return segments
 
     @contextmanager
     def _progress(
@@ -256,15 +263,19 @@ class Job:
         duration = self.recording.duration
 
         def done(chunks: Sequence[AudioChunk]) -> None:
-            self.regions += [region for chunk in chunks for region in chunk.regions]
-            mx.clear_cache()
+            self.finish(chunks)
             report(min(chunks[-1].begin + chunks[-1].duration, duration), duration)
 
         report(0.0, duration)
         yield done
         report(duration, duration)
 
-    def _spoken(self) -> Iterator[AudioChunk]:
+    def finish(self, chunks: Sequence[AudioChunk]) -> None:
+        """Some chunks have become texts."""
+        self.regions += [region for chunk in chunks for region in chunk.regions]
+        mx.clear_cache()
+
+    def spoken(self) -> Generator[AudioChunk, None, None]:
         """The chunks in which somebody speaks: a decoder has words for any sound."""
         silero = SileroVAD.bundled()
         for chunk in self.chunks:
@@ -276,12 +287,12 @@ class Job:
                 self.other_regions += chunk.regions
 
     def stream(
-        self, progress: Progress | None
+        self, progress: Progress | None = None
     ) -> Generator[TranscriptionDelta, None, list[Segment]]:
         """The text piece by piece, chunk by chunk; returns the segments."""
         segments: list[Segment] = []
         with self._progress(progress) as done:
-            for chunk in self._spoken():
+            for chunk in self.spoken():
                 gap = " " if any(segment.text for segment in segments) else ""
                 segments += yield from self.decoder.stream(chunk, gap)
                 done([chunk])
@@ -319,6 +330,7 @@ def prepare(
     ctc_only: bool = False,
     skip_editor: bool = False,
     streaming: bool = False,
+    opened: Recording | None = None,
 ) -> Job:
     """Load what is to be transcribed, and settle how; errors as in `transcribe`.
 
@@ -326,6 +338,7 @@ def prepare(
         reading: further arguments of `open_recording`.
         options: of generation.
         streaming: texts are to come piece by piece.
+        opened: what `open_recording` made of `audio`, if that was called already.
     """
     word_timestamps = fitted("word_timestamps", word_timestamps, bool | WordTimes)
     speakers = fitted("speakers", speakers, bool)
@@ -367,7 +380,7 @@ def prepare(
         for_decoder=decoder.needs_audio,
     )
     return Job(
-        read(),
+        opened or read(),
         find_chunks,
         decoder,
         language,

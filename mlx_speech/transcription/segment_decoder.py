@@ -13,11 +13,12 @@ from ..generation.api import Prefilled, prefill, resolve_config
 from ..generation.checks import check_one_text
 from ..generation.protocols import GenerativeModel
 from ..generation.repetition import find_loop
-from ..generation.speculative import Answer, Speculation
+from ..generation.speculative import Speculation
 from ..generation.streaming import answer_text, stream_text
 from .alignment import word_probabilities
 from .chunks import AudioChunk
 from .ctc_decoder import CTCDecoder
+from .drafted_batch import DraftedBatch, DraftedRow, Trimmed
 from .family import ChunkDecoder, Decoded, Decoding, GenerativeFamily, SpeechProcessor
 from .transcript import Segment, TranscriptionDelta
 from .words import place_words, words_of
@@ -73,6 +74,7 @@ class SegmentDecoder:
     longest_chunk: float = math.inf
 
     needs_audio = True  #: chunks bring what the decoder is given
+    independent: ClassVar[bool] = True
     verbosity: ClassVar[int] = 1  #: by how much its texts are longer than what is said
 
     def __post_init__(self):
@@ -95,7 +97,7 @@ class SegmentDecoder:
                 "transcription by greedy search"
             )
             raise UnsupportedOptionError.about(message)
-        self._tokenizer = self.processor.tokenizer
+        self.tokenizer = self.processor.tokenizer
         #: of the CTC head, where words are to be told
         self.vocabulary = self.family.ctc_vocabulary if how.word_timestamps else None
         self._words_by = self.vocabulary  # that of words that are told of each text as a whole
@@ -104,10 +106,7 @@ class SegmentDecoder:
         """See `ChunkDecoder`."""
         batches = self._decode_drafted if self.drafting else self._decode_batches
         for decoded in batches(iter(chunks), batch_size):
-            decoded = [(chunk, self._with_fallback(chunk, segment)) for chunk, segment in decoded]
-            if self._words_by is not None:
-                place_words(decoded, self._words_by)
-            yield [(chunk, [segment]) for chunk, segment in decoded]
+            yield self.finished(decoded)
 
     def _decode_batches(
         self, chunks: Iterator[AudioChunk], size: int
@@ -123,46 +122,56 @@ class SegmentDecoder:
                     alone, _ = self._arguments([chunk], self.options)
                     (rows[number],) = prefill(self.model, **alone).rows()
             pairs = zip(batch, rows, strict=True)
-            yield [(chunk, self._segment(chunk, run, r.tokens, r.logprobs)) for chunk, r in pairs]
+            yield [(chunk, self.segment(chunk, run, r.tokens, r.logprobs)) for chunk, r in pairs]
 
     def _decode_drafted(
         self, chunks: Iterator[AudioChunk], size: int
     ) -> Iterator[list[tuple[AudioChunk, Segment]]]:
-        """Texts that end make room for the next, several of which begin together: a prompt alone
-        costs more than its share, and so does waiting until all have ended."""
         enough = 1 if self.vocabulary is None else size  # words are placed together
-        running: Speculation | None = None
-        pending: deque[tuple[AudioChunk, Prefilled, Answer]] = deque()
+        batch = DraftedBatch(size)
+        pending: deque[DraftedRow] = deque()
         decoded: list[tuple[AudioChunk, Segment]] = []
         while True:
-            active = 0 if running is None else len(running.answers)
-            room = size - active if 2 * active <= size else 0
-            if fresh := list(islice(chunks, room)):
-                arguments, limits = self._arguments(fresh, self.options)
-                run = prefill(self.model, **arguments, **self._drafts(fresh))
-                begun = cast(Speculation, run.speculation)
-                for chunk, answer, limit in zip(fresh, begun.answers, limits, strict=True):
-                    answer.shorten(limit)
-                    pending.append((chunk, run, answer))
-                if running is None:
-                    running = begun
-                else:
-                    running.extend(begun)
-            elif running is None or not running.answers:
+            if fresh := list(islice(chunks, batch.room)):
+                pending += batch.begin(self, fresh)
+            elif batch.is_empty:
                 break
             else:
-                running.advance()
-            running.take_ended()
-            while pending and pending[0][2].ended:
-                chunk, run, answer = pending.popleft()
-                segment = self._segment(chunk, run, answer.tokens, answer.logprobs)
-                segment.drafts = answer.statistics
-                decoded.append((chunk, segment))
+                batch.advance()
+            batch.take_ended()
+            while pending and pending[0].ended:
+                row = pending.popleft()
+                decoded.append((row.chunk, row.segment()))
             if len(decoded) >= enough:
                 yield decoded
                 decoded = []
         if decoded:
             yield decoded
+
+    def begin(self, chunks: Sequence[AudioChunk]) -> list[DraftedRow]:
+        """See `DraftingDecoder`."""
+        arguments, limits = self._arguments(chunks, self.options)
+        run = prefill(self.model, **arguments, **self._drafts(chunks))
+        answers = cast(Speculation, run.speculation).answers
+        for answer, limit in zip(answers, limits, strict=True):
+            answer.shorten(limit)
+        pairs = zip(chunks, answers, strict=True)
+        return [DraftedRow(self, chunk, run, answer) for chunk, answer in pairs]
+
+    def finished(
+        self, pairs: Sequence[tuple[AudioChunk, Segment]], *, retry: bool = True
+    ) -> Decoded:
+        """What becomes of texts that are whole: their words are placed.
+
+        Args:
+            retry: those that have run into a loop are decoded again.
+        """
+        decoded = list(pairs)
+        if retry:
+            decoded = [(chunk, self._with_fallback(chunk, segment)) for chunk, segment in pairs]
+        if self._words_by is not None:
+            place_words(decoded, self._words_by)
+        return [(chunk, [segment]) for chunk, segment in decoded]
 
     def stream(
         self, chunk: AudioChunk, gap: str
@@ -174,17 +183,14 @@ class SegmentDecoder:
         run = prefill(self.model, streaming=True, **arguments, **drafts)
         tokens: list[int] = []
         logprobs: list[float] = []
-        held = ""
-        for step in stream_text(run, self._tokenizer, lambda said: find_loop(said) is not None):
+        pieces = Trimmed()
+        for step in stream_text(run, self.tokenizer, lambda said: find_loop(said) is not None):
             tokens.append(step.token)
             logprobs.append(step.logprob)
-            # white space waits: the text may end before a stop string that comes after it
-            held += step.text
-            if piece := held.rstrip():
-                held = held[len(piece) :]
+            if piece := pieces.add(step.text):
                 yield TranscriptionDelta(gap + piece)
                 gap = ""
-        segment = self._segment(chunk, run, tokens, logprobs)
+        segment = self.segment(chunk, run, tokens, logprobs)
         if run.speculation is not None:
             segment.drafts = run.speculation.answers[0].statistics
         if self._words_by is not None:
@@ -197,7 +203,7 @@ class SegmentDecoder:
     ) -> tuple[dict[str, Any], list[int]]:
         """What `generate` needs for a batch, and how many tokens each of its texts may have."""
         inputs = self.family.chunk_inputs(batch, self.request)
-        arguments = {"tokenizer": self._tokenizer, **inputs, **options}
+        arguments = {"tokenizer": self.tokenizer, **inputs, **options}
         if options.get("max_new_tokens") is None:
             arguments.pop("max_length", None)  # it bounds prompts that are padded alike
         prompt = inputs.get("attention_mask") if "input_ids" in inputs else None
@@ -255,22 +261,22 @@ class SegmentDecoder:
             end = find_loop(row.tokens)
             if end is None:
                 break
-        other = self._segment(chunk, run, row.tokens[:end], row.logprobs[:end])
+        other = self.segment(chunk, run, row.tokens[:end], row.logprobs[:end])
         other.retried, other.drafts = True, segment.drafts
         return other
 
-    def _segment(
+    def segment(
         self, chunk: AudioChunk, run: Prefilled, tokens: list[int], logprobs: list[float]
     ) -> Segment:
         """What an answer says, the token that ended it included."""
         ended = tokens[-1] in run.config.eos_token_ids
         kept = tokens[:-1] if ended else tokens
-        text = answer_text(run, tokens, self._tokenizer).rstrip()
+        text = answer_text(run, tokens, self.tokenizer).rstrip()
         forced = 1 if run.config.forced_bos_token_id is not None else 0
         free = logprobs[forced:] or logprobs  # the model had no choice there
         segment = Segment(chunk.start, chunk.end, text, kept, avg_logprob=sum(free) / len(free))
         segment.truncated = not run.stopping(tokens)
         if self._words_by is not None:
-            probabilities = word_probabilities(text, kept, logprobs[: len(kept)], self._tokenizer)
+            probabilities = word_probabilities(text, kept, logprobs[: len(kept)], self.tokenizer)
             segment.words = words_of(segment, probabilities)
         return segment

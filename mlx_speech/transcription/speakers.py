@@ -114,7 +114,7 @@ class SpeakerDecoder(WindowDecoder):
         """A segment for each turn, with its words; one without text where there are none."""
         if not turns:
             return [answer.segment(text="")]
-        places = token_spans(answer.text, answer.tokens, self._tokenizer)
+        places = token_spans(answer.text, answer.tokens, self.tokenizer)
         spans = [
             [(turn.span[0] + a, turn.span[0] + b) for a, b in split_words(turn.text)]
             for turn in turns

@@ -78,10 +78,10 @@ class TagDecoder(SegmentDecoder, ABC):
             said = ""
         return segments
 
-    def _segment(
+    def segment(
         self, chunk: AudioChunk, run: Prefilled, tokens: list[int], logprobs: list[float]
     ) -> TaggedAnswer:
-        segment = super()._segment(chunk, run, tokens, logprobs)
+        segment = super().segment(chunk, run, tokens, logprobs)
         return TaggedAnswer(**vars(segment), logprobs=logprobs[: len(segment.tokens)])
 
 
@@ -96,7 +96,7 @@ class TimeTagDecoder(TagDecoder):
 
     def _read(self, chunk: AudioChunk, answer: TaggedAnswer) -> list[Segment]:
         words, remarks = parse_words(answer.text, chunk.duration)
-        places = token_spans(answer.text, answer.tokens, self._tokenizer)
+        places = token_spans(answer.text, answer.tokens, self.tokenizer)
         sure = span_probabilities([word.span for word in words], places, answer.logprobs)
         told = [
             Word(word.text, chunk.begin + word.start, chunk.begin + word.end, probability)

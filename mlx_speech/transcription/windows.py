@@ -59,6 +59,7 @@ class WindowDecoder(TagDecoder):
         InputError: an option contradicts this.
     """
 
+    independent = False
     tags: ClassVar[Tags | None] = None
     longest_seconds = LONGEST_SECONDS
     tokens_per_second = TOKENS_PER_SECOND
@@ -144,7 +145,7 @@ class WindowDecoder(TagDecoder):
         segment = answer.segment()
         if self.vocabulary is not None:
             said = answer.text, answer.tokens, answer.logprobs
-            self._tell_words(chunk, segment, word_probabilities(*said, self._tokenizer))
+            self._tell_words(chunk, segment, word_probabilities(*said, self.tokenizer))
         self._keep(chunk, answer.text)
         return [segment]
 

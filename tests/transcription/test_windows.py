@@ -117,7 +117,7 @@ class TestContinuation:
         decoded(made, chunks[:3])
         assert [audio for _, audio in fed] == [len(chunk.audio) for chunk in chunks[:3]]
         behind = re.compile(r"<\|audio\|>(?!<\|audio\|>).*", re.DOTALL)
-        rest = [len(made._tokenizer.encode(behind.search(p)[0])) - 1 for p in script.prompts]
+        rest = [len(made.tokenizer.encode(behind.search(p)[0])) - 1 for p in script.prompts]
         assert [ids - audio for ids, audio in fed][1:] == rest[1:]
 
     def test_other_strategies(self, decoder, chunks):
@@ -190,8 +190,8 @@ class TestSpeakers:
         assert (first.start, first.end) == (first.words[0].start, first.words[-1].end)
         assert all(0 < w.probability <= 1 for w in first.words + second.words)
         tokens = first.tokens + second.tokens
-        assert made._tokenizer.decode(tokens, skip_special_tokens=True).strip() == answer
-        said = made._tokenizer.decode(second.tokens, skip_special_tokens=True)
+        assert made.tokenizer.decode(tokens, skip_special_tokens=True).strip() == answer
+        said = made.tokenizer.decode(second.tokens, skip_special_tokens=True)
         assert said.strip() == f"[Speaker 2]: {TURNS[1]}"
         assert type(first).__name__ == "Segment"
 

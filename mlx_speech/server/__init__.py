@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server: HTTP, WebSocket and Wyoming before one thread that computes."""

@@ -1,0 +1,88 @@
+"""Errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}`."""
+
+import errno
+import logging
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..errors import HubError, MlxSpeechError, one_line
+from .engine import BusyError, StoppedError
+from .models import UnknownModelError
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1  #: after which a client may ask again, where there was no room for it
+
+
+class RequestError(Exception):
+    """A request that cannot be answered.
+
+    Args:
+        status: of the HTTP answer. Clients retry 408, 409, 429 and 500 or more by themselves, so
+            what fails alike each time is another.
+        param: name of the field that is wrong.
+        code: what programs tell it by.
+    """
+
+    def __init__(
+        self, message: str, status: int = 400, param: str | None = None, code: str | None = None
+    ):
+        super().__init__(one_line(message))
+        self.status, self.param, self.code = status, param, code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error object."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Whether, and when, a client is to try again."""
+        if self.status == 401:
+            return {"WWW-Authenticate": "Bearer"}
+        if self.status == 504:
+            return {"x-should-retry": "false"}
+        if self.status in (429, 503, 507):
+            return {"Retry-After": str(RETRY_SECONDS)}
+        return {}
+
+
+def as_request_error(error: BaseException) -> RequestError:
+    """What a client is told about an error. What is nobody's fault but the server's goes to its
+    log."""
+    match error:
+        case RequestError():
+            return error
+        case UnknownModelError():
+            return RequestError(str(error), 404, "model", "model_not_found")
+        case HubError():
+            return RequestError(str(error), 503, "model", "model_not_loaded")
+        case MlxSpeechError():
+            param = error.option or None
+            return RequestError(str(error), 400, param, type(error).__name__)
+        case BusyError():
+            message = "the server is busy: try again"
+            return RequestError(message, 429, code="rate_limit_exceeded")
+        case StoppedError():
+            return RequestError("the server is shutting down", 503, code="shutting_down")
+        case TimeoutError():
+            message = "the request took longer than the server allows"
+            return RequestError(message, 504, code="timeout")
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            message = "the server's disk is full: try again later, or send less"
+            return RequestError(message, 507, "file", "disk_full")
+        case HTTPException():
+            return RequestError(error.detail, error.status_code)
+    logger.error("a request failed", exc_info=error)
+    return RequestError("the server failed; its log says how", 500, code="internal_error")
+
+
+async def error_response(request: Request, error: Exception) -> Response:
+    """The answer that tells an error."""
+    wrong = as_request_error(error)
+    headers = {**(getattr(error, "headers", None) or {}), **wrong.headers}
+    return JSONResponse({"error": wrong.body}, wrong.status, headers)

@@ -1,0 +1,156 @@
+"""Recordings that are transcribed at the same time: their chunks are decoded together.
+
+Of each recording one chunk is taken in turn, so that a short one is done soon, whatever else is
+going on.
+"""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from typing import NamedTuple
+
+from ..transcription.chunks import AudioChunk
+from ..transcription.drafted_batch import DraftedBatch, DraftedRow
+from ..transcription.family import Decoding
+from .recording_task import RecordingTask
+
+
+class _Taken(NamedTuple):
+    """A chunk, and which of a recording's it is."""
+
+    task: RecordingTask
+    number: int
+    chunk: AudioChunk
+
+
+class SharedBatch(ABC):
+    """Recordings of one model that are decoded alike.
+
+    Args:
+        size: chunks that are decoded together.
+    """
+
+    def __init__(self, size: int):
+        self._size = size
+        self._tasks: deque[RecordingTask] = deque()
+
+    def add(self, task: RecordingTask) -> None:
+        """Take in a recording."""
+        self._tasks.append(task)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._tasks
+
+    def turn(self) -> None:
+        """One step: take chunks in and feed them, or go on with those that are being decoded."""
+        for task in self._tasks:
+            if task.outlet.closed and not task.ended:
+                task.close()
+        self._step()
+        self._tasks = deque(task for task in self._tasks if not task.ended)
+
+    def fail(self, error: Exception) -> None:
+        """End all of them, and tell why."""
+        for task in self._tasks:
+            task.fail(error)
+
+    @abstractmethod
+    def _step(self) -> None:
+        """One step."""
+
+    def _take(self, room: int) -> list[_Taken]:
+        """So many chunks at most, one of each recording in turn."""
+        taken: list[_Taken] = []
+        while len(taken) < room and (task := self._first_open()):
+            self._tasks.remove(task)
+            self._tasks.append(task)
+            with task.guard():
+                if found := task.take():
+                    taken.append(_Taken(task, *found))
+        return taken
+
+    def _first_open(self) -> RecordingTask | None:
+        """The recording whose turn it is to give a chunk."""
+        return next((t for t in self._tasks if not (t.ended or t.exhausted)), None)
+
+
+class DraftedTogether(SharedBatch):
+    """Recordings whose chunks bring drafts. What they ask may differ, but not how it is decoded."""
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        self._batch = DraftedBatch(size)
+        self._rows: dict[DraftedRow, _Taken] = {}
+
+    def _step(self) -> None:
+        self._batch.drop([row for row, taken in self._rows.items() if taken.task.ended])
+        fresh = self._take(self._batch.room)
+        asked: list[Decoding] = []
+        for taken in fresh:
+            if taken.task.drafting.how not in asked:
+                asked.append(taken.task.drafting.how)
+        for how in asked:
+            self._begin([taken for taken in fresh if taken.task.drafting.how == how])
+        if not fresh:
+            self._advance()
+        self._give_out()
+        self._batch.take_ended()
+
+    def _begin(self, fresh: list[_Taken]) -> None:
+        """Feed the prompts of chunks that are asked the same."""
+        try:
+            rows = self._batch.begin(fresh[0].task.drafting, [taken.chunk for taken in fresh])
+            self._rows |= zip(rows, fresh, strict=True)
+        except Exception as error:
+            if len(fresh) == 1:
+                fresh[0].task.fail(error)
+                return
+            for taken in fresh:  # one of them fails, the others do not
+                self._begin([taken])
+
+    def _advance(self) -> None:
+        try:
+            self._batch.advance()
+        except Exception as error:  # nobody knows whose fault it is
+            for taken in self._rows.values():
+                taken.task.fail(error)
+            self._batch = DraftedBatch(self._size)
+            self._rows.clear()
+
+    def _give_out(self) -> None:
+        """What the rows have come to."""
+        ended: dict[RecordingTask, list[tuple[DraftedRow, int]]] = {}
+        for row, (task, number, _) in list(self._rows.items()):
+            if task.streaming and not task.ended:
+                task.add(number, row.text())
+            if row.ended:
+                del self._rows[row]
+                if not task.ended:
+                    ended.setdefault(task, []).append((row, number))
+        for task, rows in ended.items():
+            with task.guard():
+                pairs = [(row.chunk, row.segment()) for row, _ in rows]
+                decoded = task.drafting.finished(pairs, retry=not task.streaming)
+                for (_, number), (chunk, segments) in zip(rows, decoded, strict=True):
+                    task.finish(number, chunk, segments)
+
+
+class DecodedTogether(SharedBatch):
+    """Recordings that any decoder decodes, for all of which one serves: they ask the same. A batch
+    is whole before the next begins."""
+
+    def _step(self) -> None:
+        waiting = deque(fresh := self._take(self._size))
+        if not fresh:
+            return
+        try:
+            decoder = fresh[0].task.decoder
+            for decoded in decoder.decode((taken.chunk for taken in fresh), self._size):
+                for chunk, segments in decoded:
+                    task, number, _ = waiting.popleft()
+                    with task.guard():
+                        task.finish(number, chunk, segments)
+        except Exception as error:
+            for taken in waiting:
+                taken.task.fail(error)

@@ -1,0 +1,220 @@
+"""The engine's thread: what several requests get is what each gets alone."""
+
+import asyncio
+import threading
+from itertools import count
+
+import pytest
+from conftest import DATA
+
+import mlx_speech
+from mlx_speech.audio import open_recording
+from mlx_speech.errors import InputError, MlxSpeechError
+from mlx_speech.processing.request import TranscriptionRequest
+from mlx_speech.server.engine import BusyError, Engine, StoppedError
+from mlx_speech.server.models import ModelStore, UnknownModelError
+
+NAME = "tiny"
+AUDIO = DATA / "audio"
+SHORT = [AUDIO / f"{name}.flac" for name in ("flite_11", "festival_14", "espeak_01", "flite_07")]
+
+
+@pytest.fixture
+def store(tiny):
+    return ModelStore([NAME], loader=lambda name: tiny)
+
+
+def run(store, work, **options):
+    """What `work(engine)` returns, a coroutine that is given an engine that works."""
+
+    async def main():
+        engine = Engine(store, **options)
+        engine.start()
+        try:
+            return await asyncio.wait_for(work(engine), 120)
+        finally:
+            await engine.stop()
+
+    return asyncio.run(main())
+
+
+async def events_of(engine, path, streaming=False, **arguments):
+    async with engine.place(), engine.lease(NAME) as lease:
+        opened = await asyncio.to_thread(open_recording, path)
+        reply = await lease.transcribe(path, opened, arguments, streaming=streaming)
+        return [event async for event in reply]
+
+
+def check_equal(transcript, expected):
+    """The same, but for how what is decoded together is rounded."""
+    assert (transcript.text, transcript.regions) == (expected.text, expected.regions)
+    for segment, other in zip(transcript.segments, expected.segments, strict=True):
+        assert (segment.start, segment.end, segment.text) == (other.start, other.end, other.text)
+        assert segment.tokens == other.tokens
+        assert segment.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-4)
+        assert [(w.text, w.start, w.end) for w in segment.words] == [
+            (w.text, w.start, w.end) for w in other.words
+        ]
+
+
+class TestTranscription:
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize("batch_size", [1, 3, 8])
+    def test_recordings_together_give_what_each_gives_alone(
+        self, store, tiny, streaming, batch_size
+    ):
+        paths = [AUDIO / "long.flac", *SHORT]
+        words = {"word_timestamps": True}
+
+        async def work(engine):
+            return await asyncio.gather(*(events_of(engine, p, streaming, **words) for p in paths))
+
+        for path, events in zip(paths, run(store, work, batch_size=batch_size), strict=True):
+            *deltas, transcript = events
+            alone = mlx_speech.transcribe(path, tiny, **words)
+            check_equal(transcript, alone)
+            assert "".join(delta.text for delta in deltas) == alone.text
+            assert [d.segment for d in deltas if d.segment] == transcript.segments
+
+    def test_text_streams_before_its_segment_ends(self, store):
+        path = AUDIO / "long.flac"
+        deltas = run(store, lambda engine: events_of(engine, path, streaming=True))[:-1]
+        assert sum(bool(delta.text) for delta in deltas) > sum(
+            delta.segment is not None for delta in deltas
+        )
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {"draft": False},
+            {"ctc_only": True},
+            {"options": {"num_beams": 2}},
+            {"request": TranscriptionRequest("translate", target_language="fr")},
+        ],
+    )
+    def test_however_they_are_decoded(self, store, tiny, arguments):
+        flat = {k: v for k, v in arguments.items() if k not in ("options", "request")}
+        flat |= arguments.get("options", {})
+        if "request" in arguments:
+            flat |= {"task": "translate", "target_language": "fr"}
+
+        async def work(engine):
+            return await asyncio.gather(*(events_of(engine, p, **arguments) for p in SHORT))
+
+        for path, events in zip(SHORT, run(store, work), strict=True):
+            check_equal(events[-1], mlx_speech.transcribe(path, tiny, **flat))
+
+    def test_short_ones_do_not_wait_for_long_ones(self, store):
+        ended = []
+
+        async def one(engine, path):
+            await events_of(engine, path)
+            ended.append(path)
+
+        async def work(engine):
+            long = asyncio.create_task(one(engine, AUDIO / "long.flac"))
+            await asyncio.sleep(0)
+            await asyncio.gather(*(one(engine, path) for path in SHORT))
+            await long
+
+        run(store, work, batch_size=4)
+        assert ended[-1] == AUDIO / "long.flac"
+
+    def test_an_error_is_that_of_its_request_alone(self, store, tiny):
+        async def work(engine):
+            wrong = events_of(engine, SHORT[0], options={"max_length": 3})
+            right = events_of(engine, SHORT[1])
+            return await asyncio.gather(wrong, right, return_exceptions=True)
+
+        wrong, right = run(store, work)
+        assert isinstance(wrong, MlxSpeechError)
+        check_equal(right[-1], mlx_speech.transcribe(SHORT[1], tiny))
+
+    def test_who_goes_away_frees_the_place(self, store):
+        async def work(engine):
+            async with engine.place(), engine.lease(NAME) as lease:
+                opened = open_recording(AUDIO / "long.flac")
+                reply = await lease.transcribe(AUDIO / "long.flac", opened, {}, streaming=True)
+                await anext(reply)
+            await events_of(engine, SHORT[0])
+            while engine._batches:
+                await asyncio.sleep(0.01)
+            return engine.requests, store.users(NAME)
+
+        assert run(store, work) == (0, 0)
+
+
+class TestPlaces:
+    def test_there_are_so_many(self, store):
+        async def work(engine):
+            async with engine.place():
+                with pytest.raises(BusyError):
+                    async with engine.place():
+                        pass
+            async with engine.place():
+                return engine.requests
+
+        assert run(store, work, max_requests=1) == 1
+
+    def test_what_is_waited_for_ends_with_the_engine(self, store):
+        async def work(engine):
+            async with engine.lease(NAME) as lease:
+                forever = await lease.steps(lambda model, processor: (n for n in count()))
+                stop = asyncio.create_task(engine.stop())
+                with pytest.raises(StoppedError):
+                    async for _ in forever:
+                        pass
+                await stop
+
+        run(store, work)
+
+
+class TestModels:
+    def test_everything_is_computed_in_one_thread(self, tiny):
+        threads = set()
+
+        def loader(name):
+            threads.add(threading.current_thread().name)
+            return tiny
+
+        async def work(engine):
+            async with engine.lease(NAME) as lease:
+                await lease.call(lambda *_: threads.add(threading.current_thread().name))
+
+        run(ModelStore([NAME], loader=loader), work)
+        assert threads == {"engine"}
+
+    def test_one_that_is_not_used_is_given_up(self, tiny):
+        loaded = []
+        store = ModelStore([NAME], keep_alive=0, loader=lambda name: loaded.append(name) or tiny)
+
+        async def work(engine):
+            for _ in range(2):
+                async with engine.lease(NAME):
+                    assert store.state(NAME) == "ready"
+                while store.state(NAME) != "unloaded":
+                    await asyncio.sleep(0.01)
+
+        run(store, work)
+        assert loaded == [NAME, NAME]
+
+    def test_one_that_cannot_be_loaded(self):
+        async def work(engine):
+            with pytest.raises(InputError):
+                async with engine.lease(NAME):
+                    pass
+
+        def loader(name):
+            raise InputError("no")
+
+        store = ModelStore([NAME], loader=loader)
+        run(store, work)
+        assert store.state(NAME) == "unloaded"
+        assert store.users(NAME) == 0
+
+    def test_a_name_may_be_short(self):
+        store = ModelStore(["owner/one", "owner/two", "other/two"])
+        assert store.resolve("one") == store.resolve("owner/one") == "owner/one"
+        for unknown in ("two", "owner", "", "/etc"):
+            with pytest.raises(UnknownModelError):
+                store.resolve(unknown)
