@@ -71,11 +71,15 @@ class RecordingTask:
         return self._exhausted
 
     def take(self) -> tuple[int, AudioChunk] | None:
-        """The next chunk and its number, found and encoded; None where there are no more."""
-        chunk = next(self._chunks, None)
-        if chunk is None:
+        """Go through the next part of it; the chunk that was found and encoded, and its number, if
+        there is one."""
+        try:
+            chunk = next(self._chunks)
+        except StopIteration:
             self._exhausted = True
             self._go_on()
+            return None
+        if chunk is None:
             return None
         self._taken += 1
         return self._taken - 1, chunk

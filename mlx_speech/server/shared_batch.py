@@ -32,6 +32,7 @@ class SharedBatch(ABC):
     def __init__(self, size: int):
         self._size = size
         self._tasks: deque[RecordingTask] = deque()
+        self._fresh: list[_Taken] = []  # chunks that are to begin
 
     def add(self, task: RecordingTask) -> None:
         """Take in a recording."""
@@ -43,11 +44,18 @@ class SharedBatch(ABC):
         return not self._tasks
 
     def turn(self) -> None:
-        """One step: take chunks in and feed them, or go on with those that are being decoded."""
+        """One step: go through a part of a recording, and on with what is being decoded."""
         for task in self._tasks:
             if task.outlet.closed and not task.ended:
                 task.close()
-        self._step()
+        self._fresh = [taken for taken in self._fresh if not taken.task.ended]
+        more = self._first_open() if self._gathers else None
+        if more is not None:
+            self._take(more)
+        elif self._fresh:
+            self._begin(self._fresh)
+            self._fresh = []
+        self._advance()
         self._tasks = deque(task for task in self._tasks if not task.ended)
 
     def fail(self, error: Exception) -> None:
@@ -55,24 +63,37 @@ class SharedBatch(ABC):
         for task in self._tasks:
             task.fail(error)
 
+    @property
     @abstractmethod
-    def _step(self) -> None:
-        """One step."""
+    def _room(self) -> int:
+        """How many chunks may begin now."""
 
-    def _take(self, room: int) -> list[_Taken]:
-        """So many chunks at most, one of each recording in turn."""
-        taken: list[_Taken] = []
-        while len(taken) < room and (task := self._first_open()):
-            self._tasks.remove(task)
-            self._tasks.append(task)
-            with task.guard():
-                if found := task.take():
-                    taken.append(_Taken(task, *found))
-        return taken
+    @abstractmethod
+    def _begin(self, fresh: list[_Taken]) -> None:
+        """Feed some chunks."""
+
+    @abstractmethod
+    def _advance(self) -> None:
+        """Go on with what is being decoded."""
+
+    @property
+    def _gathers(self) -> bool:
+        """Whether more chunks are to begin together with those that wait for it, which is faster;
+        where text streams, it does not wait."""
+        streams = any(taken.task.streaming for taken in self._fresh)
+        return len(self._fresh) < self._room and not streams
 
     def _first_open(self) -> RecordingTask | None:
         """The recording whose turn it is to give a chunk."""
         return next((t for t in self._tasks if not (t.ended or t.exhausted)), None)
+
+    def _take(self, task: RecordingTask) -> None:
+        """Go through the next part of a recording; after a chunk others have their turn."""
+        with task.guard():
+            if found := task.take():
+                self._fresh.append(_Taken(task, *found))
+                self._tasks.remove(task)
+                self._tasks.append(task)
 
 
 class DraftedTogether(SharedBatch):
@@ -83,40 +104,43 @@ class DraftedTogether(SharedBatch):
         self._batch = DraftedBatch(size)
         self._rows: dict[DraftedRow, _Taken] = {}
 
-    def _step(self) -> None:
-        self._batch.drop([row for row, taken in self._rows.items() if taken.task.ended])
-        fresh = self._take(self._batch.room)
+    @property
+    def _room(self) -> int:
+        return self._batch.room
+
+    def _begin(self, fresh: list[_Taken]) -> None:
         asked: list[Decoding] = []
         for taken in fresh:
             if taken.task.drafting.how not in asked:
                 asked.append(taken.task.drafting.how)
         for how in asked:
-            self._begin([taken for taken in fresh if taken.task.drafting.how == how])
-        if not fresh:
-            self._advance()
-        self._give_out()
-        self._batch.take_ended()
+            self._feed([taken for taken in fresh if taken.task.drafting.how == how])
 
-    def _begin(self, fresh: list[_Taken]) -> None:
+    def _feed(self, alike: list[_Taken]) -> None:
         """Feed the prompts of chunks that are asked the same."""
         try:
-            rows = self._batch.begin(fresh[0].task.drafting, [taken.chunk for taken in fresh])
-            self._rows |= zip(rows, fresh, strict=True)
+            rows = self._batch.begin(alike[0].task.drafting, [taken.chunk for taken in alike])
+            self._rows |= zip(rows, alike, strict=True)
         except Exception as error:
-            if len(fresh) == 1:
-                fresh[0].task.fail(error)
+            if len(alike) == 1:
+                alike[0].task.fail(error)
                 return
-            for taken in fresh:  # one of them fails, the others do not
-                self._begin([taken])
+            for taken in alike:  # one of them fails, the others do not
+                self._feed([taken])
 
     def _advance(self) -> None:
+        self._batch.drop([row for row, taken in self._rows.items() if taken.task.ended])
+        self._batch.take_ended()
         try:
-            self._batch.advance()
+            if not self._batch.is_empty:
+                self._batch.advance()
         except Exception as error:  # nobody knows whose fault it is
             for taken in self._rows.values():
                 taken.task.fail(error)
             self._batch = DraftedBatch(self._size)
             self._rows.clear()
+        self._give_out()
+        self._batch.take_ended()
 
     def _give_out(self) -> None:
         """What the rows have come to."""
@@ -140,12 +164,13 @@ class DecodedTogether(SharedBatch):
     """Recordings that any decoder decodes, for all of which one serves: they ask the same. A batch
     is whole before the next begins."""
 
-    def _step(self) -> None:
-        waiting = deque(fresh := self._take(self._size))
-        if not fresh:
-            return
+    @property
+    def _room(self) -> int:
+        return self._size
+
+    def _begin(self, fresh: list[_Taken]) -> None:
+        decoder, waiting = fresh[0].task.decoder, deque(fresh)
         try:
-            decoder = fresh[0].task.decoder
             for decoded in decoder.decode((taken.chunk for taken in fresh), self._size):
                 for chunk, segments in decoded:
                     task, number, _ = waiting.popleft()
@@ -154,3 +179,6 @@ class DecodedTogether(SharedBatch):
         except Exception as error:
             for taken in waiting:
                 taken.task.fail(error)
+
+    def _advance(self) -> None:
+        pass  # nothing is, between two batches

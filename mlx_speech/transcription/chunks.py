@@ -137,8 +137,9 @@ def with_samples(
 
 def energy_chunks(
     recording: Recording, options: ChunkOptions, max_seconds: float | None = None
-) -> Iterator[AudioChunk]:
-    """Chunks of samples, cut by the energy of the sound alone; `audio` is (samples,).
+) -> Iterator[AudioChunk | None]:
+    """Chunks of samples, cut by the energy of the sound alone; `audio` is (samples,). See also
+    `SpeechFamily.chunks`.
 
     Args:
         max_seconds: longest chunk that the model takes, if that is bounded.
@@ -152,6 +153,7 @@ def energy_chunks(
             end = None if rest < FRAME_SAMPLES // 2 else span.end * FRAME_SAMPLES
             samples = recording.read(span.start * FRAME_SAMPLES, end)
             yield AudioChunk.of_span(span, recording, samples)
+        yield None
 
 
 def why_empty(recording: Recording, other_regions: int, segments: int) -> str:

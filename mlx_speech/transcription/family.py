@@ -171,8 +171,12 @@ class SpeechFamily(Protocol):
         for_alignment: bool,
         drafts: bool,
         for_decoder: bool,
-    ) -> Iterator[AudioChunk]:
+    ) -> Iterator[AudioChunk | None]:
         """The recording in order, cut where nobody speaks; what has no speech is left out.
+
+        Yields:
+            A chunk, or None where a part of the recording has been gone through: who transcribes
+            several recordings at a time may turn to another then.
 
         Args:
             for_alignment: give the CTC logits and levels that word times follow from.

@@ -49,7 +49,7 @@ class EncodedOnce(ABC):
         for_alignment: bool = False,
         drafts: bool = False,
         for_decoder: bool = True,
-    ) -> Iterator[AudioChunk]:
+    ) -> Iterator[AudioChunk | None]:
         """Where to cut, and whether there is anything to decode, is what the encoder's CTC head
         says; the sound's energy has to agree that there is more than silence or steady noise, over
         which some heads mutter."""
@@ -85,6 +85,7 @@ class EncodedOnce(ABC):
             evaluate(*encoded)
             held += needed
             mx.clear_cache()
+            yield None
 
     @abstractmethod
     def _draft(self, hidden: mx.array, logits: mx.array, non_blank: mx.array) -> CTCText | None:

@@ -60,7 +60,7 @@ class GraniteSpeech5Transcription:
         for_alignment: bool = False,
         drafts: bool = True,
         for_decoder: bool = False,
-    ) -> Iterator[AudioChunk]:
+    ) -> Iterator[AudioChunk | None]:
         """The recording is encoded once, whatever its cuts. Where to cut it is what the CTC head
         says, four frames of 20 ms at a time; the sound's energy has to agree."""
         subsampling = self._model.config.encoder_config.subsampling
@@ -100,6 +100,7 @@ class GraniteSpeech5Transcription:
             labels, logprobs = labels[needed:], logprobs[needed:]
             held += needed
             mx.clear_cache()
+            yield None
 
     def _word_end(self, labels: np.ndarray, end: int, limit: int) -> int:
         """Where the word ends that a cut at `end` would divide, if there is one; in frames of the

@@ -215,7 +215,7 @@ class Job:
     """
 
     recording: Recording
-    find_chunks: Callable[[Recording], Iterable[AudioChunk]]
+    find_chunks: Callable[[Recording], Iterable[AudioChunk | None]]
     decoder: ChunkDecoder
     language: str | None
     other_track: Callable[[int], tuple[Recording, ChunkDecoder]] | None = None
@@ -223,11 +223,16 @@ class Job:
     other_regions: list[tuple[float, float]] = field(default_factory=list)
 
     @property
-    def chunks(self) -> Iterable[AudioChunk]:
-        """The parts of the recording that may have speech, found as they are asked for."""
+    def parts(self) -> Iterable[AudioChunk | None]:
+        """See `SpeechFamily.chunks`; found as they are asked for."""
         if self.recording.size < SHORTEST_SAMPLES:
             return ()
         return self.find_chunks(self.recording)
+
+    @property
+    def chunks(self) -> Iterable[AudioChunk]:
+        """The parts of the recording that may have speech, likewise."""
+        return (chunk for chunk in self.parts if chunk is not None)
 
     def tracks(self) -> Iterator[Self]:
         """This, and the same for each audio track after it, unless one was chosen."""
@@ -246,7 +251,8 @@ class Job:
         """The texts of all chunks, so many of which are decoded together; returns the segments."""
         segments: list[Segment] = []
         with self._progress(progress) as done:
-            for decoded in self.decoder.decode(self.spoken(), batch_size):
+            chunks = (chunk for chunk in self.spoken() if chunk is not None)
+            for decoded in self.decoder.decode(chunks, batch_size):
                 done([chunk for chunk, _ in decoded])
                 for segment in (segment for _, found in decoded for segment in found):
                     gap = " " if segment.text and any(each.text for each in segments) else ""
@@ -275,10 +281,14 @@ class Job:
         self.regions += [region for chunk in chunks for region in chunk.regions]
         mx.clear_cache()
 
-    def spoken(self) -> Generator[AudioChunk, None, None]:
-        """The chunks in which somebody speaks: a decoder has words for any sound."""
+    def spoken(self) -> Generator[AudioChunk | None, None, None]:
+        """The chunks in which somebody speaks: a decoder has words for any sound. None as in
+        `SpeechFamily.chunks`."""
         silero = SileroVAD.bundled()
-        for chunk in self.chunks:
+        for chunk in self.parts:
+            if chunk is None:
+                yield None
+                continue
             start = round(chunk.begin * SAMPLING_RATE)
             samples = self.recording.read(start, start + round(chunk.duration * SAMPLING_RATE))
             if has_speech(samples, silero):
@@ -293,6 +303,8 @@ class Job:
         segments: list[Segment] = []
         with self._progress(progress) as done:
             for chunk in self.spoken():
+                if chunk is None:
+                    continue
                 gap = " " if any(segment.text for segment in segments) else ""
                 segments += yield from self.decoder.stream(chunk, gap)
                 done([chunk])

@@ -42,7 +42,7 @@ class Speech2TextTranscription:
         for_alignment: bool = False,
         drafts: bool = False,
         for_decoder: bool = True,
-    ) -> Iterator[AudioChunk]:
+    ) -> Iterator[AudioChunk | None]:
         return energy_chunks(recording, options, self._processor.max_seconds)
 
     def chunk_inputs(
