@@ -53,6 +53,7 @@ _HOMES = {
     "processing.speech_to_text": "Speech2TextProcessor",
     "processing.speech_to_text_tokenizer": "Speech2TextTokenizer",
     "processing.tokenizer": "Tokenizer",
+    "transcription.live": "LiveEvent LiveTranscriber",
     "transcription.pipeline": "stream_transcribe transcribe",
     "transcription.transcript": "Segment Transcript Word",
 }

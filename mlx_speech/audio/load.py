@@ -185,10 +185,10 @@ def _array_blocks(array: np.ndarray | mx.array) -> Iterator[np.ndarray]:
             f" {_MAX_CHANNELS} channels and more samples than channels: transpose it?"
         )
     for start in range(0, max(samples, 1), BLOCK_FRAMES):  # the type of none is checked, too
-        yield _as_floats(array[:, start : start + BLOCK_FRAMES]).T
+        yield as_floats(array[:, start : start + BLOCK_FRAMES]).T
 
 
-def _as_floats(array: np.ndarray | mx.array) -> np.ndarray:
+def as_floats(array: np.ndarray | mx.array) -> np.ndarray:
     """The same in float32, full scale 1."""
     if isinstance(array, mx.array):
         # NumPy has no bfloat16.

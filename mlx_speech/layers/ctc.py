@@ -1,6 +1,6 @@
 """What a head trained with CTC says greedily."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
@@ -59,3 +59,8 @@ def collapsed(
     groups = groupby(zip(labels, logprobs, strict=True), key=itemgetter(0))
     said = [(label, max(logprob for _, logprob in run)) for label, run in groups if label != blank]
     return [label for label, _ in said], [logprob for _, logprob in said]
+
+
+def distinct(labels: Sequence[int], blank: int) -> list[int]:
+    """As `collapsed`, the labels alone."""
+    return [label for label, _ in groupby(labels) if label != blank]

@@ -114,6 +114,9 @@ class GraniteSpeech5FeatureExtractor(LogMelFeatureExtractor):
             raise too_short(num_samples, least, 1000 * least / self.sampling_rate)
         return 2 * -(-(num_samples // self.hop_length) // 2)
 
+    def _known_mel_frames(self, num_samples: int) -> int:
+        return max(0, super()._known_mel_frames(num_samples) - self.delta_win_length // 2)
+
     def _log_mel(self, read, size, first, end):
         """See `LogMelFeatureExtractor._log_mel`; with the frames around these that differences are
         taken to, the outermost of a recording repeated."""

@@ -113,6 +113,38 @@ class LogMelFeatureExtractor(FeatureExtractor, ABC):
         for start in range(step, num_frames - 1, step):
             yield self._features(part(start), highest)
 
+    def num_frames(self, num_samples: int, *, ended: bool) -> int:
+        """Frames of features, 50 a second, that audio has whose first samples are so many.
+
+        Args:
+            ended: there are no others; else only the frames count that do not depend on these.
+        """
+        return (self._num_mel_frames if ended else self._known_mel_frames)(num_samples) // 2
+
+    def window(
+        self, read: Reader, size: int, first: int, end: int, highest: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """Frames [first, end) of the features of audio that is still coming in.
+
+        Args:
+            read: gives samples [a, b) of it.
+            size: how many of them are there.
+            first, end: within `num_frames` of these.
+            highest: the greatest value of earlier frames, with none -inf.
+
+        Returns:
+            (end - first, width), and the greatest value of all frames up to `end`: with that they
+            are made, as nobody knows yet what the greatest of all will be.
+        """
+        log_mel = self._log_mel(read, size, 2 * first, 2 * end)
+        highest = mx.maximum(highest, log_mel.max())
+        return self._features(log_mel, highest), highest
+
+    def _known_mel_frames(self, num_samples: int) -> int:
+        """Frames before two become one that do not depend on samples after so many."""
+        after = self.n_fft - self.n_fft // 2  # what a frame reaches beyond its middle
+        return max(0, (num_samples - after) // self.hop_length + 1)
+
     def _num_mel_frames(self, num_samples: int) -> int:
         """Frames before two become one."""
         n_fft, hop = self.n_fft, self.hop_length

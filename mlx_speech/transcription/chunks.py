@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
-from typing import Annotated, Self
+from typing import Annotated, Protocol, Self
 
 import mlx.core as mx
 import numpy as np
@@ -52,6 +52,19 @@ class ChunkOptions:
         return Segmenter(window=window, max_frames=longest, min_silence=pause)
 
 
+class Samples(Protocol):
+    """Samples of a recording, or of audio that is still coming in."""
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        ...
+
+    def read(self, start: int, end: int) -> mx.array:
+        """The samples that `[start:end]` gives of an array: (n,), float32."""
+        ...
+
+
 @dataclass(frozen=True)
 class AudioChunk:
     """A part of a recording that is ready to be decoded; times in seconds of the recording.
@@ -76,7 +89,7 @@ class AudioChunk:
     draft: CTCText | None = None
 
     @classmethod
-    def of_span(cls, span: Span, recording: Recording, audio: mx.array | None) -> Self:
+    def of_span(cls, span: Span, recording: Samples, audio: mx.array | None) -> Self:
         """The chunk for a span."""
         end = min(span.end / FRAMES_PER_SECOND, recording.duration)
         begin = span.start / FRAMES_PER_SECOND

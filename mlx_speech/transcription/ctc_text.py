@@ -1,6 +1,7 @@
 """What the encoder's CTC heads write by themselves, greedily: drafts that the decoder may check, or
 texts that need no decoder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -39,8 +40,7 @@ class CTCText:
     @classmethod
     def of_tokens(cls, tokens: list[int], logprobs: list[float], tokenizer: Detokenizes) -> Self:
         """What is written with the tokens of a model themselves."""
-        text = " ".join(tokenizer.decode(tokens, skip_special_tokens=True).split())
-        return cls(text, tokens, tokens, logprobs, tokenizer)
+        return cls(written(tokens, tokenizer), tokens, tokens, logprobs, tokenizer)
 
     def word_probabilities(self) -> list[float]:
         """How sure the head was of each word of the text, as `alignment.word_probabilities`."""
@@ -78,6 +78,11 @@ def bpe_text(
     return _text([label - model.bpe_shift for label in labels], logprobs, tokenizer, tokenizer)
 
 
+def written(labels: Sequence[int], vocabulary: Detokenizes) -> str:
+    """What labels say, one after the other, without blanks; runs of white space are one space."""
+    return " ".join(vocabulary.decode(labels, skip_special_tokens=True).split())
+
+
 def subword_text(
     labels: np.ndarray, logprobs: np.ndarray, vocabulary: SubwordVocabulary
 ) -> CTCText:
@@ -88,7 +93,7 @@ def subword_text(
         logprobs: (frames,) their log-probabilities.
     """
     said, said_logprobs = collapsed(labels.tolist(), logprobs.tolist(), vocabulary.blank)
-    text = " ".join(vocabulary.decode(said, skip_special_tokens=True).split())
+    text = written(said, vocabulary)
     # The likeliest label of each frame is the likeliest path of all, and so the one that forced
     # alignment of the same labels would find
     first = np.flatnonzero(np.diff(labels, prepend=-1))
@@ -100,6 +105,6 @@ def subword_text(
 def _text(
     labels: list[int], logprobs: list[float], vocabulary: Detokenizes, tokenizer: Tokenizer
 ) -> CTCText:
-    text = " ".join(vocabulary.decode(labels, skip_special_tokens=True).split())
+    text = written(labels, vocabulary)
     tokens = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     return CTCText(text, tokens, labels, logprobs, vocabulary)

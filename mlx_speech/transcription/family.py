@@ -10,6 +10,7 @@ from ..generation.protocols import Detokenizes
 from ..processing.request import Tags, TranscriptionRequest
 from .chunks import AudioChunk, ChunkOptions
 from .ctc import Vocabulary
+from .live_encoder import LiveEncoder
 from .transcript import Segment, TranscriptionDelta
 
 #: chunks in a row, and what was said in each: mostly one segment
@@ -182,6 +183,14 @@ class SpeechFamily(Protocol):
             for_alignment: give the CTC logits and levels that word times follow from.
             drafts: give what the CTC head writes.
             for_decoder: give the audio that the decoder needs.
+        """
+        ...
+
+    def live_encoder(self) -> LiveEncoder:
+        """What encodes audio that is still coming in, and writes at once what is said in it.
+
+        Raises:
+            UnsupportedOptionError: there is no CTC head that could.
         """
         ...
 

@@ -4,32 +4,51 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
 from ..audio import Recording
-from ..errors import ContextLengthError
+from ..errors import ContextLengthError, UnsupportedOptionError
+from ..layers.ctc import best_labels, distinct
+from ..models.conformer import BLANK
 from ..models.conformer_stream import Frames, evaluate
 from ..models.granite_speech.model import GraniteSpeechForConditionalGeneration
+from ..models.granite_speech.pooling import bpe_labels
 from ..processing.granite_speech import GraniteSpeechProcessor
 from ..processing.prompts import language_code
 from ..processing.request import TranscriptionRequest
 from .alignment import frame_levels
-from .chunks import AudioChunk, ChunkOptions, SpanFinder, with_samples
+from .chunks import AudioChunk, ChunkOptions, Samples, SpanFinder, with_samples
 from .ctc import SPACE, CTCVocabulary
-from .ctc_text import CTCText, bpe_text, character_text
+from .ctc_text import CTCText, bpe_text, character_text, written
 from .family import ChunkDecoder, Decoding
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
+from .live_encoder import NO_LIVE_TEXT, EncodeWindow, LiveEncoder
 from .segment_decoder import TOKENS_OVERHEAD, generative_decoder, seconds_in_context
 from .segmenter import Span
 from .speakers import SpeakerDecoder
 from .tag_decoder import TimeTagDecoder
-from .vad import ctc_vad
+from .vad import SpeechActivity, ctc_vad
 from .windows import WindowDecoder
 
+#: of what is encoded, those beyond it may still change the labels of so many
+_HOLD_BACK_FRAMES = 15
 #: of audio, ten a second, and text behind a prompt
 _LEAST_ROOM_TOKENS = 10 * int(ChunkOptions.chunk_duration) + TOKENS_OVERHEAD
+
+
+class Encoded(NamedTuple):
+    """What the encoder says of some frames.
+
+    hidden: (frames, output size).
+    logits: (frames, labels) of the character head.
+    non_blank: (frames,).
+    """
+
+    hidden: mx.array
+    logits: mx.array
+    non_blank: mx.array
 
 
 class EncodedOnce(ABC):
@@ -53,6 +72,7 @@ class EncodedOnce(ABC):
         """Where to cut, and whether there is anything to decode, is what the encoder's CTC head
         says; the sound's energy has to agree that there is more than silence or steady noise, over
         which some heads mutter."""
+        wanted = {"for_alignment": for_alignment, "drafts": drafts, "for_decoder": for_decoder}
         extractor = self._processor.audio_processor
         finder = SpanFinder(options.segmenter(extractor.projector_window_size))
         space = None if self.ctc_vocabulary is None else SPACE
@@ -68,17 +88,8 @@ class EncodedOnce(ABC):
             evaluate(*encoded)
             for span in finder.push(samples, letters, last=last):
                 part = slice(span.start - held, span.end - held)
-                audio = None
-                if for_decoder:
-                    audio = self._model.project(hidden[part][None])[0]
-                    mx.eval(audio)
-                chunk = AudioChunk.of_span(span, recording, audio)
-                if for_alignment:
-                    chunk = _with_letters(chunk, span, recording, logits[part])
-                if drafts:
-                    draft = self._draft(hidden[part], logits[part], non_blank[part][:, 0])
-                    chunk = replace(chunk, draft=draft)
-                yield chunk
+                own = Encoded(hidden[part], logits[part], non_blank[part][:, 0])
+                yield self.chunk(span, recording, own, **wanted)
             needed = finder.segmenter.start - held
             for frames in encoded:
                 frames.drop(needed)
@@ -86,6 +97,37 @@ class EncodedOnce(ABC):
             held += needed
             mx.clear_cache()
             yield None
+
+    def chunk(
+        self,
+        span: Span,
+        recording: Samples,
+        frames: Encoded,
+        *,
+        for_alignment: bool,
+        drafts: bool,
+        for_decoder: bool,
+    ) -> AudioChunk:
+        """The chunk for a span, given its frames; further arguments as of `chunks`."""
+        audio = None
+        if for_decoder:
+            audio = self._model.project(frames.hidden[None])[0]
+            mx.eval(audio)
+        chunk = AudioChunk.of_span(span, recording, audio)
+        if for_alignment:
+            chunk = _with_letters(chunk, span, recording, frames.logits)
+        return replace(chunk, draft=self._draft(*frames)) if drafts else chunk
+
+    def live_encoder(self) -> LiveEncoder:
+        """See `SpeechFamily`."""
+        if not self._writes_tokens and self.ctc_vocabulary is None:
+            raise UnsupportedOptionError(NO_LIVE_TEXT)
+        return _LiveEncoder(self, self._model, self._processor)
+
+    @property
+    @abstractmethod
+    def _writes_tokens(self) -> bool:
+        """Whether the encoder has a CTC head of tokens, which is better than that of characters."""
 
     @abstractmethod
     def _draft(self, hidden: mx.array, logits: mx.array, non_blank: mx.array) -> CTCText | None:
@@ -96,6 +138,56 @@ class EncodedOnce(ABC):
             logits: (frames, labels) of its character head.
             non_blank: (frames,) of the encoder.
         """
+
+
+class _LiveEncoder(LiveEncoder):
+    """See there. Text is what the better CTC head that there is writes.
+
+    Args:
+        family: what `live_encoder` is called on.
+    """
+
+    def __init__(self, family: EncodedOnce, model: Any, processor: Any):
+        extractor = processor.audio_processor
+        self._family, self._model = family, model
+        self._tokenizer, self._vocabulary = processor.tokenizer, cast(Any, family.ctc_vocabulary)
+        self._writes_tokens = family._writes_tokens
+        super().__init__(
+            extractor,
+            self._new_window,
+            block_frames=model.encoder.config.context_size,
+            span_frames=extractor.projector_window_size,
+            label_frames=model.bpe_frames if self._writes_tokens else 1,
+            hold_back=_HOLD_BACK_FRAMES,
+        )
+
+    def _new_window(self) -> EncodeWindow:
+        window = self._model.encode_window()
+
+        def encode(features: mx.array, closed: int) -> Encoded:
+            output = window.encode(features, closed)
+            return Encoded(output.last_hidden_state[0], output.ctc_logits[0], output.non_blank[0])
+
+        return encode
+
+    def text(self, labels: Sequence[int]) -> str:
+        if not self._writes_tokens:
+            return written(distinct(labels, BLANK), self._vocabulary)
+        shift = self._model.bpe_shift
+        tokens = [label - shift for label in distinct(labels, self._model.bpe_blank)]
+        return written(tokens, self._tokenizer)
+
+    def _labels(self, hidden: mx.array, logits: mx.array, non_blank: mx.array) -> list[int]:
+        if self._writes_tokens:
+            return bpe_labels(self._model, hidden, non_blank)[0]
+        return best_labels(logits)[0]
+
+    def _activity(self, hidden: mx.array, logits: mx.array, non_blank: mx.array) -> SpeechActivity:
+        return ctc_vad(logits, space=None if self._vocabulary is None else SPACE)
+
+    def _chunk(self, span, samples, encoded, **wanted):
+        frames = Encoded(*(part[: span.end - span.start] for part in encoded))
+        return self._family.chunk(span, samples, frames, **wanted)
 
 
 class GraniteSpeechTranscription(EncodedOnce):
@@ -155,6 +247,10 @@ class GraniteSpeechTranscription(EncodedOnce):
             longest = min(WindowDecoder.longest_seconds, seconds_in_context(self._model))
         return generative_decoder(*parts, how, longest)
 
+    @property
+    def _writes_tokens(self) -> bool:
+        return self._model.has_bpe_head
+
     def _draft(self, hidden: mx.array, logits: mx.array, non_blank: mx.array) -> CTCText | None:
         """What the better CTC head that there is writes."""
         tokenizer, vocabulary = self._processor.tokenizer, self.ctc_vocabulary
@@ -173,7 +269,7 @@ class GraniteSpeechTranscription(EncodedOnce):
 
 
 def _with_letters(
-    chunk: AudioChunk, span: Span, recording: Recording, logits: mx.array
+    chunk: AudioChunk, span: Span, recording: Samples, logits: mx.array
 ) -> AudioChunk:
     """The chunk with what places its words, given the logits of its span."""
     # words are where the speech is, though their first letters may come before it

@@ -2,7 +2,7 @@
 CTC head."""
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -11,20 +11,24 @@ import mlx.core as mx
 import numpy as np
 
 from ..audio import Recording
-from ..layers.ctc import best_labels
+from ..layers.ctc import best_labels, distinct
 from ..models.granite_speech5.model import GraniteSpeech5ForCTC, refuse_options
 from ..processing.granite_speech5 import GraniteSpeech5Processor
 from ..processing.request import TranscriptionRequest
 from .alignment import frame_levels
-from .chunks import AudioChunk, ChunkOptions, SpanFinder, with_samples
+from .chunks import AudioChunk, ChunkOptions, Samples, SpanFinder, with_samples
 from .ctc import SubwordVocabulary
 from .ctc_decoder import CTCDecoder
-from .ctc_text import subword_text
+from .ctc_text import subword_text, written
 from .family import ChunkDecoder, Decoding
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
+from .live_encoder import EncodeWindow, LiveEncoder
+from .segmenter import Span
 from .vad import REACH_FRAMES, SpeechActivity, ctc_vad
 
 _WITHIN_WORDS = 3  #: frames of the head, 80 ms each, from one label of a word to the next, at most
+#: frames at the end of a recording that others would change: 1.6 s, as its authors look ahead
+_HOLD_BACK_FRAMES = 80
 #: frames of features encoded together: as fast as more of them, in less memory
 PART_FRAMES = 1000
 
@@ -66,17 +70,15 @@ class GraniteSpeech5Transcription:
         subsampling = self._model.config.encoder_config.subsampling
         finder = SpanFinder(options.segmenter(subsampling))
         stream = self._model.encode_stream()
+        writer = _Writer(self.ctc_vocabulary, subsampling)
         frames = told = 0
         labels, logprobs = np.zeros(0, int), np.zeros(0, np.float32)
-        held = written = 0  # of the head: the first frame of these, and the first not in a chunk
+        held = 0  # of the head: the first frame of these
         features = self._processor.feature_extractor.stream(recording, PART_FRAMES)
         for part, samples, last in with_samples(features, recording):
             frames += len(part)
             (logits,) = self._model.logits(stream.push(part, last=last))
-            activity = ctc_vad(logits, self.ctc_vocabulary.blank)
-            letters = SpeechActivity(
-                np.repeat(activity.speech, subsampling), np.repeat(activity.level, subsampling)
-            )
+            letters = head_activity(logits, self.ctc_vocabulary.blank, subsampling)
             told += len(letters)
             if last:  # the head has nothing for what does not fill a frame of its own
                 rest = frames - told
@@ -85,40 +87,130 @@ class GraniteSpeech5Transcription:
             labels = np.append(labels, np.array(new_labels, int))
             logprobs = np.append(logprobs, np.array(new_logprobs, np.float32))
             for span in finder.push(samples, letters, last=last):
-                begin, end = (edge // subsampling - held for edge in (span.start, span.end))
-                # labels are known so far beyond any cut
-                end = self._word_end(labels, end, end + REACH_FRAMES // subsampling)
-                own = slice(max(begin, written - held), end)
-                written = held + end
-                draft = subword_text(labels[own], logprobs[own], self.ctc_vocabulary)
-                chunk = replace(AudioChunk.of_span(span, recording, None), draft=draft)
-                if for_alignment:
-                    at = (held + own.start) * subsampling
-                    chunk = _with_levels(chunk, at, recording, subsampling)
-                yield chunk
+                begin = span.start // subsampling - held
+                wrote = labels[begin:], logprobs[begin:]
+                yield writer.chunk(span, recording, *wrote, for_alignment=for_alignment)
             needed = finder.segmenter.start // subsampling - held
             labels, logprobs = labels[needed:], logprobs[needed:]
             held += needed
             mx.clear_cache()
             yield None
 
+    def live_encoder(self) -> LiveEncoder:
+        """See `SpeechFamily`."""
+        return _LiveEncoder(self._model, self._processor, self.ctc_vocabulary)
+
+
+def head_activity(logits: mx.array, blank: int, subsampling: int) -> SpeechActivity:
+    """What the head detects in each frame of 20 ms, so many of which it takes together."""
+    activity = ctc_vad(logits, blank)
+    return SpeechActivity(
+        np.repeat(activity.speech, subsampling), np.repeat(activity.level, subsampling)
+    )
+
+
+class _LiveEncoder(LiveEncoder):
+    """See there."""
+
+    def __init__(
+        self,
+        model: GraniteSpeech5ForCTC,
+        processor: GraniteSpeech5Processor,
+        vocabulary: SubwordVocabulary,
+    ):
+        self._model, self._vocabulary = model, vocabulary
+        config = model.config.encoder_config
+        self._writer = _Writer(vocabulary, config.subsampling)
+        super().__init__(
+            processor.feature_extractor,
+            self._new_window,
+            block_frames=config.context_size * config.subsampling,
+            span_frames=config.subsampling,
+            label_frames=config.subsampling,
+            hold_back=_HOLD_BACK_FRAMES,
+            stride=config.subsampling,
+        )
+
+    def _new_window(self) -> EncodeWindow:
+        window = self._model.encode_window()
+
+        def encode(features: mx.array, closed: int) -> tuple[mx.array]:
+            return (self._model.logits(window.encode(features, closed))[0],)
+
+        return encode
+
+    def text(self, labels: Sequence[int]) -> str:
+        return written(distinct(labels, self._vocabulary.blank), self._vocabulary)
+
+    def _labels(self, logits: mx.array) -> list[int]:
+        return best_labels(logits)[0]
+
+    def _activity(self, logits: mx.array) -> SpeechActivity:
+        return head_activity(logits, self._vocabulary.blank, self._stride)
+
+    def _chunk(self, span, samples, encoded, **wanted):
+        labels, logprobs = map(np.array, best_labels(*encoded))
+        aligned = wanted["for_alignment"]
+        return self._writer.chunk(span, samples, labels, logprobs, for_alignment=aligned)
+
+
+class _Writer:
+    """Makes chunks of one recording, with each word in one of them.
+
+    Args:
+        subsampling: frames of 20 ms that the head takes together.
+    """
+
+    def __init__(self, vocabulary: SubwordVocabulary, subsampling: int):
+        self._vocabulary, self._subsampling = vocabulary, subsampling
+        self._written = 0  # frames of the head that are in a chunk
+
+    def chunk(
+        self,
+        span: Span,
+        recording: Samples,
+        labels: np.ndarray,
+        logprobs: np.ndarray,
+        *,
+        for_alignment: bool,
+    ) -> AudioChunk:
+        """The next chunk.
+
+        Args:
+            labels, logprobs: the head's, from the span's first frame on, so far as they are known.
+            for_alignment: it is to have what places its words.
+        """
+        begin, end = (edge // self._subsampling for edge in (span.start, span.end))
+        # labels are known so far beyond any cut
+        end = begin + self._word_end(
+            labels, end - begin, end - begin + REACH_FRAMES // self._subsampling
+        )
+        first = max(begin, self._written)
+        self._written = end
+        own = slice(first - begin, end - begin)
+        draft = subword_text(labels[own], logprobs[own], self._vocabulary)
+        chunk = replace(AudioChunk.of_span(span, recording, None), draft=draft)
+        if for_alignment:
+            chunk = _with_levels(chunk, first * self._subsampling, recording, self._subsampling)
+        return chunk
+
     def _word_end(self, labels: np.ndarray, end: int, limit: int) -> int:
         """Where the word ends that a cut at `end` would divide, if there is one; in frames of the
         head, as the cut. Its labels from `limit` on are no longer looked at."""
-        places = np.flatnonzero(labels != self.ctc_vocabulary.blank).tolist()
+        places = np.flatnonzero(labels != self._vocabulary.blank).tolist()
         earlier = bisect_left(places, end)
         for before, place in pairwise(places[earlier - 1 :] if earlier else ()):
             label, following = int(labels[before]), int(labels[place])
             same = place == before + 1 and label == following
             near = place <= before + _WITHIN_WORDS and place < limit
-            if not (same or (near and self.ctc_vocabulary.joined(label, following))):
+            if not (same or (near and self._vocabulary.joined(label, following))):
                 break
             end = place + 1
         return end
 
 
 def _with_levels(
-    chunk: AudioChunk, first_frame: int, recording: Recording, subsampling: int
+    chunk: AudioChunk, first_frame: int, recording: Samples, subsampling: int
 ) -> AudioChunk:
     """The chunk with what places its words; its draft's frames are the head's from `first_frame`
     on."""

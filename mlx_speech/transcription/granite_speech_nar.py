@@ -51,6 +51,10 @@ class GraniteSpeechNarTranscription(EncodedOnce):
         given = self, how.request, how.word_timestamps
         return EditDecoder(*given, model=self._model, tokenizer=tokenizer)
 
+    @property
+    def _writes_tokens(self) -> bool:
+        return True
+
     def _draft(self, hidden: mx.array, logits: mx.array, non_blank: mx.array) -> Draft:
         model, tokenizer = self._model, self._processor.tokenizer
         entropies: list[float] | None = [] if self._rates_drafts else None

@@ -352,6 +352,67 @@ def prepare(
         streaming: texts are to come piece by piece.
         opened: what `open_recording` made of `audio`, if that was called already.
     """
+    how: dict[str, Any] = {"speakers": speakers, "word_timestamps": word_timestamps}
+    how |= {"draft": draft, "ctc_only": ctc_only, "skip_editor": skip_editor}
+    prepared = prepare_decoding(model, request, options, streaming=streaming, **how)
+    decoder = prepared.decoder
+    longest = min(chunking.chunk_duration, decoder.longest_chunk)
+    read = partial(open_recording, audio, **reading or {})
+    chosen = (reading or {}).get("audio_track")
+    find_chunks = partial(
+        prepared.family.chunks,
+        options=replace(chunking, chunk_duration=longest),
+        **prepared.chunk_parts,
+    )
+    return Job(
+        opened or read(),
+        find_chunks,
+        decoder,
+        prepared.language,
+        None if chosen else lambda track: (read(audio_track=track), prepared.new_decoder()),
+    )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model, and what it is to do with chunks.
+
+    decoder: makes segments of those of one recording.
+    language: code of the text's, if one was asked for.
+    """
+
+    family: SpeechFamily
+    how: Decoding
+    decoder: ChunkDecoder
+    language: str | None
+
+    def new_decoder(self) -> ChunkDecoder:
+        """One for another recording."""
+        return self.family.decoder(self.how)
+
+    @property
+    def chunk_parts(self) -> dict[str, Any]:
+        """What chunks are to have for the decoder, as arguments of `SpeechFamily.chunks`."""
+        decoder = self.decoder
+        alignment = decoder.vocabulary is not None
+        parts = {"drafts": decoder.drafting, "for_decoder": decoder.needs_audio}
+        return {"for_alignment": alignment, **parts}
+
+
+def prepare_decoding(
+    model: Model,
+    request: TranscriptionRequest = TranscriptionRequest(),
+    options: dict[str, Any] | None = None,
+    *,
+    speakers: bool = False,
+    word_timestamps: bool | WordTimes = False,
+    draft: bool = True,
+    ctc_only: bool = False,
+    skip_editor: bool = False,
+    streaming: bool = False,
+) -> Prepared:
+    """Load the model, and settle what it is to do, whatever the recording; arguments and errors as
+    of `prepare`."""
     word_timestamps = fitted("word_timestamps", word_timestamps, bool | WordTimes)
     speakers = fitted("speakers", speakers, bool)
     draft = fitted("draft", draft, bool)
@@ -380,24 +441,7 @@ def prepare(
     for tagged in how.tagged_requests:
         family.text_language(tagged)  # raises where its models know no such tags
     decoder = family.decoder(how)
-    longest = min(chunking.chunk_duration, decoder.longest_chunk)
-    language = family.text_language(request, for_decoder=not ctc_only)
-    read = partial(open_recording, audio, **reading or {})
-    chosen = (reading or {}).get("audio_track")
-    find_chunks = partial(
-        family.chunks,
-        options=replace(chunking, chunk_duration=longest),
-        for_alignment=decoder.vocabulary is not None,
-        drafts=decoder.drafting,
-        for_decoder=decoder.needs_audio,
-    )
-    return Job(
-        opened or read(),
-        find_chunks,
-        decoder,
-        language,
-        None if chosen else lambda track: (read(audio_track=track), family.decoder(how)),
-    )
+    return Prepared(family, how, decoder, family.text_language(request, for_decoder=not ctc_only))
 
 
 def speech_family(model: GenerativeModel, processor: SpeechProcessor) -> SpeechFamily:

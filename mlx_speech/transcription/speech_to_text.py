@@ -4,12 +4,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..audio import Recording
+from ..errors import UnsupportedOptionError
 from ..models.speech_to_text.model import Speech2TextForConditionalGeneration
 from ..processing.request import TranscriptionRequest
 from ..processing.speech_to_text import Speech2TextProcessor
 from .chunks import AudioChunk, ChunkOptions, energy_chunks
 from .ctc import CTCVocabulary
 from .family import ChunkDecoder, Decoding
+from .live_encoder import NO_LIVE_TEXT, LiveEncoder
 from .segment_decoder import generative_decoder
 
 
@@ -44,6 +46,9 @@ class Speech2TextTranscription:
         for_decoder: bool = True,
     ) -> Iterator[AudioChunk | None]:
         return energy_chunks(recording, options, self._processor.max_seconds)
+
+    def live_encoder(self) -> LiveEncoder:
+        raise UnsupportedOptionError(NO_LIVE_TEXT)
 
     def chunk_inputs(
         self, chunks: Sequence[AudioChunk], request: TranscriptionRequest

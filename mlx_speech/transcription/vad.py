@@ -212,11 +212,11 @@ class SpeechRegions:
         """
         self._letters += letters
         self._sound = np.concatenate([self._sound, sound])
-        detected = self._letters.speech & _spread(self._sound, REACH_FRAMES, REACH_FRAMES)
-        speech = _spread(detected, ONSET_FRAMES, RELEASE_FRAMES) & self._sound
-        silence = ~_spread(detected | self._sound, 0, LINK_FRAMES)
-        goes_on = _spread(self._sound, 0, REACH_FRAMES) & (_latest(self._sound) > _latest(silence))
-        speech |= detected & (goes_on | ~_spread(self._sound, REACH_FRAMES, 0))
+        detected = self._letters.speech & spread(self._sound, REACH_FRAMES, REACH_FRAMES)
+        speech = spread(detected, ONSET_FRAMES, RELEASE_FRAMES) & self._sound
+        silence = ~spread(detected | self._sound, 0, LINK_FRAMES)
+        goes_on = spread(self._sound, 0, REACH_FRAMES) & (_latest(self._sound) > _latest(silence))
+        speech |= detected & (goes_on | ~spread(self._sound, REACH_FRAMES, 0))
         end = len(self._letters) - (0 if last else REACH_FRAMES)
         certain = slice(self._before, max(self._before, end))
         result = SpeechActivity(speech[certain], self._letters.level[certain])
@@ -226,7 +226,7 @@ class SpeechRegions:
         return result
 
 
-def _spread(mask: np.ndarray, before: int, after: int) -> np.ndarray:
+def spread(mask: np.ndarray, before: int, after: int) -> np.ndarray:
     """True also `before` frames before and `after` frames after each that is."""
     total = np.concatenate([[0], np.cumsum(np.pad(mask, (after, before)))])
     return total[before + after + 1 :] > total[: mask.size]

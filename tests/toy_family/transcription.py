@@ -27,5 +27,8 @@ class ToyTranscription:
     def chunks(self, recording, options, *, for_alignment, drafts, for_decoder):
         return energy_chunks(recording, options)
 
+    def live_encoder(self):
+        raise UnsupportedOptionError("toys write nothing at once")
+
     def chunk_inputs(self, chunks, request):
         return self.processor([chunk.duration for chunk in chunks])

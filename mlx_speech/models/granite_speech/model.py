@@ -32,6 +32,7 @@ from .encoder import (
     sanitize_encoder,
 )
 from .encoder_stream import EncoderStream
+from .encoder_window import EncoderWindow
 from .pooling import POOLED_FRAMES, pool_frames
 from .projector import WindowedProjector
 
@@ -118,6 +119,10 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
     def encode_stream(self) -> EncoderStream:
         """The encoder for one recording that comes part by part; the adapter is on in it."""
         return EncoderStream(self.encoder)
+
+    def encode_window(self) -> EncoderWindow:
+        """The encoder for audio that is still coming in; the adapter is on in it."""
+        return EncoderWindow(self.encoder)
 
     @property
     def has_bpe_head(self) -> bool:

@@ -16,6 +16,7 @@ from ..loss import ctc_loss
 from .config import GraniteSpeech5CTCConfig
 from .encoder import GraniteSpeech5Encoder, encoder_to_checkpoint, sanitize_encoder
 from .encoder_stream import GraniteSpeech5EncoderStream
+from .encoder_window import GraniteSpeech5EncoderWindow
 
 
 @dataclass(eq=False)
@@ -159,6 +160,10 @@ class GraniteSpeech5ForCTC(PretrainedModel):
     def encode_stream(self) -> GraniteSpeech5EncoderStream:
         """The encoder for one recording that comes part by part."""
         return GraniteSpeech5EncoderStream(self.encoder)
+
+    def encode_window(self) -> GraniteSpeech5EncoderWindow:
+        """The encoder for audio that is still coming in."""
+        return GraniteSpeech5EncoderWindow(self.encoder)
 
     @classmethod
     def sanitize(cls, weights, config):

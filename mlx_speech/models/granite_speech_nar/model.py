@@ -18,6 +18,7 @@ from ..granite_speech.encoder import (
     sanitize_encoder,
 )
 from ..granite_speech.encoder_stream import EncoderStream
+from ..granite_speech.encoder_window import EncoderWindow
 from ..granite_speech.pooling import bpe_labels
 from ..initialization import init_weights
 from .config import GraniteSpeechNarConfig
@@ -146,6 +147,10 @@ class GraniteSpeechNarForCTC(PretrainedModel):
     def encode_stream(self) -> EncoderStream:
         """The encoder for one recording that comes part by part."""
         return EncoderStream(self.encoder)
+
+    def encode_window(self) -> EncoderWindow:
+        """The encoder for audio that is still coming in."""
+        return EncoderWindow(self.encoder)
 
     def project(self, hidden_states: mx.array) -> mx.array:
         """What the editor is given of encoder frames: (batch, frames, output size) -> (batch,

@@ -1,0 +1,173 @@
+"""The encoder and its CTC head over audio that is still coming in."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+
+from ..audio.live import RecentSamples
+from ..processing.log_mel import LogMelFeatureExtractor
+from .chunks import SHORTEST_SAMPLES, AudioChunk
+from .frames import FRAME_SAMPLES
+from .segmenter import Span
+from .vad import SpeechActivity
+
+#: said of models that cannot
+NO_LIVE_TEXT = (
+    "live text is what an encoder's CTC head writes, and this model has none whose labels are "
+    "known; Granite Speech models have one, save for 3.2"
+)
+CONTEXT_BLOCKS = 2  #: attention blocks before the first frame that is wanted; more change nothing
+
+#: features from the first frame that is not closed on, (frames, width), and how many of them are
+#: closed now -> what the model says of each frame, (frames / stride, …) each
+EncodeWindow = Callable[[mx.array, int], Sequence[mx.array]]
+
+
+class LiveEncoder(ABC):
+    """What a family's encoder says of the latest audio, made by `SpeechFamily.live_encoder`.
+
+    Frames are of 20 ms, counted from the beginning of the audio. Windows start on the grid of the
+    encoder's attention blocks, whatever is asked for: off that grid, no frame would get what it
+    gets in the whole recording. Each call encodes the blocks that are not closed; one is, as soon
+    as `hold_back` frames after it are known.
+
+    Args:
+        extractor: computes the features. Their greatest value so far counts for all frames that are
+            not closed yet.
+        encode_window: starts to encode anew.
+        block_frames: frames of the grid.
+        stride: frames that become one of the encoder.
+
+    Attributes:
+        span_frames: spans begin and end at multiples of these.
+        label_frames: frames that the CTC head gives a label for, from the first encoded one on.
+        hold_back: frames at the end of what is encoded that later ones may still change.
+        first, end: of the frames that are encoded, [first, end).
+    """
+
+    def __init__(
+        self,
+        extractor: LogMelFeatureExtractor,
+        encode_window: Callable[[], EncodeWindow],
+        *,
+        block_frames: int,
+        span_frames: int,
+        label_frames: int,
+        hold_back: int,
+        stride: int = 1,
+    ):
+        self.span_frames, self.label_frames, self.hold_back = span_frames, label_frames, hold_back
+        self._extractor, self._encode_window = extractor, encode_window
+        self._block_frames, self._stride = block_frames, stride
+        self._highest = mx.array(-mx.inf)
+        self._known = 0  # frames whose features were computed
+        self._encode: EncodeWindow | None = None  # while somebody speaks
+        self._open = 0  # the first frame that is not closed
+        self._encoded: list[mx.array] = []
+        self.first = self.end = 0
+
+    def needed_samples(self, first: int) -> int:
+        """The first sample that is needed to encode from a frame on."""
+        return max(0, self._window_start(first) - 2) * FRAME_SAMPLES
+
+    def _window_start(self, first: int) -> int:
+        return max(0, first // self._block_frames - CONTEXT_BLOCKS) * self._block_frames
+
+    def start(self, first: int) -> None:
+        """Encode from a frame on, a multiple of the stride, what comes with the next `advance`."""
+        self._encode, self._open = self._encode_window(), self._window_start(first)
+        self.first = self.end = first
+        self._encoded = []
+
+    def stop(self) -> None:
+        """Encode no more."""
+        self._encode, self._encoded = None, []
+
+    def advance(self, samples: RecentSamples, *, ended: bool = False) -> None:
+        """Look at the samples that have come.
+
+        Args:
+            ended: there will be no more.
+        """
+        if samples.size < SHORTEST_SAMPLES:
+            return
+        known = self._extractor.num_frames(samples.size, ended=ended)
+        first = self._known if self._encode is None else self._open
+        if known // self._stride <= first // self._stride:
+            return
+        given = samples.read, samples.size, first, known, self._highest
+        features, self._highest = self._extractor.window(*given)
+        self._known = known
+        if self._encode is None:
+            mx.eval(self._highest)
+            return
+        closed = max(0, known - self.hold_back - first) // self._block_frames * self._block_frames
+        encoded = self._encode(features, closed)
+        before = max(0, self.first - first) // self._stride
+        kept = max(0, first - self.first) // self._stride
+        self.end = first + len(encoded[0]) * self._stride
+        fresh = [part[before:] for part in encoded]
+        if kept:
+            pairs = zip(self._encoded, fresh, strict=True)
+            fresh = [mx.concatenate([old[:kept], new]) for old, new in pairs]
+        self._encoded = fresh
+        mx.eval(fresh)
+        self._open += closed
+
+    def drop(self, first: int) -> None:
+        """Let go of the frames before one, a multiple of the stride."""
+        number = (first - self.first) // self._stride
+        # copies: slices would hold on to the whole
+        self._encoded = [mx.contiguous(part[number:]) for part in self._encoded]
+        self.first = first
+
+    def _part(self, first: int, end: int | None = None) -> list[mx.array]:
+        """What is encoded of frames [first, end)."""
+        start = (first - self.first) // self._stride
+        stop = None if end is None else (end - self.first) // self._stride
+        return [part[start:stop] for part in self._encoded]
+
+    def labels(self, first: int, end: int) -> list[int]:
+        """The likeliest labels, blanks included, of frames [first, end); both are whole labels from
+        `self.first` on."""
+        return self._labels(*self._part(first, end)) if first < end else []
+
+    def activity(self, first: int, end: int) -> SpeechActivity:
+        """What the CTC head detects in frames [first, end)."""
+        if first >= end:
+            return SpeechActivity.none()
+        lead, rest = (first - self.first) % self._stride, (self.first - end) % self._stride
+        activity = self._activity(*self._part(first - lead, end + rest))
+        return activity[lead : lead + end - first]
+
+    def chunk(
+        self,
+        span: Span,
+        samples: RecentSamples,
+        *,
+        for_alignment: bool,
+        drafts: bool,
+        for_decoder: bool,
+    ) -> AudioChunk:
+        """A part of the audio, ready to be decoded; arguments as of `SpeechFamily.chunks`."""
+        wanted = {"for_alignment": for_alignment, "drafts": drafts, "for_decoder": for_decoder}
+        return self._chunk(span, samples, self._part(span.start), **wanted)
+
+    @abstractmethod
+    def text(self, labels: Sequence[int]) -> str:
+        """What labels in a row say, blanks among them; runs of white space are one space."""
+
+    @abstractmethod
+    def _labels(self, *encoded: mx.array) -> list[int]:
+        """See `labels`; of what was encoded of some frames."""
+
+    @abstractmethod
+    def _activity(self, *encoded: mx.array) -> SpeechActivity:
+        """See `activity`; of what was encoded of some frames."""
+
+    @abstractmethod
+    def _chunk(
+        self, span: Span, samples: RecentSamples, encoded: list[mx.array], **wanted: bool
+    ) -> AudioChunk:
+        """See `chunk`; of what was encoded from the beginning of the span on, also beyond it."""

@@ -1,0 +1,88 @@
+"""Voice activity while audio is still coming in: at once, without what comes after it."""
+
+import mlx.core as mx
+import numpy as np
+
+from ..audio import SAMPLING_RATE
+from ..models.silero_vad import WINDOW_SAMPLES, SileroVAD
+from ..models.silero_vad.model import State
+from .frames import FRAME_SAMPLES, runs
+from .vad import SILENCE_DBFS, SPEECH_DBFS, SPEECH_WINDOWS
+
+#: the probability at which speech goes on is so much less than the one at which it begins
+HYSTERESIS = 0.15
+_MOST_GAIN_DB = 40.0
+#: what was louder than now counts for the gain, half as much after so many seconds
+_HALF_LIFE_SECONDS = 2.0
+
+
+class LiveVAD:
+    """Silero VAD on audio at `SAMPLING_RATE` that is still coming in.
+
+    As it is less and less sure of quiet speech, it is given that louder: by what brings the latest
+    seconds to `SPEECH_DBFS`.
+
+    Args:
+        threshold: the probability of speech at which it begins.
+    """
+
+    def __init__(self, threshold: float):
+        self._threshold = threshold
+        self._silero = SileroVAD.bundled()
+        self._state: State | None = None
+        self._power = 0.0
+        # of windows of 32 ms, from this one on: whether speech may begin, and may go on there
+        self._first = 0
+        self._begins, self._goes_on = np.zeros(0, bool), np.zeros(0, bool)
+
+    def push(self, samples: np.ndarray) -> None:
+        """Take in the next samples, (n,): whole windows, unless they are the last."""
+        if not samples.size:
+            return
+        samples = np.pad(samples, (0, -samples.size % WINDOW_SAMPLES))
+        power = np.square(samples, dtype=np.float64).reshape(-1, WINDOW_SAMPLES).mean(axis=1)
+        kept = 0.5 ** (samples.size / SAMPLING_RATE / _HALF_LIFE_SECONDS)
+        self._power = max(float(power.mean()), kept * self._power)
+        gain_db = min(SPEECH_DBFS - 10 * np.log10(self._power + 1e-12), _MOST_GAIN_DB)
+        given = mx.array(samples * np.float32(10 ** (gain_db / 20)))
+        probabilities, state = self._silero(given, self._state)
+        mx.eval(probabilities, state)
+        self._state = state
+        sure, sounds = np.array(probabilities), power > 10 ** (SILENCE_DBFS / 10)
+        goes_on = (sure > self._threshold - HYSTERESIS) & sounds
+        self._begins = np.append(self._begins, (sure > self._threshold) & sounds)
+        self._goes_on = np.append(self._goes_on, goes_on)
+
+    def onset(self, first: int) -> int | None:
+        """Where somebody has begun to speak in the frames from one on, if so."""
+        for start, end in self._runs(first):
+            if end - start >= SPEECH_WINDOWS:
+                return self._frame(start)
+        return None
+
+    def earliest_onset(self, first: int) -> int:
+        """The earliest frame that `onset` may give once more has come."""
+        found = self._runs(first)
+        if len(found) and found[-1][1] == len(self._begins):
+            return self._frame(found[-1][0])
+        return self._frame(len(self._begins))
+
+    def speech(self, first: int, end: int) -> np.ndarray:
+        """Whether somebody who speaks goes on in frames [first, end): (end - first,) booleans."""
+        middles = np.arange(first, end) * FRAME_SAMPLES + FRAME_SAMPLES // 2
+        windows = middles // WINDOW_SAMPLES - self._first
+        return self._goes_on[windows.clip(0, len(self._goes_on) - 1)]
+
+    def forget(self, before: int) -> None:
+        """Let go of the frames before one."""
+        number = max(0, before * FRAME_SAMPLES // WINDOW_SAMPLES - self._first)
+        self._begins, self._goes_on = self._begins[number:].copy(), self._goes_on[number:].copy()
+        self._first += number
+
+    def _runs(self, first: int) -> list[list[int]]:
+        """Windows in a row, from a frame on, in which speech may begin."""
+        skipped = max(0, -(-first * FRAME_SAMPLES // WINDOW_SAMPLES) - self._first)
+        return (runs(self._begins[skipped:]) + skipped).tolist()
+
+    def _frame(self, window: int) -> int:
+        return (self._first + window) * WINDOW_SAMPLES // FRAME_SAMPLES
