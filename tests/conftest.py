@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,6 +20,7 @@ from huggingface_hub.utils import _detect_agent, _http
 from mlx.utils import tree_flatten
 
 from mlx_speech import LlamaConfig, LlamaForCausalLM, load, load_audio
+from mlx_speech.transcription.chunks import AudioChunk, ChunkOptions
 
 # a shell starts what runs in the background with Ctrl-C ignored, and what that starts inherits it
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -104,6 +106,11 @@ def speech_inputs(processor, *names: str, instruction: str = TRANSCRIBE) -> dict
     """Inputs for a batch of recordings, one prompt each."""
     audio = [load_audio(find_recording(name)) for name in names]
     return processor([processor.speech_prompt(instruction)] * len(names), audio)
+
+
+def chunks_of(family, recording, options: ChunkOptions, **wanted) -> Iterator[AudioChunk]:
+    """Those that a family finds in a recording, see `SpeechFamily.chunks`."""
+    return filter(None, family.chunks(recording, options, **wanted))
 
 
 def random_decoder(seed: int = 1, **options):

@@ -2,9 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from .feature_extractor import (
 from .recordings import too_short
 
 Reader = Callable[[int, int], mx.array]
+PART_FRAMES = 1500  #: that are computed together, half a minute
 _FLOOR = 8.0  #: decimal logarithms below the highest
 _OF_THE_TRANSFORM = ("n_fft", "win_length", "hop_length", "n_mels")
 
@@ -84,11 +86,17 @@ class LogMelFeatureExtractor(FeatureExtractor, ABC):
         log_mel = self._log_mel(lambda a, b: audio[a:b], audio.size, 0, num_frames)
         return self._features(log_mel, log_mel.max())
 
-    def stream(self, recording: Recording, chunk_frames: int = 1500) -> Iterator[mx.array]:
+    def stream(
+        self,
+        recording: Recording,
+        chunk_frames: int = PART_FRAMES,
+        *,
+        highest: mx.array | None = None,
+    ) -> Iterator[mx.array]:
         """`log_mel` of a recording of any length, in parts of `chunk_frames` frames, 50 a second.
 
-        Two passes over a recording longer than a part: its greatest value decides what the smallest
-        may be, and is known in the end only.
+        Args:
+            highest: what `scan` returned for it, which is called if this is not given.
 
         Yields:
             (frames, width): at least one part, together what `log_mel` gives.
@@ -96,22 +104,46 @@ class LogMelFeatureExtractor(FeatureExtractor, ABC):
         Raises:
             AudioError: as `log_mel`, when the first part is asked for.
         """
-        num_frames, step = self._num_mel_frames(recording.size), 2 * chunk_frames
+        ends = self._part_ends(recording, chunk_frames)
+        if highest is None and len(ends) > 2:
+            scan = self.scan(recording, chunk_frames)
+            while highest is None:
+                try:
+                    next(scan)
+                except StopIteration as end:
+                    highest = end.value
+        for first, last in pairwise(ends):
+            part = self._log_mel(recording.read, recording.size, first, last)
+            yield self._features(part, part.max() if highest is None else highest)
 
-        def part(start: int) -> mx.array:
-            end = min(start + step, num_frames)
-            return self._log_mel(recording.read, recording.size, start, end)
+    def scan(
+        self, recording: Recording, chunk_frames: int = PART_FRAMES
+    ) -> Generator[None, None, mx.array | None]:
+        """The first of two passes over a recording longer than a part: the greatest value of all
+        its frames decides what the smallest may be, and is known in the end only.
 
-        first = part(0)
-        highest = first.max()
-        for start in range(step, num_frames, step):
-            highest = mx.maximum(highest, part(start).max())
+        Yields:
+            After each part.
+
+        Returns:
+            That value; None for a recording of one part, which needs no such pass.
+        """
+        ends = self._part_ends(recording, chunk_frames)
+        if len(ends) == 2:
+            return None
+        highest = mx.array(-mx.inf)
+        for first, last in pairwise(ends):
+            part = self._log_mel(recording.read, recording.size, first, last)
+            highest = mx.maximum(highest, part.max())
             mx.eval(highest)
-        yield self._features(first, highest)
-        del first
-        # a last frame alone is an odd one
-        for start in range(step, num_frames - 1, step):
-            yield self._features(part(start), highest)
+            yield
+        return highest
+
+    def _part_ends(self, recording: Recording, chunk_frames: int) -> list[int]:
+        """Where parts begin and end, in frames before two become one."""
+        number = self._num_mel_frames(recording.size)
+        # an odd last frame goes with those before it
+        return [*range(0, max(1, number - 1), 2 * chunk_frames), number]
 
     def num_frames(self, num_samples: int, *, ended: bool) -> int:
         """Frames of features, 50 a second, that audio has whose first samples are so many.

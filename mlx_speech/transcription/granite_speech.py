@@ -79,7 +79,9 @@ class EncodedOnce(ABC):
         stream = self._model.encode_stream()
         encoded = hidden, logits, non_blank = Frames(), Frames(), Frames()
         held = 0  # the first frame of these
-        for features, samples, last in with_samples(extractor.stream(recording), recording):
+        highest = yield from extractor.scan(recording)
+        parts = extractor.stream(recording, highest=highest)
+        for features, samples, last in with_samples(parts, recording):
             output = stream.push(features, last=last)
             letters = ctc_vad(output.ctc_logits[0], space=space)
             hidden.append(output.last_hidden_state)

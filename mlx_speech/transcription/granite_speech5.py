@@ -74,7 +74,9 @@ class GraniteSpeech5Transcription:
         frames = told = 0
         labels, logprobs = np.zeros(0, int), np.zeros(0, np.float32)
         held = 0  # of the head: the first frame of these
-        features = self._processor.feature_extractor.stream(recording, PART_FRAMES)
+        extractor = self._processor.feature_extractor
+        highest = yield from extractor.scan(recording, PART_FRAMES)
+        features = extractor.stream(recording, PART_FRAMES, highest=highest)
         for part, samples, last in with_samples(features, recording):
             frames += len(part)
             (logits,) = self._model.logits(stream.push(part, last=last))

@@ -7,7 +7,7 @@ import json
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import DATA
+from conftest import DATA, chunks_of
 
 from mlx_speech import load_audio, transcribe
 from mlx_speech.audio import open_recording
@@ -34,9 +34,7 @@ def recording(name: str) -> np.ndarray:
 
 def listen(model, samples: np.ndarray, **cutting) -> list[AudioChunk]:
     with open_recording(mx.array(samples), RATE, RATE) as opened:
-        return list(
-            speech_family(*model).chunks(opened, ChunkOptions(**cutting), for_alignment=False)
-        )
+        return list(chunks_of(speech_family(*model), opened, ChunkOptions(**cutting)))
 
 
 def loud(samples: np.ndarray) -> tuple[float, float]:

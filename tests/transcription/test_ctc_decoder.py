@@ -9,7 +9,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import DATA, find_recording
+from conftest import DATA, chunks_of, find_recording
 
 from convert.word_errors import word_errors
 from mlx_speech import (
@@ -178,7 +178,7 @@ class TestWords:
         family = speech_family(model, processor)
         with open_recording(AUDIO / "festival_15.flac") as recording:
             options = {"for_alignment": True, "drafts": True, "for_decoder": False}
-            (chunk,) = family.chunks(recording, ChunkOptions(), **options)
+            (chunk,) = chunks_of(family, recording, ChunkOptions(), **options)
         text = chunk.draft.text
         assert text == "set a timer for three hours"
         own = mx.eye(348)[mx.argmax(chunk.ctc_logits, axis=-1)] * 100
@@ -232,7 +232,7 @@ class TestNothingSaid:
         kept = speech_family(*head).chunks
 
         def chunks(family, recording, options, **wanted):
-            for chunk in kept(recording, options, **wanted):
+            for chunk in filter(None, kept(recording, options, **wanted)):
                 empty = CTCText("", [], [], [], chunk.draft.vocabulary)
                 yield replace(chunk, draft=empty)
 

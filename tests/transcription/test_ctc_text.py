@@ -6,7 +6,7 @@ import json
 
 import mlx.core as mx
 import pytest
-from conftest import DATA, find_recording
+from conftest import DATA, chunks_of, find_recording
 
 from convert.word_errors import word_errors
 from mlx_speech import load_audio
@@ -34,7 +34,8 @@ def encoded(tiny, name: str):
 def family_drafts(loaded, name: str, **options) -> list[str | None]:
     """Of the chunks of a recording."""
     with open_recording(find_recording(name)) as recording:
-        chunks = GraniteSpeechTranscription(*loaded).chunks(recording, ChunkOptions(), **options)
+        family = GraniteSpeechTranscription(*loaded)
+        chunks = chunks_of(family, recording, ChunkOptions(), **options)
         return [chunk.draft and chunk.draft.text for chunk in chunks]
 
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import turboctc
-from conftest import DATA
+from conftest import DATA, chunks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,7 +79,7 @@ class TestChunks:
         with open_recording(LONG) as recording:
             features = processor.feature_extractor.log_mel(recording.read())
             labels = model.generate(features[None])[0].tolist()
-            chunks = list(speech_family(*pair).chunks(recording, ChunkOptions(**CUTS)))
+            chunks = list(chunks_of(speech_family(*pair), recording, ChunkOptions(**CUTS)))
         assert len(chunks) > 12
         written = 0
         for chunk in chunks:
@@ -101,7 +101,7 @@ class TestChunks:
             features = processor.feature_extractor.log_mel(recording.read())
             labels = model.generate(features[None])[0].tolist()
             family = speech_family(*pair)
-            chunks = list(family.chunks(recording, ChunkOptions(**CUTS), for_alignment=True))
+            chunks = list(chunks_of(family, recording, ChunkOptions(**CUTS), for_alignment=True))
         placed = 0
         for chunk in chunks:
             start, number = round(chunk.start / FRAME_S), len(chunk.levels_db)

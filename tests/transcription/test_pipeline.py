@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import DATA
+from conftest import DATA, chunks_of
 
 import mlx_speech
 from convert.word_errors import word_errors
@@ -143,9 +143,8 @@ class TestResources:
         """What is kept of the recording while its segments are heard."""
         model, processor = tiny
         with open_recording(LONG, None, 16000) as recording:
-            chunks = speech_family(model, processor).chunks(
-                recording, ChunkOptions(**CUTS), for_alignment=True
-            )
+            family, options = speech_family(model, processor), ChunkOptions(**CUTS)
+            chunks = chunks_of(family, recording, options, for_alignment=True)
             kept = [mx.get_active_memory() for _ in chunks]
         assert len(kept) == 24
         assert kept[-1] <= kept[0]

@@ -8,7 +8,7 @@ from itertools import takewhile
 
 import mlx.core as mx
 import pytest
-from conftest import DATA, find_recording
+from conftest import DATA, chunks_of, find_recording
 from scripted import Script
 from small_plus import make_plus
 
@@ -43,7 +43,7 @@ def family(plus):
 def chunks(family):
     """The first ones of a recording, of 1.8 to 3.6 s each."""
     options = ChunkOptions(9, 0.4)
-    found = family.chunks(open_recording(LONG), options, for_alignment=True)
+    found = chunks_of(family, open_recording(LONG), options, for_alignment=True)
     return [chunk for chunk, _ in zip(found, range(12), strict=False)]
 
 
@@ -396,9 +396,8 @@ class TestTimes:
 
 def test_the_small_plus_hears_what_it_was_not_told(plus, family):
     """A real continuation: the words of the beginning are not said again."""
-    (chunk, *_) = family.chunks(
-        open_recording(find_recording("synthetic/flite_08.flac")), ChunkOptions()
-    )
+    recording = open_recording(find_recording("synthetic/flite_08.flac"))
+    (chunk, *_) = chunks_of(family, recording, ChunkOptions())
     for prefix, rest in (("", "unlock the back gate"), ("unlock the", "back gate")):
         request = TranscriptionRequest(prefix_text=prefix)
         made = family.decoder(Decoding(request))
