@@ -1,24 +1,34 @@
-"""The routes of the server, and what stands before them all."""
+"""The routes of the server."""
 
-import hmac
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import HTTPConnection, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
+from . import metrics, transcriptions
+from .capabilities import capabilities
 from .engine import Engine
-from .errors import RequestError, error_response
+from .errors import error_response
+from .middleware import KeyMiddleware, RequestMiddleware
 from .models import ModelStore
 
-_OPEN = {"/", "/health"}  #: what needs no key
+logger = logging.getLogger(__name__)
+
+ROUTES = [
+    Route("/v1/audio/transcriptions", transcriptions.transcriptions, methods=["POST"]),
+    Route("/v1/audio/translations", transcriptions.translations, methods=["POST"]),
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,7 @@ class ServerOptions:
 
 def build_app(engine: Engine, options: ServerOptions = ServerOptions()) -> Starlette:
     """The application; it starts and stops the engine."""
+    counts = metrics.Metrics()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -46,44 +57,35 @@ def build_app(engine: Engine, options: ServerOptions = ServerOptions()) -> Starl
         yield
         await engine.stop()
 
+    def report(scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        counts.add_request(route, scope["method"], status, seconds)
+        # as its client wrote it, line breaks and all
+        logger.info("%s %r %d, %.3f s", scope["method"], scope["path"], status, seconds)
+
     routes = [
         Route("/", page),
         Route("/health", health),
+        Route("/metrics", prometheus),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
+        *ROUTES,
     ]
     middleware = [
         Middleware(
             CORSMiddleware, allow_origins=options.origins, allow_methods=["*"], allow_headers=["*"]
         ),
+        Middleware(RequestMiddleware, max_bytes=options.max_upload_bytes, report=report),
         Middleware(KeyMiddleware, api_key=options.api_key),
     ]
     app = Starlette(
         routes=routes,
         middleware=middleware,
-        exception_handlers={Exception: error_response},
+        exception_handlers={HTTPException: error_response},
         lifespan=lifespan,
     )
-    app.state.engine, app.state.options = engine, options
+    app.state.engine, app.state.options, app.state.metrics = engine, options, counts
     return app
-
-
-class KeyMiddleware:
-    """Turns away who does not show the key; the page and the health of the server are open."""
-
-    def __init__(self, app: ASGIApp, api_key: str | None):
-        self._app, self._key = app, api_key
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._key is not None and scope["type"] == "http" and scope["path"] not in _OPEN:
-            shown = HTTPConnection(scope).headers.get("authorization", "")
-            if not hmac.compare_digest(shown.encode(), f"Bearer {self._key}".encode()):
-                message = "the API key is missing or wrong: send Authorization: Bearer KEY"
-                error = RequestError(message, 401, code="invalid_api_key")
-                response = await error_response(Request(scope), error)
-                await response(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
 
 
 async def page(request: Request) -> Response:
@@ -100,6 +102,12 @@ async def health(request: Request) -> Response:
     return JSONResponse({"status": status, "requests": engine.requests, "models": states})
 
 
+async def prometheus(request: Request) -> Response:
+    """Numbers of what it has done."""
+    text = request.app.state.metrics.text(request.app.state.engine)
+    return PlainTextResponse(text, media_type=metrics.MEDIA_TYPE)
+
+
 async def models(request: Request) -> Response:
     """All models."""
     store: ModelStore = request.app.state.engine.models
@@ -112,10 +120,13 @@ async def model(request: Request) -> Response:
     return JSONResponse(_model(store, store.resolve(request.path_params["name"])))
 
 
-def _model(store: ModelStore, name: str) -> dict:
+def _model(store: ModelStore, name: str) -> dict[str, Any]:
+    """What can be asked of it is known while it is loaded."""
+    loaded = store.loaded(name)
     return {
         "id": name,
         "object": "model",
         "created": store.created(name),
         "owned_by": name.partition("/")[0] if name.count("/") == 1 else "local",
+        "capabilities": loaded and capabilities(*loaded),
     }

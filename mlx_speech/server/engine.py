@@ -6,6 +6,7 @@ the event loop hands requests over, and gets events back.
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Hashable
 from contextlib import asynccontextmanager
@@ -107,6 +108,7 @@ class Engine:
         self.models = models
         self.max_requests = max_requests
         self.requests = 0  #: that have a place
+        self.busy_seconds = 0.0  #: that the thread has worked so far
         self._batch_size = batch_size
         self._calls: deque[Callable[[], None]] = deque()
         self._steps: list[_Steps] = []
@@ -215,7 +217,9 @@ class Engine:
                         self._changed.wait(left)
                     if self._stopping:
                         break
+                start = time.perf_counter()
                 self._turn()
+                self.busy_seconds += time.perf_counter() - start
         finally:
             self._give_up()
             mx.clear_streams()  # or the process may abort at exit

@@ -1,0 +1,123 @@
+"""What the models of a server can do, and how they are asked."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..errors import UnsupportedOptionError
+from ..processing.granite_speech import GraniteSpeechProcessor
+from ..processing.plain_processor import PlainProcessor
+from ..processing.prompts import LANGUAGES, find_language
+from ..processing.request import TranscriptionRequest
+from ..processing.speech_to_text import Speech2TextProcessor
+from ..transcription.family import SpeechFamily
+from ..transcription.pipeline import speech_family
+
+
+def spoken_languages(processor: Any) -> Sequence[str]:
+    """Codes of the languages that a model was trained on; none where it does not say."""
+    match processor:
+        case GraniteSpeechProcessor():
+            return processor.prompts.languages
+        case PlainProcessor():
+            return processor.languages
+    return ()
+
+
+def capabilities(model: Any, processor: Any) -> dict[str, Any] | None:
+    """What can be asked of a speech model; None: it is another one.
+
+    languages: codes of those that it was trained on; target_languages: of those it translates to.
+    punctuate, keywords, speakers, words: whether it takes, or tells, these.
+    """
+    try:
+        family = speech_family(model, processor)
+    except UnsupportedOptionError:
+        return None
+
+    def can(**asked: Any) -> bool:
+        try:
+            family.text_language(TranscriptionRequest(**asked))
+            return True
+        except UnsupportedOptionError:
+            return False
+
+    targets: Sequence[str] = list(LANGUAGES)
+    if isinstance(processor, Speech2TextProcessor):
+        targets = processor.tokenizer.langs
+    return {
+        "languages": list(spoken_languages(processor)),
+        "target_languages": [t for t in targets if can(task="translate", target_language=t)],
+        "punctuate": can(punctuate=True),
+        "keywords": can(keywords=["word"]),
+        "speakers": can(tags="speakers"),
+        "words": family.ctc_vocabulary is not None,
+    }
+
+
+def fitted_request(
+    model: Any,
+    processor: Any,
+    request: TranscriptionRequest,
+    *,
+    languages: Sequence[str],
+    punctuate: bool | None,
+    speakers: bool,
+    words: bool,
+) -> tuple[TranscriptionRequest, str | None]:
+    """A request as a model can take it, and the code of the language that is spoken, where that is
+    known.
+
+    Args:
+        languages: that may be spoken. One alone is told to a model that takes it; others detect the
+            language, and it only has to be one that they know.
+        punctuate: whether punctuation and capitals are asked for; None: where the model can.
+        speakers, words: are to be told.
+
+    Raises:
+        MlxSpeechError: it cannot.
+    """
+    family = speech_family(model, processor)
+    if words and family.ctc_vocabulary is None:
+        message = "{word_timestamps}: the model cannot tell when words were said"
+        raise UnsupportedOptionError.about(message, option="word_timestamps")
+    spoken = _checked_languages(languages, spoken_languages(processor))
+    tagged = replace(request, tags="speakers") if speakers else request
+    told = [*spoken, None] if len(spoken) == 1 else [None]
+    for candidate in _candidates(tagged, told, [True, False] if punctuate is None else [punctuate]):
+        if error := _refusal(family, candidate):
+            continue
+        known = spoken if len(spoken) == 1 else spoken_languages(processor)
+        language = known[0] if len(known) == 1 else None
+        return replace(candidate, tags=None), request.target_language or language
+    assert error is not None
+    raise error
+
+
+def _candidates(
+    request: TranscriptionRequest, languages: Sequence[str | None], punctuations: Sequence[bool]
+) -> Iterator[TranscriptionRequest]:
+    """From the one that asks most."""
+    for language in languages:
+        for punctuate in punctuations:
+            yield replace(request, language=language, punctuate=punctuate)
+
+
+def _refusal(family: SpeechFamily, request: TranscriptionRequest) -> UnsupportedOptionError | None:
+    try:
+        family.text_language(request)
+        return None
+    except UnsupportedOptionError as error:
+        return error
+
+
+def _checked_languages(languages: Sequence[str], trained: Sequence[str]) -> list[str]:
+    """Codes of languages that a model was trained on."""
+    codes = [find_language(language, LANGUAGES) for language in languages]
+    for language, code in zip(languages, codes, strict=True):
+        if code not in trained:
+            able = ", ".join(trained) or "one that it does not name"
+            message = "{option}: the model knows {able}, and not {language!r}"
+            values = {"able": able, "language": language}
+            raise UnsupportedOptionError.about(message, option="language", **values)
+    return [code for code in codes if code]

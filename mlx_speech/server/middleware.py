@@ -1,0 +1,188 @@
+"""What stands before all routes."""
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Callable
+
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import RequestError, error_response
+
+logger = logging.getLogger(__name__)
+
+OPEN_PATHS = frozenset({"/", "/health"})  #: what needs no key
+#: how browsers, which can give a WebSocket no headers, show the key
+KEY_SUBPROTOCOL = "openai-insecure-api-key."
+
+_IDLE_SECONDS = 60  # for which a client may send nothing of its request
+_DRAIN_SECONDS = 5  # for which what nobody wants is read, see `_Body.drain`
+
+
+class KeyMiddleware:
+    """Turns away who does not show the key, by HTTP and by WebSocket."""
+
+    def __init__(self, app: ASGIApp, api_key: str | None):
+        self._app = app
+        self._key = None if api_key is None else api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        open_to_all = scope["type"] == "lifespan" or scope.get("path") in OPEN_PATHS
+        if self._key is None or open_to_all or self._shown(HTTPConnection(scope)):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # as status 403
+        else:
+            message = "the API key is missing or wrong: send Authorization: Bearer KEY"
+            raise RequestError(message, 401, code="invalid_api_key")
+
+    def _shown(self, connection: HTTPConnection) -> bool:
+        assert self._key is not None
+        scheme, _, key = connection.headers.get("authorization", "").partition(" ")
+        shown = [key] if scheme.lower() == "bearer" else []
+        if connection.scope["type"] == "websocket":
+            protocols = [protocol.strip() for protocol in connection.scope["subprotocols"]]
+            shown += [
+                protocol.removeprefix(KEY_SUBPROTOCOL)
+                for protocol in protocols
+                if protocol.startswith(KEY_SUBPROTOCOL)
+            ]
+        return any(hmac.compare_digest(key.strip().encode("latin-1"), self._key) for key in shown)
+
+
+class _Body:
+    """A request's body, no more of which is read than is allowed.
+
+    Args:
+        receive: what it comes from.
+        limit: bytes that it may have.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, limit: int):
+        headers = HTTPConnection(scope).headers
+        length = headers.get("content-length", "")
+        self._announced = int(length) if length.isdecimal() else 0
+        # who waits to be told to go on is told by the answer not to
+        self._waits = headers.get("expect", "").lower() == "100-continue"
+        self._receive, self._limit = receive, limit
+        self._bytes = 0
+        self._ended = asyncio.Event()
+
+    async def receive(self) -> Message:
+        """The next message of a client, as ASGI has it.
+
+        Raises:
+            RequestError: it sends too much, or nothing for too long.
+        """
+        if self._ended.is_set():
+            return await self._receive()
+        self._check(self._announced)
+        self._waits = False
+        try:
+            async with asyncio.timeout(_IDLE_SECONDS):
+                message = await self._next()
+        except TimeoutError:
+            raise RequestError("the rest of the request did not come", 408) from None
+        self._check(self._bytes)
+        return message
+
+    def _check(self, size: int) -> None:
+        if size > self._limit:
+            message = f"a request may have {self._limit} bytes at most"
+            raise RequestError(message, 413, "file", "request_too_large")
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._bytes += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            self._ended.set()
+        return message
+
+    async def drain(self) -> None:
+        """Read what is left, so that a client that only listens once it has sent everything gets
+        its answer."""
+        if self._waits:
+            return
+        try:
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while not self._ended.is_set():
+                    await self._next()
+        except TimeoutError:
+            return
+
+    async def client_gone(self) -> None:
+        """Returns when the client has gone away, or has its answer."""
+        await self._ended.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+class RequestMiddleware:
+    """Around each request: limits its size, gives it up when its client goes away, turns errors
+    into answers, and tells of it.
+
+    Args:
+        max_bytes: that a request may have.
+        report: is told the request's scope, the status of its answer, and how many seconds it took;
+            499 is that of a client that went away.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, report: Callable[[Scope, int, float], None]):
+        self._app, self._max_bytes, self._report = app, max_bytes, report
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        body = _Body(scope, receive, self._max_bytes)
+        answer = _Answer(send)
+        try:
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(_watch(body, answer))
+                await self._respond(scope, body, answer)
+                watch.cancel()
+        except* ClientDisconnect:
+            answer.status = 499
+        self._report(scope, answer.status, time.perf_counter() - start)
+
+    async def _respond(self, scope: Scope, body: _Body, answer: "_Answer") -> None:
+        try:
+            await self._app(scope, body.receive, answer.send)
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            if answer.status:
+                logger.error("an answer broke off", exc_info=error)
+                return
+            await body.drain()
+            response = await error_response(Request(scope), error)
+            await response(scope, body.receive, answer.send)
+
+
+class _Answer:
+    """Notes how the answer begins, and whether it has ended.
+
+    status: 0 before it has begun.
+    """
+
+    def __init__(self, send: Send):
+        self._send = send
+        self.status = 0
+        self.ended = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        elif message["type"] == "http.response.body":
+            self.ended = not message.get("more_body", False)
+        await self._send(message)
+
+
+async def _watch(body: _Body, answer: _Answer) -> None:
+    """Raises `ClientDisconnect` when the client goes away before it has its answer."""
+    await body.client_gone()
+    if not answer.ended:
+        raise ClientDisconnect
