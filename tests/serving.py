@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import openai
-import uvicorn
 
 from mlx_speech.server.app import ServerOptions, build_app
 from mlx_speech.server.engine import Engine
 from mlx_speech.server.models import ModelStore
+from mlx_speech.server.run import Server
 
 
 @contextmanager
@@ -25,8 +25,7 @@ def serving(loader, names=("tiny",), *, keep_alive=None, engine=None, **options)
     store = ModelStore(list(names), keep_alive, loader)
     app = build_app(Engine(store, **(engine or {})), ServerOptions(**options))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, lifespan="on", log_config=None, access_log=False)
-        server = uvicorn.Server(config)
+        server = Server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

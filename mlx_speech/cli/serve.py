@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import math
 import os
+import time
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from . import common
@@ -27,10 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
         "the server cannot start, 2 for wrong usage.",
     )
     group, add = parser.add_argument_group, common.add_table
-    default = os.environ.get("MLX_SPEECH_MODEL") or common.SPEECH_MODEL
-    name = f"folder or Hugging Face repository; may be given several times (default: {default})"
+    text = "folder or Hugging Face repository, may be given several times: the first is loaded at "
+    text += "once, others when they are asked for "
+    text += f"(default: $MLX_SPEECH_MODEL, else {common.SPEECH_MODEL})"
     models = group("models")
-    add(models, {"--model MODEL": {"help": name, "action": "append", "dest": "models"}})
+    add(models, {"--model MODEL": {"help": text, "action": "append", "dest": "models"}})
     common.add_options(models, "--revision", "--dtype")
     keep = "give a model up that nobody has used for so many seconds (default: never)"
     add(models, {"--keep-alive S": keep})
@@ -61,30 +67,53 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse what makes no sense."""
+def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, str]:
+    """Refuse what makes no sense; returns the models by what clients call them."""
     for name in ("max_upload", "max_requests", "batch_size"):
         if getattr(args, name) < 1:
             raise InputError.must_be(name, getattr(args, name), "at least 1")
+    for name, least in (("keep_alive", 0), ("timeout", 0.001)):
+        value = getattr(args, name)
+        if value is not None and not least <= value < math.inf:
+            raise InputError.must_be(name, value, f"a number of seconds, at least {least}")
+    if not 0 <= args.port < 1 << 16:
+        raise InputError.must_be("port", args.port, "from 0, which takes any, to 65535")
+    if args.api_key is not None and not (args.api_key.isascii() and args.api_key.isprintable()):
+        raise InputError("--api-key must be of letters, digits and the like")
+    models: dict[str, str] = {}
+    for given in args.models or [os.environ.get("MLX_SPEECH_MODEL") or common.SPEECH_MODEL]:
+        # where a folder lies is nobody's business
+        name = Path(given).resolve().name if Path(given).is_dir() else given
+        if name in models:
+            raise InputError(f"--model: there would be two called {name!r}")
+        models[name] = given
+    return models
 
 
-def run(args: argparse.Namespace, console: Console, usage: None) -> int:
+def run(args: argparse.Namespace, console: Console, models: dict[str, str]) -> int:
     """Serve until a signal ends it."""
     try:
-        import uvicorn
-
         from ..server.app import ServerOptions, build_app
+        from ..server.run import Server, address_of, bound_socket
     except ImportError as error:
-        raise InputError(
-            f"the server needs {error.name}: pip install 'mlx-speech[server]'"
-        ) from None
+        wanted = "the server needs {name}: pip install 'mlx-speech[server]'"
+        raise InputError(wanted.format(name=error.name)) from None
+    import mlx.core as mx
+
     from ..loading import load
     from ..server.engine import Engine
     from ..server.models import ModelStore
 
-    names = args.models or [os.environ.get("MLX_SPEECH_MODEL") or common.SPEECH_MODEL]
-    loader = partial(load, revision=args.revision, dtype=args.dtype, progress=not console.quiet)
-    store = ModelStore(names, args.keep_alive, loader)
+    def loader(name: str) -> tuple[Any, Any]:
+        start = time.perf_counter()
+        dtype = args.dtype and getattr(mx, args.dtype)
+        options = {"revision": args.revision, "dtype": dtype, "progress": not console.quiet}
+        loaded = load(models[name], **options)
+        console.detail(f"{name}: loaded in {time.perf_counter() - start:.1f} s")
+        return loaded
+
+    _show_log(console.verbose)
+    store = ModelStore(list(models), args.keep_alive, loader)
     engine = Engine(store, batch_size=args.batch_size, max_requests=args.max_requests)
     options = ServerOptions(
         api_key=args.api_key or None,
@@ -92,10 +121,17 @@ def run(args: argparse.Namespace, console: Console, usage: None) -> int:
         max_upload_bytes=args.max_upload * 1_000_000,
         time_limit=args.timeout,
     )
-    config = uvicorn.Config(
-        build_app(engine, options), args.host, args.port, log_level="warning", lifespan="on"
-    )
-    server = uvicorn.Server(config)
-    console.say(f"serving {', '.join(store.names)} at http://{args.host}:{args.port}")
-    server.run()
+    with bound_socket(args.host, args.port) as listener:
+        store.load(store.names[0])  # before the engine's thread, which Ctrl-C could not end
+        where = f"serving {', '.join(store.names)} at {address_of(listener)}"
+        stopping = "finishing what is being worked on; Ctrl-C again ends at once"
+        app = build_app(engine, options)
+        server = Server(app, partial(console.say, where), partial(console.note, stopping))
+        server.run(sockets=[listener])
     return 0
+
+
+def _show_log(verbose: bool) -> None:
+    """On standard error: failures of the server, and with `verbose` each request."""
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    logging.getLogger("mlx_speech.server").setLevel(logging.INFO if verbose else logging.WARNING)

@@ -8,11 +8,22 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..errors import HubError, MlxSpeechError, one_line
+from ..errors import AudioError, CheckpointError, HubError, MlxSpeechError, one_line
 from .engine import BusyError, StoppedError
 from .models import UnknownModelError
 
 logger = logging.getLogger(__name__)
+
+#: names of the library's -> what the API calls them
+_FIELDS = {
+    "speakers": "response_format",
+    "word_timestamps": "timestamp_granularities[]",
+    "min_silence": "chunking_strategy[silence_duration_ms]",
+    "max_new_tokens": "max_tokens",
+    "stop_strings": "stop",
+}
+#: status -> what is wrong, in more words than the protocol's
+_ADDRESSES = {404: "there is nothing at this address", 405: "this address takes other methods"}
 
 RETRY_SECONDS = 1  #: after which a client may ask again, where there was no room for it
 
@@ -44,7 +55,7 @@ class RequestError(Exception):
         """Whether, and when, a client is to try again."""
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
-        if self.status == 504:
+        if self.status in (500, 504):  # the same would happen again
             return {"x-should-retry": "false"}
         if self.status in (429, 503, 507):
             return {"Retry-After": str(RETRY_SECONDS)}
@@ -59,11 +70,19 @@ def as_request_error(error: BaseException) -> RequestError:
             return error
         case UnknownModelError():
             return RequestError(str(error), 404, "model", "model_not_found")
-        case HubError():
-            return RequestError(str(error), 503, "model", "model_not_loaded")
+        case CheckpointError():
+            logger.error("a model cannot be loaded: %s", error)  # it may name files of ours
+            message = "the model cannot be loaded; the server's log says why"
+            status = 503 if isinstance(error, HubError) else 500
+            return RequestError(message, status, "model", "model_not_loaded")
+        case AudioError(__context__=OSError(errno=errno.ENOSPC | errno.EDQUOT) as full):
+            return as_request_error(full)
+        case AudioError():
+            return RequestError(str(error), 400, "file", "invalid_audio")
         case MlxSpeechError():
-            param = error.option or None
-            return RequestError(str(error), 400, param, type(error).__name__)
+            param = _FIELDS.get(error.option, error.option) or None
+            message = error.spelled(lambda name: _FIELDS.get(name, name))
+            return RequestError(message, 400, param, "invalid_value")
         case BusyError():
             message = "the server is busy: try again"
             return RequestError(message, 429, code="rate_limit_exceeded")
@@ -75,8 +94,8 @@ def as_request_error(error: BaseException) -> RequestError:
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             message = "the server's disk is full: try again later, or send less"
             return RequestError(message, 507, "file", "disk_full")
-        case HTTPException():
-            return RequestError(error.detail, error.status_code)
+        case HTTPException(status_code=status):
+            return RequestError(_ADDRESSES.get(status, error.detail), status)
     logger.error("a request failed", exc_info=error)
     return RequestError("the server failed; its log says how", 500, code="internal_error")
 
