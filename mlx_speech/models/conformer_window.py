@@ -1,45 +1,45 @@
 """Conformer blocks over the latest part of a recording that is still coming in, again and again.
 
 A stream (`conformer_stream`) hands on what is final, seconds late. A window gives all frames up to
-the latest at once, though what is to come will still change the last of them. Only attention blocks
-that are not closed yet are computed again: of those before, each Conformer block keeps the few
-frames that its convolution reaches back to.
+the latest at once, though what is to come will still change the last of them. It may begin at any
+attention block of the recording: of what is before that, a Conformer block needs only the few
+frames that its convolution reaches back to, its halo.
 """
+
+from collections.abc import Sequence
 
 import mlx.core as mx
 
 from .conformer import ConformerBlock, FrameMask
 
+#: of each Conformer block the frames before a window, as its convolution gets them, (1, k // 2,
+#: inner) for one of k frames; none, where zeros are before it
+Halos = Sequence[mx.array]
 
-class BlockWindow:
-    """One Conformer block.
+
+def run_block(
+    block: ConformerBlock,
+    x: mx.array,
+    context_size: int,
+    halo: mx.array | None,
+    places: Sequence[int],
+) -> tuple[mx.array, list[mx.array]]:
+    """A Conformer block over a window.
 
     Args:
+        x: (1, n, width), from the beginning of an attention block on.
         context_size: frames of an attention block.
-        dtype: of the block's frames.
+        halo: the block's, before the window.
+        places: beginnings of other attention blocks in it.
+
+    Returns:
+        (1, m, width), and the halos at these places.
     """
-
-    def __init__(self, block: ConformerBlock, context_size: int, dtype: mx.Dtype):
-        self._block, self._context_size = block, context_size
-        before, after = block.depthwise.halo
-        inner = len(block.depthwise.weight)
-        self.stride = block.depthwise.stride
-        self._after = mx.zeros((1, after, inner), dtype)
-        #: the last frames before the window, as the convolution gets them
-        self.before = mx.zeros((1, before, inner), dtype)
-
-    def __call__(self, x: mx.array, closed: int) -> mx.array:
-        """(1, n, width) of the frames from the first on that is not closed -> (1, m, width).
-
-        Args:
-            closed: how many of the first are now, and are not given again; whole attention blocks
-                of all Conformer blocks.
-        """
-        mask = FrameMask(x.shape[1], self._context_size, None)
-        attended, gated = self._block.attend(x, mask)
-        gated = mx.concatenate([self.before, gated, self._after], axis=1)
-        if closed:
-            # a copy: a slice would hold on to the whole
-            reach = self.before.shape[1]
-            self.before = mx.contiguous(gated[:, closed : closed + reach])
-        return self._block.convolve(attended, gated, halo=True)
+    attended, gated = block.attend(x, FrameMask(x.shape[1], context_size, None))
+    before, after = block.depthwise.halo
+    if halo is None:
+        halo = mx.zeros((1, before, gated.shape[2]), gated.dtype)
+    gated = mx.pad(mx.concatenate([halo, gated], axis=1), [(0, 0), (0, after), (0, 0)])
+    # copies: slices would hold on to the whole
+    halos = [mx.contiguous(gated[:, place : place + before]) for place in places]
+    return block.convolve(attended, gated, halo=True), halos

@@ -13,6 +13,7 @@ from ..errors import ContextLengthError, UnsupportedOptionError
 from ..layers.ctc import best_labels, distinct
 from ..models.conformer import BLANK
 from ..models.conformer_stream import Frames, evaluate
+from ..models.conformer_window import Halos
 from ..models.granite_speech.model import GraniteSpeechForConditionalGeneration
 from ..models.granite_speech.pooling import bpe_labels
 from ..processing.granite_speech import GraniteSpeechProcessor
@@ -24,7 +25,7 @@ from .ctc import SPACE, CTCVocabulary
 from .ctc_text import CTCText, bpe_text, character_text, written
 from .family import ChunkDecoder, Decoding
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
-from .live_encoder import NO_LIVE_TEXT, EncodeWindow, LiveEncoder
+from .live_encoder import NO_LIVE_TEXT, LiveEncoder
 from .segment_decoder import TOKENS_OVERHEAD, generative_decoder, seconds_in_context
 from .segmenter import Span
 from .speakers import SpeakerDecoder
@@ -156,21 +157,19 @@ class _LiveEncoder(LiveEncoder):
         self._writes_tokens = family._writes_tokens
         super().__init__(
             extractor,
-            self._new_window,
+            self._window,
             block_frames=model.encoder.config.context_size,
             span_frames=extractor.projector_window_size,
             label_frames=model.bpe_frames if self._writes_tokens else 1,
             hold_back=_HOLD_BACK_FRAMES,
         )
 
-    def _new_window(self) -> EncodeWindow:
-        window = self._model.encode_window()
-
-        def encode(features: mx.array, closed: int) -> Encoded:
-            output = window.encode(features, closed)
-            return Encoded(output.last_hidden_state[0], output.ctc_logits[0], output.non_blank[0])
-
-        return encode
+    def _window(
+        self, features: mx.array, halos: Halos, places: Sequence[int]
+    ) -> tuple[Encoded, list[Halos]]:
+        output, kept = self._model.encode_window(features, halos, places)
+        hidden, logits = output.last_hidden_state[0], output.ctc_logits[0]
+        return Encoded(hidden, logits, output.non_blank[0]), kept
 
     def text(self, labels: Sequence[int]) -> str:
         if not self._writes_tokens:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..audio import Recording
 from ..layers.ctc import best_labels, distinct
+from ..models.conformer_window import Halos
 from ..models.granite_speech5.model import GraniteSpeech5ForCTC, refuse_options
 from ..processing.granite_speech5 import GraniteSpeech5Processor
 from ..processing.request import TranscriptionRequest
@@ -22,7 +23,7 @@ from .ctc_decoder import CTCDecoder
 from .ctc_text import subword_text, written
 from .family import ChunkDecoder, Decoding
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
-from .live_encoder import EncodeWindow, LiveEncoder
+from .live_encoder import LiveEncoder
 from .segmenter import Span
 from .vad import REACH_FRAMES, SpeechActivity, ctc_vad
 
@@ -125,7 +126,7 @@ class _LiveEncoder(LiveEncoder):
         self._writer = _Writer(vocabulary, config.subsampling)
         super().__init__(
             processor.feature_extractor,
-            self._new_window,
+            self._window,
             block_frames=config.context_size * config.subsampling,
             span_frames=config.subsampling,
             label_frames=config.subsampling,
@@ -133,13 +134,11 @@ class _LiveEncoder(LiveEncoder):
             stride=config.subsampling,
         )
 
-    def _new_window(self) -> EncodeWindow:
-        window = self._model.encode_window()
-
-        def encode(features: mx.array, closed: int) -> tuple[mx.array]:
-            return (self._model.logits(window.encode(features, closed))[0],)
-
-        return encode
+    def _window(
+        self, features: mx.array, halos: Halos, places: Sequence[int]
+    ) -> tuple[tuple[mx.array], list[Halos]]:
+        hidden, kept = self._model.encode_window(features, halos, places)
+        return (self._model.logits(hidden)[0],), kept
 
     def text(self, labels: Sequence[int]) -> str:
         return written(distinct(labels, self._vocabulary.blank), self._vocabulary)

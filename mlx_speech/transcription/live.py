@@ -24,12 +24,12 @@ from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .live_turn import LiveText, LiveTurn
 from .live_vad import LiveVAD
 from .pipeline import DEFAULT_MODEL, Model, prepare_decoding
-from .segmenter import Span
+from .segmenter import MARGIN_FRAMES, Span
 from .transcript import Segment
 from .vad import RELEASE_FRAMES
 
 HOP_SAMPLES = 5 * WINDOW_SAMPLES  #: samples that are looked at together, 0.16 s
-PREFIX_FRAMES = 15  #: audio before speech was detected that goes with it, 0.3 s
+PREFIX_FRAMES = MARGIN_FRAMES  #: audio before speech was detected that goes with it, 0.18 s
 
 LiveEventKind = Literal["started", "partial", "committed", "stopped", "corrected"]
 
@@ -235,6 +235,7 @@ class LiveTranscriber:
         """End the open segment, if there is one, and wait for speech."""
         if (turn := self._turn) is None:
             return []
+        self._encoder.settle(self._samples)
         try:
             return [event for span in turn.finish() for event in self._end(turn, span)]
         finally:

@@ -2,10 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 
 from ..audio.live import RecentSamples
+from ..models.conformer_window import Halos
 from ..processing.log_mel import LogMelFeatureExtractor
 from .chunks import SHORTEST_SAMPLES, AudioChunk
 from .frames import FRAME_SAMPLES
@@ -19,9 +21,23 @@ NO_LIVE_TEXT = (
 )
 CONTEXT_BLOCKS = 2  #: attention blocks before the first frame that is wanted; more change nothing
 
-#: features from the first frame that is not closed on, (frames, width), and how many of them are
-#: closed now -> what the model says of each frame, (frames / stride, …) each
-EncodeWindow = Callable[[mx.array, int], Sequence[mx.array]]
+#: features of a window, (frames, width), its halos, and places in it -> what the model says of each
+#: frame, (frames / stride, …) each, and the halos of each place
+EncodeWindow = Callable[
+    [mx.array, Halos, Sequence[int]], tuple[Sequence[mx.array], Sequence[Halos]]
+]
+
+
+@dataclass(frozen=True)
+class _Edge:
+    """The beginning of an attention block.
+
+    frame: its first.
+    halos: what windows that begin there need of what is before.
+    """
+
+    frame: int
+    halos: Halos = ()
 
 
 class LiveEncoder(ABC):
@@ -29,13 +45,14 @@ class LiveEncoder(ABC):
 
     Frames are of 20 ms, counted from the beginning of the audio. Windows start on the grid of the
     encoder's attention blocks, whatever is asked for: off that grid, no frame would get what it
-    gets in the whole recording. Each call encodes the blocks that are not closed; one is, as soon
-    as `hold_back` frames after it are known.
+    gets in the whole recording. Each call encodes the block that is not closed yet. It is, as soon
+    as `hold_back` frames after it are known; then the one before it is encoded once more, with all
+    of this behind it.
 
     Args:
-        extractor: computes the features. Their greatest value so far counts for all frames that are
-            not closed yet.
-        encode_window: starts to encode anew.
+        extractor: computes the features. Their greatest value so far counts for all frames of a
+            window.
+        encode_window: the model's.
         block_frames: frames of the grid.
         stride: frames that become one of the encoder.
 
@@ -49,7 +66,7 @@ class LiveEncoder(ABC):
     def __init__(
         self,
         extractor: LogMelFeatureExtractor,
-        encode_window: Callable[[], EncodeWindow],
+        encode_window: EncodeWindow,
         *,
         block_frames: int,
         span_frames: int,
@@ -62,8 +79,9 @@ class LiveEncoder(ABC):
         self._block_frames, self._stride = block_frames, stride
         self._highest = mx.array(-mx.inf)
         self._known = 0  # frames whose features were computed
-        self._encode: EncodeWindow | None = None  # while somebody speaks
-        self._open = 0  # the first frame that is not closed
+        # while somebody speaks: blocks from here on may change, and are not closed yet
+        self._settled: _Edge | None = None
+        self._open = _Edge(0)
         self._encoded: list[mx.array] = []
         self.first = self.end = 0
 
@@ -76,13 +94,13 @@ class LiveEncoder(ABC):
 
     def start(self, first: int) -> None:
         """Encode from a frame on, a multiple of the stride, what comes with the next `advance`."""
-        self._encode, self._open = self._encode_window(), self._window_start(first)
+        self._settled = self._open = _Edge(self._window_start(first))
         self.first = self.end = first
         self._encoded = []
 
     def stop(self) -> None:
         """Encode no more."""
-        self._encode, self._encoded = None, []
+        self._settled, self._encoded = None, []
 
     def advance(self, samples: RecentSamples, *, ended: bool = False) -> None:
         """Look at the samples that have come.
@@ -93,27 +111,51 @@ class LiveEncoder(ABC):
         if samples.size < SHORTEST_SAMPLES:
             return
         known = self._extractor.num_frames(samples.size, ended=ended)
-        first = self._known if self._encode is None else self._open
-        if known // self._stride <= first // self._stride:
-            return
-        given = samples.read, samples.size, first, known, self._highest
-        features, self._highest = self._extractor.window(*given)
-        self._known = known
-        if self._encode is None:
-            mx.eval(self._highest)
-            return
-        closed = max(0, known - self.hold_back - first) // self._block_frames * self._block_frames
-        encoded = self._encode(features, closed)
-        before = max(0, self.first - first) // self._stride
-        kept = max(0, first - self.first) // self._stride
-        self.end = first + len(encoded[0]) * self._stride
+        if self._settled is None:
+            if known > self._known:
+                self._features(samples, self._known, known)
+                mx.eval(self._highest)
+        elif known - known % self._stride > max(self._open.frame, self.end):
+            closed = (known - self.hold_back - self._open.frame) // self._block_frames
+            if closed <= 0:
+                self._encode(samples, self._open, known)
+            else:
+                self._close(samples, closed, known)
+        self._known = max(self._known, known)
+
+    def settle(self, samples: RecentSamples) -> None:
+        """Encode once more what is not settled, as what was said has ended."""
+        if self._settled is not None and self._settled is not self._open:
+            self._encode(samples, self._settled, self._known)
+
+    def _close(self, samples: RecentSamples, blocks: int, known: int) -> None:
+        """Encode, and let blocks be closed."""
+        assert self._settled is not None
+        start, end = self._settled, self._open.frame + blocks * self._block_frames
+        edges = [end - self._block_frames, end]
+        halos = self._encode(samples, start, known, [edge - start.frame for edge in edges])
+        self._settled, self._open = map(_Edge, edges, halos)
+
+    def _encode(
+        self, samples: RecentSamples, start: _Edge, end: int, places: Sequence[int] = ()
+    ) -> Sequence[Halos]:
+        """Encode the frames from an edge on; gives the halos at the places."""
+        features = self._features(samples, start.frame, end)
+        encoded, halos = self._encode_window(features, start.halos, places)
+        self.end = start.frame + len(encoded[0]) * self._stride
+        before = max(0, self.first - start.frame) // self._stride
         fresh = [part[before:] for part in encoded]
-        if kept:
+        if kept := max(0, start.frame - self.first) // self._stride:
             pairs = zip(self._encoded, fresh, strict=True)
             fresh = [mx.concatenate([old[:kept], new]) for old, new in pairs]
         self._encoded = fresh
         mx.eval(fresh)
-        self._open += closed
+        return halos
+
+    def _features(self, samples: RecentSamples, first: int, end: int) -> mx.array:
+        given = samples.read, samples.size, first, end, self._highest
+        features, self._highest = self._extractor.window(*given)
+        return features
 
     def drop(self, first: int) -> None:
         """Let go of the frames before one, a multiple of the stride."""

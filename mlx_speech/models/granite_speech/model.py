@@ -19,6 +19,7 @@ from ...layers.model_output import can_return_tuple
 from ...layers.token_ids import as_mlx, check_array, check_token_ids
 from ..base import PretrainedModel
 from ..causal_lm import CausalLMOutputWithPast, kept_positions
+from ..conformer_window import Halos
 from ..decoder import DecoderOptions
 from ..granite import GraniteForCausalLM
 from ..initialization import init_weights
@@ -32,7 +33,7 @@ from .encoder import (
     sanitize_encoder,
 )
 from .encoder_stream import EncoderStream
-from .encoder_window import EncoderWindow
+from .encoder_window import encode_window
 from .pooling import POOLED_FRAMES, pool_frames
 from .projector import WindowedProjector
 
@@ -120,9 +121,11 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         """The encoder for one recording that comes part by part; the adapter is on in it."""
         return EncoderStream(self.encoder)
 
-    def encode_window(self) -> EncoderWindow:
-        """The encoder for audio that is still coming in; the adapter is on in it."""
-        return EncoderWindow(self.encoder)
+    def encode_window(
+        self, features: mx.array, halos: Halos = (), places: Sequence[int] = ()
+    ) -> tuple[GraniteSpeechEncoderOutput, list[Halos]]:
+        """The encoder over a part of audio that is still coming in; see `encoder_window`."""
+        return encode_window(self.encoder, features, halos, places)
 
     @property
     def has_bpe_head(self) -> bool:

@@ -1,39 +1,37 @@
 """The encoder over audio that is still coming in; see `conformer_window`."""
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
-from ..conformer_window import BlockWindow
+from ..conformer_window import Halos, run_block
 from .encoder import GraniteSpeech5Encoder
 
 
-class GraniteSpeech5EncoderWindow:
-    """Encodes the latest frames of a recording again and again.
+def encode_window(
+    encoder: GraniteSpeech5Encoder,
+    features: mx.array,
+    halos: Halos = (),
+    places: Sequence[int] = (),
+) -> tuple[mx.array, list[Halos]]:
+    """Encode a part of a recording as if nothing came after it.
 
-    What it gives is what the encoder gives for all frames up to the latest, as far as those that
-    were closed saw enough of what came after them.
+    Args:
+        features: (frames, 4 * num_mel_bins), from the beginning of an attention block of the last
+            Conformer block on, and at least as many as give one frame.
+        halos: those of that place; none: nothing is before it.
+        places: frames of the part where other such attention blocks begin.
+
+    Returns:
+        Hidden states, (1, frames // 4, hidden_size), and the halos of each place, evaluated.
     """
-
-    def __init__(self, encoder: GraniteSpeech5Encoder):
-        self._encoder = encoder
-        sizes = encoder.config.context_size, encoder.layers[0].norm_out.weight.dtype
-        self._blocks = [BlockWindow(block, *sizes) for block in encoder.layers]
-
-    def encode(self, features: mx.array, closed: int = 0) -> mx.array:
-        """Encode the frames from the first on that is not closed, as if no more were to come.
-
-        Args:
-            features: (frames, 4 * num_mel_bins), as many as give one frame at least.
-            closed: how many of the first are now, and are not given again; a multiple of the
-                frames that make an attention block of the last Conformer block.
-
-        Returns:
-            Hidden states, (1, frames // 4, hidden_size), evaluated.
-        """
-        x = self._encoder.embed(features[None])
-        for number, block in enumerate(self._blocks, start=1):
-            x = block(x, closed)
-            closed //= block.stride
-            if number == self._encoder.middle:
-                x = self._encoder.condition(x)
-        mx.eval(x, [block.before for block in self._blocks])
-        return x
+    x, kept = encoder.embed(features[None]), []
+    for number, block in enumerate(encoder.layers):
+        halo = halos[number] if halos else None
+        x, own = run_block(block, x, encoder.config.context_size, halo, places)
+        kept.append(own)
+        places = [place // block.depthwise.stride for place in places]
+        if number + 1 == encoder.middle:
+            x = encoder.condition(x)
+    mx.eval(x, kept)
+    return x, [list(place) for place in zip(*kept, strict=True)]

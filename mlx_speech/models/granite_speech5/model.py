@@ -1,6 +1,6 @@
 """Granite Speech 5.0 TurboCTC: the encoder and its CTC head, https://huggingface.co/ibm-granite."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ from ...fields import fitted
 from ...generation.checks import refuse_all
 from ...layers.model_output import ModelOutput, can_return_tuple
 from ..base import PretrainedModel
+from ..conformer_window import Halos
 from ..initialization import init_weights
 from ..loss import ctc_loss
 from .config import GraniteSpeech5CTCConfig
 from .encoder import GraniteSpeech5Encoder, encoder_to_checkpoint, sanitize_encoder
 from .encoder_stream import GraniteSpeech5EncoderStream
-from .encoder_window import GraniteSpeech5EncoderWindow
+from .encoder_window import encode_window
 
 
 @dataclass(eq=False)
@@ -161,9 +162,11 @@ class GraniteSpeech5ForCTC(PretrainedModel):
         """The encoder for one recording that comes part by part."""
         return GraniteSpeech5EncoderStream(self.encoder)
 
-    def encode_window(self) -> GraniteSpeech5EncoderWindow:
-        """The encoder for audio that is still coming in."""
-        return GraniteSpeech5EncoderWindow(self.encoder)
+    def encode_window(
+        self, features: mx.array, halos: Halos = (), places: Sequence[int] = ()
+    ) -> tuple[mx.array, list[Halos]]:
+        """The encoder over a part of audio that is still coming in; see `encoder_window`."""
+        return encode_window(self.encoder, features, halos, places)
 
     @classmethod
     def sanitize(cls, weights, config):

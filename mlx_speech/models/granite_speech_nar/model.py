@@ -11,6 +11,7 @@ from ...layers.ctc import best_labels_in_parts, collapsed
 from ...layers.model_output import ModelOutput, can_return_tuple
 from ...layers.token_ids import as_mlx
 from ..base import PretrainedModel
+from ..conformer_window import Halos
 from ..granite import GraniteForCausalLM
 from ..granite_speech.encoder import (
     GraniteSpeechEncoderOutput,
@@ -18,7 +19,7 @@ from ..granite_speech.encoder import (
     sanitize_encoder,
 )
 from ..granite_speech.encoder_stream import EncoderStream
-from ..granite_speech.encoder_window import EncoderWindow
+from ..granite_speech.encoder_window import encode_window
 from ..granite_speech.pooling import bpe_labels
 from ..initialization import init_weights
 from .config import GraniteSpeechNarConfig
@@ -148,9 +149,11 @@ class GraniteSpeechNarForCTC(PretrainedModel):
         """The encoder for one recording that comes part by part."""
         return EncoderStream(self.encoder)
 
-    def encode_window(self) -> EncoderWindow:
-        """The encoder for audio that is still coming in."""
-        return EncoderWindow(self.encoder)
+    def encode_window(
+        self, features: mx.array, halos: Halos = (), places: Sequence[int] = ()
+    ) -> tuple[GraniteSpeechEncoderOutput, list[Halos]]:
+        """The encoder over a part of audio that is still coming in; see `encoder_window`."""
+        return encode_window(self.encoder, features, halos, places)
 
     def project(self, hidden_states: mx.array) -> mx.array:
         """What the editor is given of encoder frames: (batch, frames, output size) -> (batch,
