@@ -8,8 +8,9 @@ from typing import Any
 from .errors import CheckpointError, InputError
 from .fields import fitted
 from .generation.checks import check_generates
+from .generation.prefix_cache import PrefixCache
 from .generation.prompt_cache import load_prompt_cache, save_prompt_cache
-from .generation.protocols import GenerativeModel
+from .generation.protocols import GenerativeModel, TextTokenizer
 from .generation.text import GenerationResponse, prompt_ids, stream_generate, text_tokenizer
 from .layers.cache import KVCache
 from .transcription.pipeline import transcribe
@@ -39,9 +40,7 @@ class ChatSession:
     def __init__(
         self, model: GenerativeModel, processor: Any, *, system: str | None = None, **options: Any
     ):
-        check_generates(model)
-        if getattr(text_tokenizer(processor), "chat_template", None) is None:
-            raise InputError("this checkpoint has no chat template, so it cannot chat")
+        self._tokenizer = chat_tokenizer(model, processor)
         self.model = model
         self.processor = processor
         self.system = system
@@ -58,9 +57,7 @@ class ChatSession:
         self._start_over()
 
     def _start_over(self) -> None:
-        # what the cache is known to begin with; never more than that, wherever it is interrupted
-        self._ids: list[int] = []
-        self._cache: Sequence[KVCache] = self.model.make_cache(**self._cache_options)
+        self._cache = PrefixCache(self.model.make_cache(**self._cache_options))
         self._draft_model: GenerativeModel | None = None
         self._draft_cache: Sequence[KVCache] = ()  # no more than the other
 
@@ -90,15 +87,14 @@ class ChatSession:
             InputError: an option is wrong.
         """
         options = {**self.options, **options}
-        tokenizer = text_tokenizer(self.processor)
         messages = [*self.messages, {"role": "user", "content": text}]
-        ids = prompt_ids(tokenizer, messages)
-        self._keep_common(ids)
+        ids = prompt_ids(self._tokenizer, messages)
+        self._follow(self._cache.trim_to(self._cache.common(ids)))
         if options.get("max_new_tokens") is None and options.get("max_length") is None:
             room = self.model.context_length - len(ids)
-            bounded = self._cache[0].max_size is not None
+            bounded = self._cache.layers[0].max_size is not None
             options["max_new_tokens"] = REPLY_TOKENS if bounded else max(1, min(REPLY_TOKENS, room))
-        options["past_key_values"] = self._cache
+        options["past_key_values"] = self._cache.layers
         if "assistant_model" in options:
             options["draft_model"] = options.pop("assistant_model")
         if (draft_model := options.get("draft_model")) is not None:
@@ -107,10 +103,10 @@ class ChatSession:
                 self._draft_model, self._draft_cache = draft_model, draft_model.make_cache()
             options["draft_past_key_values"] = self._draft_cache
         try:
-            responses: Any = stream_generate(self.model, tokenizer, ids, **options)
+            responses: Any = stream_generate(self.model, self._tokenizer, ids, **options)
         except BaseException:
             # a part of the prompt may be in already
-            self._trim_to(min(len(self._ids), *(layer.length for layer in self._cache)))
+            self._follow(self._cache.settle(self._cache.keys))
             raise
         return self._reply(responses, messages, ids)
 
@@ -126,25 +122,14 @@ class ChatSession:
             responses.close()
             self.messages = [*messages, {"role": "assistant", "content": reply}]
             # nobody saw the token of a step that was interrupted, but the cache may hold it
-            self._ids = tokens[: min(layer.length for layer in self._cache)]
-            self._trim_to(len(self._ids))
+            self._follow(self._cache.settle(tokens))
 
-    def _keep_common(self, ids: list[int]) -> None:
-        """Make the cache hold a beginning of `ids`, the longest that it can."""
-        pairs = enumerate(zip(self._ids, ids[:-1], strict=False))
-        shorter = min(len(self._ids), len(ids) - 1)
-        self._trim_to(next((i for i, (held, wanted) in pairs if held != wanted), shorter))
-
-    def _trim_to(self, length: int) -> None:
-        surplus = [layer.length - length for layer in self._cache]
-        if any(surplus) and not all(layer.is_trimmable() for layer in self._cache):
+    def _follow(self, trimmed: bool) -> None:
+        """After the cache was trimmed, or could not be."""
+        if not trimmed:
             self._start_over()
-            return
-        self._ids = self._ids[:length]
-        for layer, count in zip(self._cache, surplus, strict=True):
-            layer.trim(count)
         for layer in self._draft_cache:
-            layer.trim(max(0, layer.length - length))
+            layer.trim(max(0, layer.length - len(self._cache.keys)))
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = True) -> None:
         """Write the conversation and its cache to a file.
@@ -156,10 +141,12 @@ class ChatSession:
             InputError: the file cannot be written, or there is one that may not be replaced.
         """
         try:
-            metadata = {"messages": json.dumps(self.messages), "ids": json.dumps(self._ids)}
+            metadata = {"messages": json.dumps(self.messages), "ids": json.dumps(self._cache.keys)}
         except (TypeError, ValueError) as error:
             raise InputError(f"the messages are not plain data: {error}") from error
-        save_prompt_cache(path, self._cache, self.model, metadata=metadata, overwrite=overwrite)
+        save_prompt_cache(
+            path, self._cache.layers, self.model, metadata=metadata, overwrite=overwrite
+        )
 
     def load(self, path: str | os.PathLike) -> None:
         """Go on with a conversation that `save` wrote; nothing changes if it cannot be read.
@@ -181,4 +168,18 @@ class ChatSession:
         if len(ids) > cache[0].length or not known or rows - {1}:
             raise CheckpointError(f"{path}: not a whole conversation")
         self._start_over()
-        self._cache, self.messages, self._ids = cache, messages, ids
+        self._cache, self.messages = PrefixCache(cache, ids), messages
+
+
+def chat_tokenizer(model: GenerativeModel, processor: Any) -> TextTokenizer:
+    """The tokenizer that knows the form in which a model takes conversations.
+
+    Raises:
+        InputError: the checkpoint has no chat template.
+        UnsupportedOptionError: the model generates nothing.
+    """
+    check_generates(model)
+    tokenizer = text_tokenizer(processor)
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise InputError("this checkpoint has no chat template, so it cannot chat")
+    return tokenizer

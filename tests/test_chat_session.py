@@ -212,7 +212,7 @@ class TestChat:
         rotating = ChatSession(*tiny, max_new_tokens=10, max_kv_size=32)
         for _ in range(8):
             rotating.send(COMMAND)
-        assert rotating._cache[0].state[0].shape[2] <= 256
+        assert rotating._cache.layers[0].state[0].shape[2] <= 256
 
     def test_transcribes_and_replies(self, tiny, reference):
         """The transcript with the adapter on, the reply to it with the adapter off, in one

@@ -348,10 +348,10 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
 
     def prefill(self, input_ids: mx.array, cache: Sequence[KVCache], **inputs: Any) -> mx.array:
         """As `CausalLM.prefill`, with the further arguments of `embed_prompt`; the adapter stays
-        on for the answer to a prompt with audio."""
+        on for what follows audio, and for the answer to it."""
         audio = {name: inputs.pop(name, None) for name in AUDIO_INPUTS}
-        adapter = audio["input_features"] is not None or audio["audio_features"] is not None
-        cache[0].adapted = adapter
+        has_audio = audio["input_features"] is not None or audio["audio_features"] is not None
+        cache[0].adapted = adapter = has_audio or cache[0].adapted
         with use_adapter(adapter):
             if inputs.get("inputs_embeds") is None:
                 inputs["inputs_embeds"], _ = self.embed_prompt(input_ids, **audio)
