@@ -90,7 +90,8 @@ def build_app(engine: Engine, options: ServerOptions = ServerOptions()) -> Starl
 
 async def page(request: Request) -> Response:
     """The page that shows what the server does."""
-    return HTMLResponse(files(__package__).joinpath("page", "index.html").read_text())
+    html = files(__package__).joinpath("page", "index.html").read_text(encoding="utf-8")
+    return HTMLResponse(html)
 
 
 async def health(request: Request) -> Response:
