@@ -18,6 +18,7 @@ from starlette.types import Scope
 
 from . import metrics, transcriptions
 from .capabilities import capabilities
+from .chat import Chat
 from .engine import Engine
 from .errors import error_response
 from .middleware import KeyMiddleware, RequestMiddleware
@@ -69,6 +70,7 @@ def build_app(engine: Engine, options: ServerOptions = ServerOptions()) -> Starl
         Route("/metrics", prometheus),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
+        Route("/v1/chat/completions", Chat().completions, methods=["POST"]),
         *ROUTES,
     ]
     middleware = [
