@@ -3,17 +3,19 @@
 import base64
 import binascii
 import hashlib
-import tempfile
+import io
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from ..audio import open_recording
+from ..audio.load import spool_to_disk
 from ..errors import AudioError
 from ..processing.chat_parts import Message
 from .chat_request import EncodedAudio
-from .errors import RequestError
+from .errors import RequestError, as_request_error
 
 #: of all recordings of a conversation, which are encoded in one piece
 MAX_AUDIO_SECONDS = 300
@@ -59,16 +61,16 @@ def _decode(audio: EncodedAudio, most_seconds: float) -> tuple[mx.array, bytes, 
     except (binascii.Error, ValueError):
         message = f"{audio.name}.data is no base64: give the bytes of a file so, without a prefix"
         raise RequestError(message, 400, f"{audio.name}.data") from None
-    # a file without a name, as decoders read it; nothing of it is ever opened by what it says
-    with tempfile.TemporaryFile(buffering=0) as file:
-        file.write(data)
+    with ExitStack() as stack:
         try:
-            with open_recording(file, name=audio.name) as recording:
-                if recording.duration > most_seconds:
-                    message = f"recordings in a chat may have {MAX_AUDIO_SECONDS} s together: "
-                    message += "transcribe longer ones at /v1/audio/transcriptions"
-                    raise RequestError(message, 400, audio.name, "audio_too_long")
-                samples = recording.read()
-                return samples, hashlib.sha256(data).digest(), recording.duration
+            # decoders read it as a file that has no name: nothing is opened by what is in it
+            file = spool_to_disk(io.BytesIO(data), audio.name, stack)
+            recording = stack.enter_context(open_recording(file, name=audio.name))
         except AudioError as error:
-            raise RequestError(str(error), 400, audio.name, "invalid_audio") from None
+            wrong = as_request_error(error)
+            raise RequestError(str(wrong), wrong.status, audio.name, wrong.code) from None
+        if recording.duration > most_seconds:
+            message = f"recordings in a chat may have {MAX_AUDIO_SECONDS} s together: "
+            message += "transcribe longer ones at /v1/audio/transcriptions"
+            raise RequestError(message, 400, audio.name, "audio_too_long")
+        return recording.read(), hashlib.sha256(data).digest(), recording.duration

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import io
+import os
 import time
 
 import openai
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from serving import client_of, serving
 
 import mlx_speech
+from mlx_speech.audio import load
 from mlx_speech.generation.text import prompt_ids
 from mlx_speech.server import chat, chat_audio
 
@@ -23,6 +27,23 @@ AUDIO_PART = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "
 
 def ask(**fields):
     return {"model": "tiny", "messages": [say(LIGHT)], **fields}
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory, tiny, tiny_s2t):
+    """The client of a server whose models do not chat."""
+    folder = tmp_path_factory.mktemp("others")
+    (folder / "nar").mkdir()
+    (folder / "turbo").mkdir()
+    untaught = mlx_speech.Tokenizer(tiny[1].tokenizer.backend, {})
+    loaded = {
+        "nar": mlx_speech.load(tiny_nar.checkpoint(folder / "nar")),
+        "turbo": mlx_speech.load(turboctc.write(folder / "turbo")),
+        "s2t": tiny_s2t,
+        "untaught": (tiny[0].language_model, untaught),
+    }
+    with serving(loaded.__getitem__, tuple(loaded)) as url, client_of(url) as client:
+        yield client
 
 
 class TestFields:
@@ -176,21 +197,6 @@ class TestBodies:
 
 
 class TestModels:
-    @pytest.fixture(scope="class")
-    def others(self, tmp_path_factory, tiny, tiny_s2t):
-        folder = tmp_path_factory.mktemp("others")
-        (folder / "nar").mkdir()
-        (folder / "turbo").mkdir()
-        untaught = mlx_speech.Tokenizer(tiny[1].tokenizer.backend, {})
-        loaded = {
-            "nar": mlx_speech.load(tiny_nar.checkpoint(folder / "nar")),
-            "turbo": mlx_speech.load(turboctc.write(folder / "turbo")),
-            "s2t": tiny_s2t,
-            "untaught": (tiny[0].language_model, untaught),
-        }
-        with serving(loaded.__getitem__, tuple(loaded)) as url, client_of(url) as client:
-            yield client
-
     @pytest.mark.parametrize("name", ["nar", "turbo", "s2t", "untaught"])
     def test_that_do_not_chat(self, others, name):
         with pytest.raises(openai.BadRequestError, match=f"{name} cannot chat: ") as caught:
@@ -238,6 +244,19 @@ class TestLimits:
 
 
 class TestRecordings:
+    def test_a_full_disk(self, client, server, monkeypatch):
+        """Is the server's trouble, and over when there is room."""
+
+        class Full(io.FileIO):
+            def write(self, data):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(load.tempfile, "TemporaryFile", lambda **_: Full(os.devnull, "r+"))
+            status, error = post(server, ask(messages=[about(AUDIO / "short.wav")]))
+        assert (status, error["code"]) == (507, "disk_full"), error
+        assert text_of(create(client, [about(AUDIO / "flite_08.flac")]))
+
     @pytest.mark.parametrize(
         "data",
         [
