@@ -16,7 +16,8 @@ from conftest import DATA, ROOT, TINY
 
 import mlx_speech
 
-READMES = [ROOT / folder / "README.md" for folder in (".", "mlx_speech", "convert", "tests")]
+FOLDERS = (".", "mlx_speech", "mlx_speech/server", "convert", "tests")
+READMES = [ROOT / folder / "README.md" for folder in FOLDERS]
 #: that of examples/ is tested with the examples
 DOCUMENTS = [*READMES, ROOT / "examples" / "README.md", *(ROOT / ".github").glob("*.md")]
 FIRST = READMES[0].read_text()
@@ -26,7 +27,7 @@ THEN = "```\n\n```\n"
 COMMAND = re.compile(r"^(?:\$ )?(python -m (?:mlx_speech\.)?(\w+) (?:.*\\\n)*.*)", re.MULTILINE)
 PARSERS = {
     name: f"mlx_speech.{name}.cli" if name == "convert" else f"mlx_speech.cli.{name}"
-    for name in ("transcribe", "generate", "chat", "benchmark", "convert")
+    for name in ("transcribe", "generate", "chat", "serve", "benchmark", "convert")
 }
 
 
