@@ -15,7 +15,8 @@ from mlx_speech.audio import open_recording
 from mlx_speech.layers.rope import RotaryEmbedding
 from mlx_speech.processing.request import TranscriptionRequest
 from mlx_speech.transcription.chunks import ChunkOptions
-from mlx_speech.transcription.pipeline import prepare, speech_family
+from mlx_speech.transcription.pipeline import prepare
+from mlx_speech.transcription.preparation import speech_family
 
 RECORDING = DATA / "audio" / "flite_08.flac"
 #: what a repository is called -> its content, and how many floating-point tensors it has

@@ -169,7 +169,7 @@ class Run:
         Raises:
             UnsupportedOptionError: there is an option that cannot do without them.
         """
-        from ..transcription.pipeline import speech_family
+        from ..transcription.preparation import speech_family
 
         known = speech_family(model, processor).ctc_vocabulary is not None
         if known or self.args.word_timestamps == "tags":

@@ -11,7 +11,7 @@ from ..processing.prompts import LANGUAGES, find_language
 from ..processing.request import TranscriptionRequest
 from ..processing.speech_to_text import Speech2TextProcessor
 from ..transcription.family import SpeechFamily
-from ..transcription.pipeline import speech_family
+from ..transcription.preparation import speech_family
 
 
 def spoken_languages(processor: Any) -> Sequence[str]:

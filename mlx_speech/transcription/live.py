@@ -23,7 +23,8 @@ from .family import WordTimes
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .live_turn import LiveText, LiveTurn
 from .live_vad import LiveVAD
-from .pipeline import DEFAULT_MODEL, Model, prepare_decoding
+from .pipeline import DEFAULT_MODEL
+from .preparation import Model, prepare_decoding
 from .segmenter import MARGIN_FRAMES, Span
 from .transcript import Segment
 from .vad import RELEASE_FRAMES

@@ -12,7 +12,7 @@ from conftest import DATA, chunks_of
 from mlx_speech import load_audio, transcribe
 from mlx_speech.audio import open_recording
 from mlx_speech.transcription.chunks import AudioChunk, ChunkOptions
-from mlx_speech.transcription.pipeline import speech_family
+from mlx_speech.transcription.preparation import speech_family
 
 RATE = 16000
 MANIFEST = {

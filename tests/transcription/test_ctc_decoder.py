@@ -26,7 +26,7 @@ from mlx_speech.transcription.alignment import align_words, split_words
 from mlx_speech.transcription.chunks import ChunkOptions
 from mlx_speech.transcription.ctc import CTCVocabulary
 from mlx_speech.transcription.ctc_text import CTCText
-from mlx_speech.transcription.pipeline import speech_family
+from mlx_speech.transcription.preparation import speech_family
 
 AUDIO = DATA / "audio"
 LONG, GATE = AUDIO / "long.flac", AUDIO / "flite_08.flac"

@@ -27,7 +27,7 @@ from mlx_speech.transcription.alignment import split_words, written_words
 from mlx_speech.transcription.chunks import ChunkOptions
 from mlx_speech.transcription.ctc import SubwordVocabulary
 from mlx_speech.transcription.ctc_text import subword_text
-from mlx_speech.transcription.pipeline import speech_family
+from mlx_speech.transcription.preparation import speech_family
 
 LONG = DATA / "audio" / "long.flac"
 CUTS = {"chunk_duration": 9, "min_silence": 0.4}

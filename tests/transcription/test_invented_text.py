@@ -143,11 +143,11 @@ def test_it_is_told_what_was_left_out(model):
     """Where there was sound that may have been speech and was not, and where there was speech."""
     (beeps,) = (s.samples for s in sounds(LIVELY, 10, 8, 2.0, 3.0) if s.kind == "beeps")
     job = prepare(beeps, model, {"sampling_rate": RATE})
-    assert list(job.segments(1, None)) == []
+    assert list(job.batches(1)) == []
     assert job.regions == []
     assert job.other_regions or model[0].config.model_type.startswith("granite")
     job = prepare(recording("flite_11.flac"), model, {"sampling_rate": RATE})
-    assert len(list(job.segments(1, None))) == 1
+    assert len(list(job.batches(1))) == 1
     assert job.regions
     assert not job.other_regions
 

@@ -18,7 +18,7 @@ from mlx_speech import ContextLengthError, InputError, load_audio, stream_transc
 from mlx_speech.audio import open_recording
 from mlx_speech.transcription.chunks import ChunkOptions
 from mlx_speech.transcription.ctc import CTCVocabulary
-from mlx_speech.transcription.pipeline import speech_family
+from mlx_speech.transcription.preparation import speech_family
 
 LONG = DATA / "audio" / "long.flac"
 GATE = DATA / "audio" / "flite_08.flac"
