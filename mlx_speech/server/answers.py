@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+from ..generation.protocols import Detokenizes
 from ..output.subtitles import to_srt, to_vtt
 from ..output.writers import to_txt
 from ..processing.prompts import LANGUAGES
@@ -19,14 +20,20 @@ TEXT_FORMATS: dict[str, tuple[Callable[[Transcript], str], str]] = {
 _LOWEST_LOGPROB = -1e4  # JSON has no infinities
 
 
-def usage(transcript: Transcript) -> dict[str, Any]:
-    """What was worked on."""
-    return {"type": "duration", "seconds": _seconds(transcript.duration)}
-
-
-def plain(transcript: Transcript) -> dict[str, Any]:
+def plain(transcript: Transcript, *, usage: bool = True) -> dict[str, Any]:
     """`json`."""
-    return {"text": transcript.text, "usage": usage(transcript)}
+    return {"text": transcript.text, **(_usage(transcript) if usage else {})}
+
+
+def logprobs(transcript: Transcript, tokenizer: Detokenizes) -> list[dict[str, Any]]:
+    """Of all tokens; one that is a part of a character has no `bytes`."""
+    told = []
+    for segment in transcript.segments:
+        for token, logprob in zip(segment.tokens, segment.logprobs, strict=True):
+            text = tokenizer.decode([token], skip_special_tokens=False)
+            data = None if "\ufffd" in text else list(text.encode())
+            told.append({"token": text, "bytes": data, "logprob": max(logprob, _LOWEST_LOGPROB)})
+    return told
 
 
 def verbose(
@@ -52,15 +59,15 @@ def verbose(
     }
     if segments:
         body["segments"] = [
-            verbose_segment(segment, number, temperature, words)
+            _verbose_segment(segment, number, temperature, words)
             for number, segment in enumerate(transcript.segments)
         ]
     if words:
         body["words"] = [word for segment in transcript.segments for word in _words(segment)]
-    return {**body, "usage": usage(transcript)}
+    return body | _usage(transcript)
 
 
-def verbose_segment(
+def _verbose_segment(
     segment: Segment, number: int, temperature: float, words: bool
 ) -> dict[str, Any]:
     """A segment of `verbose_json`, with its words where these are asked for.
@@ -91,14 +98,14 @@ def diarized(transcript: Transcript, *, words: bool) -> dict[str, Any]:
         "duration": _seconds(transcript.duration),
         "text": transcript.text,
         "segments": [
-            diarized_segment(segment, number, words)
+            diarized_segment(segment, number, words=words)
             for number, segment in enumerate(transcript.segments)
         ],
-        "usage": usage(transcript),
+        **_usage(transcript),
     }
 
 
-def diarized_segment(segment: Segment, number: int, words: bool) -> dict[str, Any]:
+def diarized_segment(segment: Segment, number: int, *, words: bool) -> dict[str, Any]:
     """A segment of `diarized_json`, which is an event as well; `speaker` is empty where nobody is
     told from others."""
     return {
@@ -123,6 +130,10 @@ def speaker_name(speaker: int | None) -> str:
         speaker, letter = divmod(speaker - 1, 26)
         name = chr(ord("A") + letter) + name
     return name
+
+
+def _usage(transcript: Transcript) -> dict[str, Any]:
+    return {"usage": {"type": "duration", "seconds": _seconds(transcript.duration)}}
 
 
 def _words(segment: Segment) -> list[dict[str, Any]]:

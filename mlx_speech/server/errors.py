@@ -80,9 +80,14 @@ def as_request_error(error: BaseException) -> RequestError:
         case AudioError():
             return RequestError(str(error), 400, "file", "invalid_audio")
         case MlxSpeechError():
-            param = _FIELDS.get(error.option, error.option) or None
-            message = error.spelled(lambda name: _FIELDS.get(name, name))
-            return RequestError(message, 400, param, "invalid_value")
+            named: list[str] = []
+
+            def spell(name: str) -> str:
+                named.append(_FIELDS.get(name, name))
+                return named[-1]
+
+            message = error.spelled(spell)  # the option that it is about comes first
+            return RequestError(message, 400, next(filter(None, named), None), "invalid_value")
         case BusyError():
             message = "the server is busy: try again"
             return RequestError(message, 429, code="rate_limit_exceeded")

@@ -1,6 +1,6 @@
 """The fields of a form, `multipart/form-data`, as OpenAI's clients send them."""
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -61,6 +61,15 @@ class Form:
         """Texts, each sent as `name[]`, or as `name`."""
         return [text for text in self._texts(f"{name}[]") + self._texts(name) if text]
 
+    def choices(self, name: str, known: Sequence[str]) -> list[str]:
+        """Texts that are among those that are known."""
+        texts = self.texts(name)
+        for text in texts:
+            if text not in known:
+                message = f"{name}[] is {text!r}, but must be {' or '.join(known)}"
+                raise RequestError(message, 400, f"{name}[]")
+        return texts
+
     def value(self, name: str, hint: Any) -> Any:
         """A value of another type, see `fitted`; None where there is none."""
         text = self.text(name)
@@ -81,15 +90,10 @@ class Form:
             if self.texts(name):
                 raise RequestError(f"{name}: {reason}", 400, name, "unsupported_parameter")
 
-    def end(self, known: Collection[str]) -> None:
-        """Refuse what has not been taken.
-
-        Args:
-            known: names of fields, for the message.
-        """
+    def end(self) -> None:
+        """Refuse what nobody has asked for."""
         for name in self._values:
-            message = f"there is no field {name!r}; there are {', '.join(known)}"
-            raise RequestError(message, 400, name, "unknown_parameter")
+            raise RequestError(f"there is no field {name!r}", 400, name, "unknown_parameter")
 
     def _texts(self, name: str) -> list[str]:
         values = self._values.pop(name, [])

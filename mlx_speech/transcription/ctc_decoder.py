@@ -94,6 +94,8 @@ class CTCDecoder:
     def _segment(self, chunk: AudioChunk, wrote: CTCText) -> Segment:
         mean = sum(wrote.logprobs) / max(1, len(wrote.logprobs))
         segment = Segment(chunk.start, chunk.end, wrote.text, wrote.tokens, avg_logprob=mean)
+        if wrote.tokens == wrote.labels:
+            segment.logprobs = wrote.logprobs
         if self.vocabulary is not None:
             segment.words = words_of(segment, wrote.word_probabilities())
         return segment

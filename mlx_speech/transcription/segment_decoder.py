@@ -276,7 +276,8 @@ class SegmentDecoder:
         free = logprobs[forced:] or logprobs  # the model had no choice there
         segment = Segment(chunk.start, chunk.end, text, kept, avg_logprob=sum(free) / len(free))
         segment.truncated = not run.stopping(tokens)
+        segment.logprobs = logprobs[: len(kept)]
         if self._words_by is not None:
-            probabilities = word_probabilities(text, kept, logprobs[: len(kept)], self.tokenizer)
+            probabilities = word_probabilities(text, kept, segment.logprobs, self.tokenizer)
             segment.words = words_of(segment, probabilities)
         return segment

@@ -136,6 +136,7 @@ class SpeakerDecoder(WindowDecoder):
                 text=turn.text,
                 tokens=answer.tokens[first:last],
                 avg_logprob=sum(logprobs) / max(1, len(logprobs)),
+                logprobs=logprobs,
                 words=own,
                 truncated=answer.truncated and turn is turns[-1],
                 speaker=turn.speaker,

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, cast
 
 from ..generation.api import Prefilled
@@ -17,9 +17,7 @@ from .transcript import Segment, TranscriptionDelta, Word
 
 @dataclass
 class TaggedAnswer(Segment):
-    """What the model wrote about a chunk, tags included; `logprobs` are those of its tokens."""
-
-    logprobs: list[float] = field(default_factory=list, repr=False)
+    """What the model wrote about a chunk, tags included."""
 
     def segment(self, **changes: Any) -> Segment:
         """The segment that it stands for, or one that it is a part of."""
@@ -81,8 +79,7 @@ class TagDecoder(SegmentDecoder, ABC):
     def segment(
         self, chunk: AudioChunk, run: Prefilled, tokens: list[int], logprobs: list[float]
     ) -> TaggedAnswer:
-        segment = super().segment(chunk, run, tokens, logprobs)
-        return TaggedAnswer(**vars(segment), logprobs=logprobs[: len(segment.tokens)])
+        return TaggedAnswer(**vars(super().segment(chunk, run, tokens, logprobs)))
 
 
 @dataclass

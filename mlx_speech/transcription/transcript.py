@@ -39,6 +39,7 @@ class Segment:
         which they begin; None where the model names nobody. The segment is one turn of theirs, or
         part of one: `tokens` are with the tag that began it.
     remarks: what was irregular about the tags of speakers or times that the model wrote.
+    logprobs: log-probability of each of the tokens; none where a CTC head wrote letters instead.
     """
 
     start: float
@@ -52,6 +53,7 @@ class Segment:
     drafts: DraftStatistics | None = field(default=None, repr=False, compare=False)
     speaker: int | None = None
     remarks: list[str] = field(default_factory=list, repr=False, compare=False)
+    logprobs: list[float] = field(default_factory=list, repr=False, compare=False)
 
 
 @dataclass

@@ -63,6 +63,14 @@ class TestLong:
             assert times[-1] <= segment.end + 0.35
             assert all(0 < word.probability <= 1 for word in segment.words)
 
+    def test_each_token_has_its_probability(self, transcript):
+        for segment in transcript.segments:
+            assert len(segment.logprobs) == len(segment.tokens) > 0
+            # the mean is that of the token, too, that ended the text
+            end = segment.avg_logprob * (len(segment.tokens) + 1) - sum(segment.logprobs)
+            assert max(*segment.logprobs, end) <= 1e-4
+            assert end > -3
+
     def test_text_is_that_of_the_segments(self, transcript):
         assert transcript.text == " ".join(segment.text for segment in transcript.segments)
         assert transcript.duration == pytest.approx(101.402, abs=0.001)

@@ -1,0 +1,149 @@
+"""The fields of a request for a transcript.
+
+Those of OpenAI's documentation mean here:
+
+- `language`, `languages[]`: one is told to a model that can be told, and others only have to know
+  it: they detect it themselves.
+- `prompt`: names and terms to expect, as `keywords[]`, with commas between them. There is no model
+  here that takes up the style of a text, so that sentences are refused.
+- `chunking_strategy`: recordings are always cut where nobody speaks; of `server_vad` the pause that
+  ends a segment can be chosen.
+- `temperature`: 0 takes the likeliest tokens, and never more than that.
+- `stream`: events for `json`, `verbose_json` and `diarized_json`.
+
+Two are ours: `punctuate`, which is true where a model can, and `target_language` of translations.
+What cannot be honoured is refused, and so are fields that nobody knows.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from starlette.datastructures import UploadFile
+
+from ..fields import Range
+from ..processing.request import TranscriptionRequest
+from ..transcription.chunks import ChunkOptions
+from .errors import RequestError
+from .forms import Form
+
+Task = Literal["transcribe", "translate"]
+Format = Literal["json", "text", "srt", "vtt", "verbose_json", "diarized_json"]
+
+_TIMED: tuple[Format, ...] = ("verbose_json", "diarized_json")
+_STREAMED: tuple[Format, ...] = ("json", *_TIMED)
+_UNSUPPORTED = dict.fromkeys(
+    ("known_speaker_names", "known_speaker_references"), "speakers are called A, B and so on"
+)
+_PAUSE = "chunking_strategy[silence_duration_ms]"
+_LONGEST_TERM_WORDS = 5
+
+
+@dataclass
+class TranscriptionForm:
+    """What a form asks for.
+
+    model: None: the server's first one.
+    request: without punctuation and the language spoken, which depend on what the model takes.
+    languages: that may be spoken, as they are called.
+    punctuate: None: where the model can.
+    words: their times are to be told; segments: likewise.
+    """
+
+    file: UploadFile
+    model: str | None
+    request: TranscriptionRequest
+    languages: list[str]
+    punctuate: bool | None
+    chunking: ChunkOptions
+    temperature: float
+    format: Format
+    words: bool
+    segments: bool
+    logprobs: bool
+    stream: bool
+
+    @classmethod
+    def of(cls, form: Form, task: Task) -> Self:
+        """What a form has.
+
+        Raises:
+            InputError, RequestError: it has what makes no sense, or what nobody honours.
+        """
+        form.refuse(_UNSUPPORTED)
+        answer: Format = form.value("response_format", Format) or "json"
+        stream = form.value("stream", bool) or False
+        if stream and answer not in _STREAMED:
+            raise _goes_with("stream", _STREAMED)
+        granularities = form.choices("timestamp_granularities", ("word", "segment"))
+        if granularities and answer not in _TIMED:
+            raise _goes_with("timestamp_granularities[]", _TIMED)
+        included = form.choices("include", ("logprobs",))
+        if included and answer != "json":
+            raise _goes_with("include[]", ("json",))
+        target = form.text("target_language") or ("en" if task == "translate" else None)
+        keywords = [*_terms(form.text("prompt")), *form.texts("keywords")]
+        asked = cls(
+            form.file("file"),
+            form.text("model"),
+            TranscriptionRequest(task, target_language=target, keywords=keywords or None),
+            _languages(form),
+            form.value("punctuate", bool),
+            _chunking(form),
+            form.value("temperature", Annotated[float, Range(0, 1)]) or 0.0,
+            answer,
+            words="word" in granularities,
+            segments=granularities != ["word"],
+            logprobs="logprobs" in included,
+            stream=stream,
+        )
+        form.end()
+        return asked
+
+    @property
+    def speakers(self) -> bool:
+        """Whether they are to be told."""
+        return self.format == "diarized_json"
+
+
+def _goes_with(param: str, formats: tuple[Format, ...]) -> RequestError:
+    return RequestError(f"{param} goes with response_format {' or '.join(formats)}", 400, param)
+
+
+def _languages(form: Form) -> list[str]:
+    one, several = form.text("language"), form.texts("languages")
+    if one and several:
+        raise RequestError("language and languages[] exclude each other", 400, "languages[]")
+    return [one] if one else several
+
+
+def _chunking(form: Form) -> ChunkOptions:
+    strategy = form.objects("chunking_strategy")
+    kind = form.text("chunking_strategy") or strategy.pop("type", "auto")
+    if kind not in ("auto", "server_vad"):
+        message = f"chunking_strategy is {kind!r}, but must be 'auto' or of type 'server_vad'"
+        raise RequestError(message, 400, "chunking_strategy")
+    pause = strategy.pop("silence_duration_ms", None)
+    for name in strategy:
+        param = f"chunking_strategy[{name}]"
+        raise RequestError(f"{param} cannot be chosen, but {_PAUSE} can", 400, param)
+    try:
+        return ChunkOptions() if pause is None else ChunkOptions(min_silence=float(pause) / 1000)
+    except ValueError:
+        message = f"{_PAUSE} is {pause!r}, but must be milliseconds, at least 100"
+        raise RequestError(message, 400, _PAUSE) from None
+
+
+def _terms(prompt: str | None) -> list[str]:
+    """What a prompt lists.
+
+    Raises:
+        RequestError: it has sentences.
+    """
+    parts = re.split(r"[,;\n]", (prompt or "").strip().removesuffix("."))
+    terms = [" ".join(part.split()) for part in parts if part.strip()]
+    if any(len(term.split()) > _LONGEST_TERM_WORDS or ". " in term for term in terms):
+        message = "prompt must be names and terms to expect, with commas between them: there is no "
+        message += "model here that takes sentences"
+        raise RequestError(message, 400, "prompt")
+    return terms
