@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import time
 import urllib.request
+import weakref
 
 import pytest
 from chats import AUDIO, COMMAND, LIGHT, PATH, about, alone, create, recording, say, text_of
-from conftest import TINY
+from conftest import TINY, random_decoder
 from openai.types.chat import ChatCompletionChunk
 from serving import client_of, serving
 
 import mlx_speech
+from mlx_speech.generation.prefix_cache import PrefixCache
+from mlx_speech.server.chat_prompt import ChatCaches
 
 ONE, OTHER = AUDIO / "espeak_03.flac", AUDIO / "flite_08.flac"
 
@@ -227,13 +232,30 @@ class TestCache:
             assert text_of(answer) == alone(tiny, [say(COMMAND)])
 
     def test_goes_with_its_model(self):
-        loaded = []
+        """Nothing else of a conversation holds on to either."""
+        models = []
 
         def loader(name):
-            loaded.append(name)
-            return mlx_speech.load(TINY)
+            loaded = mlx_speech.load(TINY)
+            models.append(weakref.ref(loaded[0]))
+            return loaded
 
         with serving(loader, keep_alive=0) as url, client_of(url) as client:
-            answers = [create(client, [say(LIGHT)]) for _ in range(2)]
-        assert len(loaded) == 2
-        assert [usage_of(answer)[1] for answer in answers] == [0, 0]
+            for messages in ([say(LIGHT)], [about(OTHER)]):
+                assert usage_of(create(client, messages))[1] == 0
+                for _ in range(200):
+                    if models[-1]() is None:
+                        break
+                    time.sleep(0.05)
+                assert models[-1]() is None
+        assert len(models) >= 2
+
+    def test_its_memory_is_given_back(self):
+        model, caches = random_decoder(), ChatCaches()
+        cache = PrefixCache(model.make_cache())
+        caches.of(model).put(cache)
+        assert len(caches.of(model)) == 1
+        alive = weakref.ref(cache)
+        del cache, model
+        gc.collect()
+        assert alive() is None
