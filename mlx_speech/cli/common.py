@@ -147,7 +147,7 @@ def add_options(group: Options, *names: str, **changes: Any) -> None:
 
 def add_model_options(parser: Options, default: str) -> None:
     """`--model` and `--revision`."""
-    text = f"folder or Hugging Face repository (default: $MLX_SPEECH_MODEL, else {default})"
+    text = f"folder or repository (default: $MLX_SPEECH_MODEL, else {default})"
     default = os.environ.get("MLX_SPEECH_MODEL") or default
     add_table(parser, {"--model MODEL": text}, default=default)
     add_options(parser, "--revision")

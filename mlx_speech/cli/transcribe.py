@@ -25,6 +25,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, console: Console, usage: Usage) -> int:
     """Do what can be done for each recording, whatever becomes of the others."""
+    if args.live:
+        from .live import run_live
+
+        return run_live(args, console, usage)
     return Run(args, console, usage).all()
 
 

@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,13 @@ from ..output.writers import FORMATS, NAME_FIELDS, output_name
 from . import common
 from .console import as_option
 from .inputs import Found, find_inputs
+from .live_options import (
+    WHOLE,
+    add_live_options,
+    check_live_options,
+    find_live,
+    refuse_live_options,
+)
 from .outputs import Job, plan
 from .streams import need_standard_output
 
@@ -76,18 +84,17 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m mlx_speech.transcribe",
         usage="%(prog)s [options] AUDIO...",
         description="Transcribe or translate recordings with Granite Speech or Speech2Text.",
-        epilog="Text goes to standard output unless -f, -o or --output-name is given; everything "
-        "else goes to standard error. Exit status: 0 if all is done, 1 if a recording failed, 2 "
-        "for wrong usage, 130 after Ctrl-C.",
+        epilog="Text goes to standard output unless -f, -o or --output-name is given, all else to "
+        "standard error. Exit status: 0 if all is done, 1 if a recording failed, 2 for wrong usage, "
+        "130 after Ctrl-C (--live: the second).",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
         add_help=False,
     )
     group, add, add_shared = parser.add_argument_group, common.add_table, common.add_options
     recordings = {
-        "help": "audio or video file, folder of such, pattern in quotes, http(s) address, or - "
-        "for standard input",
+        "help": "file, folder, pattern, web address or - (stdin)",
         "dest": "audio",
-        "nargs": "+",
+        "nargs": "*",
     }
     search = "search folders within folders, too"
     channel = {"help": "the only channel to read; mix: the mean of all", "type": _channel}
@@ -96,7 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--audio-track N": "audio track of a file (default: first with speech)",
         "--channel N|mix": channel,
     }
-    add(group("recordings"), {"AUDIO": recordings, **reading})
+    recorded = group("recordings")
+    add(recorded, {"AUDIO": recordings, **reading})
+    add_live_options(recorded)
 
     model = group("model")
     common.add_model_options(model, common.SPEECH_MODEL)
@@ -126,16 +135,16 @@ def build_parser() -> argparse.ArgumentParser:
         "const": "ctc",
     }
     segments = {
-        "--word-timestamps ctc|tags": words,
-        "--chunk-duration S": "longest segment, in seconds (default: 30)",
-        "--min-silence S": "pause that ends a segment, in seconds (default: 1)",
+        "--word-timestamps BY": words,
+        "--chunk-duration S": "longest segment, in s (default: 30); live: 20",
+        "--min-silence S": "pause that ends one, in s (default: 1); live: 0.5",
         "--batch-size N": "segments decoded at a time (default: 8)",
     }
     add(group("long recordings"), segments)
 
     output = group("output")
-    formats = f"{', '.join(FORMATS)} or all; several with commas (default: txt)"
-    add(output, {"-f --output-format FORMAT": formats}, action="extend", type=_formats)
+    formats = f"{','.join(FORMATS)} or all of them (default: txt)"
+    add(output, {"-f --output-format F": formats}, action="extend", type=_formats)
     fields = ", ".join(f"{{{name}}}" for name in NAME_FIELDS)
     add(output, {"-o --output-dir DIR": "write files there (default: here)"})
     add(output, {"--output-name NAME": f"name of the files, with {fields} in it"})
@@ -195,6 +204,12 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
 
     What the library has rules for is checked by those, and told in terms of the options.
     """
+    if args.live:
+        check_live_options(parser, args)
+    elif not args.audio:
+        parser.error("the following arguments are required: AUDIO")
+    else:
+        refuse_live_options(parser, args)
     if args.stream and (args.num_beams or 1) > 1:
         parser.error("--stream: beam search knows its text only at the end; leave out --num-beams")
     if args.stream and args.batch_size is not None:
@@ -246,7 +261,7 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
         parser.error(f"{as_option(chosen)} is for subtitles; it needs -f srt or -f vtt")
     if (needing := subtitles.needs_words) and not args.word_timestamps:
         parser.error(f"{as_option(needing)} needs the times of words; add --word-timestamps")
-    found = find_inputs(args.audio, args.recursive)
+    found = find_live(args) if args.live else find_inputs(args.audio, args.recursive)
     jobs = plan(
         found.inputs,
         formats,
@@ -256,7 +271,10 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
     )
     if args.resume and not (formats or args.plot):
         parser.error("--resume is for files; it needs -f, -o, --output-name or --plot")
-    options = request | common.explicit_options(args, READING + SEGMENTS + common.GENERATION)
+    names: Sequence[str] = READING + SEGMENTS + common.GENERATION
+    if args.live:
+        names = [name for name in names if name not in WHOLE]
+    options = request | common.explicit_options(args, names)
     return Usage(found, jobs, options, subtitles)
 
 

@@ -38,32 +38,33 @@ def to_tsv(transcript: Transcript) -> str:
 def to_json(transcript: Transcript, model: str) -> str:
     """Everything but the token ids; times in seconds, to the millisecond; `speaker`, `remarks` and
     `drafts` where there are any. What is not a finite number is null."""
-    segments = [
-        {
-            **_times(segment),
-            **({} if segment.speaker is None else {"speaker": segment.speaker}),
-            "text": segment.text,
-            "avg_logprob": _number(segment.avg_logprob),
-            "words": [
-                {"word": word.text, **_times(word), "probability": _number(word.probability)}
-                for word in segment.words
-            ],
-            **({"remarks": segment.remarks} if segment.remarks else {}),
-        }
-        for segment in transcript.segments
-    ]
     document: dict[str, Any] = {
         "text": transcript.text,
         "language": transcript.language,
         "duration": round(transcript.duration, 3),
         "model": model,
-        "segments": segments,
+        "segments": [segment_data(segment) for segment in transcript.segments],
     }
     if transcript.remarks:
         document["remarks"] = transcript.remarks
     if transcript.drafts is not None:
         document["drafts"] = vars(transcript.drafts)
     return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+
+
+def segment_data(segment: Segment) -> dict[str, Any]:
+    """A segment as `to_json` writes it."""
+    return {
+        **_times(segment),
+        **({} if segment.speaker is None else {"speaker": segment.speaker}),
+        "text": segment.text,
+        "avg_logprob": _number(segment.avg_logprob),
+        "words": [
+            {"word": word.text, **_times(word), "probability": _number(word.probability)}
+            for word in segment.words
+        ],
+        **({"remarks": segment.remarks} if segment.remarks else {}),
+    }
 
 
 #: output format -> what makes its text of a transcript, the model's name and what subtitles obey

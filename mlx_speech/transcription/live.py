@@ -76,6 +76,9 @@ class LiveTranscriber:
         turn_detection: without it no pause ends a segment; `commit` does.
         draft, ctc_only, skip_editor, options: as for `transcribe`.
 
+    Attributes:
+        language: code of the text's, if one was asked for.
+
     Raises:
         AudioError: the sampling rate is impossible.
         CheckpointError: the model cannot be loaded.
@@ -113,6 +116,7 @@ class LiveTranscriber:
         how: dict[str, Any] = {"word_timestamps": word_timestamps, "draft": draft}
         how |= {"ctc_only": ctc_only, "skip_editor": skip_editor}
         prepared = prepare_decoding(model, request, options, **how)
+        self.language = prepared.language
         self._decoder, self._chunk_parts = prepared.decoder, prepared.chunk_parts
         self._encoder = prepared.family.live_encoder()
         self._longest = min(cuts.chunk_duration, self._decoder.longest_chunk)
@@ -124,6 +128,11 @@ class LiveTranscriber:
         self._free = 0  # the first frame that is in no segment
         self._segments = 0
         self._ended = False
+
+    @property
+    def duration(self) -> float:
+        """Seconds of audio that have come, as far as they were looked at."""
+        return self._samples.duration
 
     def push(self, samples: np.ndarray | mx.array) -> list[LiveEvent]:
         """Take in the next samples, (n,), of any number and the types that `load_audio` takes.
