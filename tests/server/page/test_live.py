@@ -1,0 +1,78 @@
+"""Recordings from the microphone, with text while one speaks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from page_visits import texts, wait_until_done
+
+UPDATED = {"type": "session.updated"}
+
+
+def answer_live(page, answers: dict[str, list[dict]]) -> None:
+    """Let the server's answer to messages of these types, or event ids, be these events; None is
+    the end of the connection."""
+
+    def connect(socket):
+        def answer(text: str) -> None:
+            message = json.loads(text)
+            for event in answers.get(message.get("event_id") or message["type"], []):
+                socket.send(json.dumps(event)) if event else socket.close()
+
+        socket.on_message(answer)
+
+    page.route_web_socket("**/v1/realtime**", connect)
+
+
+def item_event(item: str, kind: str, **members) -> dict:
+    kind = f"conversation.item.input_audio_transcription.{kind}"
+    return {"type": kind, "item_id": item, **members}
+
+
+def test_live_text_is_corrected_and_the_last_of_it_waited_for(page):
+    answer_live(
+        page,
+        {
+            "settings": [UPDATED],
+            "last": [
+                item_event("1", "delta", delta="firt"),
+                item_event("1", "completed", transcript="first"),
+            ],
+            "end": [
+                item_event("2", "delta", delta="seco"),
+                UPDATED,
+                item_event("2", "completed", transcript="second"),
+            ],
+        },
+    )
+    page.locator("#record").click()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    wait_until_done(page)
+    assert texts(page) == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "shown"),
+    [
+        ({"settings": [{"type": "error", "error": {"message": "no", "event_id": "settings"}}]}, []),
+        ({"input_audio_buffer.append": [item_event("1", "delta", delta="said"), None]}, ["said"]),
+    ],
+)
+def test_live_text_that_breaks_off(page, answers, shown):
+    answer_live(page, answers)
+    page.locator("#record").click()
+    page.locator("#queue .state.wrong").wait_for()
+    assert texts(page) == shown
+    assert page.locator("#record").is_enabled()
+
+
+def test_without_a_microphone(page):
+    refuse = (
+        "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', '%s')); 0"
+    )
+    for name, line in [("NotAllowedError", "may not be used"), ("NotFoundError", "no microphone")]:
+        page.evaluate(refuse % name)
+        page.locator("#record").click()
+        page.get_by_role("alert").get_by_text(line).wait_for()
+    assert page.locator("#queue li").count() == 0
