@@ -28,7 +28,7 @@ def capabilities(model: Any, processor: Any) -> dict[str, Any] | None:
     """What can be asked of a speech model; None: it is another one.
 
     languages: codes of those that it was trained on; target_languages: of those it translates to.
-    punctuate, keywords, speakers, words: whether it takes, or tells, these.
+    punctuate, keywords, speakers, words, live: whether it takes, or tells, these.
     """
     try:
         family = speech_family(model, processor)
@@ -36,11 +36,7 @@ def capabilities(model: Any, processor: Any) -> dict[str, Any] | None:
         return None
 
     def can(**asked: Any) -> bool:
-        try:
-            family.text_language(TranscriptionRequest(**asked))
-            return True
-        except UnsupportedOptionError:
-            return False
+        return _refusal(family, TranscriptionRequest(**asked)) is None
 
     targets: Sequence[str] = list(LANGUAGES)
     if isinstance(processor, Speech2TextProcessor):
@@ -52,6 +48,7 @@ def capabilities(model: Any, processor: Any) -> dict[str, Any] | None:
         "keywords": can(keywords=["word"]),
         "speakers": can(tags="speakers"),
         "words": family.ctc_vocabulary is not None,
+        "live": _is_live(family),
     }
 
 
@@ -92,6 +89,14 @@ def fitted_request(
         return replace(candidate, tags=None), request.target_language or language
     assert error is not None
     raise error
+
+
+def _is_live(family: SpeechFamily) -> bool:
+    try:
+        family.live_encoder()
+        return True
+    except UnsupportedOptionError:
+        return False
 
 
 def _candidates(

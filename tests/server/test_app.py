@@ -73,6 +73,7 @@ class TestModels:
             "keywords": False,
             "speakers": False,
             "words": True,
+            "live": True,
         }
 
     def test_names(self, tiny):

@@ -156,12 +156,12 @@ class TestCapabilities:
 
     def test_others(self, nar, tiny_s2t):
         none = {"punctuate": False, "keywords": False, "speakers": False}
-        able = capabilities(*nar)
-        assert able == {"languages": FIVE, "target_languages": [], "words": True} | none
+        texts = {"words": True, "live": True}
+        assert capabilities(*nar) == {"languages": FIVE, "target_languages": []} | none | texts
         able = capabilities(*tiny_s2t)
-        assert able == {"languages": [], "target_languages": able["target_languages"]} | none | {
-            "words": False
-        }
+        assert sorted(able["target_languages"]) == sorted(tiny_s2t[1].tokenizer.langs)
+        texts = {"words": False, "live": False}
+        assert able == able | {"languages": []} | none | texts
 
     def test_text_models(self, tiny):
         assert capabilities(tiny[0].language_model, tiny[1]) is None
