@@ -3,11 +3,13 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ..audio import open_recording
 from ..generation.protocols import Detokenizes
 from ..processing.request import TranscriptionRequest
 from ..transcription.transcript import Transcript
@@ -19,7 +21,7 @@ from .forms import read_form
 from .metrics import Metrics
 from .recording_task import Event
 from .transcription_form import Task, TranscriptionForm
-from .work import opened, uploaded, working
+from .work import Uploaded, in_thread, working
 
 
 async def transcriptions(request: Request) -> Response:
@@ -37,8 +39,8 @@ async def _respond(request: Request, task: Task) -> Response:
         engine = await stack.enter_async_context(working(request))
         asked = TranscriptionForm.of(await stack.enter_async_context(read_form(request)), task)
         name = engine.models.resolve(asked.model or engine.models.names[0])
-        file = stack.enter_context(uploaded(asked.file))
-        recording = stack.enter_context(await opened(file))
+        file = Uploaded(asked.file)
+        recording = await in_thread(partial(open_recording, file))
         lease = await stack.enter_async_context(engine.lease(name))
 
         def fit(model: Any, processor: Any) -> tuple[TranscriptionRequest, _Answer]:

@@ -3,16 +3,15 @@
 import asyncio
 import io
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import mlx.core as mx
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from ..audio import Recording, open_recording
 from .engine import Engine
 
 T = TypeVar("T")
@@ -31,16 +30,16 @@ async def working(request: Request) -> AsyncIterator[Engine]:
         yield engine
 
 
-@contextmanager
-def uploaded(upload: UploadFile) -> Iterator[io.FileIO]:
-    """The file that was uploaded, on disk, where it has no name."""
-    with io.FileIO(os.dup(upload.file.fileno())) as file:
-        yield file
+class Uploaded(io.FileIO):
+    """A file that was uploaded, on disk, where it has no name. It is closed when nobody has it any
+    more, and not with its request: a thread that is decoding it then would go on with whatever file
+    gets its number next."""
 
+    def __init__(self, upload: UploadFile):
+        super().__init__(os.dup(upload.file.fileno()))
 
-async def opened(file: io.FileIO) -> Recording:
-    """A recording, decoded in a thread of its own; errors as in `open_recording`."""
-    return await in_thread(lambda: open_recording(file))
+    def __del__(self) -> None:
+        self.close()
 
 
 async def in_thread(function: Callable[[], T]) -> T:

@@ -15,7 +15,7 @@ from openai.types import Model
 from serving import client_of, serving
 
 from mlx_speech.errors import CheckpointError, HubError
-from mlx_speech.server import work
+from mlx_speech.server import transcriptions
 from mlx_speech.server.middleware import KeyMiddleware
 
 SHORT, LONG = DATA / "audio" / "flite_11.flac", DATA / "audio" / "long.flac"
@@ -196,7 +196,7 @@ class TestErrors:
         def broken(*arguments):
             raise RuntimeError("in /home/of/ours")
 
-        monkeypatch.setattr(work, "open_recording", broken)
+        monkeypatch.setattr(transcriptions, "open_recording", broken)
         response = post(server)
         check_error(response, 500, words="its log says how")
         assert response.headers["x-should-retry"] == "false"

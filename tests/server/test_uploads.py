@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from conftest import DATA
 from serving import client_of, serving
 from starlette import formparsers
 
+import mlx_speech
+from mlx_speech.audio import open_recording
 from mlx_speech.audio.recording import Recording
-from mlx_speech.server import middleware
+from mlx_speech.server import middleware, transcriptions
 
 SHORT, LONG = DATA / "audio" / "flite_11.flac", DATA / "audio" / "long.flac"
 ROUTE = "/v1/audio/transcriptions"
@@ -174,6 +177,29 @@ class TestClientsThatGoAway:
             client.sendall(head(LIMIT) + begin)
             assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
         wait_for(lambda: self.idle(url) and nothing_left())
+
+    def test_while_theirs_is_decoded(self, url, tiny, nothing_left, monkeypatch):
+        """The thread that decodes it goes on: nothing else may get the number of its file."""
+        begun, go_on, numbers = threading.Event(), threading.Event(), []
+
+        def slow(file):
+            numbers.append(file.fileno())
+            if len(numbers) == 1:
+                begun.set()
+                assert go_on.wait(30)
+                os.fstat(numbers[0])  # it is open
+            return open_recording(file)
+
+        monkeypatch.setattr(transcriptions, "open_recording", slow)
+        gone, (begin, end) = count(url, 499), parts(SHORT.read_bytes())
+        with connected(url) as client:
+            client.sendall(head(len(begin + end)) + begin + end)
+            assert begun.wait(30)
+        wait_for(lambda: count(url, 499) == gone + 1 and self.idle(url))
+        assert post(url).json()["text"] == mlx_speech.transcribe(SHORT, tiny).text
+        assert len(set(numbers)) == len(numbers) == 2
+        go_on.set()
+        wait_for(nothing_left)
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_before_they_have_their_answer(self, tiny, nothing_left, stream):
