@@ -1,7 +1,7 @@
 """Transcripts as the API has them: https://platform.openai.com/docs/api-reference/audio."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..generation.protocols import Detokenizes
@@ -25,10 +25,10 @@ def plain(transcript: Transcript, *, usage: bool = True) -> dict[str, Any]:
     return {"text": transcript.text, **(_usage(transcript) if usage else {})}
 
 
-def logprobs(transcript: Transcript, tokenizer: Detokenizes) -> list[dict[str, Any]]:
+def logprobs(segments: Iterable[Segment], tokenizer: Detokenizes) -> list[dict[str, Any]]:
     """Of all tokens; one that is a part of a character has no `bytes`."""
     told = []
-    for segment in transcript.segments:
+    for segment in segments:
         for token, logprob in zip(segment.tokens, segment.logprobs, strict=True):
             text = tokenizer.decode([token], skip_special_tokens=False)
             data = None if "\ufffd" in text else list(text.encode())

@@ -1,10 +1,11 @@
 """What the models of a server can do, and how they are asked."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..errors import UnsupportedOptionError
+from ..errors import InputError, UnsupportedOptionError
 from ..processing.granite_speech import GraniteSpeechProcessor
 from ..processing.plain_processor import PlainProcessor
 from ..processing.prompts import LANGUAGES, find_language
@@ -12,6 +13,8 @@ from ..processing.request import TranscriptionRequest
 from ..processing.speech_to_text import Speech2TextProcessor
 from ..transcription.family import SpeechFamily
 from ..transcription.preparation import speech_family
+
+_LONGEST_TERM_WORDS = 5
 
 
 def spoken_languages(processor: Any) -> Sequence[str]:
@@ -28,7 +31,8 @@ def capabilities(model: Any, processor: Any) -> dict[str, Any] | None:
     """What can be asked of a speech model; None: it is another one.
 
     languages: codes of those that it was trained on; target_languages: of those it translates to.
-    punctuate, keywords, speakers, words, live: whether it takes, or tells, these.
+    punctuate, keywords, speakers, words: whether it takes, or tells, these.
+    live: whether it transcribes audio that is still coming in.
     """
     try:
         family = speech_family(model, processor)
@@ -48,8 +52,16 @@ def capabilities(model: Any, processor: Any) -> dict[str, Any] | None:
         "keywords": can(keywords=["word"]),
         "speakers": can(tags="speakers"),
         "words": family.ctc_vocabulary is not None,
-        "live": _is_live(family),
+        "live": _has_live_text(family),
     }
+
+
+def _has_live_text(family: SpeechFamily) -> bool:
+    try:
+        family.live_encoder()
+        return True
+    except UnsupportedOptionError:
+        return False
 
 
 def fitted_request(
@@ -91,14 +103,6 @@ def fitted_request(
     raise error
 
 
-def _is_live(family: SpeechFamily) -> bool:
-    try:
-        family.live_encoder()
-        return True
-    except UnsupportedOptionError:
-        return False
-
-
 def _candidates(
     request: TranscriptionRequest, languages: Sequence[str | None], punctuations: Sequence[bool]
 ) -> Iterator[TranscriptionRequest]:
@@ -126,3 +130,18 @@ def _checked_languages(languages: Sequence[str], trained: Sequence[str]) -> list
             values = {"able": able, "language": language}
             raise UnsupportedOptionError.about(message, option="language", **values)
     return [code for code in codes if code]
+
+
+def prompt_terms(prompt: str | None) -> list[str]:
+    """What a prompt lists, to be told as keywords.
+
+    Raises:
+        InputError: it has sentences.
+    """
+    parts = re.split(r"[,;\n]", (prompt or "").strip().removesuffix("."))
+    terms = [" ".join(part.split()) for part in parts if part.strip()]
+    if any(len(term.split()) > _LONGEST_TERM_WORDS or ". " in term for term in terms):
+        message = "{option} must be names and terms to expect, with commas between them: there is "
+        message += "no model here that takes sentences"
+        raise InputError.about(message, option="prompt")
+    return terms

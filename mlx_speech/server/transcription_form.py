@@ -15,7 +15,6 @@ Two are ours: `punctuate`, which is true where a model can, and `target_language
 What cannot be honoured is refused, and so are fields that nobody knows.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -24,6 +23,7 @@ from starlette.datastructures import UploadFile
 from ..fields import Range
 from ..processing.request import TranscriptionRequest
 from ..transcription.chunks import ChunkOptions
+from .capabilities import prompt_terms
 from .errors import RequestError
 from .forms import Form
 
@@ -36,7 +36,6 @@ _UNSUPPORTED = dict.fromkeys(
     ("known_speaker_names", "known_speaker_references"), "speakers are called A, B and so on"
 )
 _PAUSE = "chunking_strategy[silence_duration_ms]"
-_LONGEST_TERM_WORDS = 5
 
 
 @dataclass
@@ -82,7 +81,7 @@ class TranscriptionForm:
         if included and answer != "json":
             raise _goes_with("include[]", ("json",))
         target = form.text("target_language") or ("en" if task == "translate" else None)
-        keywords = [*_terms(form.text("prompt")), *form.texts("keywords")]
+        keywords = [*prompt_terms(form.text("prompt")), *form.texts("keywords")]
         asked = cls(
             form.file("file"),
             form.text("model"),
@@ -132,18 +131,3 @@ def _chunking(form: Form) -> ChunkOptions:
     except ValueError:
         message = f"{_PAUSE} is {pause!r}, but must be milliseconds, at least 100"
         raise RequestError(message, 400, _PAUSE) from None
-
-
-def _terms(prompt: str | None) -> list[str]:
-    """What a prompt lists.
-
-    Raises:
-        RequestError: it has sentences.
-    """
-    parts = re.split(r"[,;\n]", (prompt or "").strip().removesuffix("."))
-    terms = [" ".join(part.split()) for part in parts if part.strip()]
-    if any(len(term.split()) > _LONGEST_TERM_WORDS or ". " in term for term in terms):
-        message = "prompt must be names and terms to expect, with commas between them: there is no "
-        message += "model here that takes sentences"
-        raise RequestError(message, 400, "prompt")
-    return terms

@@ -124,5 +124,5 @@ class _Answer:
         # of the last event the API has a usage by tokens only, which nobody counts here
         body = answers.plain(transcript, usage=not asked.stream)
         if asked.logprobs:
-            body["logprobs"] = answers.logprobs(transcript, self.tokenizer)
+            body["logprobs"] = answers.logprobs(transcript.segments, self.tokenizer)
         return body
