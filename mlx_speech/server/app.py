@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Scope
 
 from . import metrics, transcriptions
@@ -23,12 +23,14 @@ from .engine import Engine
 from .errors import error_response
 from .middleware import KeyMiddleware, RequestMiddleware
 from .models import ModelStore
+from .realtime import realtime
 
 logger = logging.getLogger(__name__)
 
-ROUTES = [
+ROUTES: list[BaseRoute] = [
     Route("/v1/audio/transcriptions", transcriptions.transcriptions, methods=["POST"]),
     Route("/v1/audio/translations", transcriptions.translations, methods=["POST"]),
+    WebSocketRoute("/v1/realtime", realtime),
 ]
 
 

@@ -5,7 +5,7 @@ import logging
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 
 from ..errors import AudioError, CheckpointError, HubError, MlxSpeechError, one_line
@@ -105,7 +105,7 @@ def as_request_error(error: BaseException) -> RequestError:
     return RequestError("the server failed; its log says how", 500, code="internal_error")
 
 
-async def error_response(request: Request, error: Exception) -> Response:
+async def error_response(connection: HTTPConnection, error: Exception) -> Response:
     """The answer that tells an error."""
     wrong = as_request_error(error)
     headers = {**(getattr(error, "headers", None) or {}), **wrong.headers}

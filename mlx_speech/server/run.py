@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from ..errors import InputError
+from .realtime import WEBSOCKET_OPTIONS
 
 
 class Server(uvicorn.Server):
@@ -35,6 +36,7 @@ class Server(uvicorn.Server):
             log_config=None,
             log_level="error",  # a client's errors, too, are warnings
             access_log=False,  # what becomes of requests is told by the application
+            **WEBSOCKET_OPTIONS,
         )
         super().__init__(config)
         self._ready, self._stopping = ready, stopping
