@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     network = {
         "--host HOST": {"help": "address to serve at (default: 127.0.0.1)", "default": "127.0.0.1"},
         "--port N": {"help": "port (default: 8000)", "default": 8000},
+        "--wyoming N": "port for Home Assistant, by the Wyoming protocol, which knows no key "
+        "(default: none)",
         "--api-key KEY": {
             "help": "what clients have to show (default: $MLX_SPEECH_API_KEY, else nothing)",
             "default": os.environ.get("MLX_SPEECH_API_KEY"),
@@ -76,8 +79,9 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> di
         value = getattr(args, name)
         if value is not None and not least <= value < math.inf:
             raise InputError.must_be(name, value, f"a number of seconds, at least {least}")
-    if not 0 <= args.port < 1 << 16:
-        raise InputError.must_be("port", args.port, "from 0, which takes any, to 65535")
+    for name in ("port", "wyoming"):
+        if not 0 <= (getattr(args, name) or 0) < 1 << 16:
+            raise InputError.must_be(name, getattr(args, name), "from 0, which takes any, to 65535")
     if args.api_key is not None and not (args.api_key.isascii() and args.api_key.isprintable()):
         raise InputError("--api-key must be of letters, digits and the like")
     models: dict[str, str] = {}
@@ -98,6 +102,11 @@ def run(args: argparse.Namespace, console: Console, models: dict[str, str]) -> i
     except ImportError as error:
         wanted = "the server needs {name}: pip install 'mlx-speech[server]'"
         raise InputError(wanted.format(name=error.name)) from None
+    if args.wyoming is not None:
+        try:
+            from ..server.wyoming import wyoming
+        except ImportError:
+            raise InputError("--wyoming needs wyoming: pip install 'mlx-speech[wyoming]'") from None
     import mlx.core as mx
 
     from ..loading import load
@@ -121,12 +130,22 @@ def run(args: argparse.Namespace, console: Console, models: dict[str, str]) -> i
         max_upload_bytes=args.max_upload * 1_000_000,
         time_limit=args.timeout,
     )
-    with bound_socket(args.host, args.port) as listener:
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(bound_socket(args.host, args.port))
+        where, beside = [f"serving {', '.join(store.names)} at {address_of(listener)}"], None
+        if args.wyoming is not None:
+            other = sockets.enter_context(bound_socket(args.host, args.wyoming))
+            where.append(f"serving Home Assistant at {address_of(other, 'tcp')}")
+            beside = wyoming(engine, other)
         store.load(store.names[0])  # before the engine's thread, which Ctrl-C could not end
-        where = f"serving {', '.join(store.names)} at {address_of(listener)}"
         stopping = "finishing what is being worked on; Ctrl-C again ends at once"
-        app = build_app(engine, options)
-        server = Server(app, partial(console.say, where), partial(console.note, stopping))
+        app = build_app(engine, options, beside)
+
+        def ready() -> None:
+            for line in where:
+                console.say(line)
+
+        server = Server(app, ready, partial(console.note, stopping))
         server.run(sockets=[listener])
     return 0
 

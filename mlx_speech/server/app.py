@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -50,14 +50,23 @@ class ServerOptions:
     time_limit: float | None = None
 
 
-def build_app(engine: Engine, options: ServerOptions = ServerOptions()) -> Starlette:
-    """The application; it starts and stops the engine."""
+def build_app(
+    engine: Engine,
+    options: ServerOptions = ServerOptions(),
+    beside: AbstractAsyncContextManager | None = None,
+) -> Starlette:
+    """The application; it starts and stops the engine.
+
+    Args:
+        beside: is open while it runs, for what else uses the engine.
+    """
     counts = metrics.Metrics()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         engine.start()
-        yield
+        async with beside or nullcontext():
+            yield
         await engine.stop()
 
     def report(scope: Scope, status: int, seconds: float) -> None:

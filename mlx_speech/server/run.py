@@ -94,7 +94,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
-def address_of(listener: socket.socket) -> str:
-    """What to type into a browser."""
+def address_of(listener: socket.socket, scheme: str = "http") -> str:
+    """What to type into a browser, or tell another client."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

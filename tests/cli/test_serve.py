@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -99,6 +100,21 @@ class TestEnd:
                 list(stream)
 
 
+def test_home_assistant():
+    """By the Wyoming protocol."""
+    with served("--wyoming", "0") as server:
+        said = server.process.stderr.readline()
+        port = re.fullmatch(r"serving Home Assistant at tcp://127.0.0.1:(\d+)\n", said)[1]
+        with socket.create_connection(("127.0.0.1", int(port))) as connection:
+            connection.sendall(b'{"type": "describe"}\n')
+            with connection.makefile("rb") as answer:
+                header = json.loads(answer.readline())
+                info = json.loads(answer.read(header["data_length"]))
+        assert [model["name"] for model in info["asr"][0]["models"]] == [TINY.name]
+        server.signal(signal.SIGTERM)
+        assert server.end() == (0, FINISHING)
+
+
 class TestLog:
     def test_requests_are_told_if_asked_for(self):
         with served("--verbose") as server:
@@ -144,6 +160,7 @@ class TestErrors:
         [
             (["--port", 65536], "--port is 65536"),
             (["--port", -1], "--port is -1"),
+            (["--wyoming", 65536], "--wyoming is 65536"),
             (["--max-upload", 0], "--max-upload is 0"),
             (["--max-requests", 0], "--max-requests is 0"),
             (["--batch-size", 0], "--batch-size is 0"),
