@@ -118,10 +118,30 @@ def test_an_error_is_one_line_that_says_what_to_do(visit, server, tmp_path):
     assert "is not audio" in error.inner_text()
     assert page.locator("#about").inner_text() == error.inner_text()
     assert "\n" not in error.inner_text()
+    page.get_by_text("This browser cannot play this kind of file.").wait_for()
     assert opened.errors == [
         "Failed to load resource: the server responded with a status of 400 (Bad Request)"
     ]
     opened.errors.clear()
+
+
+@pytest.mark.parametrize(
+    ("last", "line"),
+    [
+        ([], "The answer broke off. Try again."),
+        ([{"error": {"message": "the model does not fit"}}], "the model does not fit"),
+    ],
+)
+def test_text_that_breaks_off_stays(page, last, line):
+    answer_with(page, [*segment_events("the first part")[:1], *last])
+    send(page, "flite_08.flac")
+    wait_until_done(page)
+    assert page.locator("#about").inner_text() == line
+    assert texts(page) == ["the first part"]
+    answer_with(page, segment_events("the whole"))
+    page.get_by_role("button", name="Transcribe again").click()
+    page.locator("#segments p", has_text="the whole").wait_for()
+    assert page.locator("#queue .state.wrong").count() == 0
 
 
 def test_names_and_texts_are_never_markup(page, tmp_path):

@@ -68,6 +68,41 @@ def test_up_and_down_go_by_segments(page):
         assert page.evaluate(FOCUSED) == f"segment {number}"
 
 
+def test_what_is_said_is_told_to_screen_readers(page):
+    page.evaluate(
+        """() => {
+            const log = document.querySelector("[role=log]");
+            window.told = [];
+            const tell = () => window.told.push(log.textContent);
+            new MutationObserver(tell).observe(log, { childList: true });
+        }"""
+    )
+    send(page, "festival_14.flac")
+    wait_until_done(page)
+    assert page.evaluate("window.told") == [GATE, "festival_14.flac: done"]
+    assert page.locator("[role=log]").get_attribute("aria-live") == "polite"
+
+
+@pytest.mark.parametrize(
+    ("preference", "way"), [("reduce", "instant"), ("no-preference", "smooth")]
+)
+def test_who_wants_no_motion_gets_none(visit, server, preference, way):
+    page = visit(server, reduced_motion=preference).page
+    page.evaluate(
+        """() => {
+            window.ways = new Set();
+            Element.prototype.scrollIntoView = ({ behavior }) => window.ways.add(behavior);
+        }"""
+    )
+    send(page, "festival_14.flac")
+    wait_until_done(page)
+    page.locator(".place").last.click()
+    page.locator(".place.now", has_text="gate").wait_for()
+    assert page.evaluate("[...window.ways]") == [way]
+    duration = page.locator(".place").first.evaluate("e => getComputedStyle(e).transitionDuration")
+    assert (duration == "0s") == (preference == "reduce")
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_is_wider_than_the_screen(visit, server, tmp_path, width):
     page = visit(server, viewport={"width": width, "height": 740}).page
