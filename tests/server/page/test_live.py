@@ -5,9 +5,44 @@ from __future__ import annotations
 import json
 
 import pytest
-from page_visits import texts, wait_until_done
+from page_visits import GATE, seconds, texts, wait_until_done
+from serving import serving
 
 UPDATED = {"type": "session.updated"}
+
+
+def test_speech_is_transcribed_live(page):
+    page.locator("#record").click()
+    page.locator(".partial").first.wait_for()
+    page.locator("#queue .state", has_text="Recording 0:05").wait_for()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    wait_until_done(page)
+    assert " ".join(texts(page)) == GATE
+    assert page.locator(".partial").count() == 0
+    assert page.locator("#segments .time").first.inner_text() == "0:00"
+    # what was recorded is a recording like any other
+    page.locator("#segments .place").first.click()
+    page.wait_for_timeout(300)
+    assert seconds(page) > 0
+    page.get_by_role("button", name="Transcribe again").click()
+    wait_until_done(page)
+    assert " ".join(texts(page)) == GATE
+    assert page.locator("#segments .place").all_inner_texts() == GATE.split()
+
+
+def test_a_live_run_shows_the_key(visit, tiny):
+    with serving(lambda name: tiny, api_key="opensesame") as url:
+        opened = visit(url)
+        page = opened.page
+        page.get_by_role("textbox", name="API key").fill("opensesame")
+        page.get_by_role("button", name="Continue").click()
+        page.locator("[name=model] option").wait_for(state="attached")
+        page.locator("#record").click()
+        page.locator(".partial").first.wait_for()
+        page.get_by_role("button", name="Stop", exact=True).click()
+        wait_until_done(page)
+        assert page.locator("#queue .state.wrong").count() == 0
+        opened.errors.clear()  # of the first request, which had no key
 
 
 def answer_live(page, answers: dict[str, list[dict]]) -> None:
