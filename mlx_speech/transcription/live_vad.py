@@ -13,7 +13,7 @@ from .vad import SILENCE_DBFS, SPEECH_DBFS, SPEECH_WINDOWS
 HYSTERESIS = 0.15
 _MOST_GAIN_DB = 40.0
 #: what was louder than now counts for the gain, half as much after so many seconds
-_HALF_LIFE_SECONDS = 2.0
+_HALF_LIFE_SECONDS = 1.0
 
 
 class LiveVAD:
@@ -29,6 +29,7 @@ class LiveVAD:
     def __init__(self, threshold: float):
         self._threshold = threshold
         self._silero = SileroVAD.bundled()
+        mx.eval(self._silero.parameters())  # now: what is lazy belongs to this thread
         self._state: State | None = None
         self._power = 0.0
         # of windows of 32 ms, from this one on: whether speech may begin, and may go on there
