@@ -26,14 +26,19 @@ def plain(transcript: Transcript, *, usage: bool = True) -> dict[str, Any]:
 
 
 def logprobs(segments: Iterable[Segment], tokenizer: Detokenizes) -> list[dict[str, Any]]:
-    """Of all tokens; one that is a part of a character has no `bytes`."""
-    told = []
-    for segment in segments:
-        for token, logprob in zip(segment.tokens, segment.logprobs, strict=True):
-            text = tokenizer.decode([token], skip_special_tokens=False)
-            data = None if "\ufffd" in text else list(text.encode())
-            told.append({"token": text, "bytes": data, "logprob": max(logprob, _LOWEST_LOGPROB)})
-    return told
+    """Of all tokens."""
+    return [
+        token_logprob(token, logprob, tokenizer)
+        for segment in segments
+        for token, logprob in zip(segment.tokens, segment.logprobs, strict=True)
+    ]
+
+
+def token_logprob(token: int, logprob: float, tokenizer: Detokenizes) -> dict[str, Any]:
+    """A token as the API has it; of one that is a part of a character, the `bytes` are unknown."""
+    text = tokenizer.decode([token], skip_special_tokens=True)
+    data = None if "\ufffd" in text else list(text.encode())
+    return {"token": text, "bytes": data, "logprob": max(logprob, _LOWEST_LOGPROB)}
 
 
 def verbose(

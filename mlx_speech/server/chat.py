@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..generation.text import GenerationResponse
+from .answers import token_logprob
 from .chat_audio import decode_recordings
 from .chat_prompt import ChatCaches, ChatPrompt, answer, make_prompt
 from .chat_request import ChatRequest
@@ -107,11 +108,9 @@ class _Completion:
         if not self._asked.logprobs:
             return None
         ends = self._prompt.end_ids
-        content = [self._logprob(r) for r in responses if r.token not in ends]
+        content = [
+            {**token_logprob(r.token, r.logprob, self._prompt.tokenizer), "top_logprobs": []}
+            for r in responses
+            if r.token not in ends
+        ]
         return {"content": content, "refusal": None}
-
-    def _logprob(self, response: GenerationResponse) -> dict[str, Any]:
-        text = self._prompt.tokenizer.decode([response.token], skip_special_tokens=True)
-        # of a part of a character nothing is known but that it is one
-        known = None if "\ufffd" in text else list(text.encode())
-        return {"token": text, "bytes": known, "logprob": response.logprob, "top_logprobs": []}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 
 import mlx.core as mx
@@ -134,6 +135,22 @@ class TestFormats:
         assert create(client, path, response_format="vtt") == "WEBVTT\n"
         (done,) = create(client, path, stream=True)
         assert done.text == ""
+
+
+def test_many_at_once(client, tiny):
+    """Each gets what it gets alone, however it is asked for."""
+    names = ("flite_11", "festival_14", "espeak_01", "flite_07", "espeak_03", "festival_12")
+    paths = [DATA / "audio" / f"{name}.flac" for name in names]
+
+    def text(number):
+        path, stream = paths[number % len(paths)], number % 2 == 0
+        answer = create(client, path, stream=stream)
+        return list(answer)[-1].text if stream else answer.text
+
+    with ThreadPoolExecutor(8) as threads:
+        texts = list(threads.map(text, range(24)))
+    alone = [mlx_speech.transcribe(path, tiny).text for path in paths]
+    assert texts == [alone[number % len(paths)] for number in range(24)]
 
 
 class TestStream:
