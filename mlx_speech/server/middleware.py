@@ -18,7 +18,6 @@ OPEN_PATHS = frozenset({"/", "/health"})  #: what needs no key
 KEY_SUBPROTOCOL = "openai-insecure-api-key."
 
 _IDLE_SECONDS = 60  # for which a client may send nothing of its request
-_DRAIN_SECONDS = 5  # for which what nobody wants is read, see `_Body.drain`
 
 
 class KeyMiddleware:
@@ -61,11 +60,8 @@ class _Body:
     """
 
     def __init__(self, scope: Scope, receive: Receive, limit: int):
-        headers = HTTPConnection(scope).headers
-        length = headers.get("content-length", "")
+        length = HTTPConnection(scope).headers.get("content-length", "")
         self._announced = int(length) if length.isdecimal() else 0
-        # who waits to be told to go on is told by the answer not to
-        self._waits = headers.get("expect", "").lower() == "100-continue"
         self._receive, self._limit = receive, limit
         self._bytes = 0
         self._ended = asyncio.Event()
@@ -79,38 +75,21 @@ class _Body:
         if self._ended.is_set():
             return await self._receive()
         self._check(self._announced)
-        self._waits = False
         try:
             async with asyncio.timeout(_IDLE_SECONDS):
-                message = await self._next()
+                message = await self._receive()
         except TimeoutError:
             raise RequestError("the rest of the request did not come", 408) from None
+        self._bytes += len(message.get("body", b""))
         self._check(self._bytes)
+        if not message.get("more_body", False):
+            self._ended.set()
         return message
 
     def _check(self, size: int) -> None:
         if size > self._limit:
             message = f"a request may have {self._limit} bytes at most"
             raise RequestError(message, 413, "file", "request_too_large")
-
-    async def _next(self) -> Message:
-        message = await self._receive()
-        self._bytes += len(message.get("body", b""))
-        if not message.get("more_body", False):
-            self._ended.set()
-        return message
-
-    async def drain(self) -> None:
-        """Read what is left, so that a client that only listens once it has sent everything gets
-        its answer."""
-        if self._waits:
-            return
-        try:
-            async with asyncio.timeout(_DRAIN_SECONDS):
-                while not self._ended.is_set():
-                    await self._next()
-        except TimeoutError:
-            return
 
     async def client_gone(self) -> None:
         """Returns when the client has gone away, or has its answer."""
@@ -157,7 +136,6 @@ class RequestMiddleware:
             if answer.status:
                 logger.error("an answer broke off", exc_info=error)
                 return
-            await body.drain()
             response = await error_response(Request(scope), error)
             await response(scope, body.receive, answer.send)
 

@@ -233,6 +233,30 @@ def plus(tmp_path_factory):
     return mlx_speech.load(make_plus(tmp_path_factory.mktemp("plus") / "plus"), dtype=mx.float32)
 
 
+class TestAsked:
+    """What a form asks for is what the pipeline is asked."""
+
+    def test_pauses(self, client, talk, tiny, long):
+        expected = mlx_speech.transcribe(talk, tiny, min_silence=3)
+        assert len(expected.segments) < len(long.segments)
+        chunking = {"type": "server_vad", "silence_duration_ms": 3000}
+        how = {"response_format": "verbose_json", "chunking_strategy": chunking}
+        check_segments(create(client, talk, **how).segments, expected.segments)
+
+    @pytest.mark.parametrize("temperature", [0, 0.5])
+    def test_temperature(self, client, monkeypatch, temperature):
+        prepare, asked = engine.prepare, []
+
+        def noted(*arguments, options, **others):
+            asked.append(options)
+            return prepare(*arguments, options=options, **others)
+
+        monkeypatch.setattr(engine, "prepare", noted)
+        answer = create(client, temperature=temperature, response_format="verbose_json")
+        assert answer.segments[0].temperature == temperature
+        assert asked == [{"temperature": temperature} if temperature else {}]
+
+
 class TestSpeakers:
     ANSWERS = ("[Speaker 1]: one two three [Speaker 2]: four five", "six seven [Speaker 1]: eight")
     TURNS = (("A", "one two three"), ("B", "four five"), ("B", "six seven"), ("A", "eight"))

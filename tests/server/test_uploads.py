@@ -115,6 +115,11 @@ class TestTooLarge:
         assert response.status_code == 413
         wait_for(nothing_left)
 
+    def test_who_reads_only_then_sends_it_all(self, url):
+        with connected(url) as client:
+            client.sendall(head(200 * LIMIT) + bytes(200 * LIMIT))  # no buffer holds it
+            assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
+
     def test_who_asks_first_need_not_send_it(self, url):
         with connected(url) as client:
             client.sendall(head(10**12, "Expect: 100-continue"))
@@ -171,7 +176,6 @@ class TestClientsThatGoAway:
 
     def test_who_sends_no_more(self, url, nothing_left, monkeypatch):
         monkeypatch.setattr(middleware, "_IDLE_SECONDS", 0.1)
-        monkeypatch.setattr(middleware, "_DRAIN_SECONDS", 0.1)
         begin, _ = parts(b"123")
         with connected(url) as client:
             client.sendall(head(LIMIT) + begin)
