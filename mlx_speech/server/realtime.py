@@ -103,7 +103,9 @@ class _Connection:
             await self._send("error", error={**as_request_error(error).body, **about})
 
     async def _send(self, kind: str, **members: Any) -> None:
-        await self._websocket.send_json({"type": kind, "event_id": new_id("event"), **members})
+        # in ASCII, for what clients wrote need not be text that could be encoded
+        event = json.dumps({"type": kind, "event_id": new_id("event"), **members})
+        await self._websocket.send_text(event)
 
     @property
     def _shown(self) -> dict[str, Any]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import threading
 from copy import copy
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from realtime_client import TRANSCRIPTION, RealtimeClient, kinds, of_kind, session, transcripts
 from serving import serving
 
-from mlx_speech import ContextLengthError, Segment
+from mlx_speech import ContextLengthError, MlxSpeechError, Segment
 from mlx_speech.processing.prompts import GRANITE_5_0
 from mlx_speech.processing.request import TranscriptionRequest
-from mlx_speech.server.errors import as_request_error
+from mlx_speech.server.errors import RequestError, as_request_error
 from mlx_speech.server.realtime_session import Session
 from mlx_speech.transcription.live import LiveEvent
 
@@ -132,8 +136,9 @@ class TestMessages:
         assert client.receive()["type"] == f"{BUFFER}.cleared"
 
     def test_errors_tell_the_event_that_they_are_about(self, client):
-        client.send("what", event_id="this one")
-        assert client.receive()["error"]["event_id"] == "this one"
+        for name in ("this one", "\ud800"):
+            client.send("what", event_id=name)
+            assert client.receive()["error"]["event_id"] == name
 
     def test_bytes_are_as_good_as_text(self, client):
         client.socket.send(json.dumps({"type": f"{BUFFER}.clear"}).encode())
@@ -332,3 +337,39 @@ class TestSettings:
         updated = Session().updated(session(turn_detection=turn))
         assert updated.live_options["min_silence"] == seconds
         assert updated.live_options["request"] == TranscriptionRequest()
+
+
+VALUES = st.sampled_from(
+    [
+        *(None, True, False, 0, -1, 0.5, 300, 8000, 10**400, 1e308, math.inf, math.nan),
+        *("", "tiny", "en", "a\nb", "\ud800", "audio/pcm", "audio/pcmu", "server_vad"),
+        *("semantic_vad", "high", [], [[]], [1], ["en"], ["<", "Ada"], {}, {"type": {}}),
+    ]
+)
+MEMBERS = {
+    "format": ("type", "rate"),
+    "noise_reduction": ("type",),
+    "transcription": ("model", "language", "languages", "prompt", "keywords", "delay"),
+    "turn_detection": (
+        *("type", "threshold", "prefix_padding_ms", "silence_duration_ms"),
+        *("eagerness", "create_response", "interrupt_response"),
+    ),
+}
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            name: VALUES | st.dictionaries(st.sampled_from(members), VALUES)
+            for name, members in MEMBERS.items()
+        },
+    )
+)
+def test_whatever_is_in_a_field(members):
+    """It is refused, or shown and understood; nothing else."""
+    with contextlib.suppress(MlxSpeechError, RequestError):
+        updated = Session().updated(session(**members))
+        json.dumps(updated.as_json(), allow_nan=False)
+        assert updated.live_options["request"]
+        assert updated.format.raw
