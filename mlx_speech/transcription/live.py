@@ -30,7 +30,8 @@ from .transcript import Segment
 from .vad import RELEASE_FRAMES
 
 HOP_SAMPLES = 5 * WINDOW_SAMPLES  #: samples that are looked at together, 0.16 s
-PREFIX_FRAMES = MARGIN_FRAMES  #: audio before speech was detected that goes with it, 0.18 s
+#: seconds of audio before speech was detected that go with it
+PREFIX_SECONDS = MARGIN_FRAMES / FRAMES_PER_SECOND
 
 LiveEventKind = Literal["started", "partial", "committed", "stopped", "corrected"]
 
@@ -73,6 +74,7 @@ class LiveTranscriber:
             cut, in the longest pause that there is.
         min_silence: shortest pause that ends a segment, in seconds.
         speech_threshold: probability at which somebody speaks, as Silero VAD sees it.
+        prefix_padding: so many seconds before speech was detected go with it.
         turn_detection: without it no pause ends a segment; `commit` does.
         draft, ctc_only, skip_editor, options: as for `transcribe`.
 
@@ -102,6 +104,7 @@ class LiveTranscriber:
         chunk_duration: float = 20.0,
         min_silence: float = 0.5,
         speech_threshold: float = 0.5,
+        prefix_padding: float = PREFIX_SECONDS,
         turn_detection: bool = True,
         draft: bool = True,
         ctc_only: bool = False,
@@ -110,6 +113,8 @@ class LiveTranscriber:
     ):
         cuts = ChunkOptions(chunk_duration, min_silence)
         threshold = fitted("speech_threshold", speech_threshold, Annotated[float, Range(0, 1)])
+        prefix = fitted("prefix_padding", prefix_padding, Annotated[float, Range(0, 5)])
+        self._prefix_frames = round(prefix * FRAMES_PER_SECOND)
         self._turn_detection = fitted("turn_detection", turn_detection, bool)
         self._stream = SampleStream(sampling_rate)
         request = TranscriptionRequest(task, language, target_language, punctuate, prompt, keywords)
@@ -200,7 +205,7 @@ class LiveTranscriber:
         if onset is None:
             return
         window = self._encoder.span_frames
-        first = max(-(-self._free // window), (onset - PREFIX_FRAMES) // window) * window
+        first = max(-(-self._free // window), (onset - self._prefix_frames) // window) * window
         self._turn = LiveTurn(self._encoder, self._vad, first, onset, self._longest)
         self._text = LiveText(self._encoder)
 
@@ -262,7 +267,8 @@ class LiveTranscriber:
         if self._turn is not None:
             first = self._turn.first
         else:
-            first = self._vad.earliest_onset(self._free) - PREFIX_FRAMES - self._encoder.span_frames
+            first = self._vad.earliest_onset(self._free) - self._prefix_frames
+            first -= self._encoder.span_frames
         first = max(0, first)
         self._vad.forget(first - RELEASE_FRAMES)
         self._samples.forget(self._encoder.needed_samples(first))

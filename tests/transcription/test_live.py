@@ -25,6 +25,7 @@ from mlx_speech import (
     load,
     transcribe,
 )
+from mlx_speech.transcription.live_turn import LiveTurn
 
 
 class TestEvents:
@@ -199,6 +200,7 @@ class TestOptions:
         ("options", "message"),
         [
             ({"speech_threshold": 2}, "speech_threshold is 2, but must be"),
+            ({"prefix_padding": -1}, "prefix_padding is -1"),
             ({"turn_detection": 1}, "turn_detection is 1, but must be true or false"),
             ({"min_silence": 0}, "min_silence is 0"),
             ({"chunk_duration": "long"}, "chunk_duration is 'long'"),
@@ -218,6 +220,22 @@ class TestOptions:
     def test_models_without_live_text(self, tiny_s2t):
         with pytest.raises(UnsupportedOptionError, match="live text is what"):
             LiveTranscriber(tiny_s2t)
+
+    @pytest.mark.parametrize("seconds", [0, 1.5])
+    def test_audio_before_speech_goes_with_it(self, tiny, monkeypatch, seconds):
+        begun = []
+
+        class Turn(LiveTurn):
+            def __init__(self, encoder, vad, first, onset, longest):
+                begun.append(onset - first)
+                super().__init__(encoder, vad, first, onset, longest)
+
+        monkeypatch.setattr("mlx_speech.transcription.live.LiveTurn", Turn)
+        samples = np.concatenate([silence(3), recording("flite_08.flac")])
+        events = pushed(LiveTranscriber(tiny, prefix_padding=seconds), samples)
+        assert events[-1].text.endswith("the back gate")
+        (frames,) = begun
+        assert 50 * seconds <= frames < 50 * seconds + 15  # spans begin at multiples of 15
 
     def test_words(self, tiny):
         events = pushed(LiveTranscriber(tiny, word_timestamps=True), recording())
