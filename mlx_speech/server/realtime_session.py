@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from ..errors import InputError, UnsupportedOptionError
 from ..fields import Range, fit_items, fitted
 from ..processing.request import TranscriptionRequest
+from ..transcription.live import PREFIX_SECONDS
 from .capabilities import prompt_terms
 from .errors import RequestError
 from .raw_audio import Encoding, RawFormat, SamplingRate
@@ -69,7 +70,7 @@ class ServerVAD:
 
     type: Literal["server_vad"] = "server_vad"
     threshold: Annotated[float, Range(0, 1)] = 0.5
-    prefix_padding_ms: Annotated[int, Range(0, 5000)] = 300
+    prefix_padding_ms: Annotated[int, Range(0, 5000)] = round(1000 * PREFIX_SECONDS)
     silence_duration_ms: Annotated[int, Range(100, 60_000)] = 500
     create_response: Literal[False] = False
     interrupt_response: Literal[False] = False
@@ -77,8 +78,11 @@ class ServerVAD:
     @property
     def live_options(self) -> dict[str, Any]:
         """Arguments of `LiveTranscriber`."""
-        pause = self.silence_duration_ms / 1000
-        return {"speech_threshold": self.threshold, "min_silence": pause}
+        return {
+            "speech_threshold": self.threshold,
+            "prefix_padding": self.prefix_padding_ms / 1000,
+            "min_silence": self.silence_duration_ms / 1000,
+        }
 
 
 @dataclass(frozen=True)

@@ -292,6 +292,7 @@ class TestSettings:
 
     def test_those_that_are_not_told_stay(self, client, scripted):
         turn = {"type": "server_vad", "threshold": 0.7, "silence_duration_ms": 800}
+        turn |= {"prefix_padding_ms": 600}
         client.update(turn_detection=turn, format={"type": "audio/pcm", "rate": 16000})
         client.update(transcription={"model": "tiny", "keywords": ["Ada"], "language": "en"})
         updated = client.update(
@@ -309,6 +310,7 @@ class TestSettings:
         ]
         assert {made["min_silence"] for made in scripted.options} == {0.8}
         assert {made["speech_threshold"] for made in scripted.options} == {0.7}
+        assert {made["prefix_padding"] for made in scripted.options} == {0.6}
 
     @pytest.mark.parametrize(
         ("told", "error"),
