@@ -109,6 +109,7 @@ class Engine:
         self.max_requests = max_requests
         self.requests = 0  #: that have a place
         self.busy_seconds = 0.0  #: that the thread has worked so far
+        self.live_seconds = 0.0  #: of audio that was transcribed while it came in
         self._batch_size = batch_size
         self._calls: deque[Callable[[], None]] = deque()
         self._steps: list[_Steps] = []

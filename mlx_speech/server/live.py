@@ -29,13 +29,15 @@ class LiveStream:
 
     def __init__(
         self,
+        engine: Engine,
         lease: Lease,
         live: LiveTranscriber,
         audio_format: RawFormat,
         language: str | None,
         tokenizer: Detokenizes,
     ):
-        self._lease, self._live, self._format = lease, live, audio_format
+        self._engine, self._lease = engine, lease
+        self._live, self._format = live, audio_format
         self.language, self.tokenizer = language, tokenizer
 
     def parts(self, data: bytes) -> Iterator[np.ndarray]:
@@ -54,7 +56,9 @@ class LiveStream:
 
     async def push(self, part: np.ndarray) -> list[LiveEvent]:
         """Take in a part; returns what became known with it. Errors as of `LiveTranscriber`."""
-        return await self._call(lambda: self._live.push(part))
+        events = await self._call(lambda: self._live.push(part))
+        self._engine.live_seconds += self.seconds(part)
+        return events
 
     async def commit(self) -> list[LiveEvent]:
         """End the open segment now; returns its last events."""
@@ -107,6 +111,6 @@ async def live_stream(
             told = {name: getattr(fitted, name) for name in ("language", "punctuate", "keywords")}
             rate = audio_format.sampling_rate
             live = LiveTranscriber((model, processor), sampling_rate=rate, **told, **options)
-            return LiveStream(lease, live, audio_format, language, processor.tokenizer)
+            return LiveStream(engine, lease, live, audio_format, language, processor.tokenizer)
 
         yield await lease.call(begin)

@@ -41,8 +41,8 @@ class Metrics:
 
     def text(self, engine: Engine) -> str:
         """All of them, and what the engine and MLX tell of themselves."""
-        busy = engine.busy_seconds
-        speed = self._audio_seconds / busy if busy else 0.0
+        busy, audio = engine.busy_seconds, self._audio_seconds + engine.live_seconds
+        speed = audio / busy if busy else 0.0
         loaded: dict[Labels, float] = {
             (("model", name),): float(engine.models.loaded(name) is not None)
             for name in engine.models.names
@@ -52,7 +52,7 @@ class Metrics:
             *_metric("request_seconds_total", "counter", "Their time.", self._request_seconds),
             *_one("requests_in_progress", "gauge", "Worked on, or waiting.", engine.requests),
             *_one("requests_limit", "gauge", "At the same time.", engine.max_requests),
-            *_one("audio_seconds_total", "counter", "Transcribed.", self._audio_seconds),
+            *_one("audio_seconds_total", "counter", "Transcribed.", audio),
             *_one("busy_seconds_total", "counter", "Time of the engine's thread.", busy),
             *_one("speed", "gauge", "Seconds of audio in one of the engine's.", speed),
             *_one("draft_tokens_total", "counter", "Tokens drafted.", self._drafted),

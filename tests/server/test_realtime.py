@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import re
 import time
 import urllib.request
 
@@ -321,8 +322,11 @@ class TestConnections:
             while (health := _health(url))["requests"] or health["models"]["tiny"] != "unloaded":
                 time.sleep(0.01)
             with RealtimeClient(url) as client:
-                client.append(pcm(recording("espeak_02")))
+                client.append(samples := pcm(recording("espeak_02")))
                 assert transcripts(client.all_so_far()) == ["set the kitchen to thirty degrees"]
+            with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+                audio = re.search(rb"^mlx_speech_audio_seconds_total (.+)$", answer.read(), re.M)
+            assert float(audio[1]) > len(samples) / RATE / 2
 
     def test_the_end_of_the_server(self, tiny):
         with serving(lambda name: tiny) as url:
