@@ -6,8 +6,9 @@ in place of the last one: it may change until a delta has it, or the item is com
 
 import base64
 import json
+import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -19,6 +20,8 @@ from .live import MAX_AUDIO_BYTES, LiveStream, live_stream
 from .models import UnknownModelError
 from .realtime_items import Conversation, new_id
 from .realtime_session import Session, Transcription
+
+logger = logging.getLogger(__name__)
 
 SUBPROTOCOL = "realtime"
 #: Options of uvicorn. Messages a little longer than allowed get an answer and not the end of the
@@ -32,6 +35,7 @@ async def realtime(websocket: WebSocket) -> None:
     engine: Engine = websocket.app.state.engine
     async with AsyncExitStack() as stack:
         try:
+            _check_origin(websocket)
             model = _model_asked(websocket, engine)
             await stack.enter_async_context(engine.place())
         except (RequestError, UnknownModelError, BusyError) as error:
@@ -40,12 +44,23 @@ async def realtime(websocket: WebSocket) -> None:
         offered = websocket.scope["subprotocols"]
         await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
         connection = await stack.enter_async_context(_Connection(websocket, engine, model))
-        try:
-            await connection.run()
-        except StoppedError:
-            await websocket.close(_SHUTTING_DOWN)
-        except WebSocketDisconnect:
-            pass  # nobody is there any more
+        with suppress(WebSocketDisconnect):  # nobody is there any more
+            try:
+                await connection.run()
+            except StoppedError:
+                await websocket.close(_SHUTTING_DOWN)
+
+
+def _check_origin(websocket: WebSocket) -> None:
+    """Turn away other web pages than the server's own and those that it is told of; browsers leave
+    that to the server."""
+    origin, allowed = websocket.headers.get("origin"), websocket.app.state.options.origins
+    if origin is None or origin in allowed or "*" in allowed:
+        return
+    if origin.partition("://")[2] != websocket.headers.get("host"):
+        message = f"web pages of {origin} may not use this server: start it with --cors-origin"
+        logger.warning("%s", error := RequestError(message, 403, code="origin_not_allowed"))
+        raise error
 
 
 def _model_asked(websocket: WebSocket, engine: Engine) -> str:

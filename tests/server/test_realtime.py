@@ -308,6 +308,20 @@ class TestConnections:
             with pytest.raises(InvalidStatus):
                 RealtimeClient(url, subprotocols=["realtime"])
 
+    def test_pages_of_other_servers(self, tiny):
+        """Which browsers let connect to anything."""
+        with serving(lambda name: tiny, origins=["https://a.org"]) as url:
+            for origin in (url, "https://a.org"):
+                with RealtimeClient(url, origin=origin):
+                    pass
+            for origin in ("https://b.org", "null", url[:-1]):
+                with pytest.raises(InvalidStatus) as caught:
+                    RealtimeClient(url, origin=origin)
+                assert caught.value.response.status_code == 403
+        anybody = {"origins": ["*"]}
+        with serving(lambda name: tiny, **anybody) as url, RealtimeClient(url, origin="https://b"):
+            pass
+
     def test_one_that_is_gone_frees_its_place_and_the_model(self, tiny):
         with serving(lambda name: tiny, keep_alive=0, engine={"max_requests": 1}) as url:
             client = RealtimeClient(url)
