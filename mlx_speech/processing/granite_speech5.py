@@ -114,6 +114,10 @@ class GraniteSpeech5FeatureExtractor(LogMelFeatureExtractor):
             raise too_short(num_samples, least, 1000 * least / self.sampling_rate)
         return 2 * -(-(num_samples // self.hop_length) // 2)
 
+    @property
+    def reach_samples(self) -> int:
+        return super().reach_samples + self.delta_win_length // 2 * self.hop_length
+
     def _known_mel_frames(self, num_samples: int) -> int:
         return max(0, super()._known_mel_frames(num_samples) - self.delta_win_length // 2)
 

@@ -145,6 +145,11 @@ class LogMelFeatureExtractor(FeatureExtractor, ABC):
         # an odd last frame goes with those before it
         return [*range(0, max(1, number - 1), 2 * chunk_frames), number]
 
+    @property
+    def reach_samples(self) -> int:
+        """How far before its beginning the samples are that a frame of features depends on."""
+        return self.n_fft // 2
+
     def num_frames(self, num_samples: int, *, ended: bool) -> int:
         """Frames of features, 50 a second, that audio has whose first samples are so many.
 

@@ -123,13 +123,13 @@ class EncodedOnce(ABC):
 
     def live_encoder(self) -> LiveEncoder:
         """See `SpeechFamily`."""
-        if not self._writes_tokens and self.ctc_vocabulary is None:
+        if not self.writes_tokens and self.ctc_vocabulary is None:
             raise UnsupportedOptionError(NO_LIVE_TEXT)
         return _LiveEncoder(self, self._model, self._processor)
 
     @property
     @abstractmethod
-    def _writes_tokens(self) -> bool:
+    def writes_tokens(self) -> bool:
         """Whether the encoder has a CTC head of tokens, which is better than that of characters."""
 
     @abstractmethod
@@ -154,7 +154,7 @@ class _LiveEncoder(LiveEncoder):
         extractor = processor.audio_processor
         self._family, self._model = family, model
         self._tokenizer, self._vocabulary = processor.tokenizer, cast(Any, family.ctc_vocabulary)
-        self._writes_tokens = family._writes_tokens
+        self._writes_tokens = family.writes_tokens
         super().__init__(
             extractor,
             self._window,
@@ -249,7 +249,7 @@ class GraniteSpeechTranscription(EncodedOnce):
         return generative_decoder(*parts, how, longest)
 
     @property
-    def _writes_tokens(self) -> bool:
+    def writes_tokens(self) -> bool:
         return self._model.has_bpe_head
 
     def _draft(self, hidden: mx.array, logits: mx.array, non_blank: mx.array) -> CTCText | None:

@@ -147,7 +147,7 @@ class _LiveEncoder(LiveEncoder):
         return best_labels(logits)[0]
 
     def _activity(self, logits: mx.array) -> SpeechActivity:
-        return head_activity(logits, self._vocabulary.blank, self._stride)
+        return head_activity(logits, self._vocabulary.blank, self.stride)
 
     def _chunk(self, span, samples, encoded, **wanted):
         labels, logprobs = map(np.array, best_labels(*encoded))

@@ -52,7 +52,7 @@ class GraniteSpeechNarTranscription(EncodedOnce):
         return EditDecoder(*given, model=self._model, tokenizer=tokenizer)
 
     @property
-    def _writes_tokens(self) -> bool:
+    def writes_tokens(self) -> bool:
         return True
 
     def _draft(self, hidden: mx.array, logits: mx.array, non_blank: mx.array) -> Draft:

@@ -204,8 +204,9 @@ class LiveTranscriber:
         onset = self._vad.onset(self._free)
         if onset is None:
             return
-        window = self._encoder.span_frames
-        first = max(-(-self._free // window), (onset - self._prefix_frames) // window) * window
+        stride, window = self._encoder.stride, self._encoder.span_frames
+        earliest = -(-self._free // stride) * stride
+        first = max(earliest, (onset - self._prefix_frames) // window * window)
         self._turn = LiveTurn(self._encoder, self._vad, first, onset, self._longest)
         self._text = LiveText(self._encoder)
 

@@ -54,9 +54,9 @@ class LiveEncoder(ABC):
             window.
         encode_window: the model's.
         block_frames: frames of the grid.
-        stride: frames that become one of the encoder.
 
     Attributes:
+        stride: frames that become one of the encoder.
         span_frames: spans begin and end at multiples of these.
         label_frames: frames that the CTC head gives a label for, from the first encoded one on.
         hold_back: frames at the end of what is encoded that later ones may still change.
@@ -76,7 +76,7 @@ class LiveEncoder(ABC):
     ):
         self.span_frames, self.label_frames, self.hold_back = span_frames, label_frames, hold_back
         self._extractor, self._encode_window = extractor, encode_window
-        self._block_frames, self._stride = block_frames, stride
+        self._block_frames, self.stride = block_frames, stride
         self._highest = mx.array(-mx.inf)
         self._known = 0  # frames whose features were computed
         # while somebody speaks: blocks from here on may change, and are not closed yet
@@ -87,7 +87,10 @@ class LiveEncoder(ABC):
 
     def needed_samples(self, first: int) -> int:
         """The first sample that is needed to encode from a frame on."""
-        return max(0, self._window_start(first) - 2) * FRAME_SAMPLES
+        start = self._window_start(first)
+        if self._settled is not None:
+            start = min(start, self._settled.frame)
+        return max(0, start * FRAME_SAMPLES - self._extractor.reach_samples)
 
     def _window_start(self, first: int) -> int:
         return max(0, first // self._block_frames - CONTEXT_BLOCKS) * self._block_frames
@@ -115,7 +118,7 @@ class LiveEncoder(ABC):
             if known > self._known:
                 self._features(samples, self._known, known)
                 mx.eval(self._highest)
-        elif known - known % self._stride > max(self._open.frame, self.end):
+        elif known - known % self.stride > max(self._open.frame, self.end):
             closed = (known - self.hold_back - self._open.frame) // self._block_frames
             if closed <= 0:
                 self._encode(samples, self._open, known)
@@ -142,10 +145,10 @@ class LiveEncoder(ABC):
         """Encode the frames from an edge on; gives the halos at the places."""
         features = self._features(samples, start.frame, end)
         encoded, halos = self._encode_window(features, start.halos, places)
-        self.end = start.frame + len(encoded[0]) * self._stride
-        before = max(0, self.first - start.frame) // self._stride
+        self.end = start.frame + len(encoded[0]) * self.stride
+        before = max(0, self.first - start.frame) // self.stride
         fresh = [part[before:] for part in encoded]
-        if kept := max(0, start.frame - self.first) // self._stride:
+        if kept := max(0, start.frame - self.first) // self.stride:
             pairs = zip(self._encoded, fresh, strict=True)
             fresh = [mx.concatenate([old[:kept], new]) for old, new in pairs]
         self._encoded = fresh
@@ -159,15 +162,16 @@ class LiveEncoder(ABC):
 
     def drop(self, first: int) -> None:
         """Let go of the frames before one, a multiple of the stride."""
-        number = (first - self.first) // self._stride
-        # copies: slices would hold on to the whole
-        self._encoded = [mx.contiguous(part[number:]) for part in self._encoded]
+        number = (first - self.first) // self.stride
+        # copies: slices would hold on to the whole; of nothing, not all of MLX's backends make any
+        some = first < self.end
+        self._encoded = [mx.contiguous(part[number:]) for part in self._encoded if some]
         self.first = first
 
     def _part(self, first: int, end: int | None = None) -> list[mx.array]:
         """What is encoded of frames [first, end)."""
-        start = (first - self.first) // self._stride
-        stop = None if end is None else (end - self.first) // self._stride
+        start = (first - self.first) // self.stride
+        stop = None if end is None else (end - self.first) // self.stride
         return [part[start:stop] for part in self._encoded]
 
     def labels(self, first: int, end: int) -> list[int]:
@@ -179,7 +183,7 @@ class LiveEncoder(ABC):
         """What the CTC head detects in frames [first, end)."""
         if first >= end:
             return SpeechActivity.none()
-        lead, rest = (first - self.first) % self._stride, (self.first - end) % self._stride
+        lead, rest = (first - self.first) % self.stride, (self.first - end) % self.stride
         activity = self._activity(*self._part(first - lead, end + rest))
         return activity[lead : lead + end - first]
 

@@ -10,7 +10,8 @@ from .live_vad import LiveVAD
 from .segmenter import MARGIN_FRAMES, Segmenter, Span
 from .vad import RELEASE_FRAMES, SpeechActivity, spread
 
-#: the longest segment is cut at most so far before the end of what was said, as a part of all that
+#: speech that has become too long is cut within this part of it, so that there are places to choose
+#: from, and none is so near its end that the rest would be too short
 _CUT_WITHIN = 0.8
 _NEVER = 1 << 30  # frames of a pause that there is none of
 #: a letter that has others of so many frames behind it will stay
@@ -20,8 +21,8 @@ _SURE_FRAMES = 15
 class LiveTurn:
     """Speech without a pause that ends it, in one segment, or several where it is long.
 
-    Speech are the frames where Silero VAD detects it and, as far as it is not alone for longer than
-    `RELEASE_FRAMES`, where the CTC head writes letters.
+    Speech are the frames where Silero VAD detects it, and letters of the CTC head within
+    `RELEASE_FRAMES` of these.
 
     Args:
         first: the frame to begin with, in which nobody speaks yet.

@@ -106,3 +106,48 @@ def test_an_hour(tiny, sentences, tmp_path):
 
     for early, late in zip(*result["peaks"], strict=True):
         assert late <= 1.1 * early
+
+
+#: pushes a file to a live transcriber; prints the texts of its segments, and the most memory that
+#: it had taken after ten minutes and at its end
+PUSH = """
+import json, resource, sys
+import mlx.core as mx
+import soundfile
+from mlx_speech import LiveTranscriber, load
+
+live = LiveTranscriber(load(sys.argv[2], dtype=mx.float32), chunk_duration=9, min_silence=0.4)
+texts, peaks, seconds = [], [], 0
+mx.reset_peak_memory()
+with soundfile.SoundFile(sys.argv[1]) as file:
+    while True:
+        samples = file.read(1600, dtype="float32")
+        events = live.push(samples) if len(samples) else live.finish()
+        texts += [event.text for event in events if event.kind == "corrected"]
+        seconds += 0.1
+        if abs(seconds - 600) < 0.05 or not len(samples):
+            peaks.append([mx.get_peak_memory(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])
+        if not len(samples):
+            break
+print(json.dumps({"texts": texts, "peaks": peaks}))
+"""
+
+
+@pytest.mark.slow
+def test_an_hour_live(tiny, sentences, tmp_path):
+    """Word errors within half a point of those of the whole file, and memory that stays flat."""
+    faulthandler.cancel_dump_traceback_later()
+    said = " ".join(text for text, *_ in join(sentences, HOUR, tmp_path / "hour.flac"))
+    done = subprocess.run(
+        [sys.executable, "-c", PUSH, tmp_path / "hour.flac", TINY],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result = json.loads(done.stdout)
+    cuts = {"chunk_duration": 9, "min_silence": 0.4}
+    offline = transcribe(tmp_path / "hour.flac", tiny, batch_size=16, **cuts).text
+    more = word_errors(said, " ".join(result["texts"])) - word_errors(said, offline)
+    assert more <= 0.005 * len(said.split())
+    early, late = result["peaks"]
+    assert all(after <= 1.1 * before for before, after in zip(early, late, strict=True))
