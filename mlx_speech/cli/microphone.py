@@ -91,6 +91,7 @@ class Microphone:
         except self._library.PortAudioError as error:
             raise AudioError(f"the microphone does not work: {error}") from error
         while not self._blocks.empty():
+            self._tell(warn)
             yield self._blocks.get()
 
     def _keep(self, block: np.ndarray, frames: int, time: object, status: Any) -> None:

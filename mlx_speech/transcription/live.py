@@ -168,12 +168,10 @@ class LiveTranscriber:
         """The audio ends here; returns the last events."""
         if self._ended:
             return []
-        rest = self.push(np.zeros(0, np.float32))
         self._ended = True
         self._pending = np.concatenate([self._pending, self._stream.finish()])
         events = [event for hop in self._take(HOP_SAMPLES) for event in self._look_at(hop)]
-        events += self._look_at(self._pending, ended=True)
-        return rest + events + self._close()
+        return events + self._look_at(self._pending, ended=True) + self._close()
 
     def _take(self, size: int) -> Iterator[np.ndarray]:
         """Whole parts of so many samples that were not looked at yet."""
