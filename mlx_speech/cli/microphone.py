@@ -2,7 +2,6 @@
 
 import queue
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -82,12 +81,18 @@ class Microphone:
         options = {"channels": 1, "dtype": "float32", "callback": self._keep}
         size = round(_BLOCK_SECONDS * self.sampling_rate)
         try:
-            with self._library.InputStream(self.sampling_rate, size, self._device, **options):
+            opened = self._library.InputStream(self.sampling_rate, size, self._device, **options)
+            with opened as stream:
                 while not has_ended():
-                    with suppress(queue.Empty):
+                    try:
                         block = self._blocks.get(timeout=2 * _BLOCK_SECONDS)
-                        self._tell(warn)
-                        yield block
+                    except queue.Empty:
+                        if stream.active:
+                            continue
+                        message = "the microphone has stopped: is it still connected?"
+                        raise AudioError(message) from None
+                    self._tell(warn)
+                    yield block
         except self._library.PortAudioError as error:
             raise AudioError(f"the microphone does not work: {error}") from error
         while not self._blocks.empty():

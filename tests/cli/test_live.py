@@ -50,6 +50,11 @@ class InputStream:
 
     def __enter__(self):
         self.thread.start()
+        return self
+
+    @property
+    def active(self):
+        return self.open
 
     def __exit__(self, *error):
         self.open = False

@@ -27,7 +27,7 @@ def library(monkeypatch) -> SimpleNamespace:
     class InputStream:
         def __init__(self, samplerate, blocksize, device, channels, dtype, callback):
             assert (samplerate, blocksize, channels, dtype) == (RATE, BLOCK, 1, "float32")
-            self.callback = callback
+            self.callback, self.active = callback, False
 
         def __enter__(self):
             if fake.broken:
@@ -37,6 +37,7 @@ def library(monkeypatch) -> SimpleNamespace:
                 status = SimpleNamespace(input_overflow=number < fake.overflows)
                 self.callback(block, BLOCK, None, status)
                 block[:] = -1  # PortAudio uses it again
+            return self
 
         def __exit__(self, *error):
             pass
@@ -111,6 +112,9 @@ def test_devices(library, device, works):
 
 
 def test_failures(library):
+    library.count = 3
+    with pytest.raises(AudioError, match="the microphone has stopped"):
+        taken(4)
     library.broken = True
     with pytest.raises(AudioError, match="does not work: Device unavailable"):
         taken(1)
