@@ -81,15 +81,20 @@ def test_a_word_is_played_from_where_it_was_said(page):
     assert seconds(page) < start
 
 
+def downloaded(page, kind: str) -> str:
+    """What a file of the transcript holds."""
+    with page.expect_download() as download:
+        page.get_by_role("button", name=kind, exact=True).click()
+    stem = page.locator("#title").inner_text().rpartition(".")[0]
+    # the browser puts others in place of what no file's name should have
+    assert download.value.suggested_filename == re.sub("[<>]", "_", stem) + f".{kind}"
+    return download.value.path().read_text(encoding="utf-8")
+
+
 def test_downloads(page):
     send(page, "festival_14.flac")
     wait_until_done(page)
-    files = {}
-    for kind in ("txt", "srt", "vtt", "json"):
-        with page.expect_download() as download:
-            page.get_by_role("button", name=kind, exact=True).click()
-        assert download.value.suggested_filename == f"festival_14.{kind}"
-        files[kind] = download.value.path().read_text(encoding="utf-8")
+    files = {kind: downloaded(page, kind) for kind in ("txt", "srt", "vtt", "json")}
     assert files["txt"] == GATE + "\n"
     (cue,) = srt.parse(files["srt"])
     (caption,) = webvtt.from_string(files["vtt"])
@@ -145,15 +150,19 @@ def test_text_that_breaks_off_stays(page, last, line):
 
 
 def test_names_and_texts_are_never_markup(page, tmp_path):
-    name = "<img src=x onerror=alert(1)>.flac"
+    name, text = "<img src=x onerror=alert(1)>.flac", "<b>bold</b> --> &amp;"
     (tmp_path / name).write_bytes((AUDIO / "flite_08.flac").read_bytes())
-    delta = {"type": "transcript.text.delta", "delta": "<b>bold</b>"}
-    answer_with(page, [delta, *segment_events("<b>bold</b>", speakers=["<i>A</i>"])])
+    delta = {"type": "transcript.text.delta", "delta": text}
+    answer_with(page, [delta, *segment_events(text, speakers=["<i>A</i>"])])
     page.set_input_files("#files", tmp_path / name)
     wait_until_done(page)
     assert page.locator("#title").inner_text() == name
-    assert texts(page) == ["<b>bold</b>"]
+    assert texts(page) == [text]
     assert page.locator("main :is(img, b, i)").count() == 0
+    escaped = "<v &lt;i&gt;A&lt;/i&gt;>&lt;b&gt;bold&lt;/b&gt; --&gt; &amp;amp;"
+    assert downloaded(page, "vtt").endswith(f"\n{escaped}\n")
+    (cue,) = srt.parse(downloaded(page, "srt"))
+    assert cue.content == "[<i>A</i>]: <b>bold</b> -> &amp;"
 
 
 def test_speakers_have_names(page):
@@ -172,9 +181,7 @@ def test_speakers_have_names(page):
         "all => all.map(e => getComputedStyle(e).color)"
     )
     assert colours[0] == colours[2] != colours[1]
-    with page.expect_download() as download:
-        page.get_by_role("button", name="vtt").click()
-    captions = webvtt.read(download.value.path())
+    captions = webvtt.from_string(downloaded(page, "vtt"))
     assert [caption.voice for caption in captions] == [f"Speaker {name}" for name in "AABA"]
 
 

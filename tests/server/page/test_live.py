@@ -102,6 +102,16 @@ def test_live_text_that_breaks_off(page, answers, shown):
     assert page.locator("#record").is_enabled()
 
 
+def test_live_text_is_not_translated(page):
+    answer_live(page, {"settings": [UPDATED], "end": [UPDATED]})
+    page.get_by_label("Translate to").select_option("French")
+    page.locator("#record").click()
+    page.get_by_role("alert").get_by_text("Live text is not translated").wait_for()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    wait_until_done(page)
+    assert page.locator("#about").inner_text() == "There is no speech in this recording."
+
+
 def test_without_a_microphone(page):
     refuse = (
         "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', '%s')); 0"

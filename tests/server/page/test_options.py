@@ -41,6 +41,17 @@ def test_what_the_model_can_do_is_offered(page):
     assert record.is_enabled()
 
 
+def test_what_the_server_learns_later_is_offered_then(page):
+    with_models(page, tiny=None)
+    speakers = page.get_by_label("Tell speakers apart")
+    speakers.wait_for()
+    models = {"data": [{"id": "tiny", "capabilities": UNABLE}]}
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    answer_with(page, [{"type": "transcript.text.done", "text": "bonjour"}])
+    send(page, "flite_08.flac")
+    speakers.wait_for(state="hidden")
+
+
 def test_what_is_chosen_is_asked_for(page):
     with_models(page, able=ABLE, unable=UNABLE)
     answer_with(page, [{"type": "transcript.text.done", "text": "bonjour"}])
