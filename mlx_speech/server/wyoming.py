@@ -83,7 +83,8 @@ class _Reader(asyncio.StreamReader):
     async def readexactly(self, n: int) -> bytes:
         if n > MAX_AUDIO_BYTES:
             raise ValueError(f"an event of {n} bytes is too long")
-        return await super().readexactly(n)
+        async with asyncio.timeout(_IDLE_SECONDS):
+            return await super().readexactly(n)
 
 
 class _Models:

@@ -289,12 +289,14 @@ def test_one_that_is_gone_frees_its_place_and_the_model(tiny, caplog):
     assert caplog.records == []
 
 
-def test_one_that_says_nothing_is_given_up(tiny, monkeypatch):
+@pytest.mark.parametrize("half", [b"", b'{"type": "audio-chunk", "payload_length": 10}\n12'])
+def test_one_that_says_nothing_is_given_up(tiny, monkeypatch, half):
     monkeypatch.setattr("mlx_speech.server.wyoming._IDLE_SECONDS", 0.1)
 
     async def work(connect, engine):
         async with connect() as client:
             await client.write_event(AudioStart(**FORMAT).event())
+            client._writer.write(half)
             assert await client.read_event() is None
         return engine.requests
 
