@@ -71,9 +71,10 @@ def build_app(
 
     def report(scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
-        counts.add_request(route, scope["method"], status, seconds)
+        method = scope.get("method", "WEBSOCKET")
+        counts.add_request(route, method, status, seconds)
         # as its client wrote it, line breaks and all
-        logger.info("%s %r %d, %.3f s", scope["method"], scope["path"], status, seconds)
+        logger.info("%s %r %d, %.3f s", method, scope["path"], status, seconds)
 
     routes = [
         Route("/", page),

@@ -100,7 +100,7 @@ class _Body:
 
 class RequestMiddleware:
     """Around each request: limits its size, gives it up when its client goes away, turns errors
-    into answers, and tells of it.
+    into answers, and tells of it. WebSockets it tells of.
 
     Args:
         max_bytes: that a request may have.
@@ -112,12 +112,19 @@ class RequestMiddleware:
         self._app, self._max_bytes, self._report = app, max_bytes, report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        start = time.perf_counter()
+        start, answer = time.perf_counter(), _Answer(send)
+        match scope["type"]:
+            case "http":
+                await self._answer(scope, receive, answer)
+            case "websocket":
+                await self._app(scope, receive, answer.send)
+            case _:
+                await self._app(scope, receive, send)
+                return
+        self._report(scope, answer.status, time.perf_counter() - start)
+
+    async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         body = _Body(scope, receive, self._max_bytes)
-        answer = _Answer(send)
         try:
             async with asyncio.TaskGroup() as group:
                 watch = group.create_task(_watch(body, answer))
@@ -125,7 +132,6 @@ class RequestMiddleware:
                 watch.cancel()
         except* ClientDisconnect:
             answer.status = 499
-        self._report(scope, answer.status, time.perf_counter() - start)
 
     async def _respond(self, scope: Scope, body: _Body, answer: "_Answer") -> None:
         try:
@@ -143,7 +149,7 @@ class RequestMiddleware:
 class _Answer:
     """Notes how the answer begins, and whether it has ended.
 
-    status: 0 before it has begun.
+    status: 0 before it has begun; that of a WebSocket which is accepted is 101.
     """
 
     def __init__(self, send: Send):
@@ -152,10 +158,14 @@ class _Answer:
         self.ended = False
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"].endswith("http.response.start"):  # also of a refused WebSocket
             self.status = message["status"]
         elif message["type"] == "http.response.body":
             self.ended = not message.get("more_body", False)
+        elif message["type"] == "websocket.accept":
+            self.status = 101
+        elif message["type"] == "websocket.close":
+            self.status = self.status or 403
         await self._send(message)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 
 import httpx
 import pytest
 from conftest import DATA
+from realtime_client import RealtimeClient
 from serving import client_of, serving
+from websockets.exceptions import InvalidStatus
 
 import mlx_speech
 
@@ -64,3 +67,17 @@ def test_counts(tiny):
 def test_names_are_escaped(tiny):
     with serving(lambda name: tiny, ['a"b\\c']) as url:
         assert r'mlx_speech_model_loaded{model="a\"b\\c"} 0' in httpx.get(f"{url}/metrics").text
+
+
+def test_websockets_count(tiny):
+    route = 'requests_total route="/v1/realtime",method="WEBSOCKET"'
+    with serving(lambda name: tiny) as url:
+        with RealtimeClient(url):
+            pass
+        with pytest.raises(InvalidStatus):
+            RealtimeClient(url, "intent=other")
+        deadline = time.monotonic() + 30
+        while f'{route},status="101"' not in (told := read(url)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert told[f'{route},status="101"'] == told[f'{route},status="400"'] == 1
