@@ -150,6 +150,17 @@ class TestNoRoom:
         assert post(url).status_code == 200
         wait_for(nothing_left)
 
+    def test_for_what_was_in_memory(self, url, nothing_left, monkeypatch):
+        class Full(tempfile.SpooledTemporaryFile):
+            def rollover(self):
+                raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+        monkeypatch.setattr(formparsers, "SpooledTemporaryFile", Full)
+        assert post(url).status_code == 507
+        monkeypatch.undo()
+        assert post(url).status_code == 200
+        wait_for(nothing_left)
+
     def test_for_its_samples(self, url, monkeypatch):
         def full(recording, samples):
             raise OSError(errno.ENOSPC, "No space left on device")
