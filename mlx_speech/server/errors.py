@@ -62,9 +62,13 @@ class RequestError(Exception):
         return {}
 
 
-def as_request_error(error: BaseException) -> RequestError:
+def as_request_error(error: BaseException, **fields: str) -> RequestError:
     """What a client is told about an error. What is nobody's fault but the server's goes to its
-    log."""
+    log.
+
+    Args:
+        fields: names of the library's, and what the request calls them.
+    """
     match error:
         case RequestError():
             return error
@@ -81,9 +85,10 @@ def as_request_error(error: BaseException) -> RequestError:
             return RequestError(str(error), 400, "file", "invalid_audio")
         case MlxSpeechError():
             named: list[str] = []
+            names = {**_FIELDS, **fields}
 
             def spell(name: str) -> str:
-                named.append(_FIELDS.get(name, name))
+                named.append(names.get(name, name))
                 return named[-1]
 
             message = error.spelled(spell)  # the option that it is about comes first

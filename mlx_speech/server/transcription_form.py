@@ -44,6 +44,7 @@ class TranscriptionForm:
 
     model: None: the server's first one.
     request: without punctuation and the language spoken, which depend on what the model takes.
+    keywords_field: where the keywords of the request come from.
     languages: that may be spoken, as they are called.
     punctuate: None: where the model can.
     words: their times are to be told; segments: likewise.
@@ -52,6 +53,7 @@ class TranscriptionForm:
     file: UploadFile
     model: str | None
     request: TranscriptionRequest
+    keywords_field: str
     languages: list[str]
     punctuate: bool | None
     chunking: ChunkOptions
@@ -81,11 +83,12 @@ class TranscriptionForm:
         if included and answer != "json":
             raise _goes_with("include[]", ("json",))
         target = form.text("target_language") or ("en" if task == "translate" else None)
-        keywords = [*prompt_terms(form.text("prompt")), *form.texts("keywords")]
+        listed, keywords = prompt_terms(form.text("prompt")), form.texts("keywords")
         asked = cls(
             form.file("file"),
             form.text("model"),
-            TranscriptionRequest(task, target_language=target, keywords=keywords or None),
+            TranscriptionRequest(task, target_language=target, keywords=listed + keywords or None),
+            "keywords" if keywords else "prompt",
             _languages(form),
             form.value("punctuate", bool),
             _chunking(form),

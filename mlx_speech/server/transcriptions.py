@@ -10,12 +10,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..audio import open_recording
+from ..errors import MlxSpeechError
 from ..generation.protocols import Detokenizes
 from ..processing.request import TranscriptionRequest
 from ..transcription.transcript import Transcript
 from . import answers
 from .capabilities import fitted_request
 from .engine import Reply
+from .errors import as_request_error
 from .event_stream import EventStream
 from .forms import read_form
 from .metrics import Metrics
@@ -44,15 +46,18 @@ async def _respond(request: Request, task: Task) -> Response:
         lease = await stack.enter_async_context(engine.lease(name))
 
         def fit(model: Any, processor: Any) -> tuple[TranscriptionRequest, _Answer]:
-            fitted, language = fitted_request(
-                model,
-                processor,
-                asked.request,
-                languages=asked.languages,
-                punctuate=asked.punctuate,
-                speakers=asked.speakers,
-                words=asked.words,
-            )
+            try:
+                fitted, language = fitted_request(
+                    model,
+                    processor,
+                    asked.request,
+                    languages=asked.languages,
+                    punctuate=asked.punctuate,
+                    speakers=asked.speakers,
+                    words=asked.words,
+                )
+            except MlxSpeechError as error:
+                raise as_request_error(error, keywords=asked.keywords_field) from None
             metrics = request.app.state.metrics
             return fitted, _Answer(asked, language, processor.tokenizer, metrics)
 

@@ -257,6 +257,14 @@ class TestAsked:
         assert asked == [{"temperature": temperature} if temperature else {}]
 
 
+@pytest.mark.parametrize("asked", [{"prompt": "Granite"}, {"keywords": ["Granite"]}])
+def test_models_without_keywords(client, asked):
+    (field,) = asked
+    with pytest.raises(openai.BadRequestError, match=f"{field}: .* not trained") as error:
+        create(client, **asked)
+    assert error.value.param == field
+
+
 class TestSpeakers:
     ANSWERS = ("[Speaker 1]: one two three [Speaker 2]: four five", "six seven [Speaker 1]: eight")
     TURNS = (("A", "one two three"), ("B", "four five"), ("B", "six seven"), ("A", "eight"))
