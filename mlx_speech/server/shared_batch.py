@@ -31,12 +31,14 @@ class SharedBatch(ABC):
 
     def __init__(self, size: int):
         self._size = size
-        self._tasks: deque[RecordingTask] = deque()
+        self._tasks: list[RecordingTask] = []
+        self._open: deque[RecordingTask] = deque()  # those that may have more chunks
         self._fresh: list[_Taken] = []  # chunks that are to begin
 
     def add(self, task: RecordingTask) -> None:
         """Take in a recording."""
         self._tasks.append(task)
+        self._open.append(task)
 
     @property
     def is_empty(self) -> bool:
@@ -44,19 +46,20 @@ class SharedBatch(ABC):
         return not self._tasks
 
     def turn(self) -> None:
-        """One step: go through a part of a recording, and on with what is being decoded."""
+        """One step: of a recording that may have more chunks, or of what is being decoded; where
+        text streams, of both."""
         for task in self._tasks:
             if task.outlet.closed and not task.ended:
                 task.close()
+        self._open = deque(task for task in self._open if not task.ended)
         self._fresh = [taken for taken in self._fresh if not taken.task.ended]
-        more = self._first_open() if self._gathers else None
-        if more is not None:
-            self._take(more)
-        elif self._fresh:
+        found = self._gathers and self._take()
+        if self._fresh and not found:
             self._begin(self._fresh)
             self._fresh = []
-        self._advance()
-        self._tasks = deque(task for task in self._tasks if not task.ended)
+        if not found or any(task.streaming for task in self._tasks):
+            self._advance()
+        self._tasks = [task for task in self._tasks if not task.ended]
 
     def fail(self, error: Exception) -> None:
         """End all of them, and tell why."""
@@ -81,19 +84,19 @@ class SharedBatch(ABC):
         """Whether more chunks are to begin together with those that wait for it, which is faster;
         where text streams, it does not wait."""
         streams = any(taken.task.streaming for taken in self._fresh)
-        return len(self._fresh) < self._room and not streams
+        return bool(self._open) and len(self._fresh) < self._room and not streams
 
-    def _first_open(self) -> RecordingTask | None:
-        """The recording whose turn it is to give a chunk."""
-        return next((t for t in self._tasks if not (t.ended or t.exhausted)), None)
-
-    def _take(self, task: RecordingTask) -> None:
-        """Go through the next part of a recording; after a chunk others have their turn."""
+    def _take(self) -> bool:
+        """Go through the next part of a recording, after which others have their turn; whether
+        there was a chunk. Chunks do not wait for recordings of silence."""
+        task = self._open.popleft()
+        found = None
         with task.guard():
             if found := task.take():
                 self._fresh.append(_Taken(task, *found))
-                self._tasks.remove(task)
-                self._tasks.append(task)
+            if not task.exhausted:
+                self._open.append(task)
+        return found is not None
 
 
 class DraftedTogether(SharedBatch):

@@ -4,7 +4,9 @@ import asyncio
 import threading
 from itertools import count
 
+import numpy as np
 import pytest
+import soundfile
 from conftest import DATA
 
 import mlx_speech
@@ -119,6 +121,25 @@ class TestTranscription:
 
         run(store, work, batch_size=4)
         assert ended[-1] == AUDIO / "long.flac"
+
+    def test_nor_for_silent_ones(self, store, tmp_path):
+        silent = tmp_path / "silent.flac"
+        soundfile.write(silent, np.zeros(5 * 60 * 16000, np.float32), 16000)
+        ended = []
+
+        async def one(engine, path):
+            await events_of(engine, path)
+            ended.append(path)
+
+        async def work(engine):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(one(engine, silent))
+                await asyncio.sleep(0.1)
+                for path in SHORT:
+                    group.create_task(one(engine, path))
+
+        run(store, work)
+        assert ended[-1] == silent
 
     def test_an_error_is_that_of_its_request_alone(self, store, tiny):
         async def work(engine):
