@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from commands import Caller, Terminal, environment, one_line, run, shell
 from conftest import DATA, ROOT
 
 from mlx_speech import load_audio
+from mlx_speech.cli.live import Interrupt
 from mlx_speech.cli.live_view import cut_to
 from mlx_speech.cli.transcribe import main
 
@@ -139,8 +141,9 @@ class TestStandardInput:
 
     def test_reader_that_goes_away(self, spoken, tmp_path):
         (tmp_path / "two.pcm").write_bytes(spoken + bytes(32000) + spoken)
-        command = f"CLI --live - <{tmp_path}/two.pcm | head -c 3"
+        command = f"CLI --live -f txt -o {tmp_path} - <{tmp_path}/two.pcm | head -c 3"
         assert shell(command, "transcribe") == (0, "two", "")
+        assert (tmp_path / "stdin.txt").read_text().startswith(DIGITS)
 
     def test_ctrl_c_finishes_the_sentence(self, spoken, tmp_path):
         arguments = "--live", "--json-events", "-f", "txt", "-o", str(tmp_path), "-"
@@ -161,6 +164,19 @@ class TestStandardInput:
             assert process.wait() == 0
         assert json.loads(rest.splitlines()[-1])["type"] == "corrected"
         assert "set a timer for eleven" in (tmp_path / "stdin.txt").read_text()
+
+
+def test_a_second_ctrl_c_ends_the_program():
+    with Interrupt.handled() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    with Interrupt.handled() as interrupt, interrupt.ends_waiting():
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("it still waits")
+    assert interrupt.asked
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 class TestMicrophone:
