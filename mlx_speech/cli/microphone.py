@@ -22,7 +22,7 @@ def sounddevice() -> Any:
     try:
         import sounddevice
     except ImportError as error:
-        message = "the microphone needs sounddevice: pip install 'mlx_speech[mic]'"
+        message = "the microphone needs sounddevice: pip install 'mlx-speech[mic]'"
         raise MlxSpeechError(message) from error
     except OSError as error:  # there is no PortAudio
         raise MlxSpeechError(f"sounddevice does not work: {error}") from error

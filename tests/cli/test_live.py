@@ -204,7 +204,7 @@ class TestMicrophone:
         environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
         for argument in ("--live", "--list-devices"):
             result = run("transcribe", argument, **environment)
-            one_line(result, "pip install 'mlx_speech[mic]'")
+            one_line(result, "pip install 'mlx-speech[mic]'")
 
 
 @pytest.mark.parametrize(
