@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Serve transcription, translation and chat to OpenAI's clients, and a page to "
         "try them at http://HOST:PORT/.",
         epilog="Exit status: 0 after Ctrl-C or SIGTERM, once what is being worked on is done; 1 if "
-        "the server cannot start, 2 for wrong usage.",
+        "the server cannot start or go on, 2 for wrong usage.",
     )
     group, add = parser.add_argument_group, common.add_table
     text = "folder or Hugging Face repository, may be given several times: the first is loaded at "
@@ -145,9 +145,9 @@ def run(args: argparse.Namespace, console: Console, models: dict[str, str]) -> i
             for line in where:
                 console.say(line)
 
-        server = Server(app, ready, partial(console.note, stopping))
+        server = Server(app, ready, partial(console.note, stopping), lambda: engine.failed)
         server.run(sockets=[listener])
-    return 0
+    return int(engine.failed)
 
 
 def _show_log(verbose: bool) -> None:

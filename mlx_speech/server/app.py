@@ -114,7 +114,10 @@ async def health(request: Request) -> Response:
     states = {name: engine.models.state(name) for name in engine.models.names}
     loading, busy = "loading" in states.values(), engine.requests > 0
     status = "loading" if loading else "busy" if busy else "ready"
-    return JSONResponse({"status": status, "requests": engine.requests, "models": states})
+    if engine.failed:
+        status = "failed"
+    told = {"status": status, "requests": engine.requests, "models": states}
+    return JSONResponse(told, 503 if engine.failed else 200)
 
 
 async def prometheus(request: Request) -> Response:

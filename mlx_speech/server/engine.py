@@ -5,6 +5,7 @@ the event loop hands requests over, and gets events back.
 """
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
@@ -25,6 +26,7 @@ from .recording_task import Event, RecordingTask
 from .shared_batch import DecodedTogether, DraftedTogether, SharedBatch
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class BusyError(Exception):
@@ -84,7 +86,7 @@ class _Steps:
     def turn(self) -> bool:
         """Do one; whether there are more."""
         if self.reply.closed:
-            self.steps.close()
+            self.end()
             return False
         try:
             self.reply.put(next(self.steps))
@@ -94,6 +96,13 @@ class _Steps:
         except Exception as error:
             self.reply.fail(error)
         return False
+
+    def end(self) -> None:
+        """Do no more."""
+        try:
+            self.steps.close()
+        except Exception as error:  # nobody waits to be told
+            logger.error("a request that was given up failed", exc_info=error)
 
 
 class Engine:
@@ -115,7 +124,7 @@ class Engine:
         self._steps: list[_Steps] = []
         self._batches: dict[Hashable, SharedBatch] = {}
         self._changed = threading.Condition()
-        self._stopping = False
+        self._stopping = self._failed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # What the event loop calls
@@ -123,6 +132,11 @@ class Engine:
     def start(self) -> None:
         """Begin to work."""
         self._thread.start()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the thread has ended by itself, as it never should: nothing works any more."""
+        return self._failed
 
     async def stop(self) -> None:
         """End, with what is being worked on given up."""
@@ -221,25 +235,38 @@ class Engine:
                 start = time.perf_counter()
                 self._turn()
                 self.busy_seconds += time.perf_counter() - start
+        except BaseException as error:
+            logger.critical("the thread that computes has failed", exc_info=error)
+            with self._changed:
+                self._stopping = self._failed = True
         finally:
             self._give_up()
             mx.clear_streams()  # or the process may abort at exit
 
     def _turn(self) -> None:
         """A step of each request."""
+        idle = self.models.idle()
         while self._calls:
             self._calls.popleft()()
         self._steps = [steps for steps in self._steps if steps.turn()]
-        for key, batch in list(self._batches.items()):
+        batches = self._batches.items()
+        self._batches = {key: batch for key, batch in batches if self._batch_turn(batch)}
+        # what was begun with those that were idle before has ended by now, and holds them no more
+        self.models.unload(idle)
+
+    def _batch_turn(self, batch: SharedBatch) -> bool:
+        """One of a batch; whether there are more."""
+        try:
             batch.turn()
-            if batch.is_empty:
-                del self._batches[key]
-        self.models.unload_idle()
+        except Exception as error:  # nobody knows whose fault it is
+            batch.fail(error)
+            return False
+        return not batch.is_empty
 
     def _give_up(self) -> None:
         for steps in self._steps:
-            steps.steps.close()
             steps.reply.fail(StoppedError())
+            steps.end()
         for batch in self._batches.values():
             batch.fail(StoppedError())
         while self._calls:

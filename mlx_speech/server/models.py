@@ -37,7 +37,7 @@ class _Entry:
 
 
 class ModelStore:
-    """Models by name. All but `load` and `unload_idle`, which compute, may be called by any thread.
+    """Models by name. All but `load` and `unload`, which compute, may be called by any thread.
 
     Args:
         names: folders or repository ids. A request may name one of them, or its last part.
@@ -120,16 +120,20 @@ class ModelStore:
                 entry.state = "unloaded" if entry.loaded is None else "ready"
         return entry.loaded
 
-    def unload_idle(self) -> None:
-        """Give up what has not been used for long enough, and its memory."""
-        if idle := [entry for entry in self._kept() if self._seconds_left(entry) <= 0]:
-            for entry in idle:
-                entry.loaded, entry.state = None, "unloaded"
+    def idle(self) -> list[str]:
+        """Models that nobody has used for long enough."""
+        return [entry.name for entry in self._kept() if self._seconds_left(entry) <= 0]
+
+    def unload(self, names: Sequence[str]) -> None:
+        """Give up models that are still `idle`, and their memory, which must not be in use."""
+        if still := {*names}.intersection(self.idle()):
+            for name in still:
+                self._entries[name].loaded, self._entries[name].state = None, "unloaded"
             gc.collect()  # modules refer to each other
             mx.clear_cache()
 
     def seconds_to_unload(self) -> float | None:
-        """When `unload_idle` will have something to do, as far as is known."""
+        """When there will be an idle one, as far as is known."""
         return min(map(self._seconds_left, self._kept()), default=None)
 
     def _kept(self) -> list[_Entry]:

@@ -105,8 +105,8 @@ class RecordingTask:
     def fail(self, error: Exception) -> None:
         """End it, and tell why."""
         if not self.ended:
-            self.close()
             self.outlet.fail(error)
+            self.close()
 
     def close(self) -> None:
         """Let go of the recording."""

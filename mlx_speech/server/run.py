@@ -22,6 +22,7 @@ class Server(uvicorn.Server):
     Args:
         ready: is called when clients can connect.
         stopping: is called when the first signal has come.
+        failed: whether nothing works any more, which ends it as well.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Server(uvicorn.Server):
         app: ASGIApp,
         ready: Callable[[], None] = lambda: None,
         stopping: Callable[[], None] = lambda: None,
+        failed: Callable[[], bool] = lambda: False,
     ):
         config = uvicorn.Config(
             app,
@@ -39,7 +41,7 @@ class Server(uvicorn.Server):
             **WEBSOCKET_OPTIONS,
         )
         super().__init__(config)
-        self._ready, self._stopping = ready, stopping
+        self._ready, self._stopping, self._failed = ready, stopping, failed
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -63,6 +65,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._failed()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._stopping()

@@ -132,25 +132,26 @@ class DraftedTogether(SharedBatch):
                 self._feed([taken])
 
     def _advance(self) -> None:
-        self._batch.drop([row for row, taken in self._rows.items() if taken.task.ended])
-        self._batch.take_ended()
         try:
+            self._batch.drop([row for row, taken in self._rows.items() if taken.task.ended])
+            self._batch.take_ended()
             if not self._batch.is_empty:
                 self._batch.advance()
+            self._give_out()
+            self._batch.take_ended()
         except Exception as error:  # nobody knows whose fault it is
             for taken in self._rows.values():
                 taken.task.fail(error)
             self._batch = DraftedBatch(self._size)
             self._rows.clear()
-        self._give_out()
-        self._batch.take_ended()
 
     def _give_out(self) -> None:
         """What the rows have come to."""
         ended: dict[RecordingTask, list[tuple[DraftedRow, int]]] = {}
         for row, (task, number, _) in list(self._rows.items()):
             if task.streaming and not task.ended:
-                task.add(number, row.text())
+                with task.guard():
+                    task.add(number, row.text())
             if row.ended:
                 del self._rows[row]
                 if not task.ended:

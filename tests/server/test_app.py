@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from contextlib import contextmanager
 
@@ -16,7 +17,11 @@ from serving import client_of, serving
 
 from mlx_speech.errors import CheckpointError, HubError
 from mlx_speech.server import transcriptions
+from mlx_speech.server.app import build_app
+from mlx_speech.server.engine import Engine
 from mlx_speech.server.middleware import KeyMiddleware
+from mlx_speech.server.models import ModelStore
+from mlx_speech.server.run import Server
 
 SHORT, LONG = DATA / "audio" / "flite_11.flac", DATA / "audio" / "long.flac"
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
@@ -113,6 +118,19 @@ class TestHealth:
             assert httpx.get(f"{url}/health").json()["models"] == {"tiny": "unloaded"}
             assert post(url).status_code == 200
         assert (told[0]["status"], told[0]["models"]) == ("loading", {"tiny": "loading"})
+
+    def test_an_engine_that_has_failed(self, tiny, monkeypatch, caplog):
+        def boom(store):
+            raise RuntimeError("boom")
+
+        monkeypatch.setattr(ModelStore, "seconds_to_unload", boom)
+        with serving(lambda name: tiny) as url:
+            check_error(post(url), 503, words="shutting down")
+            health = httpx.get(f"{url}/health")
+            assert (health.status_code, health.json()["status"]) == (503, "failed")
+        engine = Engine(ModelStore(["tiny"]))
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            Server(build_app(engine), failed=lambda: engine.failed).run([listener])  # it ends
 
 
 class TestErrors:

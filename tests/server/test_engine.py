@@ -2,8 +2,10 @@
 
 import asyncio
 import threading
+import weakref
 from itertools import count
 
+import mlx.nn as nn
 import numpy as np
 import pytest
 import soundfile
@@ -13,8 +15,10 @@ import mlx_speech
 from mlx_speech.audio import open_recording
 from mlx_speech.errors import InputError, MlxSpeechError
 from mlx_speech.processing.request import TranscriptionRequest
+from mlx_speech.server import models
 from mlx_speech.server.engine import BusyError, Engine, StoppedError
 from mlx_speech.server.models import ModelStore, UnknownModelError
+from mlx_speech.transcription import drafted_batch
 
 NAME = "tiny"
 AUDIO = DATA / "audio"
@@ -165,6 +169,69 @@ class TestTranscription:
         assert run(store, work) == (0, 0)
 
 
+def boom(*arguments, **options):
+    raise RuntimeError("boom")
+
+
+class TestFailures:
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize(
+        "place",
+        ["DraftedBatch.drop", "DraftedBatch.take_ended", "DraftedBatch.begin", "DraftedRow.text"],
+    )
+    def test_end_what_is_worked_on_and_no_more(self, store, tiny, monkeypatch, place, streaming):
+        kind, name = place.split(".")
+
+        async def work(engine):
+            with monkeypatch.context() as patch:
+                patch.setattr(getattr(drafted_batch, kind), name, boom)
+                try:
+                    await events_of(engine, SHORT[0], streaming)
+                    failed = False
+                except RuntimeError:
+                    failed = True
+            return failed, (await events_of(engine, SHORT[1]))[-1], engine.failed
+
+        failed, transcript, died = run(store, work)
+        assert failed == (streaming or place != "DraftedRow.text")  # only streams ask for it
+        assert not died
+        check_equal(transcript, mlx_speech.transcribe(SHORT[1], tiny))
+
+    def test_of_what_nobody_waits_for_are_logged(self, store, caplog):
+        def steps(model, processor):
+            try:
+                while True:
+                    yield 1
+            finally:
+                boom()
+
+        async def work(engine):
+            async with engine.lease(NAME) as lease:
+                await anext(await lease.steps(steps))
+            async with engine.lease(NAME) as lease:
+                return await lease.call(lambda *_: engine.failed)
+
+        assert run(store, work) is False
+        (record,) = caplog.records
+        assert str(record.exc_info[1]) == "boom"
+
+    def test_of_the_thread_are_told_to_everyone(self, store, monkeypatch, caplog):
+        async def work(engine):
+            async with engine.lease(NAME) as lease:
+                forever = await lease.steps(lambda model, processor: (n for n in count()))
+                monkeypatch.setattr(store, "unload", boom)
+                with pytest.raises(StoppedError):
+                    async for _ in forever:
+                        pass
+            with pytest.raises(StoppedError):
+                async with engine.lease(NAME):
+                    pass
+            return engine.failed, engine.requests, store.users(NAME)
+
+        assert run(store, work) == (True, 0, 0)
+        assert "boom" in caplog.text
+
+
 class TestPlaces:
     def test_there_are_so_many(self, store):
         async def work(engine):
@@ -218,6 +285,28 @@ class TestModels:
 
         run(store, work)
         assert loaded == [NAME, NAME]
+
+    def test_its_memory_is_free_when_it_is_given_up(self, monkeypatch):
+        """Also where a step of a request that has gone was in work."""
+        model, gone, told = [nn.Identity()], threading.Event(), []
+        alive = weakref.ref(model[0])
+        store = ModelStore([NAME], keep_alive=0, loader=lambda name: (model.pop(), None))
+        monkeypatch.setattr(models.mx, "clear_cache", lambda: told.append(alive() is None))
+
+        def steps(model, processor):
+            yield 1
+            assert gone.wait(30)
+            yield model
+
+        async def work(engine):
+            async with engine.lease(NAME) as lease:
+                await anext(await lease.steps(steps))
+            gone.set()
+            while store.state(NAME) != "unloaded":
+                await asyncio.sleep(0.01)
+
+        run(store, work)
+        assert told == [True]
 
     def test_one_that_cannot_be_loaded(self):
         async def work(engine):
