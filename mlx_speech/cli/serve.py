@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 import os
+import re
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -48,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: none)",
         "--api-key KEY": {
             "help": "what clients have to show (default: $MLX_SPEECH_API_KEY, else nothing)",
-            "default": os.environ.get("MLX_SPEECH_API_KEY"),
+            "default": os.environ.get("MLX_SPEECH_API_KEY") or None,
         },
         "--cors-origin URL": {
             "help": "origin of web pages that may use the server, or *; may be given several times",
@@ -82,8 +83,8 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> di
     for name in ("port", "wyoming"):
         if not 0 <= (getattr(args, name) or 0) < 1 << 16:
             raise InputError.must_be(name, getattr(args, name), "from 0, which takes any, to 65535")
-    if args.api_key is not None and not (args.api_key.isascii() and args.api_key.isprintable()):
-        raise InputError("--api-key must be of letters, digits and the like")
+    if args.api_key is not None and not re.fullmatch("[!-~]+", args.api_key):
+        raise InputError("--api-key must be of letters, digits and the like, without spaces")
     models: dict[str, str] = {}
     for given in args.models or [os.environ.get("MLX_SPEECH_MODEL") or common.SPEECH_MODEL]:
         # where a folder lies is nobody's business
@@ -125,7 +126,7 @@ def run(args: argparse.Namespace, console: Console, models: dict[str, str]) -> i
     store = ModelStore(list(models), args.keep_alive, loader)
     engine = Engine(store, batch_size=args.batch_size, max_requests=args.max_requests)
     options = ServerOptions(
-        api_key=args.api_key or None,
+        api_key=args.api_key,
         origins=args.origins,
         max_upload_bytes=args.max_upload * 1_000_000,
         time_limit=args.timeout,

@@ -168,6 +168,8 @@ class TestErrors:
             (["--keep-alive", "nan"], "--keep-alive is nan"),
             (["--timeout", 0], "--timeout is 0"),
             (["--api-key", "naïve"], "--api-key"),
+            (["--api-key", ""], "--api-key"),
+            (["--api-key", "two words"], "--api-key"),
             (["--model", TINY, "--model", TINY], "two called 'tiny-granite-speech'"),
         ],
     )
@@ -196,5 +198,5 @@ def test_models_are_called_by_the_last_part_of_their_folder():
 def test_the_key_may_come_from_the_environment(monkeypatch, value, key):
     monkeypatch.setenv("MLX_SPEECH_API_KEY", value)
     args = serve.build_parser().parse_args([])
-    assert (args.api_key or None) == key
+    assert args.api_key == key
     assert "secret" not in serve.build_parser().format_help()
