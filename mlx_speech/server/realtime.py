@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from ..transcription.live import LiveEvent
 from .engine import BusyError, Engine, StoppedError
 from .errors import RequestError, as_request_error, error_response
+from .json_body import parse_json
 from .live import MAX_AUDIO_BYTES, LiveStream, live_stream
 from .models import UnknownModelError
 from .realtime_items import Conversation, new_id
@@ -192,11 +193,9 @@ class _Connection:
 def _parsed(message: str | bytes) -> dict[str, Any]:
     """The event of a message."""
     try:
-        event = json.loads(message)
-    except (ValueError, RecursionError):
-        event = None
-    if not isinstance(event, dict):
-        raise RequestError("a message must be a JSON object", code="invalid_json")
+        event = parse_json(message)
+    except RequestError as error:
+        raise RequestError(str(error), code="invalid_json") from None
     if not isinstance(event.get("event_id"), str | None):
         raise RequestError("an event_id must be text", param="event_id", code="invalid_value")
     return event

@@ -107,6 +107,7 @@ WRONG = {
     "no object": ("[]", "invalid_json", None),
     "no message": ("", "invalid_json", None),
     "too deep": ("[" * 100_000, "invalid_json", None),
+    "half a character": (r'{"type": "what", "event_id": "\ud800"}', "invalid_json", None),
     "no type": ("{}", "invalid_value", "type"),
     "another type": ('{"type": "response.create"}', "invalid_value", "type"),
     "a list as its type": ('{"type": []}', "invalid_value", "type"),
