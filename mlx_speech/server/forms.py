@@ -10,8 +10,9 @@ from starlette.requests import Request
 from ..fields import fitted
 from .errors import RequestError
 
+# all of which are in memory
 _MAX_FIELDS = 1000
-_MAX_FIELD_BYTES = 1 << 20
+_MAX_FIELD_BYTES = 1 << 16
 
 
 @asynccontextmanager
