@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from http import HTTPMethod
 from importlib.resources import files
 from typing import Any
 
@@ -21,7 +22,7 @@ from .capabilities import capabilities
 from .chat import Chat
 from .engine import Engine
 from .errors import error_response
-from .middleware import KeyMiddleware, RequestMiddleware
+from .middleware import KeyMiddleware, OriginMiddleware, RequestMiddleware
 from .models import ModelStore
 from .realtime import realtime
 
@@ -72,6 +73,8 @@ def build_app(
     def report(scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         method = scope.get("method", "WEBSOCKET")
+        if method not in (*HTTPMethod.__members__, "WEBSOCKET"):
+            method = "other"  # anything may be sent as one, and each is kept
         counts.add_request(route, method, status, seconds)
         # as its client wrote it, line breaks and all
         logger.info("%s %r %d, %.3f s", method, scope["path"], status, seconds)
@@ -90,7 +93,9 @@ def build_app(
             CORSMiddleware, allow_origins=options.origins, allow_methods=["*"], allow_headers=["*"]
         ),
         Middleware(RequestMiddleware, max_bytes=options.max_upload_bytes, report=report),
-        Middleware(KeyMiddleware, api_key=options.api_key),
+        Middleware(OriginMiddleware, origins=options.origins)
+        if options.api_key is None
+        else Middleware(KeyMiddleware, api_key=options.api_key),
     ]
     app = Starlette(
         routes=routes,

@@ -2,9 +2,11 @@
 
 import asyncio
 import hmac
+import ipaddress
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,13 +25,12 @@ _IDLE_SECONDS = 60  # for which a client may send nothing of its request
 class KeyMiddleware:
     """Turns away who does not show the key, by HTTP and by WebSocket."""
 
-    def __init__(self, app: ASGIApp, api_key: str | None):
-        self._app = app
-        self._key = None if api_key is None else api_key.encode()
+    def __init__(self, app: ASGIApp, api_key: str):
+        self._app, self._key = app, api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         open_to_all = scope["type"] == "lifespan" or scope.get("path") in OPEN_PATHS
-        if self._key is None or open_to_all or self._shown(HTTPConnection(scope)):
+        if open_to_all or self._shown(HTTPConnection(scope)):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})  # as status 403
@@ -38,7 +39,6 @@ class KeyMiddleware:
             raise RequestError(message, 401, code="invalid_api_key")
 
     def _shown(self, connection: HTTPConnection) -> bool:
-        assert self._key is not None
         scheme, _, key = connection.headers.get("authorization", "").partition(" ")
         shown = [key] if scheme.lower() == "bearer" else []
         if connection.scope["type"] == "websocket":
@@ -49,6 +49,50 @@ class KeyMiddleware:
                 if protocol.startswith(KEY_SUBPROTOCOL)
             ]
         return any(hmac.compare_digest(key.strip().encode("latin-1"), self._key) for key in shown)
+
+
+class OriginMiddleware:
+    """Turns away what web pages of other origins send. Browsers let any page open a WebSocket, and
+    send a form; all that such a page cannot do is read the answer to the latter. Where a key is to
+    be shown, it needs none of this: no browser adds that by itself.
+
+    A page is ours if its address is the one that it connects to; but not if that is a name of this
+    machine's own, loopback addresses that is none: who owns the name can have it point here (DNS
+    rebinding).
+
+    Args:
+        origins: of pages that may ask all the same, or "*".
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]):
+        self._app, self._origins = app, origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or self._may_ask(HTTPConnection(scope)):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # as status 403
+        else:
+            message = "a web page of another origin may not ask: see --cors-origin"
+            raise RequestError(message, 403, code="origin_not_allowed")
+
+    def _may_ask(self, connection: HTTPConnection) -> bool:
+        origin = connection.headers.get("origin")
+        if origin is None or not {origin, "*"}.isdisjoint(self._origins):
+            return True
+        host = connection.headers.get("host", "")
+        if origin not in (f"http://{host}", f"https://{host}"):
+            return False
+        server = (connection.scope.get("server") or ("",))[0]
+        return _is_loopback(urlsplit(origin).hostname) or not _is_loopback(server)
+
+
+def _is_loopback(host: str | None) -> bool:
+    """Whether nobody else can have the name or address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 class _Body:

@@ -36,7 +36,6 @@ async def realtime(websocket: WebSocket) -> None:
     engine: Engine = websocket.app.state.engine
     async with AsyncExitStack() as stack:
         try:
-            _check_origin(websocket)
             model = _model_asked(websocket, engine)
             await stack.enter_async_context(engine.place())
         except (RequestError, UnknownModelError, BusyError) as error:
@@ -50,18 +49,6 @@ async def realtime(websocket: WebSocket) -> None:
                 await connection.run()
             except StoppedError:
                 await websocket.close(_SHUTTING_DOWN)
-
-
-def _check_origin(websocket: WebSocket) -> None:
-    """Turn away other web pages than the server's own and those that it is told of; browsers leave
-    that to the server."""
-    origin, allowed = websocket.headers.get("origin"), websocket.app.state.options.origins
-    if origin is None or origin in allowed or "*" in allowed:
-        return
-    if origin.partition("://")[2] != websocket.headers.get("host"):
-        message = f"web pages of {origin} may not use this server: start it with --cors-origin"
-        logger.warning("%s", error := RequestError(message, 403, code="origin_not_allowed"))
-        raise error
 
 
 def _model_asked(websocket: WebSocket, engine: Engine) -> str:

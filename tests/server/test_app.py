@@ -13,13 +13,15 @@ import openai
 import pytest
 from conftest import DATA
 from openai.types import Model
+from realtime_client import RealtimeClient
 from serving import client_of, serving
+from websockets.exceptions import InvalidStatus
 
 from mlx_speech.errors import CheckpointError, HubError
 from mlx_speech.server import transcriptions
 from mlx_speech.server.app import build_app
 from mlx_speech.server.engine import Engine
-from mlx_speech.server.middleware import KeyMiddleware
+from mlx_speech.server.middleware import KeyMiddleware, OriginMiddleware
 from mlx_speech.server.models import ModelStore
 from mlx_speech.server.run import Server
 
@@ -139,6 +141,8 @@ class TestErrors:
         check_error(httpx.get(f"{server}/v1/models/"), 404, "model", "there is no model ''")
         response = httpx.get(server + TRANSCRIPTIONS)
         check_error(response, 405)
+        check_error(httpx.request("WHATEVER", server + TRANSCRIPTIONS), 405)
+        assert "WHATEVER" not in httpx.get(f"{server}/metrics").text
         assert response.headers["allow"] == "POST"
 
     def test_no_form(self, server):
@@ -169,6 +173,10 @@ class TestErrors:
         kind = {"content-type": "multipart/form-data; boundary=x"}
         response = httpx.post(server + TRANSCRIPTIONS, content=head + b"cut o", headers=kind)
         check_error(response, 400, "file", "missing")
+
+    def test_fields_are_no_files(self, server):
+        """They are in memory."""
+        check_error(post(server, data={"prompt": "x" * 70_000}), 400, words="maximum size")
 
     def test_the_file(self, server):
         check_error(post(server, data={"model": "tiny"}, other=("a", b"1")), 400, "file", "missing")
@@ -306,6 +314,48 @@ class TestKey:
         asyncio.run(KeyMiddleware(app, "secret")(scope, None, send))
         kinds = [message["type"] for message in sent]
         assert kinds == ["websocket.accept" if passes else "websocket.close"]
+
+
+class TestOrigin:
+    """Of web pages, where no key is to be shown."""
+
+    def test_pages_of_others(self, server):
+        port = server.rpartition(":")[2]
+        for own in (server, f"http://localhost:{port}"):
+            headers = {"origin": own}
+            assert httpx.get(f"{own}/v1/models", headers=headers).status_code == 200
+            with RealtimeClient(own, additional_headers=headers):
+                pass
+        for other in ("https://a.org", "null", f"http://a.org:{port}", "http://localhost:1"):
+            headers = {"origin": other}
+            response = httpx.post(server + TRANSCRIPTIONS, headers=headers)
+            assert check_error(response, 403, words="--cors-origin")["code"] == "origin_not_allowed"
+            with pytest.raises(InvalidStatus, match="403"):
+                RealtimeClient(server, additional_headers=headers)
+
+    def test_names_that_others_own(self, server):
+        """A page at one may point it here, and would be of the same origin."""
+        headers = {"origin": "http://a.org", "host": "a.org"}
+        check_error(httpx.post(server + TRANSCRIPTIONS, headers=headers), 403)
+
+    def test_those_that_may_ask(self, tiny):
+        for origins in (["https://a.org"], ["*"]):
+            with serving(lambda name: tiny, origins=origins) as url:
+                headers = {"origin": "https://a.org"}
+                response = httpx.get(f"{url}/v1/models", headers=headers)
+                assert response.headers["access-control-allow-origin"] in origins
+                with RealtimeClient(url, additional_headers=headers):
+                    pass
+
+    def test_other_addresses_may_have_names(self):
+        async def app(scope, receive, send):
+            passed.append(scope)
+
+        passed = []
+        headers = [(b"origin", b"http://mac.local:8000"), (b"host", b"mac.local:8000")]
+        scope = {"type": "http", "headers": headers, "server": ("192.168.1.2", 8000)}
+        asyncio.run(OriginMiddleware(app, ())(scope, None, None))
+        assert passed
 
 
 class TestLimits:
