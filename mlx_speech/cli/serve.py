@@ -99,7 +99,7 @@ def run(args: argparse.Namespace, console: Console, models: dict[str, str]) -> i
     """Serve until a signal ends it."""
     try:
         from ..server.app import ServerOptions, build_app
-        from ..server.run import Server, address_of, bound_socket
+        from ..server.run import Server, address_of, allow_open_files, bound_socket
     except ImportError as error:
         wanted = "the server needs {name}: pip install 'mlx-speech[server]'"
         raise InputError(wanted.format(name=error.name)) from None
@@ -123,6 +123,7 @@ def run(args: argparse.Namespace, console: Console, models: dict[str, str]) -> i
         return loaded
 
     _show_log(console.verbose)
+    allow_open_files()
     store = ModelStore(list(models), args.keep_alive, loader)
     engine = Engine(store, batch_size=args.batch_size, max_requests=args.max_requests)
     options = ServerOptions(

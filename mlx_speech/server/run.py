@@ -1,6 +1,8 @@
 """The server around the application, until a signal ends it."""
 
+import asyncio
 import os
+import resource
 import signal
 import socket
 import threading
@@ -8,11 +10,47 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import InputError
 from .realtime import WEBSOCKET_OPTIONS
+
+_HEAD_SECONDS = 60  # that a client may take for the head of a request
+_OPEN_FILES = 4096  # that clients may need; macOS allows 256 if nobody asks for more
+
+
+class _Connection(H11Protocol):
+    """Ends if there comes no request, for which uvicorn would wait for ever."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_timer()
+
+    def _watch_head(self) -> None:
+        # a WebSocket has another protocol from there on
+        waits = self.conn.their_state is h11.IDLE and self.transport.get_protocol() is self
+        if not waits:
+            self._stop_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class Server(uvicorn.Server):
@@ -38,6 +76,7 @@ class Server(uvicorn.Server):
             log_config=None,
             log_level="error",  # a client's errors, too, are warnings
             access_log=False,  # what becomes of requests is told by the application
+            http=_Connection,
             **WEBSOCKET_OPTIONS,
         )
         super().__init__(config)
@@ -72,6 +111,14 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._stopping()
         await super().shutdown(sockets)
+
+
+def allow_open_files() -> None:
+    """Let the process open more files, as far as the system does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if 0 <= soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
