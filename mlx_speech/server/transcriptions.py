@@ -3,13 +3,11 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..audio import open_recording
 from ..errors import MlxSpeechError
 from ..generation.protocols import Detokenizes
 from ..processing.request import TranscriptionRequest
@@ -23,7 +21,7 @@ from .forms import read_form
 from .metrics import Metrics
 from .recording_task import Event
 from .transcription_form import Task, TranscriptionForm
-from .work import Uploaded, in_thread, working
+from .work import Uploaded, working
 
 
 async def transcriptions(request: Request) -> Response:
@@ -42,7 +40,7 @@ async def _respond(request: Request, task: Task) -> Response:
         asked = TranscriptionForm.of(await stack.enter_async_context(read_form(request)), task)
         name = engine.models.resolve(asked.model or engine.models.names[0])
         file = Uploaded(asked.file)
-        recording = await in_thread(partial(open_recording, file))
+        recording = await file.decoded()
         lease = await stack.enter_async_context(engine.lease(name))
 
         def fit(model: Any, processor: Any) -> tuple[TranscriptionRequest, _Answer]:

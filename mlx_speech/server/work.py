@@ -6,12 +6,14 @@ import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 import mlx.core as mx
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
+from ..audio import Recording, open_recording
 from .engine import Engine
 
 T = TypeVar("T")
@@ -37,6 +39,14 @@ class Uploaded(io.FileIO):
 
     def __init__(self, upload: UploadFile):
         super().__init__(os.dup(upload.file.fileno()))
+
+    async def decoded(self) -> Recording:
+        """Its samples; errors as of `open_recording`."""
+        try:
+            return await in_thread(partial(open_recording, self))
+        except asyncio.CancelledError:
+            os.ftruncate(self.fileno(), 0)  # the thread finds no more in it, and ends
+            raise
 
     def __del__(self) -> None:
         self.close()

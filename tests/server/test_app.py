@@ -18,7 +18,7 @@ from serving import client_of, serving
 from websockets.exceptions import InvalidStatus
 
 from mlx_speech.errors import CheckpointError, HubError
-from mlx_speech.server import transcriptions
+from mlx_speech.server import work
 from mlx_speech.server.app import build_app
 from mlx_speech.server.engine import Engine
 from mlx_speech.server.middleware import KeyMiddleware, OriginMiddleware
@@ -222,7 +222,7 @@ class TestErrors:
         def broken(*arguments):
             raise RuntimeError("in /home/of/ours")
 
-        monkeypatch.setattr(transcriptions, "open_recording", broken)
+        monkeypatch.setattr(work, "open_recording", broken)
         response = post(server)
         check_error(response, 500, words="its log says how")
         assert response.headers["x-should-retry"] == "false"

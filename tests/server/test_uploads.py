@@ -20,7 +20,7 @@ from starlette import formparsers
 import mlx_speech
 from mlx_speech.audio import open_recording
 from mlx_speech.audio.recording import Recording
-from mlx_speech.server import middleware, transcriptions
+from mlx_speech.server import middleware, work
 
 SHORT, LONG = DATA / "audio" / "flite_11.flac", DATA / "audio" / "long.flac"
 ROUTE = "/v1/audio/transcriptions"
@@ -194,18 +194,19 @@ class TestClientsThatGoAway:
         wait_for(lambda: self.idle(url) and nothing_left())
 
     def test_while_theirs_is_decoded(self, url, tiny, nothing_left, monkeypatch):
-        """The thread that decodes it goes on: nothing else may get the number of its file."""
-        begun, go_on, numbers = threading.Event(), threading.Event(), []
+        """The thread that decodes it goes on for a while, and finds no more in the file; nothing
+        else may get its number."""
+        begun, go_on, numbers, sizes = threading.Event(), threading.Event(), [], []
 
         def slow(file):
             numbers.append(file.fileno())
             if len(numbers) == 1:
                 begun.set()
                 assert go_on.wait(30)
-                os.fstat(numbers[0])  # it is open
+                sizes.append(os.fstat(numbers[0]).st_size)  # it is open
             return open_recording(file)
 
-        monkeypatch.setattr(transcriptions, "open_recording", slow)
+        monkeypatch.setattr(work, "open_recording", slow)
         gone, (begin, end) = count(url, 499), parts(SHORT.read_bytes())
         with connected(url) as client:
             client.sendall(head(len(begin + end)) + begin + end)
@@ -215,6 +216,7 @@ class TestClientsThatGoAway:
         assert len(set(numbers)) == len(numbers) == 2
         go_on.set()
         wait_for(nothing_left)
+        assert sizes == [0]
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_before_they_have_their_answer(self, tiny, nothing_left, stream):
