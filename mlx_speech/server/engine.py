@@ -62,7 +62,7 @@ class Reply(Generic[T]):
         self.fail(StopAsyncIteration())
 
     def _send(self, event: Callable[[], T]) -> None:
-        if not self._loop.is_closed():
+        if not (self.closed or self._loop.is_closed()):
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     def close(self) -> None:

@@ -296,7 +296,7 @@ class TestModels:
         def steps(model, processor):
             yield 1
             assert gone.wait(30)
-            yield model
+            yield 2
 
         async def work(engine):
             async with engine.lease(NAME) as lease:
