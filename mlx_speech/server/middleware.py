@@ -5,6 +5,7 @@ import hmac
 import ipaddress
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
@@ -22,23 +23,43 @@ KEY_SUBPROTOCOL = "openai-insecure-api-key."
 _IDLE_SECONDS = 60  # for which a client may send nothing of its request
 
 
-class KeyMiddleware:
-    """Turns away who does not show the key, by HTTP and by WebSocket."""
+class _Gate(ABC):
+    """Turns away who may not ask, by HTTP and by WebSocket."""
 
-    def __init__(self, app: ASGIApp, api_key: str):
-        self._app, self._key = app, api_key.encode()
+    def __init__(self, app: ASGIApp):
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        open_to_all = scope["type"] == "lifespan" or scope.get("path") in OPEN_PATHS
-        if open_to_all or self._shown(HTTPConnection(scope)):
+        if scope["type"] == "lifespan" or self._may_ask(HTTPConnection(scope)):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})  # as status 403
         else:
-            message = "the API key is missing or wrong: send Authorization: Bearer KEY"
-            raise RequestError(message, 401, code="invalid_api_key")
+            raise self._refusal()
 
-    def _shown(self, connection: HTTPConnection) -> bool:
+    @abstractmethod
+    def _may_ask(self, connection: HTTPConnection) -> bool:
+        """Whether a client may."""
+
+    @abstractmethod
+    def _refusal(self) -> RequestError:
+        """What one is told that may not."""
+
+
+class KeyMiddleware(_Gate):
+    """Turns away who does not show the key."""
+
+    def __init__(self, app: ASGIApp, api_key: str):
+        super().__init__(app)
+        self._key = api_key.encode()
+
+    def _refusal(self) -> RequestError:
+        message = "the API key is missing or wrong: send Authorization: Bearer KEY"
+        return RequestError(message, 401, code="invalid_api_key")
+
+    def _may_ask(self, connection: HTTPConnection) -> bool:
+        if connection.scope["path"] in OPEN_PATHS:
+            return True
         scheme, _, key = connection.headers.get("authorization", "").partition(" ")
         shown = [key] if scheme.lower() == "bearer" else []
         if connection.scope["type"] == "websocket":
@@ -51,7 +72,7 @@ class KeyMiddleware:
         return any(hmac.compare_digest(key.strip().encode("latin-1"), self._key) for key in shown)
 
 
-class OriginMiddleware:
+class OriginMiddleware(_Gate):
     """Turns away what web pages of other origins send. Browsers let any page open a WebSocket, and
     send a form; all that such a page cannot do is read the answer to the latter. Where a key is to
     be shown, it needs none of this: no browser adds that by itself.
@@ -65,16 +86,12 @@ class OriginMiddleware:
     """
 
     def __init__(self, app: ASGIApp, origins: Collection[str]):
-        self._app, self._origins = app, origins
+        super().__init__(app)
+        self._origins = origins
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._may_ask(HTTPConnection(scope)):
-            await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # as status 403
-        else:
-            message = "a web page of another origin may not ask: see --cors-origin"
-            raise RequestError(message, 403, code="origin_not_allowed")
+    def _refusal(self) -> RequestError:
+        message = "a web page of another origin may not ask: see --cors-origin"
+        return RequestError(message, 403, code="origin_not_allowed")
 
     def _may_ask(self, connection: HTTPConnection) -> bool:
         origin = connection.headers.get("origin")
