@@ -329,25 +329,18 @@ def prepare(
     chunking: ChunkOptions = ChunkOptions(),
     options: dict[str, Any] | None = None,
     *,
-    speakers: bool = False,
-    word_timestamps: bool | WordTimes = False,
-    draft: bool = True,
-    ctc_only: bool = False,
-    skip_editor: bool = False,
-    streaming: bool = False,
     opened: Recording | None = None,
+    **how: Any,
 ) -> Job:
     """Load what is to be transcribed, and settle how; errors as in `transcribe`.
 
     Args:
         reading: further arguments of `open_recording`.
         options: of generation.
-        streaming: texts are to come piece by piece.
         opened: what `open_recording` made of `audio`, if that was called already.
+        how: further arguments of `prepare_decoding`.
     """
-    how: dict[str, Any] = {"speakers": speakers, "word_timestamps": word_timestamps}
-    how |= {"draft": draft, "ctc_only": ctc_only, "skip_editor": skip_editor}
-    prepared = prepare_decoding(model, request, options, streaming=streaming, **how)
+    prepared = prepare_decoding(model, request, options, **how)
     decoder = prepared.decoder
     longest = min(chunking.chunk_duration, decoder.longest_chunk)
     read = partial(open_recording, audio, **reading or {})

@@ -56,8 +56,13 @@ def prepare_decoding(
     skip_editor: bool = False,
     streaming: bool = False,
 ) -> Prepared:
-    """Load the model, and settle what it is to do, whatever the recording; arguments and errors as
-    of `pipeline.prepare`."""
+    """Load the model, and settle what it is to do, whatever the recording; errors as in
+    `transcribe`.
+
+    Args:
+        options: of generation.
+        streaming: texts are to come piece by piece. All else is as for `transcribe`.
+    """
     word_timestamps = fitted("word_timestamps", word_timestamps, bool | WordTimes)
     speakers = fitted("speakers", speakers, bool)
     draft = fitted("draft", draft, bool)
