@@ -52,7 +52,7 @@ class TestRecordingsInConversations:
         ids=lambda part: ",".join(part),
     )
     def test_ids_and_features(self, processor, part):
-        conversation = [message(part, "hear this")]
+        conversation = [message(part, "transcribe this")]
         inputs = processor.apply_chat_template(conversation, tokenize=True, return_tensors="pt")
         prompt = processor.apply_chat_template(conversation)
         expected = processor(prompt, NOISE)
@@ -128,6 +128,6 @@ class TestRecordingsInConversations:
             processor.apply_chat_template([message({"path": "talk.wav"})], tokenize=True)
         with pytest.raises(InputError, match="audio is no samples, but of type object"):
             processor.apply_chat_template([message({"audio": object()})], tokenize=True)
-        for conversation in (5, "hear", [[5]], [5], [message("a"), [message("b")]]):
+        for conversation in (5, "text", [[5]], [5], [message("a"), [message("b")]]):
             with pytest.raises(InputError, match=r"a (chat is a list|message is)"):
                 processor.apply_chat_template(conversation)

@@ -148,11 +148,11 @@ class TestOptions:
 
 class TestRecordings:
     def test_the_adapter_is_on_for_them_alone(self, client, tiny, reference):
-        heard = create(client, [about(ONE)])
-        assert text_of(heard) == alone(tiny, [about(ONE)])
-        assert text_of(heard) == reference["files"]["synthetic/espeak_03.flac"]["greedy"]
+        transcribed = create(client, [about(ONE)])
+        assert text_of(transcribed) == alone(tiny, [about(ONE)])
+        assert text_of(transcribed) == reference["files"]["synthetic/espeak_03.flac"]["greedy"]
         assert text_of(create(client, [say(LIGHT)])) == "the kitchen light is on."
-        prompt, _, audio = usage_of(heard)
+        prompt, _, audio = usage_of(transcribed)
         assert 30 < audio < prompt
 
     def test_several_in_turns(self, client, tiny):

@@ -165,13 +165,16 @@ def errors(caplog):
     return [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+EXAMPLES = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
 class TestGarbage:
-    @settings(
-        max_examples=60,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
-    )
+    @EXAMPLES
     @given(
         fields=st.lists(st.tuples(st.sampled_from(NAMES), GARBAGE), max_size=5),
         file=st.one_of(st.none(), st.binary(max_size=200), st.just(SHORT.read_bytes())),
@@ -193,12 +196,7 @@ class TestGarbage:
             assert response.json()["error"]["message"]
         assert not errors(caplog)
 
-    @settings(
-        max_examples=60,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
-    )
+    @EXAMPLES
     @given(
         body=st.binary(max_size=300),
         kind=st.one_of(

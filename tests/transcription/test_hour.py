@@ -69,17 +69,18 @@ def join(sentences, seconds: float, path) -> list[tuple[str, float, float]]:
                 return said
 
 
+def printed(program: str, path) -> dict:
+    """What a program prints, which is given a recording and the tiny model, in a process alone."""
+    command = [sys.executable, "-c", program, path, TINY]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
 @pytest.mark.slow
 def test_an_hour(tiny, sentences, tmp_path):
     faulthandler.cancel_dump_traceback_later()  # without a fast BLAS it takes a quarter of one
     said = join(sentences, HOUR, tmp_path / "hour.flac")
-    done = subprocess.run(
-        [sys.executable, "-c", TRANSCRIBE, tmp_path / "hour.flac", TINY],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    result = json.loads(done.stdout)
+    result = printed(TRANSCRIBE, tmp_path / "hour.flac")
     segments = result["segments"]
 
     # every sentence once, where it is; the files have silence of their own at both ends
@@ -138,13 +139,7 @@ def test_twelve_minutes_live(tiny, sentences, tmp_path):
     """Word errors within half a point of those of the whole file, and memory that stays flat."""
     faulthandler.cancel_dump_traceback_later()
     said = " ".join(text for text, *_ in join(sentences, HOUR / 5, tmp_path / "minutes.flac"))
-    done = subprocess.run(
-        [sys.executable, "-c", PUSH, tmp_path / "minutes.flac", TINY],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    result = json.loads(done.stdout)
+    result = printed(PUSH, tmp_path / "minutes.flac")
     cuts = {"chunk_duration": 9, "min_silence": 0.4}
     offline = transcribe(tmp_path / "minutes.flac", tiny, batch_size=16, **cuts).text
     more = word_errors(said, " ".join(result["texts"])) - word_errors(said, offline)
