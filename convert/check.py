@@ -26,8 +26,7 @@ from mlx_speech.files import errors_about
 from mlx_speech.loading import architecture, load
 from mlx_speech.profiling.machine import device_name
 from mlx_speech.transcription.pipeline import prepare, transcribe
-
-from .word_errors import word_error_rate, word_errors
+from mlx_speech.transcription.word_errors import word_error_rate, word_errors
 
 _LOGITS = "logits"  #: the last of the stages that are compared
 

@@ -17,7 +17,7 @@ LAYERS = [
     ["cli"],
     ["server"],
     ["chat_session", "output", "profiling"],
-    ["transcription"],
+    ["training", "transcription"],
     ["auto", "loading"],
     ["processing"],
     ["models"],

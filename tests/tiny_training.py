@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from mlx_speech.convert.word_errors import word_errors
+
+from mlx_speech.transcription.word_errors import word_errors
 
 SAMPLE_RATE = 16000
 RECORDINGS = Path(__file__).parent / "data/audio"

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx_speech.convert.word_errors import word_error_rate, word_errors
 
 from mlx_speech import load, transcribe
+from mlx_speech.transcription.word_errors import word_error_rate, word_errors
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "examples" / "tiny-granite-speech"

@@ -27,10 +27,10 @@ from convert.check import (
     divergences,
 )
 from convert.report import check_markdown, check_table, fitting_name
-from convert.word_errors import word_error_rate, word_errors
 from mlx_speech import load, load_audio, transcribe
 from mlx_speech.errors import AudioError, UnsupportedOptionError
 from mlx_speech.transcription.pipeline import prepare
+from mlx_speech.transcription.word_errors import word_error_rate, word_errors
 
 GATE = find_recording("synthetic/flite_08.flac")
 

@@ -15,10 +15,10 @@ from conversions import all_tensors, logits, same, tensors
 from pytorch_files import save_pytorch_bin
 
 from convert import convert
-from convert.word_errors import word_errors
 from mlx_speech import InputError, MlxSpeechError, __version__, load, transcribe
 from mlx_speech.checkpoint.quantization import resolve_quantization
 from mlx_speech.loading import load_model
+from mlx_speech.transcription.word_errors import word_errors
 
 FAMILIES = [TINY, TINY_S2T, *sorted(DECODERS.iterdir())]
 RECORDING = "synthetic/flite_08.flac"

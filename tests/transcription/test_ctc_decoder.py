@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from conftest import DATA, chunks_of, find_recording
 
-from convert.word_errors import word_errors
 from mlx_speech import (
     InputError,
     UnsupportedOptionError,
@@ -27,6 +26,7 @@ from mlx_speech.transcription.chunks import ChunkOptions
 from mlx_speech.transcription.ctc import CTCVocabulary
 from mlx_speech.transcription.ctc_text import CTCText
 from mlx_speech.transcription.preparation import speech_family
+from mlx_speech.transcription.word_errors import word_errors
 
 AUDIO = DATA / "audio"
 LONG, GATE = AUDIO / "long.flac", AUDIO / "flite_08.flac"

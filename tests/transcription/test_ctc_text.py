@@ -8,7 +8,6 @@ import mlx.core as mx
 import pytest
 from conftest import DATA, chunks_of, find_recording
 
-from convert.word_errors import word_errors
 from mlx_speech import load_audio
 from mlx_speech.audio import open_recording
 from mlx_speech.models.granite_speech import pooling
@@ -18,6 +17,7 @@ from mlx_speech.transcription.chunks import ChunkOptions
 from mlx_speech.transcription.ctc import CTCVocabulary
 from mlx_speech.transcription.ctc_text import CTCText, bpe_text, character_text
 from mlx_speech.transcription.granite_speech import GraniteSpeechTranscription
+from mlx_speech.transcription.word_errors import word_errors
 
 REFERENCE = json.loads((DATA / "reference" / "tiny_granite_reference.json").read_text())["files"]
 RECORDINGS = sorted(REFERENCE)

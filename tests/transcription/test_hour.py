@@ -14,8 +14,8 @@ import pytest
 import soundfile
 from conftest import DATA, TINY
 
-from convert.word_errors import word_errors
 from mlx_speech import load_audio, transcribe
+from mlx_speech.transcription.word_errors import word_errors
 
 AUDIO = DATA / "audio"
 HOUR = 3600

@@ -16,7 +16,6 @@ from live_audio import CUTS, RATE, pushed, recording, silence, texts
 from small_plus import make_plus
 from sounds import LIVELY, STEADY, colored_noise, sounds
 
-from convert.word_errors import word_errors
 from mlx_speech import (
     AudioError,
     InputError,
@@ -26,6 +25,7 @@ from mlx_speech import (
     transcribe,
 )
 from mlx_speech.transcription.live_turn import LiveTurn
+from mlx_speech.transcription.word_errors import word_errors
 
 
 class TestEvents:

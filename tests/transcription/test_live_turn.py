@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from live_audio import RATE, pushed, recording, silence, texts
 
-from convert.word_errors import word_errors
 from mlx_speech import LiveTranscriber
+from mlx_speech.transcription.word_errors import word_errors
 
 
 def two_sentences(pause: float) -> np.ndarray:

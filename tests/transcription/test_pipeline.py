@@ -13,12 +13,12 @@ import pytest
 from conftest import DATA, chunks_of
 
 import mlx_speech
-from convert.word_errors import word_errors
 from mlx_speech import ContextLengthError, InputError, load_audio, stream_transcribe, transcribe
 from mlx_speech.audio import open_recording
 from mlx_speech.transcription.chunks import ChunkOptions
 from mlx_speech.transcription.ctc import CTCVocabulary
 from mlx_speech.transcription.preparation import speech_family
+from mlx_speech.transcription.word_errors import word_errors
 
 LONG = DATA / "audio" / "long.flac"
 GATE = DATA / "audio" / "flite_08.flac"

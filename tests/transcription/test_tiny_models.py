@@ -17,8 +17,8 @@ import tiny_nar
 from conftest import DATA, edit_json
 
 from convert import convert
-from convert.word_errors import word_errors
 from mlx_speech import Segment, Transcript, load, load_audio, stream_transcribe, transcribe
+from mlx_speech.transcription.word_errors import word_errors
 
 AUDIO = DATA / "audio"
 MANIFEST = map(json.loads, (AUDIO / "manifest.jsonl").read_text().splitlines())

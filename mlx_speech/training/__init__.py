@@ -1,0 +1,1 @@
+"""Fine-tuning a speech model on recordings of one's own, with mlx-lm's trainer."""
