@@ -106,7 +106,7 @@ class TestVoiceChat:
         """The environment of a computer that has one."""
         (tmp_path / "sounddevice.py").write_text(FAKE_MICROPHONE)
         path = os.pathsep.join([str(tmp_path), *sys.path])
-        recordings = f"{AUDIO / 'stereo_44k.wav'}"
+        recordings = f"{AUDIO / 'stereo_44k.flac'}"
         return {"PYTHONPATH": path, "RECORDINGS": recordings}
 
     def test_microphone(self, microphone, tmp_path):
@@ -114,7 +114,7 @@ class TestVoiceChat:
         import numpy as np
         import soundfile
 
-        stereo, rate = soundfile.read(AUDIO / "stereo_44k.wav", dtype="float32")
+        stereo, rate = soundfile.read(AUDIO / "stereo_44k.flac", dtype="float32")
         mono, silent = tmp_path / "mono.wav", tmp_path / "silent.wav"
         soundfile.write(mono, stereo.mean(axis=1), rate)
         soundfile.write(silent, np.zeros(0, np.float32), rate)

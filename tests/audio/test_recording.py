@@ -53,7 +53,7 @@ def long_file(path: Path, minutes: int, rate: int = SAMPLING_RATE) -> Path:
 
 
 class TestSamples:
-    @pytest.mark.parametrize("name", ["flite_08.flac", "stereo_44k.wav", "short.wav"])
+    @pytest.mark.parametrize("name", ["flite_08.flac", "stereo_44k.flac", "short.wav"])
     def test_from_disk_as_from_memory(self, monkeypatch, name):
         expected = load_audio(RECORDINGS / name)
         monkeypatch.setattr(recording_module, "_MEMORY_SAMPLES", 1000)

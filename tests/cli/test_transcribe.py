@@ -55,7 +55,7 @@ def test_standard_input():
 
 
 def test_44_khz_stereo(cli):
-    assert cli(AUDIO / "stereo_44k.wav") == (0, "unlock the back gate\n", "")
+    assert cli(AUDIO / "stereo_44k.flac") == (0, "unlock the back gate\n", "")
 
 
 def test_the_default_model_is_the_librarys(monkeypatch):
