@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from .checkpoint.folder import read_json
-from .checkpoint.hub import resolve_checkpoint, take_hub_options
+from .checkpoint.hub import resolve_adapter, resolve_checkpoint, take_hub_options
 from .errors import CheckpointError
 
 
@@ -128,6 +128,7 @@ def load(
     *,
     revision: str | None = None,
     dtype: mx.Dtype | str | None = None,
+    adapter: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> tuple[Any, Any]:
     """Load a model and what turns text and audio into its inputs.
@@ -137,6 +138,8 @@ def load(
         revision: branch, tag or commit of the repository.
         dtype: floating type to compute in, or its name; see
             `mlx_speech.checkpoint.options.LoadingOptions`.
+        adapter: folder or repository of a LoRA adapter in peft's format, which is put over the
+            model, and over the checkpoint's own adapter; it is on and off with that.
         progress: show a progress bar while downloading, on standard error.
 
     Returns:
@@ -144,11 +147,14 @@ def load(
 
     Raises:
         HubError: the repository cannot be had.
-        CheckpointError: the folder is incomplete, malformed, or of an unsupported kind.
+        CheckpointError: the folder is incomplete, malformed, or of an unsupported kind; the adapter
+            is, or is for another model.
         InputError: there is no such type.
     """
     folder = resolve_checkpoint(path_or_repo, revision=revision, progress=progress)
-    model = load_model(folder, dtype=dtype)
+    if adapter is not None:
+        adapter = resolve_adapter(adapter, progress=progress)
+    model = load_model(folder, dtype=dtype, adapter=adapter)
     row = architecture(model.config.model_type)
     return model, row.processor_class.from_pretrained(folder, name=str(path_or_repo))
 

@@ -76,6 +76,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def write_json(file: Path, data: dict[str, Any]) -> None:
+    """Write a JSON file as transformers does, for people to read."""
+    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def weight_files(folder: Path, held: set[str] | None = None, name: str = "") -> list[str]:
     """Name the files of a model's own weights: safetensors wherever there are any, else PyTorch's.
 

@@ -65,7 +65,7 @@ _OWN_CODE = "no code but this package's is run"
 # what it takes as well, and there is not here, unless it asks for nothing; and what to do instead
 _NOT_HERE = {
     "_from_auto": _OWN_CODE,
-    "adapter_kwargs": "an adapter is read with its model",
+    "adapter_kwargs": "say adapter",
     "code_revision": _OWN_CODE,
     "device_mesh": _ONE_DEVICE,
     "distributed_config": _ONE_DEVICE,
@@ -143,9 +143,50 @@ def resolve_checkpoint(
         HubError: the repository or revision does not exist, is private or gated, the Hub cannot
             be reached and the cache is incomplete, or the download cannot be finished or stored.
     """
+    name, local = _local_folder(path_or_repo, options, "a model")
+    if local is not None:
+        return local
+    folder = _download(name, (*SMALL_FILES, *also), progress, options)
+    if weights:
+        _fetch_weights(name, folder, progress, options)
+    return folder
+
+
+def resolve_adapter(
+    path_or_repo: str | os.PathLike, *, progress: bool = True, **options: Unpack[HubOptions]
+) -> Path:
+    """Return the folder of an adapter, downloading its two files if need be; see
+    `resolve_checkpoint`.
+
+    Raises:
+        CheckpointError: there is no such folder, or the repository holds no adapter.
+        HubError: the repository cannot be had.
+    """
+    name, local = _local_folder(path_or_repo, options, "an adapter")
+    if local is not None:
+        return local
+    folder = _download(name, (ADAPTER_CONFIG, ADAPTER_WEIGHTS), progress, options)
+    if missing := _missing(folder, [ADAPTER_CONFIG, ADAPTER_WEIGHTS]):
+        if _listing(name, folder.name, options.get("cache_dir")) is None:
+            raise HubError(f"{name}: {_lacks(missing)}: run again with a connection")
+        raise CheckpointError(f"{name} is no adapter of peft: it holds no {missing[0]}")
+    return folder
+
+
+def _local_folder(
+    path_or_repo: str | os.PathLike, options: HubOptions, what: str
+) -> tuple[str, Path | None]:
+    """What is given as text, and if that is a folder the folder; else it is a repository's name.
+
+    Args:
+        what: is given.
+
+    Raises:
+        CheckpointError: it is neither, or a folder with a revision.
+    """
     if not isinstance(path_or_repo, str | os.PathLike):
         kind = type(path_or_repo).__name__
-        raise CheckpointError(f"a model is named by text or a path, but a {kind} was given")
+        raise CheckpointError(f"{what} is named by text or a path, but a {kind} was given")
     name, revision = os.fspath(path_or_repo), options.get("revision")
     path = os.path.expanduser(name)
     if os.path.isdir(path):
@@ -154,7 +195,7 @@ def resolve_checkpoint(
                 f"{name} is a folder, and a folder has no revisions: leave out revision "
                 f"{revision!r}, or give a Hub repository as owner/name"
             )
-        return Path(path)
+        return name, Path(path)
     if os.path.exists(path):
         parent = os.path.dirname(path) or "."
         raise CheckpointError(f"{name} is a file: give the folder that holds it, {parent}")
@@ -165,10 +206,7 @@ def resolve_checkpoint(
         )
     if problem := repo_id_problem(name):
         raise CheckpointError(f"there is no folder {name!r} here, and {problem}")
-    folder = _download(name, (*SMALL_FILES, *also), progress, options)
-    if weights:
-        _fetch_weights(name, folder, progress, options)
-    return folder
+    return name, None
 
 
 def repo_id_problem(name: str) -> str | None:

@@ -5,7 +5,6 @@ quantized model, so that it is written as it is in memory.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,10 +15,11 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..generation.config import GenerationConfig
-from ..layers.lora import LoRALinear
-from .folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
+from ..layers.lora import base_name
+from .adapter_saving import write_adapter_of
+from .folder import read_json, write_json
 from .quantization import config_entries
-from .shards import ShardWriter, TensorSpec, save_tensors
+from .shards import ShardWriter, TensorSpec
 
 #: where MLX and mlx-lm look for how a model is quantized, and where transformers and the Hub do
 QUANTIZATION = ("quantization", "quantization_config")
@@ -37,13 +37,13 @@ def write_model(model: Any, folder: Path, max_shard_size: int | str) -> None:
         OSError: the folder cannot be written to, or the disk is full.
     """
     settings: dict[str, dict[str, Any] | None] = {
-        path.removesuffix(".base"): {name: getattr(module, name) for name in _SETTINGS}
+        name: {setting: getattr(module, setting) for setting in _SETTINGS}
         for path, module in model.named_modules()
-        if "scales" in module
+        if "scales" in module and (name := base_name(path)) is not None
     }
     _write_weights(model, folder, max_shard_size, quantized=bool(settings))
     config = model.config.to_diff_dict() | {"architectures": [type(model).__name__]}
-    adapted = _write_adapter(model, folder)
+    adapted = write_adapter_of(model, folder)
     if "has_lora_adapter" in config:
         config["has_lora_adapter"] = adapted
     if model.generation_inputs:
@@ -87,11 +87,6 @@ def saved_config(
     return config
 
 
-def write_json(file: Path, data: dict[str, Any]) -> None:
-    """Write a JSON file as transformers does, for people to read."""
-    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def module_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[str]]]:
     """Modules that have tensors of their own: name, module, names of the tensors in it."""
     modules = dict(model.named_modules())
@@ -108,8 +103,9 @@ def _write_weights(model: Any, folder: Path, max_shard_size: int | str, quantize
 
     def by_module() -> Iterator[dict[str, mx.array]]:
         for path, module, names in module_tensors(model):
-            if not isinstance(module, LoRALinear):
-                arrays = {f"{path.removesuffix('.base')}.{name}": module[name] for name in names}
+            tensors = {base_name(f"{path}.{name}"): module[name] for name in names}
+            arrays = {name: value for name, value in tensors.items() if name is not None}
+            if arrays:
                 yield arrays if quantized else model.to_checkpoint(arrays, model.config)
 
     specs = [TensorSpec.of(*item) for arrays in by_module() for item in arrays.items()]
@@ -120,22 +116,6 @@ def _write_weights(model: Any, folder: Path, max_shard_size: int | str, quantize
             for name, array in arrays.items():
                 writer.write(name, array)
         writer.finish()
-
-
-def _write_adapter(model: Any, folder: Path) -> bool:
-    """Under the names that it was read by, which its configuration is about; says whether there is
-    one."""
-    layers = [module for module in model.modules() if isinstance(module, LoRALinear)]
-    if layers:
-        pairs = {layer.name: {"A": layer.lora_a, "B": layer.lora_b} for layer in layers}
-        tensors = {
-            f"base_model.model.{name}.lora_{part}.weight": array
-            for name, pair in pairs.items()
-            for part, array in pair.items()
-        }
-        save_tensors(folder / ADAPTER_WEIGHTS, tensors, "pt")
-        write_json(folder / ADAPTER_CONFIG, layers[0].adapter.stored)
-    return bool(layers)
 
 
 def _generation_config(model: Any, config: dict[str, Any]) -> dict[str, Any]:

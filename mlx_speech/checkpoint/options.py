@@ -35,6 +35,7 @@ class LoadingOptions:
         too, but on a CPU float32, which is where half precision saves no time.
     quantization_config: quantize the model as it is loaded; see
         `mlx_speech.checkpoint.quantization.requested_quantization`.
+    adapter: folder of an adapter that is put over the model, and over the checkpoint's own.
     ignore_mismatched_sizes: have new tensors, drawn at random, where the checkpoint's have another
         shape, such as those of a head for other labels.
 
@@ -44,6 +45,7 @@ class LoadingOptions:
 
     dtype: Any = None
     quantization_config: Any = None
+    adapter: Any = None
     ignore_mismatched_sizes: bool = False
 
     def __post_init__(self):

@@ -107,10 +107,14 @@ class Quantization:
         Raises:
             InputError: the predicate gives what MLX cannot do.
         """
+        from ..layers.lora import base_name
+
         if not hasattr(module, "to_quantized"):
             return None
-        # in a loaded model, an adapted layer lies in its adapter
-        path = path.removesuffix(".base")
+        # in a loaded model, an adapted layer lies in its adapter, which keeps its own type
+        if (name := base_name(path)) is None:
+            return None
+        path = name
         if self.predicate is None:
             return None if skip_reason(path, module) else self._settings(self._bits(path))
         answer = self.predicate(path, module)

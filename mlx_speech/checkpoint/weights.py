@@ -12,7 +12,8 @@ from mlx.utils import tree_flatten, tree_map
 
 from ..errors import CheckpointError
 from ..generation.config import GenerationConfig
-from ..layers.lora import AdaptableModel, LoraConfig, apply_adapter
+from ..layers.lora_config import LoraConfig
+from .adapters import AdaptableModel, apply_adapter, has_adapter
 from .elements import type_name
 from .float8 import apply_scales
 from .folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NO_WEIGHTS, printable, read_json, weight_files
@@ -47,6 +48,7 @@ class CheckpointModel(AdaptableModel, Protocol):
     def eval(self) -> Any: ...
 
 
+_MLX_LM_ADAPTER = "adapters.safetensors"
 #: how names of the tensors of heads begin; the rest of a model is the same with any of them
 HEADS = ("lm_head.", "score.", "qa_outputs.")
 
@@ -59,7 +61,7 @@ def load_weights(
     model_class: type[T],
     options: LoadingOptions = LoadingOptions(),  # noqa: B008  # it is frozen
 ) -> T:
-    """A folder's model in evaluation mode, its adapter over it, with all its tensors read.
+    """A folder's model in evaluation mode, adapters over it, with all its tensors read.
 
     Args:
         config: the folder's config.json.
@@ -78,6 +80,8 @@ def load_weights(
     if options.quantization_config is not None:
         quantize_as_requested(model, options.quantization_config)
     attach_adapter(model, folder, dtype)
+    if options.adapter is not None:
+        load_adapter(model, options.adapter, dtype)
     model.eval()
     # reads the files, one tensor after the other: what is not needed in its stored type any more
     # is freed before the next one is read
@@ -295,17 +299,31 @@ def attach_adapter(model: nn.Module, folder: Path, dtype: mx.Dtype) -> None:
         )
 
 
-def load_adapter(model: nn.Module, folder: Path, dtype: mx.Dtype) -> None:
-    """Put the LoRA adapter of a checkpoint folder over a loaded model.
+def load_adapter(model: Any, folder: Path, dtype: mx.Dtype) -> None:
+    """Put the adapter of a folder over a loaded model, or over the adapter that is over it.
 
     Raises:
         CheckpointError: the adapter is incomplete, of another kind, or made for another model.
     """
-    config = LoraConfig.from_dict(read_json(folder, ADAPTER_CONFIG))
+    if not (folder / ADAPTER_CONFIG).exists():
+        raise CheckpointError(f"{folder}: no {ADAPTER_CONFIG} here, so this holds no adapter")
+    if not (folder / ADAPTER_WEIGHTS).exists() and (folder / _MLX_LM_ADAPTER).exists():
+        kind = f"an adapter of mlx-lm's own kind, in {_MLX_LM_ADAPTER}"
+        raise CheckpointError(f"{folder}: {kind}; only those in peft's {ADAPTER_WEIGHTS} are read")
+    stored = read_json(folder, ADAPTER_CONFIG)
     # peft saves with this prefix, transformers without it
     weights = {
         name.removeprefix("base_model.model."): value
         for name, value in read_safetensors(folder / ADAPTER_WEIGHTS).items()
     }
-    check_types(weights, folder)
-    apply_adapter(model, config, weights, dtype)
+    computed = (name for name in model.computed_tensors if "lora" not in name)
+    check_types(weights, folder, tuple(computed))
+    first = not has_adapter(model)
+    try:
+        config = LoraConfig.from_dict(stored)
+        apply_adapter(model, config, weights, dtype)
+    except CheckpointError as error:
+        base = stored.get("base_model_name_or_path")
+        made = f"; it was made for {base}" if isinstance(base, str) and base else ""
+        raise CheckpointError(f"{folder}: {error}{made}") from error
+    model.adapter_config = config if first else None

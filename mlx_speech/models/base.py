@@ -1,6 +1,7 @@
 """What every model class offers beside its own call: loading, sizes, generation."""
 
 import warnings
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -10,7 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..checkpoint.folder import ADAPTER_CONFIG, SEPARATE_WEIGHTS, read_json
-from ..checkpoint.hub import resolve_checkpoint, take_hub_options
+from ..checkpoint.hub import resolve_adapter, resolve_checkpoint, take_hub_options
 from ..checkpoint.model_files import QUANTIZATION, write_model
 from ..checkpoint.options import LoadingOptions, floating_dtype, is_device
 from ..checkpoint.saving import Saveable
@@ -22,6 +23,7 @@ from ..generation import GenerationConfig, generate
 from ..generation.api import prefill
 from ..generation.checks import padding_mask
 from ..generation.config import Count
+from ..layers.lora_config import LoraConfig
 from ..layers.token_ids import check_array, check_token_ids
 from .config import PretrainedConfig, initial_std
 
@@ -48,6 +50,8 @@ class PretrainedModel(Saveable, nn.Module):
         tied_head: how the head's names begin, which may be stored though it is tied to the
             embeddings; None if there is none.
         tied_embeddings: how the names of those begin.
+        adapter_config: of the one adapter that was read and is over it; None if there is none, or
+            another over the first.
         folder: where the checkpoint lies; in the Hub's cache it is named after the commit.
     """
 
@@ -67,6 +71,7 @@ class PretrainedModel(Saveable, nn.Module):
     tied_embeddings: ClassVar[str] = "model.embed_tokens."
 
     config: Any
+    adapter_config: LoraConfig | None = None
     folder: Path | None = None
     _generation_config: GenerationConfig | None = None
 
@@ -86,8 +91,9 @@ class PretrainedModel(Saveable, nn.Module):
             pretrained_model_name_or_path: a folder in the Hugging Face layout, or a repository id
                 `owner/name`.
             config: a configuration, or where one is, in place of the checkpoint's.
-            options: of `HubOptions`, such as `revision`; of `LoadingOptions`, such as `dtype`; and
-                fields of the configuration that are to have other values, such as `num_labels`.
+            options: of `HubOptions`, such as `revision`; of `LoadingOptions`, such as `dtype` and
+                `adapter`, which may be a repository, too, in its default branch; and fields of the
+                configuration that are to have other values, such as `num_labels`.
                 `device_map` and `attn_implementation` may say what is so in any case.
 
         Raises:
@@ -98,6 +104,9 @@ class PretrainedModel(Saveable, nn.Module):
         """
         hub, loading = take_hub_options(options), LoadingOptions.take(options)
         folder = resolve_checkpoint(pretrained_model_name_or_path, **hub)
+        if loading.adapter is not None:
+            hub.pop("revision", None)  # of the checkpoint
+            loading = replace(loading, adapter=resolve_adapter(loading.adapter, **hub))
         stored = read_json(folder)
         model_type = stored.get("model_type")
         for candidate in (cls, *cls.__subclasses__()):
@@ -124,7 +133,8 @@ class PretrainedModel(Saveable, nn.Module):
 
     @staticmethod
     def checkpoint_names(name: str) -> tuple[str, ...]:
-        """What checkpoints call a tensor or module, in each layout: the inverse of `rename`."""
+        """What checkpoints call a tensor or module, in each layout: the inverse of `rename`. The
+        last is transformers' own, in memory."""
         return (name,)
 
     @classmethod

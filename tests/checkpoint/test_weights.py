@@ -155,7 +155,7 @@ class TestStrictness:
             (lambda w: {k: v for k, v in w.items() if "layers.1.self_attn.v_proj.lora_B" not in k},
              r"layers\.1\.self_attn\.v_proj lacks"),
             (lambda w: {k: v[:, :-1] for k, v in w.items()}, "has shapes"),
-            (lambda w: {**w, "weight": mx.zeros(3)}, "unexpected tensor weight"),
+            (lambda w: {**w, "weight": mx.zeros(3)}, "the adapter may have: weight"),
         ],
     )  # fmt: skip
     def test_bad_adapter_tensors(self, tiny_copy, damage, message):
@@ -193,7 +193,7 @@ class TestStrictness:
         load(tiny_copy)
         edit_json(tiny_copy / "adapter_config.json", layers_to_transform=None)
         edit_json(tiny_copy / "adapter_config.json", **targets)
-        with pytest.raises(CheckpointError, match=f"^adapter_model.safetensors: {message}"):
+        with pytest.raises(CheckpointError, match=f": adapter_model.safetensors: {message}"):
             load(tiny_copy)
 
     def test_adapter_of_no_modules(self, tiny_copy):
@@ -221,7 +221,7 @@ class TestStrictness:
     )
     def test_damaged_adapter_config(self, tiny_copy, change):
         edit_json(tiny_copy / "adapter_config.json", **change)
-        with pytest.raises(CheckpointError, match=r"^adapter_config\.json: [^\n]+$"):
+        with pytest.raises(CheckpointError, match=r": adapter_config\.json: [^\n]+$"):
             load(tiny_copy)
 
     @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from ...errors import CheckpointError, InputError
 from ...fields import fitted
 from ...generation import GenerationConfig
 from ...layers.cache import CACHE_OPTIONS, KVCache, LeftPadding
-from ...layers.lora import use_adapter
+from ...layers.lora import adapter_in_use, use_adapter
 from ...layers.model_output import can_return_tuple
 from ...layers.token_ids import as_mlx, check_array, check_token_ids
 from ..base import PretrainedModel
@@ -105,9 +105,11 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         feature_lengths: mx.array | None = None,
         **options: bool | None,
     ) -> AudioFeatures:
-        """The audio as the decoder gets it, in `pooler_output`; arguments as in the encoder."""
-        encoded = self.encoder(input_features, feature_lengths, return_dict=True, **options)
-        encoded["pooler_output"] = self.projector(encoded.last_hidden_state)
+        """The audio as the decoder gets it, in `pooler_output`, with the adapter on unless
+        `use_adapter` says that it is off; arguments as in the encoder."""
+        with use_adapter(adapter_in_use(default=True)):
+            encoded = self.encoder(input_features, feature_lengths, return_dict=True, **options)
+            encoded["pooler_output"] = self.projector(encoded.last_hidden_state)
         return AudioFeatures(**encoded)
 
     def audio_stages(self, input_features: mx.array) -> Iterator[tuple[str, mx.array]]:
@@ -133,7 +135,7 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
         return "out_llm" in self.encoder
 
     def bpe_logits(self, hidden_states: mx.array, non_blank: mx.array) -> mx.array:
-        """What the BPE head says to frames that it pools.
+        """What the BPE head says to frames that it pools, with the adapter on.
 
         Args:
             hidden_states: (batch, frames, output size) of the encoder.
@@ -143,7 +145,8 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
             (batch, frames / 4, labels), a last group of fewer than four frames included.
         """
         frames = hidden_states[..., -self.config.encoder_config.hidden_dim :]
-        return self.encoder.out_llm(pool_frames(frames, non_blank))
+        with use_adapter(True):
+            return self.encoder.out_llm(pool_frames(frames, non_blank))
 
     def project(self, hidden_states: mx.array) -> mx.array:
         """What the projector makes of encoder frames, with the adapter on; shapes as there."""
@@ -394,12 +397,12 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
 
     @staticmethod
     def checkpoint_names(name: str) -> tuple[str, ...]:
-        """The name in each of the three layouts; see `rename`."""
+        """The name in each of the three layouts, that in memory as the last; see `rename`."""
         inner = name.removeprefix("language_model.")
         if inner == name:  # encoder and projector
-            return name, f"model.{name}", name
+            return name, name, f"model.{name}"
         in_memory = re.sub(r"^model\.", "model.language_model.", inner)
-        return name, in_memory, f"language_model.model.{inner}"
+        return name, f"language_model.model.{inner}", in_memory
 
     @classmethod
     def sanitize(cls, weights: dict[str, mx.array], config) -> dict[str, mx.array]:
