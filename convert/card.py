@@ -124,11 +124,24 @@ def _weights(conversion: Conversion, adapted: bool) -> list[str]:
             "The LoRA adapter lies beside the weights as it was, and is on where there is audio."
         )
     if conversion.fused_adapter is not None:
-        paragraphs.append(
+        paragraphs.append(_fused(conversion.fused_adapter))
+    return paragraphs
+
+
+def _fused(adapter: dict[str, Any]) -> str:
+    """Whose low-rank terms and whole modules are in the weights."""
+    if "name" not in adapter:
+        return (
             "The LoRA adapter is part of the weights: this model transcribes and translates as the "
             "original does, but does not answer texts as the original does with its adapter off."
         )
-    return paragraphs
+    own = ", over the original's own adapter" if "over" in adapter else ""
+    whole = ", ".join(f"`{name}`" for name in adapter.get("modules_to_save") or ())
+    replaced = f" Modules that it replaces as a whole: {whole}." if whole else ""
+    return (
+        f"The adapter `{adapter['name']}` is part of the weights{own}: this model transcribes and "
+        f"translates as the original does with it on.{replaced}"
+    )
 
 
 def _stored(part: Plan) -> str:

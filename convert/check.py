@@ -145,6 +145,7 @@ def check(
     recordings: Sequence[str | os.PathLike] = (),
     *,
     revision: str | None = None,
+    adapter: str | os.PathLike | None = None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> list[CheckReport]:
     """Run a checkpoint and conversions of it over recordings, and measure how far apart they are.
@@ -154,6 +155,7 @@ def check(
         converted: folders of what became of them.
         recordings: files to transcribe; by default the bundled ones.
         revision: of the original's repository.
+        adapter: that was put over the original before it was converted.
         progress: told what is done next.
 
     Returns:
@@ -169,7 +171,7 @@ def check(
     check_recordings(original, files, revision)
     with tempfile.TemporaryDirectory(prefix="mlx-speech-check-") as scratch:
         stems = [Path(scratch, f"{number}-") for number in range(len(files))]
-        runner = ModelRunner(original, revision, progress)
+        runner = ModelRunner(original, revision, progress, adapter)
         size_before = runner.loaded
         references = [runner.record(file, stem) for file, stem in zip(files, stems, strict=True)]
         reports = []
@@ -204,13 +206,17 @@ class ModelRunner:
     """A checkpoint, loaded, run over recordings."""
 
     def __init__(
-        self, source: str | os.PathLike, revision: str | None, progress: Callable[[str], None]
+        self,
+        source: str | os.PathLike,
+        revision: str | None,
+        progress: Callable[[str], None],
+        adapter: str | os.PathLike | None = None,
     ):
         folder = resolve_checkpoint(source, revision=revision)
         self._progress = lambda doing: progress(f"{os.fspath(source)}: {doing}")
         self._progress("loading")
         start_s = time.perf_counter()
-        self._model = load(folder)
+        self._model = load(folder, adapter=adapter)
         self.loaded = Loaded(weights_size(folder), time.perf_counter() - start_s)
 
     def record(self, file: Path, stem: Path) -> tuple[str, list[ReferenceSegment]]:

@@ -69,6 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
         "the model cannot chat without it any more"
     )
     add("--fuse-adapter", action="store_true", help=text)
+    text = "folder or repository of a further adapter, in peft's format, for --fuse-adapter"
+    add("--adapter", metavar="PATH", help=text)
     add_publish_options(parser)
     add_console_options(parser)
     return parser
@@ -102,6 +104,8 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
             parser.error("--q-mode goes with -q")
     if args.q_bits is not None and args.quant_predicate is not None:
         parser.error("--quant-predicate says how many bits; leave out --q-bits")
+    if args.adapter is not None and not args.fuse_adapter:
+        parser.error("--adapter goes with --fuse-adapter, which adds it to the weights")
     check_publish_usage(parser, args)
 
 

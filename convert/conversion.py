@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_speech.checkpoint.hub import resolve_adapter
 from mlx_speech.checkpoint.model_files import module_tensors, saved_config, write_json
 from mlx_speech.checkpoint.quantization import Quantization, resolve_quantization, skip_reason
 from mlx_speech.checkpoint.shards import ShardWriter, TensorSpec
@@ -41,6 +42,7 @@ def convert(
     dtype: str | None = None,
     dequantize: bool = False,
     fuse_adapter: bool = False,
+    adapter: str | os.PathLike | None = None,
     revision: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -67,6 +69,8 @@ def convert(
             anew.
         fuse_adapter: add the LoRA adapter to the weights, before quantizing. The result transcribes
             as with the adapter; its text decoder alone is not the original's any more.
+        adapter: with `fuse_adapter`, folder or repository of an adapter that is put over the
+            checkpoint's own, if there is one; its whole modules replace those of the checkpoint.
         revision: branch, tag or commit of the repository.
         overwrite: replace conversions that are at `mlx_path`; never what something else wrote.
         dry_run: plan only; write nothing, and of a repository's safetensors fetch only headers.
@@ -87,6 +91,8 @@ def convert(
     if how and not quantize:
         text = "{q_bits}, {q_group_size}, {q_mode} and {quant_predicate} need {quantize}"
         raise InputError.about(text)
+    if adapter is not None and not fuse_adapter:
+        raise InputError.about("{adapter} goes with {fuse_adapter}, which adds it to the weights")
     if not several or len(set(several)) < len(several):
         raise InputError.must_be("q_bits", list(several), "different numbers")
     mlx_path = Path(os.path.expanduser(mlx_path))
@@ -103,10 +109,12 @@ def convert(
     for target in targets:
         check_target(target, path_or_repo, overwrite)
     source = Source.find(path_or_repo, revision, values=not dry_run, progress=progress)
+    further = None if adapter is None else resolve_adapter(adapter, progress=progress)
     asked: dict[str, Any] = {"group_size": q_group_size, "mode": q_mode, "recipe": quant_predicate}
     with writing(mlx_path, source.folder), ExitStack() as stack:
         stage = stack.enter_context(source.as_safetensors(None if dry_run else mlx_path))
-        opened = open_model(stage, source.config, quantize, dequantize, dtype, fuse_adapter)
+        before = quantize, dequantize, dtype, fuse_adapter, further
+        opened = open_model(stage, source.config, *before)
         results = []
         for bits, target in zip(several, targets, strict=True):
             plan = resolve_quantization(opened.model, bits=bits, **asked) if quantize else None

@@ -109,7 +109,8 @@ class Conversion:
     recipe: name of the recipe, `"custom"` for a predicate, None where there was neither.
     dtype: type of what is not quantized, as in config.json: `"bfloat16"` and so on.
     source: the repository (`owner/name`), or the name of the folder, that it was made from.
-    fused_adapter: `r`, `lora_alpha` and `target_modules` of the adapter that is in the weights.
+    fused_adapter: `r`, `lora_alpha`, `target_modules` and `modules_to_save` of the adapter that is
+        in the weights; of a further one also its `name`, and `over` which adapter it was put.
     """
 
     folder: Path

@@ -102,8 +102,8 @@ def publish(args: argparse.Namespace, console: Console, results: list[Conversion
         from .check import check
 
         folders = [result.folder for result in results]
-        options = {"revision": args.revision, "progress": console.detail}
-        reports = check(args.model, folders, args.check, **options)
+        options = {"revision": args.revision, "adapter": args.adapter}
+        reports = check(args.model, folders, args.check, **options, progress=console.detail)
     source = resolve_checkpoint(
         args.model, revision=args.revision, weights=False, also=("README.md",), progress=False
     )

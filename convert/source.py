@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_speech.checkpoint.adapters import fuse_adapters, has_adapter, remove_adapters
 from mlx_speech.checkpoint.folder import SMALL_FILES, is_apple_double, read_json, weight_files
 from mlx_speech.checkpoint.hub import resolve_checkpoint, weight_headers
 from mlx_speech.checkpoint.pytorch import read_pytorch_bin
@@ -27,10 +28,10 @@ from mlx_speech.checkpoint.weights import (
     cast,
     checkpoint_dtype,
     lazy_model,
+    load_adapter,
 )
 from mlx_speech.errors import CheckpointError, InputError, MlxSpeechError
 from mlx_speech.files import hidden_folder
-from mlx_speech.layers.lora import LoRALinear
 from mlx_speech.loading import model_class
 from mlx_speech.models.base import PretrainedModel
 
@@ -68,9 +69,7 @@ class Source:
             path_or_repo, revision=revision, weights=values, also=also, progress=progress
         )
         headers = {} if values else weight_headers(path_or_repo, folder, progress)
-        cached = re.search(r"models--(.+)--(.+?)/snapshots/", f"{folder.resolve()}/")
-        name = f"{cached[1]}/{cached[2]}" if cached else folder.resolve().name
-        return cls(folder, name, read_json(folder), headers)
+        return cls(folder, name_of(folder), read_json(folder), headers)
 
     @contextmanager
     def as_safetensors(self, beside: Path | None) -> Iterator[Path]:
@@ -110,13 +109,19 @@ class Source:
                 shutil.copyfile(file, copy)
 
 
+def name_of(folder: Path) -> str:
+    """Of the repository that a folder in the Hub's cache is of, or else of the folder."""
+    cached = re.search(r"models--(.+)--(.+?)/snapshots/", f"{folder.resolve()}/")
+    return f"{cached[1]}/{cached[2]}" if cached else folder.resolve().name
+
+
 @dataclass
 class OpenModel:
     """A source's model, ready to be written module by module; tensors are read when evaluated.
 
     dtype: name of the type that is not quantized.
     stored: bytes of each module's tensors in the source.
-    fused_adapter: what adapter_config.json says of the adapter that is in the weights now.
+    fused_adapter: of the adapter that is in the weights now, see `Conversion`.
     """
 
     model: PretrainedModel
@@ -132,8 +137,12 @@ def open_model(
     dequantized: bool,
     dtype: str | None,
     fuse_adapter: bool,
+    further: Path | None,
 ) -> OpenModel:
     """A folder's model with what comes before quantizing done to it, as far as asked.
+
+    Args:
+        further: an adapter to be fused as well, over that of the folder.
 
     Raises:
         CheckpointError: it is no whole model, or it is quantized and asked for what cannot be done
@@ -155,20 +164,18 @@ def open_model(
     if dequantized:
         dequantize(model, chosen)
     attach_adapter(model, folder, mx.float32)
-    adapted = [(p, m) for p, m in model.named_modules() if isinstance(m, LoRALinear)]
-    if fuse_adapter and not adapted:
+    if further is not None:
+        load_adapter(model, further, mx.float32)
+    kept = None
+    if not fuse_adapter:
+        remove_adapters(model)
+    elif has_adapter(model):
+        fuse_adapters(model)
+        cast(model, chosen)
+        kept = _fused(folder, further)
+    else:
         text = "{folder}: there is no adapter to fuse; leave out {fuse_adapter}"
         raise InputError.about(text, folder=folder)
-    modules = dict(model.named_modules())
-    for path, layer in adapted:
-        if fuse_adapter:
-            layer.base.weight = fused(layer).astype(chosen)
-        parent, _, name = path.rpartition(".")
-        setattr(modules[parent], name, layer.base)
-    kept = None
-    if fuse_adapter:
-        adapter = read_json(folder, ADAPTER_CONFIG)
-        kept = {name: adapter.get(name) for name in ("r", "lora_alpha", "target_modules")}
     return OpenModel(model, str(chosen).rpartition(".")[2], stored, kept)
 
 
@@ -196,7 +203,13 @@ def _check_quantized(
         raise CheckpointError.about(text, folder=folder)
 
 
-def fused(layer: LoRALinear) -> mx.array:
-    """The weights of an adapted layer that do what it does, in float32."""
-    delta = layer.scale * (layer.lora_b @ layer.lora_a)
-    return layer.base.weight.astype(mx.float32) + delta
+def _fused(folder: Path, further: Path | None) -> dict[str, Any]:
+    """What config.json says of adapters that are in the weights, see `Conversion`."""
+    fields = ("r", "lora_alpha", "target_modules", "modules_to_save")
+    told: dict[str, Any] = {}
+    for place in filter(None, (folder, further)):
+        stored = read_json(place, ADAPTER_CONFIG, required=False)
+        under = {"over": told} if told else {}
+        about = {name: stored[name] for name in fields if stored.get(name) is not None}
+        told = about | under | ({"name": name_of(place)} if place == further else {})
+    return told

@@ -248,16 +248,16 @@ def plain_copy(module: nn.Module, dtype: mx.Dtype) -> nn.Module:
     holder = nn.Module()
     holder.module = copy.deepcopy(module)
     dequantize(holder, dtype)
-    fuse_adapter(holder)
+    fuse_adapters(holder)
     return holder.module
 
 
-def fuse_adapter(model: nn.Module) -> None:
+def fuse_adapters(model: nn.Module) -> None:
     """Have what an adapter does in the weights of layers, which are not quantized."""
     _unwrap(model, on=True)
 
 
-def remove_adapter(model: nn.Module) -> None:
+def remove_adapters(model: nn.Module) -> None:
     """Have the base alone."""
     _unwrap(model, on=False)
 

@@ -75,6 +75,7 @@ _COMPILER_FOLDER = (
 #: options of the command lines for text, some of which the others have as well (see `add_table`)
 _OPTIONS: dict[str, Any] = {
     "--revision": {"help": "branch, tag or commit of the repository"},
+    "--adapter PATH": "folder or repository of a LoRA adapter in peft's format, put over the model",
     "-p --prompt TEXT": "what to answer; - or nothing reads it from standard input",
     "--system-prompt TEXT": "what the model is told before all else",
     "--ignore-chat-template": "continue the text itself, instead of answering it as a message",
@@ -146,11 +147,11 @@ def add_options(group: Options, *names: str, **changes: Any) -> None:
 
 
 def add_model_options(parser: Options, default: str) -> None:
-    """`--model` and `--revision`."""
+    """`--model`, `--revision` and `--adapter`."""
     text = f"folder or repository (default: $MLX_SPEECH_MODEL, else {default})"
     default = os.environ.get("MLX_SPEECH_MODEL") or default
     add_table(parser, {"--model MODEL": text}, default=default)
-    add_options(parser, "--revision")
+    add_options(parser, "--revision", "--adapter")
 
 
 def add_console_options(parser: Options) -> None:
@@ -268,21 +269,25 @@ def print_replies(responses: Generator[GenerationResponse, None, None]) -> Gener
 
 
 def load_named(args: argparse.Namespace, console: Console) -> tuple[Any, Any]:
-    """The model and processor that --model, --revision and --dtype name."""
+    """The model and processor that --model, --revision, --adapter and --dtype name."""
     import mlx.core as mx
 
     from ..loading import load
 
     start = time.perf_counter()
     dtype = args.dtype and getattr(mx, args.dtype)
-    loaded = load(args.model, revision=args.revision, dtype=dtype, progress=not console.quiet)
+    options = {"revision": args.revision, "adapter": args.adapter, "dtype": dtype}
+    loaded = load(args.model, **options, progress=not console.quiet)
     seconds = time.perf_counter() - start
     console.detail(f"{args.model}: loaded in {seconds:.1f} s from {loaded[0].folder}")
     return loaded
 
 
 #: metavar of an argument -> what a shell completes it with
-_COMPLETED = {"AUDIO": "FILE", "FILE": "FILE", "DIR": "DIRECTORY", "MODEL": "DIRECTORY"}
+_COMPLETED = {
+    **dict.fromkeys(("AUDIO", "FILE"), "FILE"),
+    **dict.fromkeys(("DIR", "MODEL", "PATH"), "DIRECTORY"),
+}
 
 
 def add_about_options(parser: Options) -> None:

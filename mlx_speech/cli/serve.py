@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     text += f"(default: $MLX_SPEECH_MODEL, else {common.SPEECH_MODEL})"
     models = group("models")
     add(models, {"--model MODEL": {"help": text, "action": "append", "dest": "models"}})
-    common.add_options(models, "--revision", "--dtype")
+    common.add_options(models, "--revision", "--adapter", "--dtype")
     keep = "give a model up that nobody has used for so many seconds (default: never)"
     add(models, {"--keep-alive S": keep})
     network = {
@@ -92,6 +92,8 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> di
         if name in models:
             raise InputError(f"--model: there would be two called {name!r}")
         models[name] = given
+    if args.adapter is not None and len(models) > 1:
+        raise InputError("--adapter is for one model; leave it out, or all --model but one")
     return models
 
 
@@ -117,8 +119,8 @@ def run(args: argparse.Namespace, console: Console, models: dict[str, str]) -> i
     def loader(name: str) -> tuple[Any, Any]:
         start = time.perf_counter()
         dtype = args.dtype and getattr(mx, args.dtype)
-        options = {"revision": args.revision, "dtype": dtype, "progress": not console.quiet}
-        loaded = load(models[name], **options)
+        options = {"revision": args.revision, "adapter": args.adapter, "dtype": dtype}
+        loaded = load(models[name], **options, progress=not console.quiet)
         console.detail(f"{name}: loaded in {time.perf_counter() - start:.1f} s")
         return loaded
 

@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..checkpoint.quantization import part_of
+from ..layers.lora import SavedModule
 
 #: keys and values of the recording are computed once, not for each token
 _ONCE = re.compile(r"\.encoder_attn\.[kv]_proj\.")
@@ -24,16 +25,17 @@ def weight_bytes(model: nn.Module) -> int:
 def decoding_bytes(model: Any) -> int:
     """Of the weights that one step of decoding reads, however many rows it is for.
 
-    All of the decoder's, the adapter's included, but the rows of the embeddings that it does not
-    look up; where these are the head as well, it needs the whole table. The cache is not among
-    them.
+    All of the decoder's, with the adapter on, but the rows of the embeddings that it does not look
+    up; where these are the head as well, it needs the whole table. The cache is not among them.
     """
+    replaced = tuple(f"{p}.base." for p, m in model.named_modules() if isinstance(m, SavedModule))
     tied = model.get_output_embeddings() is model.get_input_embeddings()
     return sum(
         value.nbytes
         for name, value in tree_flatten(model.parameters())
         if part_of(name) == "decoder"
         and not _ONCE.search(name)
+        and not name.startswith(replaced)
         and (tied or not name.startswith(model.tied_embeddings))
     )
 
