@@ -77,7 +77,7 @@ def apply_adapter(
     for name in saved:
         path, module = modules[name]
         trained = _trained(name, module, tensors[name], dtype)
-        base = module.base if isinstance(module, SavedModule) else module
+        base = _unwrapped(module, on=False)
         replace_module(model, path, SavedModule(base, trained, model.adapter_by_default))
 
 
@@ -248,8 +248,7 @@ def plain_copy(module: nn.Module, dtype: mx.Dtype) -> nn.Module:
     holder = nn.Module()
     holder.module = copy.deepcopy(module)
     dequantize(holder, dtype)
-    fuse_adapters(holder)
-    return holder.module
+    return _unwrapped(holder.module, on=True)
 
 
 def fuse_adapters(model: nn.Module) -> None:
@@ -260,6 +259,14 @@ def fuse_adapters(model: nn.Module) -> None:
 def remove_adapters(model: nn.Module) -> None:
     """Have the base alone."""
     _unwrap(model, on=False)
+
+
+def _unwrapped(module: nn.Module, on: bool) -> nn.Module:
+    """A module that may be wrapped itself, without adapters."""
+    holder = nn.Module()
+    holder.module = module
+    _unwrap(holder, on)
+    return holder.module
 
 
 def _unwrap(model: nn.Module, on: bool) -> None:
