@@ -1,8 +1,19 @@
 """Recordings and their texts -> batches of arrays."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
+
+from .augmentation import spec_augment
+from .encoded_audio import AudioEncoder
+from .examples import Example
+
+IGNORED = -100  #: label of what has no loss
+#: lengths are rounded up to multiples, so that a compiled step sees few shapes: tokens as in
+#: mlx-lm, and windows of the projector
+_TOKENS, _WINDOWS = 32, 8
 
 
 class Batch(NamedTuple):
@@ -24,3 +35,149 @@ class Batch(NamedTuple):
     audio: mx.array
     lengths: mx.array
     letters: mx.array
+
+
+class RecordingDataset:
+    """Examples and their audio.
+
+    Args:
+        encoder: gives the audio.
+        processor: of the model.
+        encoded: whether a batch has the encoder's states, and not features.
+        masked: whether features are masked, anew each time (see `spec_augment`).
+
+    Attributes:
+        examples: in the order of their rows; of a recording that is perturbed there are several.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        encoder: AudioEncoder,
+        processor: Any,
+        *,
+        encoded: bool = True,
+        masked: bool = False,
+    ):
+        self.examples = list(examples)
+        self._encoder, self._encoded, self._masked = encoder, encoded, masked
+        self._audio_id, tokenizer = processor.audio_token_id, processor.tokenizer
+        pad = tokenizer.pad_token_id
+        self._pad_id = tokenizer.eos_token_id if pad is None else pad
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+    def num_tokens(self, index: int) -> int:
+        """Of prompt, audio and text."""
+        example = self.examples[index]
+        audio = self._encoder.num_audio_tokens(example.frames)
+        return len(example.prompt_ids) - 1 + audio + len(example.target_ids)
+
+    def fill_cache(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Encode what batches will need, as far as there is room to keep it.
+
+        Args:
+            progress: called with how many recordings are done, and of how many.
+        """
+        if self.caches:
+            self._encoder.fill_cache(self.examples, progress)
+
+    @property
+    def caches(self) -> bool:
+        """Whether what the encoder gives stays the same."""
+        return self._encoded and not self._masked
+
+    def audio(self, index: int, random: np.random.Generator | None = None) -> mx.array:
+        """What a batch has of one example, without padding: (frames, size).
+
+        Args:
+            random: what masks are drawn from, if there are to be some.
+        """
+        example = self.examples[index]
+        if self.caches:
+            return self._encoder.states(example)
+        features = self._encoder.features(example)
+        if self._masked and random is not None:
+            features = spec_augment(features, random)
+        return self._encoder.encode(features) if self._encoded else features
+
+    def batch(self, indices: Sequence[int], random: np.random.Generator | None = None) -> Batch:
+        """Some of the examples; arguments as of `audio`."""
+        audio = [self.audio(index, random) for index in indices]
+        lengths = [len(each) for each in audio]
+        rows = [self._ids(self.examples[i], n) for i, n in zip(indices, lengths, strict=True)]
+        ids, labels, positions = (
+            _padded(column, fill, _TOKENS)
+            for column, fill in zip(
+                zip(*rows, strict=True), (self._pad_id, IGNORED, -1), strict=True
+            )
+        )
+        frames = _rounded_up(max(lengths), _WINDOWS * self._encoder.window_size)
+        stacked = mx.stack([mx.pad(a, [(0, frames - len(a)), (0, 0)]) for a in audio])
+        letters = _padded([self.examples[i].letters for i in indices], IGNORED, _TOKENS)
+        return Batch(ids, labels, positions, stacked, mx.array(lengths), letters)
+
+    def _ids(self, example: Example, frames: int) -> tuple[list[int], list[int], list[int]]:
+        """A row of `input_ids`, `labels` and `audio_positions`."""
+        tokens = self._encoder.num_audio_tokens(frames)
+        at = example.prompt_ids.index(self._audio_id)
+        before, after = example.prompt_ids[:at], example.prompt_ids[at + 1 :]
+        target = example.target_ids
+        ids = [*before, *[self._audio_id] * tokens, *after, *target]
+        labels = [*[IGNORED] * (len(ids) - len(target)), *target]
+        positions = [*[-1] * at, *range(tokens), *[-1] * (len(after) + len(target))]
+        return ids, labels, positions
+
+
+def iterate_batches(
+    dataset: RecordingDataset,
+    batch_size: int,
+    max_seq_length: int,
+    loop: bool = False,
+    seed: int | None = None,
+    comm_group: Any = None,
+    *,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """Batches of recordings of about the same length, as mlx-lm's trainer asks for them.
+
+    Which recordings stand together is always the same; the order of the batches is another in each
+    epoch. All recordings are in one of them: the last is smaller, where they do not come out even.
+
+    Args:
+        max_seq_length: longer examples have been refused already.
+        loop: go on for ever, epoch after epoch.
+        seed: of the order, and of masks; by default 0.
+        comm_group: several processes, each of which gets its share of each batch.
+        start: with `loop`, go on behind so many batches, as if they had been there.
+    """
+    order = sorted(range(len(dataset)), key=dataset.num_tokens)
+    whole = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    rank, size = (0, 1) if comm_group is None else (comm_group.rank(), comm_group.size())
+    # each process has one at least, since all of them wait for each other in each step
+    batches = [batch[rank::size] or batch[:1] for batch in whole]
+    seed, number = seed or 0, start if loop else 0
+    while loop or number < len(batches):
+        epoch, place = divmod(number, len(batches))
+        if place == 0 or number == start:
+            permutation = np.random.default_rng([seed, epoch]).permutation(len(batches))
+        random = np.random.default_rng([seed, number, rank])
+        yield dataset.batch(batches[permutation[place]], random)
+        number += 1
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int, multiple: int) -> mx.array:
+    """(rows, length) integers, the length rounded up."""
+    length = _rounded_up(max(map(len, rows)), multiple)
+    filled = np.full((len(rows), length), fill, np.int32)
+    for row, values in zip(filled, rows, strict=True):
+        row[: len(values)] = values
+    return mx.array(filled)
+
+
+def _rounded_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
