@@ -20,7 +20,9 @@ def samples_at_speed(samples: int, speed: float) -> int:
 
 def at_speed(samples: mx.array, speed: float, sampling_rate: int) -> mx.array:
     """(n,) samples, played so much faster, the pitch with them: (n / speed,)."""
-    return samples if speed == 1 else load_audio(samples, sampling_rate * speed, sampling_rate)  # type: ignore[arg-type]
+    if speed == 1:
+        return samples
+    return load_audio(samples, round(sampling_rate * speed), sampling_rate)
 
 
 def spec_augment(features: mx.array, random: np.random.Generator) -> mx.array:

@@ -77,19 +77,24 @@ class RecordingDataset:
         audio = self._encoder.num_audio_tokens(example.frames)
         return len(example.prompt_ids) - 1 + audio + len(example.target_ids)
 
+    @property
+    def _caches(self) -> bool:
+        """Whether what the encoder gives stays the same."""
+        return self._encoded and not self._masked
+
+    def claim_cache(self) -> None:
+        """What is in the cache of these will be needed."""
+        if self._caches:
+            self._encoder.claim(self.examples)
+
     def fill_cache(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Encode what batches will need, as far as there is room to keep it.
 
         Args:
             progress: called with how many recordings are done, and of how many.
         """
-        if self.caches:
+        if self._caches:
             self._encoder.fill_cache(self.examples, progress)
-
-    @property
-    def caches(self) -> bool:
-        """Whether what the encoder gives stays the same."""
-        return self._encoded and not self._masked
 
     def audio(self, index: int, random: np.random.Generator | None = None) -> mx.array:
         """What a batch has of one example, without padding: (frames, size).
@@ -98,7 +103,7 @@ class RecordingDataset:
             random: what masks are drawn from, if there are to be some.
         """
         example = self.examples[index]
-        if self.caches:
+        if self._caches:
             return self._encoder.states(example)
         features = self._encoder.features(example)
         if self._masked and random is not None:

@@ -55,13 +55,9 @@ def load_data(
         InputError: there is no such data.
         UnsupportedOptionError: a library is missing, or the model's CTC head cannot be trained.
     """
-    path = Path(data)
-    splits = read_splits(path)
+    splits = read_splits(Path(data))
     folder = Path(options.adapter_path) / CACHE_FOLDER
-    total = sum(len(rows.entries) for rows in splits.values())
-    done, problems = 0, []
-    found: dict[str, list[Example]] = {}
-    with checked_recordings(folder / "recordings.json") as checked:
+    with checked_recordings(folder / f"recordings-{processor.sampling_rate}.json") as checked:
         maker = ExampleMaker(
             model,
             processor,
@@ -69,36 +65,49 @@ def load_data(
             letters=options.train_ctc_head,
             checked=checked,
         )
-        for split, rows in splits.items():
-            perturbed = split == "train" and options.speed_perturbation
-            examples = found[split] = []
-            for entry in rows.entries:
-                if isinstance(entry, str):
-                    problems.append(entry)
-                else:
-                    try:
-                        examples += maker(entry, SPEEDS if perturbed else (1.0,))
-                    except MlxSpeechError as error:
-                        problems.append(described(entry.place, error))
-                done += 1
-                if progress is not None:
-                    progress(done, total)
+        found, problems = _examples(splits, maker, options.speed_perturbation, progress)
     if problems and not (options.skip_bad and all(found.values())):
-        raise DataError.of(problems, total)
+        total = sum(len(rows.entries) for rows in splits.values())
+        raise DataError.of(problems, total, skipped=options.skip_bad)
     encoder = AudioEncoder(model, processor, StateCache(folder, options.cache_limit))
     encoded = not options.train_ctc_head
-    datasets = {
-        split: RecordingDataset(
-            examples,
-            encoder,
-            processor,
-            encoded=encoded,
-            masked=split == "train" and options.spec_augment,
-        )
-        for split, examples in found.items()
-    }
-    encoder.keep_only(e for each in datasets.values() if each.caches for e in each.examples)
-    return TrainingData(datasets["train"], datasets.get("valid"), tuple(problems))
+    train = RecordingDataset(
+        found["train"], encoder, processor, encoded=encoded, masked=options.spec_augment
+    )
+    valid = None
+    if "valid" in found:
+        valid = RecordingDataset(found["valid"], encoder, processor, encoded=encoded)
+    for dataset in filter(None, (train, valid)):
+        dataset.claim_cache()
+    return TrainingData(train, valid, tuple(problems))
+
+
+def _examples(
+    splits: dict[str, Rows],
+    maker: ExampleMaker,
+    perturbed: bool,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[dict[str, list[Example]], list[str]]:
+    """Those of each split, and what is wrong with other rows; arguments as of `load_data`.
+
+    Args:
+        perturbed: whether those to train on are to be slower and faster, too.
+    """
+    found: dict[str, list[Example]] = {split: [] for split in splits}
+    problems = []
+    entries = [(split, entry) for split, rows in splits.items() for entry in rows.entries]
+    for done, (split, entry) in enumerate(entries, start=1):
+        if isinstance(entry, str):
+            problems.append(entry)
+        else:
+            try:
+                speeds = SPEEDS if perturbed and split == "train" else (1.0,)
+                found[split] += maker(entry, speeds)
+            except MlxSpeechError as error:
+                problems.append(described(entry.place, error))
+        if progress is not None:
+            progress(done, len(entries))
+    return found, problems
 
 
 def read_splits(path: Path) -> dict[str, Rows]:
@@ -118,9 +127,7 @@ def read_splits(path: Path) -> dict[str, Rows]:
         splits["valid"] = found[validation]
     for name, rows in splits.items():
         if not rows.entries:
-            raise InputError(
-                f"{path} has no rows to {'train on' if name == 'train' else 'validate with'}"
-            )
+            raise InputError(f"{path} has no rows in {name}")
     return splits
 
 

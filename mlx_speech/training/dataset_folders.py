@@ -55,31 +55,34 @@ def _splits(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """Within it, the library shows no progress bars."""
-    if datasets.are_progress_bars_disabled():
-        yield
-        return
+    """Within it, the library writes nothing to standard error."""
+    level, hidden = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        datasets.enable_progress_bars()
+        datasets.logging.set_verbosity(level)
+        if not hidden:
+            datasets.enable_progress_bars()
 
 
 def _rows(dataset: Any, split: str, folder: Path) -> Rows:
     import datasets
 
-    for name, kind in dataset.features.items():
-        if isinstance(kind, datasets.Audio):  # its own decoder would need torch
-            dataset = dataset.cast_column(name, datasets.Audio(decode=False))
-    for names in (AUDIO_COLUMNS, TEXT_COLUMNS):
-        if not {*names} & {*dataset.column_names}:
-            there = ", ".join(dataset.column_names)
-            raise InputError(f"{folder}: {split} has no column {names[0]}, but {there}")
-    audio = next(name for name in AUDIO_COLUMNS if name in dataset.column_names)
-    wanted = [n for n in (*TEXT_COLUMNS, *OPTIONAL_COLUMNS) if n in dataset.column_names]
+    typed = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Audio)]
+    for name in typed:  # its own decoder would need torch
+        dataset = dataset.cast_column(name, datasets.Audio(decode=False))
+    there = dataset.column_names
+    audio = [*typed, *(name for name in AUDIO_COLUMNS if name in there)][:1]
+    texts = [name for name in TEXT_COLUMNS if name in there]
+    for name, found in ((AUDIO_COLUMNS[0], audio), (TEXT_COLUMNS[0], texts)):
+        if not found:
+            columns = f"{split} has no column {name}, but {', '.join(there)}"
+            raise InputError(f"{folder}: {columns}")
+    wanted = [*texts, *(name for name in OPTIONAL_COLUMNS if name in there)]
     rows = Rows()
     for number, values in enumerate(dataset.select_columns(wanted)):
-        source = StoredAudio(dataset, number, audio, folder)
-        rows.add(f"{split}[{number}]", {**values, audio: source}, folder)
+        source = StoredAudio(dataset, number, audio[0], folder)
+        rows.add(f"{split}[{number}]", {**values, AUDIO_COLUMNS[0]: source}, folder)
     return rows

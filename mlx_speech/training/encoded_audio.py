@@ -34,22 +34,26 @@ class StateCache:
 
     def __init__(self, folder: Path, limit: int):
         self._folder, self._limit = folder, limit
-        files = folder.glob(f"*{_SUFFIX}")
-        self._sizes = {file.stem: file.stat().st_size for file in files}
+        # of earlier runs, until they are claimed; deleted where their room is needed
+        self._unclaimed = {f.stem: f.stat().st_size for f in folder.glob(f"*{_SUFFIX}")}
+        self._sizes: dict[str, int] = {}
+        self._used, self._unused = 0, sum(self._unclaimed.values())
 
     def __contains__(self, key: str) -> bool:
         return key in self._sizes
 
-    def keep_only(self, keys: Iterable[str]) -> None:
-        """Delete what is of other keys, and what killed processes left."""
-        for key in self._sizes.keys() - set(keys):
-            self._drop(key)
-        for file in self._folder.glob(".*"):
-            file.unlink(missing_ok=True)
+    def claim(self, keys: Iterable[str]) -> None:
+        """These will be needed: what is there of them stays, as far as the limit allows."""
+        for key in keys:
+            size = self._unclaimed.get(key)
+            if size is not None and self._used + size <= self._limit:
+                self._sizes[key] = self._unclaimed.pop(key)
+                self._used, self._unused = self._used + size, self._unused - size
+        self._make_room(0)
 
     def has_room(self, nbytes: int) -> bool:
         """Whether an array of so many bytes would be kept."""
-        return sum(self._sizes.values()) + nbytes + _OVERHEAD_BYTES <= self._limit
+        return self._used + nbytes + _OVERHEAD_BYTES <= self._limit
 
     def get(self, key: str) -> mx.array | None:
         """The array of a key, if there is one."""
@@ -60,9 +64,10 @@ class StateCache:
             states = arrays["states"]
             if metadata["crc32"] == _checksum(states):
                 return states
-        except (RuntimeError, KeyError):  # of MLX, for a file that is gone or cut short
+        except (RuntimeError, KeyError):  # of MLX, for a file that is gone or damaged
             pass
-        self._drop(key)
+        self._used -= self._sizes.pop(key)
+        self._path(key).unlink(missing_ok=True)
         return None
 
     def put(self, key: str, states: mx.array) -> None:
@@ -76,19 +81,23 @@ class StateCache:
         path = self._path(key)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._make_room(states.nbytes + _OVERHEAD_BYTES)
             with replacing(path) as temporary, open(temporary, "wb") as file:
                 mx.save_safetensors(file, {"states": states}, {"crc32": _checksum(states)})  # type: ignore[arg-type]
             self._sizes[key] = path.stat().st_size
         except OSError as error:
             message = "{path} cannot be written ({reason}): free disk space, or lower {cache_limit}"
             raise InputError.about(message, path=path, reason=error.strerror) from None
+        self._used += self._sizes[key]
+
+    def _make_room(self, nbytes: int) -> None:
+        while self._unclaimed and self._used + self._unused + nbytes > self._limit:
+            key, size = self._unclaimed.popitem()
+            self._path(key).unlink(missing_ok=True)
+            self._unused -= size
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}{_SUFFIX}"
-
-    def _drop(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
-        self._sizes.pop(key, None)
 
 
 class AudioEncoder:
@@ -152,9 +161,9 @@ class AudioEncoder:
             if progress is not None:
                 progress(done, len(by_key))
 
-    def keep_only(self, examples: Iterable[Example]) -> None:
-        """Delete from the cache what is of none of these."""
-        self._cache.keep_only(map(self._key, examples))
+    def claim(self, examples: Iterable[Example]) -> None:
+        """What is in the cache of these will be needed."""
+        self._cache.claim(map(self._key, examples))
 
     def _key(self, example: Example) -> str:
         made_of = f"{self._version} {example.digest} {example.speed}"

@@ -76,7 +76,7 @@ class ExampleMaker:
         self._processor, self._extractor = processor, processor.audio_processor
         self._limit = min(max_seq_length, model.context_length)
         self._checked = checked
-        self._prompts: dict[tuple[str | None, str | None], tuple[str, tuple[int, ...]]] = {}
+        self._prompts: dict[TranscriptionRequest, tuple[str, tuple[int, ...]]] = {}
         self._vocabulary: CTCVocabulary | None = None
         if letters:
             size = model.encoder.config.output_dim
@@ -126,10 +126,11 @@ class ExampleMaker:
         return *ids, tokenizer.eos_token_id
 
     def _prompt(self, row: Row) -> tuple[str, tuple[int, ...]]:
-        asked = row.prompt, row.language
+        asked = TranscriptionRequest(
+            prompt=row.prompt, language=row.language, punctuate=row.punctuate
+        )
         if asked not in self._prompts:
-            request = TranscriptionRequest(prompt=row.prompt, language=row.language)
-            instruction = self._processor.prompts.instruction(request)
+            instruction = self._processor.prompts.instruction(asked)
             prompt = self._processor.speech_prompt(instruction)
             ids = tuple(self._processor.tokenizer.encode(prompt))
             if ids.count(self._processor.audio_token_id) != 1:

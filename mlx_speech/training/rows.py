@@ -12,7 +12,7 @@ from .recordings import Source, source_of
 #: audio folders of `datasets`, of NeMo's manifests, and of Common Voice.
 AUDIO_COLUMNS = ("audio", "file_name", "audio_filepath")
 TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence")
-OPTIONAL_COLUMNS = ("prompt", "language")
+OPTIONAL_COLUMNS = ("prompt", "language", "punctuate")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Row:
     text: what the model is to write, without space around it.
     prompt: an instruction of one's own.
     language: spoken language, code or English name, where the instruction is to name it.
+    punctuate: whether the instruction is to ask for punctuation and capitals.
     """
 
     place: str
@@ -31,6 +32,7 @@ class Row:
     text: str
     prompt: str | None = None
     language: str | None = None
+    punctuate: bool = False
 
 
 class Rows:
@@ -71,11 +73,16 @@ class DataError(InputError):
     problems: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, problems: Sequence[str], total: int) -> Self:
+    def of(cls, problems: Sequence[str], total: int, *, skipped: bool) -> Self:
         """Args:
         total: number of rows, with those that can be used.
+        skipped: they were to be left out, but then there are none of a split.
         """
-        message = "{bad} of {total} rows cannot be used: mend them, or {skip_bad} leaves them out"
+        message = "{bad} of {total} rows cannot be used"
+        if skipped:
+            message += ", and there are no others to train on, or to validate with"
+        else:
+            message += ": mend them, or {skip_bad} leaves them out"
         error = cls.about(message, bad=len(problems), total=total)
         error.problems = tuple(problems)
         return error
@@ -89,11 +96,14 @@ def _row(place: str, values: Any, folder: Path) -> Row:
     text = _text("text", _column(values, TEXT_COLUMNS)).strip()
     if not text:
         raise InputError("text is empty")
-    given = {name: values.get(name) for name in OPTIONAL_COLUMNS}
-    optional = {name: _text(name, v) for name, v in given.items() if v not in (None, "")}
-    if len(optional) == len(OPTIONAL_COLUMNS):
-        raise InputError("prompt takes the place of language: leave one of them out")
-    return Row(place, source, text, **optional)
+    prompt, language = (
+        None if values.get(name) in (None, "") else _text(name, values[name])
+        for name in ("prompt", "language")
+    )
+    punctuate = _flag("punctuate", values.get("punctuate"))
+    if prompt is not None and (language is not None or punctuate):
+        raise InputError("prompt takes the place of language and punctuate: leave them out")
+    return Row(place, source, text, prompt, language, punctuate)
 
 
 def _column(values: Mapping, names: tuple[str, ...]) -> Any:
@@ -111,3 +121,12 @@ def _text(name: str, value: Any) -> str:
     except UnicodeEncodeError:
         raise InputError(f"{name} is not UTF-8") from None
     return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    """A value of JSON, or of CSV, which has only texts."""
+    if isinstance(value, str):
+        value = {"": False, "true": True, "false": False}.get(value.strip().lower(), value)
+    if not isinstance(value, bool | None):
+        raise InputError.must_be(name, value, "true or false")
+    return bool(value)
