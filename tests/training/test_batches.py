@@ -63,14 +63,9 @@ class TestBatch:
         for row, example in enumerate(dataset.examples):
             states = dataset.audio(row)
             projected = model.project(states[None])[0]
-            inputs = processor.audio_inputs([projected], example.prompt)
-            prompt = (
-                inputs["input_ids"][0].tolist()
-                if hasattr(inputs["input_ids"], "tolist")
-                else list(inputs["input_ids"][0])
-            )
-            target = processor.tokenizer(example.row.text, add_special_tokens=False)["input_ids"]
-            target = [*target, processor.tokenizer.eos_token_id]
+            prompt = processor.audio_inputs([projected], example.prompt)["input_ids"][0].tolist()
+            text = example.row.text + processor.tokenizer.eos_token
+            target = processor.tokenizer(text)["input_ids"][0].tolist()
             padding = batch.input_ids.shape[1] - len(prompt) - len(target)
             pad = processor.tokenizer.pad_token_id
             assert batch.input_ids[row].tolist() == [*prompt, *target, *[pad] * padding]
@@ -126,7 +121,7 @@ class TestBatch:
         write_jsonl(folder / "train.jsonl", rows)
         data = read(folder, train_ctc_head=True, skip_bad=True)
         assert data.left_out == (
-            "train.jsonl:1: its audio of 76 frames is too short for 90 letters",
+            "train.jsonl:1: its audio of 75 frames is too short for 90 letters",
             "train.jsonl:2: the text has no letters that the CTC head knows",
         )
 
@@ -136,7 +131,7 @@ class TestBatch:
         assert [example.speed for example in data.valid.examples] == [1.0]
         batch = data.train.batch([0, 1, 2])
         assert batch.lengths.tolist() == [e.frames for e in data.train.examples[:3]]
-        assert batch.lengths.tolist() == [139, 125, 114]
+        assert batch.lengths.tolist() == [139, 125, 113]
         again = read(folder, speed_perturbation=True).train.batch([0, 1, 2])
         assert mx.array_equal(again.audio, batch.audio)
         assert len(encoded) == 3
@@ -165,7 +160,6 @@ class TestOrder:
     def test_every_row_once_an_epoch(self):
         lengths = [30, 10, 20, 60, 50, 40, 70]
         batches = rows_of(iterate_batches(FakeDataset(lengths), 3, 2048))
-        assert sorted(batches) == [[0, 5, 4], [1, 2], [3, 6]] or len(batches) == 3
         assert sorted(row for batch in batches for row in batch) == list(range(7))
         # neighbours by length, the longest apart
         assert sorted(batches) == sorted([[1, 2, 0], [5, 4, 3], [6]])
