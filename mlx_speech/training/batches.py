@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from ..models.loss import IGNORED
 from .augmentation import spec_augment
 from .encoded_audio import AudioEncoder
 from .examples import Example
 
-IGNORED = -100  #: label of what has no loss
 #: lengths are rounded up to multiples, so that a compiled step sees few shapes: tokens as in
 #: mlx-lm, and windows of the projector
 _TOKENS, _WINDOWS = 32, 8

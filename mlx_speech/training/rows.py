@@ -19,7 +19,7 @@ OPTIONAL_COLUMNS = ("prompt", "language", "punctuate")
 class Row:
     """One recording of the data.
 
-    place: where it stands, `train.jsonl:7`.
+    place: where it stands: `train.jsonl:7`, or `train[6]` in a data set.
     audio: the recording.
     text: what the model is to write, without space around it.
     prompt: an instruction of one's own.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 
 import mlx.core as mx
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY
 
 from mlx_speech import load, load_audio
 from mlx_speech.errors import InputError
@@ -79,6 +82,26 @@ def test_a_run_that_was_killed_goes_on(read, folder, encoded, tmp_path, monkeypa
     assert len(files(tmp_path)) == 4
 
 
+def test_a_process_that_was_killed_leaves_what_is_whole(read, folder, encoded, tmp_path):
+    code = f"""
+import os, signal
+import mlx.core as mx
+from mlx_speech import load
+from mlx_speech.training.data import load_data
+from mlx_speech.training.options import FineTuneOptions
+
+options = FineTuneOptions(adapter_path={str(tmp_path / "adapters")!r})
+data = load_data({str(folder)!r}, *load({str(TINY)!r}, dtype=mx.float32), options)
+data.train.fill_cache(lambda done, total: done == 3 and os.kill(os.getpid(), signal.SIGKILL))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120)
+    assert ended.returncode == -signal.SIGKILL
+    assert len(files(tmp_path)) == 3
+    data = read(folder)
+    data.train.fill_cache()
+    assert len(encoded) == 1
+
+
 DAMAGES = {
     "empty": lambda data: b"",
     "cut short": lambda data: data[:-100],
@@ -143,13 +166,14 @@ def test_others_make_room(read, folder, encoded, tmp_path):
     assert first < {file.name for file in files(tmp_path)}
     size = max(file.stat().st_size for file in files(tmp_path))
     write_jsonl(folder / "train.jsonl", [{"audio": NAMES[0], "text": "x"}])
-    data = read(folder, cache_limit=size + 1000)
-    assert len(files(tmp_path)) <= 1
     encoded.clear()
-    data.train.fill_cache()
-    data.train.audio(0)
+    data = read(folder, cache_limit=size + 1000)
     assert len(files(tmp_path)) == 1
-    assert len(encoded) <= 1
+    data.train.fill_cache()
+    assert encoded == []
+    data.valid.fill_cache()
+    assert encoded == []
+    assert len(files(tmp_path)) == 1
 
 
 def test_another_encoder_another_key(folder, tmp_path, encoded):
