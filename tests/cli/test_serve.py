@@ -170,6 +170,7 @@ class TestErrors:
             (["--api-key", "naïve"], "--api-key"),
             (["--api-key", ""], "--api-key"),
             (["--api-key", "two words"], "--api-key"),
+            (["--model", TINY, "--model", "a/b", "--adapter", "c"], "--adapter is for one model"),
             (["--model", TINY, "--model", TINY], "two called 'tiny-granite-speech'"),
         ],
     )

@@ -265,11 +265,12 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "passed"),
         [
-            ((), {"revision": None, "dtype": None, "progress": True}),
-            (("--quiet",), {"revision": None, "dtype": None, "progress": False}),
+            ((), {}),
+            (("--quiet",), {"progress": False}),
+            (("--adapter", "owner/adapter"), {"adapter": "owner/adapter"}),
             (
                 ("--revision", "v1", "--dtype", "float16"),
-                {"revision": "v1", "dtype": mx.float16, "progress": True},
+                {"revision": "v1", "dtype": mx.float16},
             ),
         ],
     )
@@ -282,7 +283,8 @@ class TestOptions:
 
         monkeypatch.setattr(loading, "load", load)
         assert cli(GATE, "--model", "owner/name", *options)[0] == 0
-        assert calls == [("owner/name", passed)]
+        usual = {"revision": None, "dtype": None, "adapter": None, "progress": True}
+        assert calls == [("owner/name", usual | passed)]
 
     def test_running_into_the_limit_is_said(self, cli):
         status, out, err = cli(GATE, "--max-tokens", 2)

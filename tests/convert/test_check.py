@@ -28,7 +28,7 @@ from convert.check import (
 )
 from convert.report import check_markdown, check_table, fitting_name
 from mlx_speech import load, load_audio, transcribe
-from mlx_speech.errors import AudioError, UnsupportedOptionError
+from mlx_speech.errors import AudioError, CheckpointError, UnsupportedOptionError
 from mlx_speech.transcription.pipeline import prepare
 from mlx_speech.transcription.word_errors import word_error_rate, word_errors
 
@@ -226,9 +226,10 @@ def test_same_weights_differ_in_nothing(monkeypatch):
     """Twice, and memory holds one model at a time."""
     loaded = []
 
-    def load_alone(folder):
+    def load_alone(folder, adapter):
         gc.collect()
         assert all(model() is None for model in loaded)
+        assert adapter is None
         model, processor = load(folder)
         loaded.append(weakref.ref(model))
         return model, processor
@@ -243,6 +244,15 @@ def test_same_weights_differ_in_nothing(monkeypatch):
         assert [total.relative_error(s) for s in ("encoder", "projector", "logits")] == [0] * 3
         assert report.original.size == report.converted.size == size
         assert 0 < report.original.load_seconds < 60
+
+
+def test_the_original_is_loaded_with_the_adapter_that_was_fused(monkeypatch):
+    def load_first(folder, adapter):
+        raise CheckpointError(f"{folder.name} with {adapter}")
+
+    monkeypatch.setattr(convert.check, "load", load_first)
+    with pytest.raises(CheckpointError, match=f"^{TINY.name} with owner/adapter$"):
+        check(TINY, [TINY], [GATE], adapter="owner/adapter")
 
 
 def test_divergences_of_close_and_of_far_distributions():

@@ -173,6 +173,7 @@ class TestMistakes:
         [
             ((), "the following arguments are required: --hf-path/--model"),
             (("--model", TINY, "--q-bits", "4"), "--q-bits goes with -q"),
+            (("--model", TINY, "--adapter", "a"), "--adapter goes with --fuse-adapter"),
             (("--model", TINY, "--q-mode", "mxfp4"), "--q-mode goes with -q"),
             (("--model", TINY, "--quant-predicate", "all_4bit"), "--quant-predicate goes with -q"),
             (("--model", TINY, "-q", "--q-bits", "7"), "'7' is not one or several of 2, 3, 4, 5"),

@@ -7,12 +7,13 @@ import json
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from conftest import DECODERS, TINY, find_recording, speech_inputs
+from adapters import LORA, SAVED, adapter, fuse, terms, train
+from conftest import DECODERS, TINY, TINY_S2T, find_recording, speech_inputs
 from conversions import logits, same, tensors
 
 from convert import convert
 from mlx_speech import CheckpointError, InputError, load, transcribe
-from mlx_speech.layers.lora import LoRALinear
+from mlx_speech.layers.lora import LoRALinear, SavedModule
 from mlx_speech.loading import load_model
 
 RECORDING = "synthetic/flite_08.flac"
@@ -81,6 +82,14 @@ class TestQuantizedSource:
             convert(TINY, tmp_path / "out", dequantize=True)
 
 
+@pytest.fixture(scope="module")
+def further(tmp_path_factory):
+    """An adapter for the bundled model."""
+    model = load_model(TINY, dtype=mx.float32)
+    train(model, SAVED[:2])
+    return adapter(tmp_path_factory.mktemp("adapters") / "further", model, LORA, SAVED[:2])
+
+
 class TestAdapter:
     def test_stays_separate(self, quantized):
         model = load_model(quantized[0].folder)
@@ -120,6 +129,42 @@ class TestAdapter:
         text = mx.array([[2, 89, 40, 12]])
         difference = mx.abs(found(text).logits - original(text).logits).max().item()
         assert difference > 0.1
+
+    @pytest.mark.parametrize("bits", [None, 8])
+    def test_a_further_one_is_fused_over_it(self, bits, further, tmp_path):
+        """Low-rank terms, and whole modules that replace those of the source."""
+        options = {"fuse_adapter": True, "adapter": further, "dtype": "float32"}
+        options |= {"quantize": True, "q_bits": bits} if bits else {}
+        (result,) = convert(TINY, tmp_path / "out", **options)
+        original = load_model(TINY, dtype=mx.float32, adapter=further)
+        found, expected = load_model(result.folder), logits(original)
+        error = mx.abs(logits(found) - expected).max() / mx.abs(expected).max()
+        assert error.item() < (0.1 if bits else 1e-4)
+        own = logits(load_model(TINY, dtype=mx.float32))
+        assert (mx.abs(own - expected).max() > 0.2 * mx.abs(expected).max()).item()
+        assert not any(isinstance(m, LoRALinear | SavedModule) for m in found.modules())
+        stated = json.loads((result.folder / "config.json").read_text())["fused_adapter"]
+        assert (stated["name"], stated["over"]["r"], stated["r"]) == ("further", 32, 4)
+        assert stated["modules_to_save"] == ["model.projector", "model.encoder.out"]
+        card = (result.folder / "README.md").read_text()
+        assert "The adapter `further` is part of the weights, over the original's own" in card
+        assert "as a whole: `model.projector`, `model.encoder.out`." in card
+
+    def test_one_over_a_source_that_has_none(self, tmp_path):
+        model, layer = load_model(DECODERS / "llama"), "model.layers.0.self_attn.q_proj"
+        adapter(tmp_path / "further", model, [layer])
+        options = {"fuse_adapter": True, "adapter": tmp_path / "further"}
+        (result,) = convert(DECODERS / "llama", tmp_path / "out", **options)
+        assert "over" not in result.fused_adapter
+        fuse(model, terms(model, [layer]))
+        assert mx.allclose(logits(load_model(result.folder)), logits(model), atol=1e-4).item()
+
+    def test_a_further_one_that_is_not_to_be_fused(self, further, tmp_path):
+        with pytest.raises(InputError, match="adapter goes with fuse_adapter"):
+            convert(TINY, tmp_path / "out", adapter=further)
+        with pytest.raises(CheckpointError, match="tensors are of no module of this model"):
+            convert(TINY_S2T, tmp_path / "out", adapter=further, fuse_adapter=True)
+        assert not list(tmp_path.iterdir())
 
     def test_nothing_to_fuse(self, tmp_path):
         with pytest.raises(InputError, match="no adapter to fuse"):

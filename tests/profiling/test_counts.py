@@ -7,6 +7,7 @@ import math
 
 import mlx.core as mx
 import pytest
+from adapters import adapter
 from conftest import ROOT, TINY, random_decoder
 
 from mlx_speech.checkpoint.quantization import quantize_as_requested
@@ -37,6 +38,20 @@ class TestBytes:
         model = load_model(TINY, dtype=mx.float32)
         assert decoding_bytes(model) == 4 * numbers
         assert decoding_bytes(load_model(TINY, dtype=mx.bfloat16)) == 2 * numbers
+
+    def test_whole_modules_of_an_adapter_in_place_of_the_bases(self, tmp_path):
+        model = load_model(TINY, dtype=mx.float32)
+        before = decoding_bytes(model)
+        layer = "language_model.model.layers.3"
+        adapter(tmp_path, model, saved=[layer])
+        terms = 4 * sum(
+            size
+            for name, size in file_sizes(TINY, "adapter_model.safetensors").items()
+            if ".layers.3." in name
+        )
+        # which are in the weights of the whole layer
+        model = load_model(TINY, dtype=mx.float32, adapter=tmp_path)
+        assert decoding_bytes(model) == before - terms
 
     def test_untied(self):
         """The head, and not the table."""
