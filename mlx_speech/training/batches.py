@@ -78,14 +78,9 @@ class RecordingDataset:
         return len(example.prompt_ids) - 1 + audio + len(example.target_ids)
 
     @property
-    def _caches(self) -> bool:
-        """Whether what the encoder gives stays the same."""
-        return self._encoded and not self._masked
-
-    def claim_cache(self) -> None:
-        """What is in the cache of these will be needed."""
-        if self._caches:
-            self._encoder.claim(self.examples)
+    def cached(self) -> list[Example]:
+        """Those of which the encoder always gives the same, which is therefore kept."""
+        return self.examples if self._encoded and not self._masked else []
 
     def fill_cache(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Encode what batches will need, as far as there is room to keep it.
@@ -93,8 +88,7 @@ class RecordingDataset:
         Args:
             progress: called with how many recordings are done, and of how many.
         """
-        if self._caches:
-            self._encoder.fill_cache(self.examples, progress)
+        self._encoder.fill_cache(self.cached, progress)
 
     def audio(self, index: int, random: np.random.Generator | None = None) -> mx.array:
         """What a batch has of one example, without padding: (frames, size).
@@ -103,7 +97,7 @@ class RecordingDataset:
             random: what masks are drawn from, if there are to be some.
         """
         example = self.examples[index]
-        if self._caches:
+        if self.cached:
             return self._encoder.states(example)
         features = self._encoder.features(example)
         if self._masked and random is not None:

@@ -77,8 +77,7 @@ def load_data(
     valid = None
     if "valid" in found:
         valid = RecordingDataset(found["valid"], encoder, processor, encoded=encoded)
-    for dataset in filter(None, (train, valid)):
-        dataset.claim_cache()
+    encoder.claim([*train.cached, *(valid.cached if valid else [])])
     return TrainingData(train, valid, tuple(problems))
 
 

@@ -43,7 +43,8 @@ class StateCache:
         return key in self._sizes
 
     def claim(self, keys: Iterable[str]) -> None:
-        """These will be needed: what is there of them stays, as far as the limit allows."""
+        """These are all that will be needed: what is there of them stays, as far as the limit
+        allows."""
         for key in keys:
             size = self._unclaimed.get(key)
             if size is not None and self._used + size <= self._limit:
@@ -162,7 +163,7 @@ class AudioEncoder:
                 progress(done, len(by_key))
 
     def claim(self, examples: Iterable[Example]) -> None:
-        """What is in the cache of these will be needed."""
+        """Of these the cache will be needed, and of no others."""
         self._cache.claim(map(self._key, examples))
 
     def _key(self, example: Example) -> str:

@@ -108,7 +108,9 @@ class ExampleMaker:
                 problem = f"it is too long: {tokens} tokens of prompt, text and {seconds:.1f} s of "
                 problem += f"audio, but there may be {self._limit}"
             elif frames_needed(letters) > frames:
-                problem = f"its audio of {frames} frames is too short for {len(letters)} letters"
+                problem = (
+                    f"its {frames} frames are too few for the {len(letters)} letters of its text"
+                )
             if not problem:
                 ids = prompt_ids, target_ids
                 found.append(Example(row, digest, speed, frames, prompt, *ids, letters))

@@ -117,13 +117,16 @@ class TestBatch:
         assert data.valid.batch([0]).letters.size
 
     def test_letters_that_do_not_fit(self, read, folder):
-        rows = [{"audio": NAMES[1], "text": t} for t in ("x" * 90, "123", "word")]
+        rows = [{"audio": NAMES[1], "text": t} for t in ("xy" * 38, "x" * 39, "xy" * 37, "12")]
         write_jsonl(folder / "train.jsonl", rows)
         data = read(folder, train_ctc_head=True, skip_bad=True)
         assert data.left_out == (
-            "train.jsonl:1: its audio of 75 frames is too short for 90 letters",
-            "train.jsonl:2: the text has no letters that the CTC head knows",
+            "train.jsonl:1: its 75 frames are too few for the 76 letters of its text",
+            # between two of the same there is a blank
+            "train.jsonl:2: its 75 frames are too few for the 39 letters of its text",
+            "train.jsonl:4: the text has no letters that the CTC head knows",
         )
+        assert [example.frames for example in data.train.examples] == [75]
 
     def test_speeds(self, read, folder, encoded):
         data = read(folder, speed_perturbation=True)
@@ -173,6 +176,8 @@ class TestOrder:
         epochs = [found[at : at + 10] for at in range(0, 40, 10)]
         assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
         assert len({str(epoch) for epoch in epochs}) == 4
+        drawn = islice(iterate_batches(dataset, 2, 2048, loop=True, seed=3), 40)
+        assert len({number for _, number in drawn}) == 40
         assert rows_of(islice(iterate_batches(dataset, 2, 2048, True, 3), 40)) == found
         assert rows_of(islice(iterate_batches(dataset, 2, 2048, True, 4), 40)) != found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import socket
 import sys
@@ -132,6 +133,10 @@ def refused(folder: Path) -> str:
 
 
 def test_what_cannot_be_read(tmp_path, capfd):
+    logged = []
+    handler = logging.Handler()
+    handler.emit = logged.append
+    logging.getLogger("datasets").addHandler(handler)
     one, two, three = (tmp_path / name for name in ("one", "two", "three"))
     datasets.Dataset.from_dict({"sound": ["x"], "text": ["a"]}).save_to_disk(str(one))
     capfd.readouterr()
@@ -142,7 +147,8 @@ def test_what_cannot_be_read(tmp_path, capfd):
     three.mkdir()
     (three / "state.json").write_text("{}")
     assert refused(three).startswith("HERE cannot be read as a data set (")
-    assert capfd.readouterr() == ("", "")
+    logging.getLogger("datasets").removeHandler(handler)
+    assert (logged, capfd.readouterr()) == ([], ("", ""))
 
 
 def test_the_library_is_missing(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -194,6 +195,11 @@ def test_another_encoder_another_key(folder, tmp_path, encoded):
         norm = model.language_model.model.norm
         norm.weight = norm.weight + 1
 
+    def settings(model):
+        model.config.encoder_config.context_size = 40
+        for layer in model.encoder.layers:
+            layer.attn.context_size = 40
+
     first = run()
     assert mx.array_equal(run(change=decoder), first)
     assert len(encoded) == 1
@@ -202,6 +208,8 @@ def test_another_encoder_another_key(folder, tmp_path, encoded):
     assert len(encoded) == 3
     assert mx.array_equal(run(dtype=mx.bfloat16), run(dtype=mx.bfloat16))
     assert len(encoded) == 3
+    assert not mx.array_equal(run(change=settings), first)
+    assert len(encoded) == 4
 
 
 def test_a_full_disk_is_told(read, folder, monkeypatch):
@@ -242,3 +250,36 @@ def test_a_cache_of_other_arrays(tmp_path):
     assert "a" not in again
     again.claim(["a", "b"])
     assert again.get("a").tolist() == list(range(100))
+
+
+def kept(folder: Path) -> set[str]:
+    return {file.stem for file in folder.glob("*.safetensors")}
+
+
+def test_a_limit_that_became_lower(tmp_path):
+    """What is needed stays as far as it fits, whatever else there is."""
+    cache = StateCache(tmp_path, 10_000)
+    for key in "abcd":
+        cache.put(key, mx.zeros(500))  # 2000 bytes, and a header
+    assert kept(tmp_path) == set("abcd")
+    cache = StateCache(tmp_path, 5_000)
+    cache.claim("dxba")
+    assert kept(tmp_path) == set("db")
+    assert "d" in cache
+    assert "a" not in cache
+    assert not cache.has_room(2000)
+
+
+def test_what_is_not_needed_makes_room_when_that_is_needed(tmp_path):
+    cache = StateCache(tmp_path, 10_000)
+    for key in "abc":
+        cache.put(key, mx.zeros(500))
+    cache = StateCache(tmp_path, 7_500)
+    cache.claim("b")
+    assert kept(tmp_path) == set("abc")
+    cache.put("d", mx.zeros(500))
+    assert len(kept(tmp_path)) == 3
+    assert {"b", "d"} < kept(tmp_path)
+    cache.put("e", mx.zeros(500))
+    cache.put("f", mx.zeros(500))
+    assert kept(tmp_path) == set("bde")
