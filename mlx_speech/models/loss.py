@@ -43,11 +43,19 @@ def cross_entropy(
             f"labels hold {lowest if lowest < 0 else highest}, but must be within 0 and "
             f"{size - 1}, or {ignore_index} where there is no loss"
         )
-    losses = nn.losses.cross_entropy(logits.astype(mx.float32), targets)
-    total = counts.sum()
+    total = None
     if num_items_in_batch is not None:
         total = fitted("num_items_in_batch", num_items_in_batch, _Positive)
-    return (losses * counts).sum() / total
+    return unchecked_cross_entropy(logits, labels, total, ignore_index)
+
+
+def unchecked_cross_entropy(
+    logits: mx.array, labels: mx.array, total: Any = None, ignore_index: int = IGNORED
+) -> mx.array:
+    """The same where nothing is waited for, so that it can be compiled; arguments as there."""
+    counts = labels != ignore_index
+    losses = nn.losses.cross_entropy(logits.astype(mx.float32), mx.where(counts, labels, 0))
+    return (losses * counts).sum() / (counts.sum() if total is None else total)
 
 
 def causal_lm_loss(
@@ -103,8 +111,23 @@ def ctc_loss(
         InputError: a label is none of the classes, or there are not as many rows as of logits.
     """
     labels = check_array(labels, "labels", mx.integer, (len(logits), "length"))
+    labels = check_token_ids(labels, logits.shape[-1], "labels", IGNORED)
+    losses, number = ctc_losses(logits, labels, lengths, blank, zero_infinity)
+    if reduction == "none":
+        return losses
+    return (losses / mx.maximum(number, 1)).mean() if reduction == "mean" else losses.sum()
+
+
+def ctc_losses(
+    logits: mx.array, labels: mx.array, lengths: mx.array, blank: int, zero_infinity: bool
+) -> tuple[mx.array, mx.array]:
+    """The same where nothing is waited for, so that it can be compiled; arguments as there.
+
+    Returns:
+        The loss of each recording and the number of its labels that count, (batch,) each.
+    """
     counts = (labels != IGNORED) & (labels != blank)
-    labels = check_token_ids(mx.where(counts, labels, blank), logits.shape[-1], "labels")
+    labels = mx.where(counts, labels, blank)
     places = mx.arange(labels.shape[1])
     # those that count come first, in their order
     order = mx.argsort(mx.where(counts, places, places + labels.shape[1]), axis=1)
@@ -130,10 +153,7 @@ def ctc_loss(
     ends = mx.where(mx.arange(2) < 1 + (number > 0)[:, None], ends, states.shape[1])
     reached = mx.pad(reached, [(0, 0), (0, 1)], constant_values=_NEVER)
     losses = -mx.logsumexp(mx.take_along_axis(reached, ends, axis=1), axis=1)
-    losses = mx.where(losses < -_NEVER / 2, losses, 0.0 if zero_infinity else mx.inf)
-    if reduction == "none":
-        return losses
-    return (losses / mx.maximum(number, 1)).mean() if reduction == "mean" else losses.sum()
+    return mx.where(losses < -_NEVER / 2, losses, 0.0 if zero_infinity else mx.inf), number
 
 
 def sequence_classification_loss(

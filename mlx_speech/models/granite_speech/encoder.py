@@ -235,7 +235,18 @@ class GraniteSpeechCTCEncoder(nn.Module):
             if not 0 < mx.min(lengths).item() <= mx.max(lengths).item() <= num_frames:
                 rule = f"within 1 and {num_frames}, the frames of input_features"
                 raise InputError.must_be("feature_lengths", lengths.tolist(), rule)
-        mask = FrameMask(num_frames, self.config.context_size, lengths)
+        shown = asked(self.config, "output_hidden_states", output_hidden_states)
+        return self.encode(features, lengths, shown)
+
+    def encode(
+        self,
+        features: mx.array,
+        lengths: mx.array | None = None,
+        output_hidden_states: bool = False,
+    ) -> GraniteSpeechEncoderOutput:
+        """The same where nothing is checked, so nothing is waited for and it can be compiled;
+        arguments as in the call."""
+        mask = FrameMask(features.shape[1], self.config.context_size, lengths)
         states, non_blank = [self.embed(features)], mx.ones(features.shape[:2])
         for number, layer in enumerate(self.layers, start=1):
             x = layer(states[-1], mask)
@@ -244,10 +255,9 @@ class GraniteSpeechCTCEncoder(nn.Module):
             states.append(x)
         exported = [states[number] for number in sorted(set(self.config.cat_hidden_layers or []))]
         hidden = mask.zero_padding(mx.concatenate([*exported, states[-1]], axis=-1))
-        shown = asked(self.config, "output_hidden_states", output_hidden_states)
         return GraniteSpeechEncoderOutput(
             last_hidden_state=hidden,
-            hidden_states=(*states[:-1], hidden) if shown else None,
+            hidden_states=(*states[:-1], hidden) if output_hidden_states else None,
             non_blank=mask.zero_padding(non_blank[..., None])[..., 0],
             ctc_logits=self.out(states[-1]),
         )
