@@ -72,6 +72,16 @@ class LoRALinear(nn.Module):
         self.lora_a = mx.concatenate([self.lora_a, lora_a.astype(dtype)], axis=0)
         self.lora_b = mx.concatenate([self.lora_b, rescaled], axis=1)
 
+    def to_lora(self, r: int, scale: float, dropout: float) -> nn.Module:
+        """The layer that mlx-lm trains over this one: another term is added to what this gives,
+        its own adapter included."""
+        from mlx_lm.tuner.lora import LoRALinear as TrainedLinear
+
+        sizes = self.lora_a.shape[1], self.lora_b.shape[0]
+        layer = TrainedLinear(*sizes, r=r, dropout=dropout, scale=scale)
+        layer.linear = self
+        return layer
+
     def fused_weight(self) -> mx.array:
         """The weights of a plain layer that does what this does with its adapter on, in float32;
         the base is not quantized."""
