@@ -1,0 +1,119 @@
+"""What is kept to go on with training exactly where it was."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+from ..errors import CheckpointError, InputError
+from ..files import replacing
+from .options import FineTuneOptions
+from .reports import ValLossReport
+from .trainable import Trainable
+
+STATE_FILE = "training_state.safetensors"
+_WEIGHTS, _OPTIMIZER, _RANDOM = "weights.", "optimizer.", "random"
+#: options that may be others when training goes on: they change no step
+_FREE = (
+    *("iters", "val_batches", "steps_per_report", "steps_per_eval", "save_every"),
+    *("grad_checkpoint", "clear_cache_threshold", "cache_limit", "adapter_path", "resume"),
+    "skip_bad",
+)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is: steps that are done, and its validations."""
+
+    step: int = 0
+    validations: tuple[ValLossReport, ...] = ()
+
+
+def save_state(
+    folder: Path, trainable: Trainable, optimizer: Any, progress: Progress, rows: int
+) -> None:
+    """Write it to the folder of the adapter, at once or not at all.
+
+    Args:
+        rows: examples that are trained on.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    arrays = {_WEIGHTS + name: array for name, array in trainable.weights().items()}
+    arrays |= {_OPTIMIZER + name: array for name, array in tree_flatten(optimizer.state)}
+    arrays[_RANDOM] = mx.random.state[0]
+    told = {
+        "step": progress.step,
+        "validations": [asdict(report) for report in progress.validations],
+        "model": trainable.model.name_or_path,
+        "rows": rows,
+        "options": _of_steps(trainable.options),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / STATE_FILE) as temporary, open(temporary, "wb") as file:
+        mx.save_safetensors(file, arrays, {"training": json.dumps(told)})
+
+
+def load_state(folder: Path, trainable: Trainable, optimizer: Any, rows: int) -> Progress:
+    """Put it back into what is trained, the optimizer and MLX's random numbers.
+
+    Raises:
+        InputError: there is none, or it is of training with other options, data or another model.
+        CheckpointError: it is damaged.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        message = "{folder} has no training in it to go on with; leave out {resume}"
+        raise InputError.about(message, option="resume", folder=str(folder))
+    try:
+        arrays, metadata = mx.load(str(path), return_metadata=True)  # type: ignore[misc]
+        told = json.loads(metadata["training"])
+        step, validations = told["step"], [ValLossReport(**each) for each in told["validations"]]
+        before = told["options"] | {"model": told["model"], "rows": told["rows"]}
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    now = _of_steps(trainable.options)
+    now |= {"model": trainable.model.name_or_path, "rows": rows}
+    for name, value in now.items():
+        if before.get(name) != value:
+            _refuse(name, value, before.get(name))
+    weights = _under(arrays, _WEIGHTS)
+    expected = trainable.weights()
+    shapes = {name: array.shape for name, array in weights.items()}
+    if shapes != {name: array.shape for name, array in expected.items()}:
+        raise CheckpointError(f"{path} is damaged: its tensors are not those of this training")
+    trainable.model.update(tree_unflatten(list(weights.items())))
+    optimizer.init(trainable.trainable_parameters())
+    optimizer.state = tree_unflatten(list(_under(arrays, _OPTIMIZER).items()))
+    high, low = arrays[_RANDOM].tolist()
+    mx.random.seed((high << 32) | low)
+    mx.eval(trainable.state, optimizer.state)
+    return Progress(step, tuple(validations))
+
+
+def _of_steps(options: FineTuneOptions) -> dict[str, Any]:
+    """Options that change steps, as JSON has them."""
+    values = asdict(options) | {"num_layers": options.layers}
+    return json.loads(json.dumps({k: v for k, v in values.items() if k not in _FREE}))
+
+
+def _refuse(name: str, value: Any, before: Any) -> None:
+    option = name if name in FineTuneOptions.__dataclass_fields__ else ""
+    what = "{option}" if option else {"model": "the model", "rows": "number of rows"}[name]
+    message = f"{what} is {{value!r}}, but was {{before!r}} in the training that {{resume}} goes on"
+    values = {"value": value, "before": before}
+    raise InputError.about(f"{message} with; leave one of them as it is", option=option, **values)
+
+
+def _under(arrays: dict[str, mx.array], prefix: str) -> dict[str, mx.array]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def is_finite(arrays: Sequence[mx.array]) -> bool:
+    """Whether all numbers are."""
+    return all(mx.stack([mx.isfinite(array).all() for array in arrays]).tolist())

@@ -1,0 +1,268 @@
+"""What of a model is trained, and what it makes of a batch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map
+
+from ..errors import InputError, UnsupportedOptionError
+from ..layers.lora import LoRALinear, SavedModule, replace_module, use_adapter
+from ..models.conformer import BLANK
+from ..models.loss import IGNORED, ctc_losses, unchecked_cross_entropy
+from .batches import Batch
+from .options import FineTuneOptions
+
+TRAINABLE = ("granite_speech", "granite_speech_plus")
+#: text decoders, and whether mlx-lm has them
+_TEXT_MODELS = {"granite": True, "llama": True, "jais2": False}
+_DECODER = "language_model.model"
+_CTC_HEAD = "encoder.out"
+
+
+def check_trainable(model_type: str) -> None:
+    """Refuse models that are not fine-tuned here.
+
+    Args:
+        model_type: as in config.json.
+
+    Raises:
+        UnsupportedOptionError: it is such a one; says what trains it, or what can be trained.
+    """
+    if model_type in TRAINABLE:
+        return
+    if model_type not in _TEXT_MODELS:
+        remedy = f"models of type {' and '.join(TRAINABLE)} can"
+    elif _TEXT_MODELS[model_type]:
+        remedy = "it is a text model: python -m mlx_lm.lora --train trains it, from the same folder"
+    else:
+        remedy = "nor by mlx_lm.lora, which has no such model: peft trains it, with transformers"
+    raise UnsupportedOptionError(f"a {model_type} model cannot be fine-tuned here; {remedy}")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Paths of what is trained in a model.
+
+    whole: modules that are trained as they are.
+    terms: linear layers that have a low-rank term over them.
+    """
+
+    whole: tuple[str, ...]
+    terms: tuple[str, ...] = ()
+
+
+class Trainable(nn.Module):
+    """A model prepared for training, all of it frozen but what the options say.
+
+    What is trained is kept in float32, since small steps of training are lost in half precision;
+    quantized modules that are trained as a whole are dequantized. In a model that has an adapter,
+    that is on and frozen: low-rank terms are stacked over it, and decoder layers are trained
+    beneath it.
+
+    Frozen modules stay in evaluation mode, so dropout is only where something is trained: in the
+    projector and whole decoder layers as their configurations say, as in transformers, and before
+    low-rank terms as `lora_dropout` does.
+
+    Args:
+        model: is changed.
+
+    Raises:
+        InputError: the options ask for layers that the model has not.
+        UnsupportedOptionError: models of this family are not fine-tuned, or the model was loaded
+            with what was trained before.
+    """
+
+    def __init__(self, model: Any, options: FineTuneOptions):
+        super().__init__()
+        check_trainable(model.config.model_type)
+        if any(isinstance(module, SavedModule) for module in model.modules()):
+            what = "the model has an adapter with whole modules over it"
+            raise UnsupportedOptionError(f"{what}; load it without, or convert it with that fused")
+        self.model = model
+        self.options = options
+        self.freeze()
+        whole = ["projector"]
+        terms: tuple[str, ...] = ()
+        count = self._count_layers()
+        if options.fine_tune_type == "lora":
+            terms = self._add_terms(count)
+        elif options.fine_tune_type == "full":
+            number = len(self.layers)
+            whole += [f"{_DECODER}.layers.{index}" for index in range(number - count, number)]
+        if options.train_ctc_head:
+            whole.append(_CTC_HEAD)
+        self.trained = Trained(tuple(whole), terms)
+        for path in whole:
+            self._train_whole(path)
+        self.train()
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Those of the decoder; their states are what gradient checkpointing computes twice."""
+        return self.model.language_model.model.layers
+
+    @property
+    def runs_encoder(self) -> bool:
+        """Whether batches bring features, since what is trained is inside the encoder."""
+        return _CTC_HEAD in self.trained.whole
+
+    def train(self, mode: bool = True) -> "Trainable":
+        """As in MLX, but what is frozen stays in evaluation mode."""
+        super().train(False)
+        for path in self.trained.whole:
+            _module(self.model, path).train(mode)
+        for path in self.trained.terms:
+            _module(self.model, path).dropout.train(mode)
+        return self
+
+    def __call__(self, batch: Batch) -> tuple[mx.array, mx.array | None]:
+        """Logits of the decoder, (rows, length, vocab_size), in float32; and where it is trained
+        those of the CTC head, (rows, frames, labels).
+
+        They are those of the model's own call, divided by `logits_divisor` of the configuration.
+        So are the released models' as they were trained, which transformers' loss leaves out.
+
+        Nothing is checked, so nothing is waited for and it can be compiled. Rows are padded on the
+        right, where causal attention does not see it.
+        """
+        model = self.model
+        # around the encoder as well: its layers may be adapted too
+        with use_adapter(True):
+            states, of_frames = self.encoded(batch)
+            audio = model.projector(states)
+            embeds = model.embed_text(batch.input_ids)
+            places = mx.maximum(batch.audio_positions, 0)[..., None]
+            spoken = mx.take_along_axis(audio, places, axis=1).astype(embeds.dtype)
+            embeds = mx.where(batch.audio_positions[..., None] >= 0, spoken, embeds)
+            decoder = model.language_model
+            logits = decoder.logits(decoder.model.run_layers(embeds))
+        return logits.astype(mx.float32), of_frames
+
+    def encoded(self, batch: Batch) -> tuple[mx.array, mx.array | None]:
+        """States of the encoder, and where it is run in each step logits of its CTC head."""
+        if not self.runs_encoder:
+            return batch.audio, None
+        output = self.model.encoder.encode(batch.audio, batch.lengths)
+        return output.last_hidden_state, output.ctc_logits
+
+    def weights(self) -> dict[str, mx.array]:
+        """What is trained, by its name in the model."""
+        return dict(tree_flatten(self.model.trainable_parameters()))
+
+    @contextmanager
+    def without_terms(self) -> Iterator[tuple[Any, dict[str, tuple[mx.array, mx.array]]]]:
+        """Within it, the low-rank terms are not over the model that it gives, but beside it: by the
+        path of their layer, (inputs, rank) and (rank, outputs)."""
+        layers = {path: _module(self.model, path) for path in self.trained.terms}
+        try:
+            for path, layer in layers.items():
+                replace_module(self.model, path, layer.linear)
+            yield self.model, {path: (each.lora_a, each.lora_b) for path, each in layers.items()}
+        finally:
+            for path, layer in layers.items():
+                replace_module(self.model, path, layer)
+
+    def _count_layers(self) -> int:
+        """How many of the decoder's last layers the options mean."""
+        kind, asked = self.options.fine_tune_type, self.options.num_layers
+        if kind == "projector":
+            if asked:
+                rule = "0 where the projector alone is trained"
+                raise InputError.must_be("num_layers", asked, rule)
+            return 0
+        number = len(self.layers)
+        if asked == 0 or (asked or 0) > number:
+            raise InputError.must_be("num_layers", asked, f"within 1 and {number}, or -1 for all")
+        count = self.options.layers
+        return number if count < 0 else min(count, number)
+
+    def _add_terms(self, count: int) -> tuple[str, ...]:
+        from mlx_lm.tuner.utils import linear_to_lora_layers
+
+        start, options = len(self.layers) - count, self.options
+        kinds = nn.Linear | nn.QuantizedLinear | LoRALinear
+        found = {
+            (index, name)
+            for index, layer in enumerate(self.layers[start:], start)
+            for name, module in layer.named_modules()
+            # what is inside an adapted layer is no layer of its own
+            if isinstance(module, kinds) and not name.endswith(".base")
+        }
+        for key in options.lora_keys or [""]:
+            if not any(_ends(name, key) for _, name in found):
+                rule = f"ends of {', '.join(sorted({name for _, name in found}))}"
+                raise InputError.must_be("lora_keys", key, rule)
+        chosen = {(i, name) for i, name in found if any(_ends(name, k) for k in options.lora_keys)}
+        decoder = self.model.language_model.model
+        linear_to_lora_layers(
+            decoder,
+            count,
+            {
+                "keys": {name for _, name in chosen},
+                "rank": options.lora_rank,
+                "scale": options.lora_scale,
+                "dropout": options.lora_dropout,
+            },
+        )
+        return tuple(f"{_DECODER}.layers.{index}.{name}" for index, name in sorted(chosen))
+
+    def _train_whole(self, path: str) -> None:
+        from mlx_lm.utils import dequantize_model
+
+        holder = nn.Module()
+        holder.module = _module(self.model, path)
+        dequantize_model(holder)
+        replace_module(self.model, path, holder.module)
+        holder.module.unfreeze()
+        for _, module in holder.module.named_modules():
+            if isinstance(module, LoRALinear):
+                module.freeze(recurse=False)
+        in_float32 = tree_map(lambda x: x.astype(mx.float32), holder.module.trainable_parameters())
+        holder.module.update(in_float32)
+
+
+def loss(trainable: Trainable, *arrays: mx.array) -> tuple[mx.array, mx.array]:
+    """What mlx-lm's trainer asks for: the mean cross-entropy of the labels that count, each from
+    the logits of the position before it, and where the CTC head is trained its loss added, a mean
+    over recordings (see `ctc_loss`); and how many labels count.
+
+    A recording too short for its letters has no loss of the CTC head.
+
+    Args:
+        arrays: a `Batch`.
+    """
+    batch = Batch(*arrays)
+    logits, of_frames = trainable(batch)
+    labels = batch.labels[:, 1:]
+    number = (labels != IGNORED).sum()
+    total = unchecked_cross_entropy(logits[:, :-1], labels, mx.maximum(number, 1))
+    if of_frames is not None:
+        given = of_frames, batch.letters, batch.lengths
+        losses, letters = ctc_losses(*given, blank=BLANK, zero_infinity=True)
+        total = total + (losses / mx.maximum(letters, 1)).mean()
+    return total, number
+
+
+@contextmanager
+def restored_layers(trainable: Trainable) -> Iterator[None]:
+    """Undoes at the end what gradient checkpointing does to the class of the decoder's layers."""
+    kind = type(trainable.layers[0])
+    call = kind.__call__
+    try:
+        yield
+    finally:
+        kind.__call__ = call  # type: ignore[method-assign]
+
+
+def _module(model: Any, path: str) -> Any:
+    for name in path.split(".") if path else ():
+        model = model[int(name)] if name.isdigit() else getattr(model, name)
+    return model
+
+
+def _ends(name: str, end: str) -> bool:
+    return f".{name}".endswith(f".{end}")

@@ -1,0 +1,115 @@
+"""How good a model is on recordings that it is not trained on: loss and word errors."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..layers.lora import use_adapter
+from ..models.loss import IGNORED
+from ..transcription.word_errors import word_error_rate, word_errors
+from .batches import Batch
+from .reports import ValLossReport
+from .trainable import Trainable, loss
+
+#: tokens of an answer, for each of the right one and in all: more is a loop
+_ANSWER_FACTOR, _ANSWER_TOKENS = 2, 8
+
+
+class Validator:
+    """Measures loss and word errors of a model in training.
+
+    Args:
+        batches: gives the batches of `dataset` once, in the form of mlx-lm's `iterate_batches`.
+    """
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        processor: Any,
+        dataset: Any,
+        batches: Callable[..., Iterator[Batch]],
+    ):
+        self._trainable, self._processor = trainable, processor
+        self._dataset, self._batches = dataset, batches
+
+    def __call__(
+        self,
+        step: int,
+        progress: Callable[[int, int], None],
+        stop: Callable[[], bool],
+    ) -> ValLossReport | None:
+        """Loss and word error rate after so many steps; None if it was stopped. Leaves the model in
+        evaluation mode.
+
+        Args:
+            progress: called with how many batches are done, and of how many.
+            stop: asked before each batch whether to end.
+        """
+        from mlx_lm.tuner.trainer import evaluate
+
+        options, began = self._trainable.options, time.perf_counter()
+        total = -(-len(self._dataset) // options.batch_size)
+        if options.val_batches >= 0:
+            total = min(total, options.val_batches)
+        done = errors = words = 0
+
+        def batches(**asked: Any) -> Iterator[Batch]:
+            for batch in self._batches(**asked):
+                if stop():
+                    return
+                yield batch
+
+        def measured(trainable: Trainable, *arrays: mx.array) -> tuple[mx.array, mx.array]:
+            nonlocal errors, words
+            for reference, hypothesis in decoded(trainable, self._processor, Batch(*arrays)):
+                errors += word_errors(reference, hypothesis)
+                words += len(reference.split())
+            return loss(trainable, *arrays)
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            progress(done, total)
+
+        progress(0, total)
+        value = evaluate(
+            self._trainable,
+            self._dataset,
+            options.batch_size,
+            options.val_batches,
+            options.max_seq_length,
+            measured,
+            batches,
+            options.clear_cache_threshold,
+            count,
+        )
+        if stop():
+            return None
+        rate = word_error_rate(errors, words)
+        return ValLossReport(step, value, rate, words, time.perf_counter() - began)
+
+
+def decoded(trainable: Trainable, processor: Any, batch: Batch) -> list[tuple[str, str]]:
+    """The right text of each row, and what greedy decoding writes after its prompt."""
+    ids, counts = np.array(batch.input_ids), np.array(batch.labels) != IGNORED
+    answers = [row[counted] for row, counted in zip(ids, counts, strict=True)]
+    prompts = [row[: counted.argmax()] for row, counted in zip(ids, counts, strict=True)]
+    audio_tokens = (batch.audio_positions >= 0).sum(axis=1, keepdims=True)
+    with use_adapter(True):
+        audio = trainable.model.projector(trainable.encoded(batch)[0])
+    width, longest = max(map(len, prompts)), max(map(len, answers))
+    padded = [np.pad(row, (width - len(row), 0)) for row in prompts]
+    room = max(1, trainable.model.context_length - width)
+    answered = trainable.model.generate(
+        mx.array(np.stack(padded)),
+        attention_mask=mx.array([[0] * (width - len(p)) + [1] * len(p) for p in prompts]),
+        audio_features=audio,
+        input_features_mask=mx.arange(audio.shape[1]) < audio_tokens,
+        max_new_tokens=min(room, _ANSWER_FACTOR * longest + _ANSWER_TOKENS),
+    )
+    texts = processor.batch_decode(answered[:, width:].tolist(), skip_special_tokens=True)
+    right = processor.batch_decode([row.tolist() for row in answers], skip_special_tokens=True)
+    return list(zip(right, texts, strict=True))
