@@ -97,7 +97,7 @@ class _Run:
         self._callback, self._stop, self._batches = callback, stop, batches
         self._validator = Validator(trainable, processor, valid, batches) if valid else None
         self._folder = Path(self._options.adapter_path)
-        self._optimizer = _optimizer(self._options)
+        self._optimizer = make_optimizer(self._options)
         self._progress = Progress()
         if self._options.resume:
             args = self._folder, trainable, self._optimizer, len(self._train)
@@ -265,7 +265,7 @@ class _Losses:
         return InputError.about(message, option="learning_rate", step=self.step, kept=kept)
 
 
-def _optimizer(options: FineTuneOptions) -> Any:
+def make_optimizer(options: FineTuneOptions) -> Any:
     """As `mlx_lm.lora` makes it.
 
     Raises:
