@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
 from ..errors import InputError, UnsupportedOptionError
-from ..layers.lora import LoRALinear, SavedModule, replace_module, use_adapter
+from ..layers.lora import LoRALinear, SavedModule, replace_module
 from ..models.conformer import BLANK
 from ..models.loss import IGNORED, ctc_losses, unchecked_cross_entropy
 from .batches import Batch
@@ -23,7 +23,7 @@ _DECODER = "language_model.model"
 _CTC_HEAD = "encoder.out"
 
 
-def check_trainable(model_type: str) -> None:
+def check_trainable(model_type: str | None) -> None:
     """Refuse models that are not fine-tuned here.
 
     Args:
@@ -85,6 +85,10 @@ class Trainable(nn.Module):
         self.model = model
         self.options = options
         self.freeze()
+        for module in model.modules():
+            if isinstance(module, LoRALinear):
+                # gradient checkpointing calls layers again after the model's own call is over
+                module.on_by_default = True
         whole = ["projector"]
         terms: tuple[str, ...] = ()
         count = self._count_layers()
@@ -129,17 +133,14 @@ class Trainable(nn.Module):
         Nothing is checked, so nothing is waited for and it can be compiled. Rows are padded on the
         right, where causal attention does not see it.
         """
-        model = self.model
-        # around the encoder as well: its layers may be adapted too
-        with use_adapter(True):
-            states, of_frames = self.encoded(batch)
-            audio = model.projector(states)
-            embeds = model.embed_text(batch.input_ids)
-            places = mx.maximum(batch.audio_positions, 0)[..., None]
-            spoken = mx.take_along_axis(audio, places, axis=1).astype(embeds.dtype)
-            embeds = mx.where(batch.audio_positions[..., None] >= 0, spoken, embeds)
-            decoder = model.language_model
-            logits = decoder.logits(decoder.model.run_layers(embeds))
+        states, of_frames = self.encoded(batch)
+        audio = self.model.projector(states)
+        embeds = self.model.embed_text(batch.input_ids)
+        places = mx.maximum(batch.audio_positions, 0)[..., None]
+        spoken = mx.take_along_axis(audio, places, axis=1).astype(embeds.dtype)
+        embeds = mx.where(batch.audio_positions[..., None] >= 0, spoken, embeds)
+        decoder = self.model.language_model
+        logits = decoder.logits(decoder.model.run_layers(embeds))
         return logits.astype(mx.float32), of_frames
 
     def encoded(self, batch: Batch) -> tuple[mx.array, mx.array | None]:

@@ -7,7 +7,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..layers.lora import use_adapter
 from ..models.loss import IGNORED
 from ..transcription.word_errors import word_error_rate, word_errors
 from .batches import Batch
@@ -98,8 +97,7 @@ def decoded(trainable: Trainable, processor: Any, batch: Batch) -> list[tuple[st
     answers = [row[counted] for row, counted in zip(ids, counts, strict=True)]
     prompts = [row[: counted.argmax()] for row, counted in zip(ids, counts, strict=True)]
     audio_tokens = (batch.audio_positions >= 0).sum(axis=1, keepdims=True)
-    with use_adapter(True):
-        audio = trainable.model.projector(trainable.encoded(batch)[0])
+    audio = trainable.model.projector(trainable.encoded(batch)[0])
     width, longest = max(map(len, prompts)), max(map(len, answers))
     padded = [np.pad(row, (width - len(row), 0)) for row in prompts]
     room = max(1, trainable.model.context_length - width)
