@@ -5,13 +5,13 @@ import os
 from collections.abc import Generator, Sequence
 from typing import Any
 
+from .chat_model import ChatModel, OwnChatModel, as_chat_model
 from .errors import CheckpointError, InputError
 from .fields import fitted
 from .generation.checks import check_generates
 from .generation.prefix_cache import PrefixCache
-from .generation.prompt_cache import load_prompt_cache, save_prompt_cache
-from .generation.protocols import GenerativeModel, TextTokenizer
-from .generation.text import GenerationResponse, prompt_ids, stream_generate, text_tokenizer
+from .generation.protocols import GenerativeModel
+from .generation.text import GenerationResponse, prompt_ids, stream_generate
 from .layers.cache import KVCache
 from .transcription.pipeline import transcribe
 from .transcription.transcript import Transcript
@@ -28,23 +28,37 @@ class ChatSession:
 
     Args:
         model, processor: what `load` returned. A speech model can `transcribe` as well.
+        chat_model: what replies in its place: a folder or a repository of any text model that this
+            package or mlx-lm can run, or what `mlx_speech.load` or `mlx_lm.load` returned. Then
+            any speech model will do.
         system: a first message that sets the tone.
         options: of every reply, as for `mlx_speech.stream_generate`; those of the cache
             (`max_kv_size`, `kv_bits`, …) hold for the conversation.
 
     Raises:
+        CheckpointError: the `chat_model` cannot be loaded.
         InputError: the checkpoint has no chat template.
         UnsupportedOptionError: the model generates nothing.
     """
 
     def __init__(
-        self, model: GenerativeModel, processor: Any, *, system: str | None = None, **options: Any
+        self,
+        model: GenerativeModel,
+        processor: Any,
+        *,
+        chat_model: Any = None,
+        system: str | None = None,
+        **options: Any,
     ):
-        self._tokenizer = chat_tokenizer(model, processor)
+        self._chat: ChatModel
+        if chat_model is None:
+            self._chat = OwnChatModel(model, processor)
+        else:
+            self._chat = as_chat_model(chat_model)
         self.model = model
         self.processor = processor
         self.system = system
-        own = options.keys() & set(model.cache_options)
+        own = options.keys() & set(self._chat.model.cache_options)
         self._cache_options = {name: options.pop(name) for name in own}
         self.options = options
         self.reset()
@@ -57,7 +71,7 @@ class ChatSession:
         self._start_over()
 
     def _start_over(self) -> None:
-        self._cache = PrefixCache(self.model.make_cache(**self._cache_options))
+        self._cache = PrefixCache(self._chat.model.make_cache(**self._cache_options))
         self._draft_model: GenerativeModel | None = None
         self._draft_cache: Sequence[KVCache] = ()  # no more than the other
 
@@ -87,23 +101,24 @@ class ChatSession:
             InputError: an option is wrong.
         """
         options = {**self.options, **options}
+        if "assistant_model" in options:
+            options["draft_model"] = options.pop("assistant_model")
+        self._chat.check(options)
         messages = [*self.messages, {"role": "user", "content": text}]
-        ids = prompt_ids(self._tokenizer, messages)
+        ids = prompt_ids(self._chat.tokenizer, messages)
         self._follow(self._cache.trim_to(self._cache.common(ids)))
         if options.get("max_new_tokens") is None and options.get("max_length") is None:
-            room = self.model.context_length - len(ids)
+            room = self._chat.model.context_length - len(ids)
             bounded = self._cache.layers[0].max_size is not None
             options["max_new_tokens"] = REPLY_TOKENS if bounded else max(1, min(REPLY_TOKENS, room))
         options["past_key_values"] = self._cache.layers
-        if "assistant_model" in options:
-            options["draft_model"] = options.pop("assistant_model")
         if (draft_model := options.get("draft_model")) is not None:
             check_generates(draft_model)
             if draft_model is not self._draft_model:
                 self._draft_model, self._draft_cache = draft_model, draft_model.make_cache()
             options["draft_past_key_values"] = self._draft_cache
         try:
-            responses: Any = stream_generate(self.model, self._tokenizer, ids, **options)
+            responses: Any = stream_generate(self._chat.model, self._chat.tokenizer, ids, **options)
         except BaseException:
             # a part of the prompt may be in already
             self._follow(self._cache.settle(self._cache.keys))
@@ -144,9 +159,7 @@ class ChatSession:
             metadata = {"messages": json.dumps(self.messages), "ids": json.dumps(self._cache.keys)}
         except (TypeError, ValueError) as error:
             raise InputError(f"the messages are not plain data: {error}") from error
-        save_prompt_cache(
-            path, self._cache.layers, self.model, metadata=metadata, overwrite=overwrite
-        )
+        self._chat.save(path, self._cache.layers, metadata, overwrite=overwrite)
 
     def load(self, path: str | os.PathLike) -> None:
         """Go on with a conversation that `save` wrote; nothing changes if it cannot be read.
@@ -155,7 +168,7 @@ class ChatSession:
             CheckpointError: the file is none of `save`'s, or of another model.
             InputError: there is no such file.
         """
-        cache, metadata = load_prompt_cache(path, self.model)
+        cache, metadata = self._chat.load(path)
         if not {"messages", "ids"} <= metadata.keys():
             raise CheckpointError(f"{path}: a prompt cache, but of no conversation")
         try:
@@ -164,22 +177,8 @@ class ChatSession:
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: not a whole conversation") from error
         rows = {part.shape[0] for layer in cache for part in layer.state}
-        known = all(0 <= token < self.model.vocab_size for token in ids)
+        known = all(0 <= token < self._chat.model.vocab_size for token in ids)
         if len(ids) > cache[0].length or not known or rows - {1}:
             raise CheckpointError(f"{path}: not a whole conversation")
         self._start_over()
         self._cache, self.messages = PrefixCache(cache, ids), messages
-
-
-def chat_tokenizer(model: GenerativeModel, processor: Any) -> TextTokenizer:
-    """The tokenizer that knows the form in which a model takes conversations.
-
-    Raises:
-        InputError: the checkpoint has no chat template.
-        UnsupportedOptionError: the model generates nothing.
-    """
-    check_generates(model)
-    tokenizer = text_tokenizer(processor)
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise InputError("this checkpoint has no chat template, so it cannot chat")
-    return tokenizer

@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from .streams import StandardOutputError, decode_utf8, need_standard_output, rea
 from .terminal import forget_interrupt, line_history, read_line
 
 if TYPE_CHECKING:
+    from ..chat_model import ChatModel
     from ..chat_session import ChatSession
 
 #: what each takes, and what it does; a method of `Chat` has its name
@@ -48,6 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add, group = common.add_options, parser.add_argument_group
     common.add_model_options(parser, common.CHAT_MODEL)
+    text = "folder or repository of what replies in its place: any text model that mlx-lm runs"
+    common.add_table(parser, {"--chat-model MODEL": text})
     reply = group("replies")
     add(reply, "--system-prompt")
     add(reply, "--max-tokens", help="limit of each (default: 512)")
@@ -77,15 +81,30 @@ def run(args: argparse.Namespace, console: Console, usage: None) -> int:
     model, processor = common.load_named(args, console)
     options = common.explicit_options(args, common.GENERATION + common.CACHE)
     options |= console.prompt_progress()
-    chat = Chat(ChatSession(model, processor, system=args.system_prompt, **options), console)
+    chat_model = None if args.chat_model is None else load_chat_model(args, console)
+    options |= {"chat_model": chat_model, "system": args.system_prompt}
+    chat = Chat(ChatSession(model, processor, **options), console)
     if sys.stdin.isatty():
-        return chat_in_terminal(chat, args.model)
+        return chat_in_terminal(chat, args.chat_model or args.model)
     failed = False
     for line in read_lines():
         failed |= not chat.take(line)
         if chat.over:
             break
     return 1 if failed else 0
+
+
+def load_chat_model(args: argparse.Namespace, console: Console) -> ChatModel:
+    """What --chat-model and --dtype name."""
+    import mlx.core as mx
+
+    from ..chat_model import load_chat_model
+
+    start = time.perf_counter()
+    dtype = args.dtype and getattr(mx, args.dtype)
+    loaded = load_chat_model(args.chat_model, dtype=dtype, progress=not console.quiet)
+    console.detail(f"{args.chat_model}: loaded in {time.perf_counter() - start:.1f} s")
+    return loaded
 
 
 def chat_in_terminal(chat: Chat, model: str) -> int:

@@ -48,9 +48,8 @@ class PrefixCache:
         if any(surplus) and not all(layer.is_trimmable() for layer in self.layers):
             return False
         self.keys = self.keys[:length]
-        for layer, count in zip(self.layers, surplus, strict=True):
-            layer.trim(count)
-        return True
+        pairs = zip(self.layers, surplus, strict=True)
+        return all(layer.trim(count) == count for layer, count in pairs)
 
     def fork(self, length: int) -> "PrefixCache":
         """Another one that begins with the same `length` positions."""

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..chat_session import REPLY_TOKENS, chat_tokenizer
+from ..chat_model import chat_tokenizer
+from ..chat_session import REPLY_TOKENS
 from ..errors import MlxSpeechError
 from ..generation.prefix_cache import Key, PrefixCache, PrefixCachePool
 from ..generation.protocols import GenerativeModel, TextTokenizer
