@@ -186,6 +186,10 @@ class MlxLmCache:
         """There is one row only."""
         raise UnsupportedOptionError("a model of mlx-lm gives one answer at a time")
 
+    def __copy__(self) -> NoReturn:
+        """A copy is for rows that are reordered, and would share what is in the layers."""
+        self.reorder(mx.array([0]))
+
 
 @dataclass(frozen=True)
 class MlxLmConfig:

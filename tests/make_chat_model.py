@@ -45,7 +45,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def model(vocab_size: int) -> Qwen3ForCausalLM:
+def model(vocab_size: int, seed: int = 25) -> Qwen3ForCausalLM:
     """With weights large enough that it neither repeats itself nor ends at once."""
     config = Qwen3Config(
         vocab_size=vocab_size,
@@ -63,7 +63,7 @@ def model(vocab_size: int) -> Qwen3ForCausalLM:
         pad_token_id=0,
     )
     made = Qwen3ForCausalLM(config).eval()
-    generator = torch.Generator().manual_seed(25)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for value in made.parameters():
             drawn = torch.randn(value.shape, generator=generator)
@@ -76,14 +76,16 @@ def model(vocab_size: int) -> Qwen3ForCausalLM:
 
 
 @torch.no_grad()
-def conversation(made: Qwen3ForCausalLM, text: PreTrainedTokenizerFast) -> list[dict]:
+def conversation(
+    made: Qwen3ForCausalLM, text: PreTrainedTokenizerFast, **options: float
+) -> list[dict]:
     """Greedy replies, each to the whole conversation before it."""
     messages, turns = [], []
     for said in TURNS:
         messages.append({"role": "user", "content": said})
         prompt = text.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         ids = text(prompt, add_special_tokens=False, return_tensors="pt").input_ids
-        output = made.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False)
+        output = made.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, **options)
         new = output[0, ids.shape[1] :].tolist()
         ended = new[-1] in made.generation_config.eos_token_id
         reply = text.decode(new[: len(new) - ended], clean_up_tokenization_spaces=False).strip()
