@@ -1,25 +1,33 @@
-"""Talk with a Granite Speech model, all on this device.
+"""Talk with a speech model, or by way of it with any other, all on this device.
 
     python examples/voice_chat.py                     the microphone: Enter, speak, Enter
     python examples/voice_chat.py one.wav two.wav     recordings, each of them one turn
 
 What is said is transcribed with the model's adapter on; the reply is generated from that text with
-the adapter off, in one conversation.
+the adapter off, or by --chat-model, in one conversation. --say speaks each sentence of a reply
+while the next ones are still being written.
 """
 
 import argparse
 import os
+import queue
+import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 from mlx_speech import ChatSession, MlxSpeechError, UnsupportedOptionError, load
+
+#: what ends a sentence, up to where the next one begins
+SENTENCE_END = re.compile(r"[.!?…]+[\"')\]”’»]*\s+|\n+")
 
 
 def main() -> int:
     """Returns the exit status: 1 if anything failed."""
-    parser = argparse.ArgumentParser(description="Talk with a Granite Speech model.")
+    parser = argparse.ArgumentParser(description="Talk with a speech model.")
     add = parser.add_argument
     add("audio", nargs="*", metavar="AUDIO", help="recordings (default: the microphone)")
     add(
@@ -27,6 +35,7 @@ def main() -> int:
         default=os.environ.get("MLX_SPEECH_MODEL") or "ibm-granite/granite-speech-3.3-2b",
         help="folder or repository (default: $MLX_SPEECH_MODEL, else %(default)s)",
     )
+    add("--chat-model", metavar="MODEL", help="what replies in its place: any that mlx-lm runs")
     add("--system-prompt", metavar="TEXT", help="e.g. 'Answer in one short sentence.'")
     add("--say", action="store_true", help="speak the replies, on macOS")
     args = parser.parse_args()
@@ -35,7 +44,8 @@ def main() -> int:
     try:
         # before the model, which takes longer: is there a microphone?
         turns = ((path, {}) for path in args.audio) if args.audio else microphone()
-        session = ChatSession(*load(args.model), system=args.system_prompt)
+        options = {"chat_model": args.chat_model, "system": args.system_prompt}
+        session = ChatSession(*load(args.model), **options)
         failures = [source for source in turns if not turn(session, *source, say=args.say)]
         return 1 if failures else 0
     except KeyboardInterrupt:
@@ -54,19 +64,67 @@ def turn(session: ChatSession, audio, options: dict, *, say: bool) -> bool:
             return True
         responses = session.stream(said)
         print("model: ", end="", flush=True)
-        reply = ""
-        for response in responses:
-            reply += response.text
-            print(response.text, end="", flush=True)
-        print()
-        if say:
-            subprocess.run(["say"], input=reply.encode(), check=False)
+        with Speaker() if say else nullcontext() as speaker:
+            for response in responses:
+                print(response.text, end="", flush=True)
+                if speaker:
+                    speaker.add(response.text)
+            print()
         return True
     except UnsupportedOptionError:
         raise  # holds for every turn
     except MlxSpeechError as error:
         print(f"error: {error}", file=sys.stderr)
         return False
+
+
+class Speaker:
+    """Speaks a reply while it is being written, sentence by sentence, with macOS's `say`.
+
+    Within it, what `add` gets is spoken; at its end it waits for the last sentence, or where that
+    is an error or Ctrl-C is silent at once. What a model only thinks is not spoken.
+    """
+
+    def __init__(self):
+        self._rest = ""  # what is no whole sentence yet
+        self._sentences: queue.Queue[str] = queue.Queue()
+        self._saying: subprocess.Popen | None = None
+        self._silent = False
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def add(self, text: str) -> None:
+        """A piece of the reply."""
+        self._rest += text
+        before, thinks, thought = self._rest.partition("<think>")
+        if thinks:
+            _, done, after = thought.partition("</think>")
+            if not done:
+                return
+            self._rest = before + after
+        while end := SENTENCE_END.search(self._rest):
+            self._sentences.put(self._rest[: end.end()].strip())
+            self._rest = self._rest[end.end() :]
+
+    def _work(self) -> None:
+        while True:
+            sentence = self._sentences.get()
+            if sentence and not self._silent:
+                self._saying = subprocess.Popen(["say"], stdin=subprocess.PIPE)
+                self._saying.communicate(sentence.encode())
+            self._sentences.task_done()
+
+    def __enter__(self) -> "Speaker":
+        return self
+
+    def __exit__(self, kind: type | None, *error) -> None:
+        try:
+            if kind is None:
+                self._sentences.put(self._rest.partition("<think>")[0].strip())
+                self._sentences.join()
+        finally:
+            self._silent = True
+            if self._saying:
+                self._saying.terminate()
 
 
 def microphone() -> Iterator[tuple]:

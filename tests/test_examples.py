@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
-from commands import environment
+from chat_models import QWEN3
+from commands import PATIENCE, environment
 from conftest import DATA, ROOT, TINY
+
+from mlx_speech import ChatSession, load
 
 README = (ROOT / "examples" / "README.md").read_text()
 SHOWN = re.findall(r"```sh\n(.*?)```\n\n```\n(.*?)```", README, re.DOTALL)
@@ -161,7 +168,107 @@ class TestVoiceChat:
         assert voice_chat("--say", *recordings, PATH=f"{tmp_path}{os.pathsep}{path}")[0] == 0
         assert spoken.read_text() == "the back gate is unlocked."
 
+    def test_another_model_replies(self):
+        recording = AUDIO / "flite_08.flac"
+        reply = ChatSession(*load(TINY), chat_model=QWEN3).send("unlock the back gate")
+        expected = f"you:   unlock the back gate\nmodel: {reply}\n"
+        assert voice_chat("--chat-model", QWEN3, recording) == (0, expected, "")
+        status, out, err = voice_chat("--chat-model", "./nowhere", recording)
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert err.startswith("error: no such folder: ./nowhere")
+
     def test_nothing_to_say_it_with(self, tmp_path):
         status, _, err = voice_chat("--say", "--model", TINY, PATH=str(tmp_path))
         assert status == 2
         assert "--say speaks with macOS's say, which is not here" in err
+
+
+class Reply:
+    """A session whose reply comes in pieces, or as functions between them say."""
+
+    def __init__(self, *pieces):
+        self.pieces = pieces
+
+    def transcribe(self, audio):
+        return SimpleNamespace(text="hello")
+
+    def stream(self, text):
+        for piece in self.pieces:
+            yield SimpleNamespace(text=piece() or "" if callable(piece) else piece)
+
+
+class TestSpeaker:
+    @pytest.fixture
+    def example(self):
+        """The example as a module."""
+        spec = importlib.util.spec_from_file_location("voice", ROOT / "examples" / "voice_chat.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    @pytest.fixture
+    def spoken(self, tmp_path, monkeypatch):
+        """What `say` has been given so far, a line each."""
+        log, say = tmp_path / "spoken", tmp_path / "say"
+        log.touch()
+        say.write_text(
+            f'#!/bin/sh\nread -r line\necho "$line" >>{log}\nexec sleep $SECONDS_IT_TAKES\n'
+        )
+        say.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        monkeypatch.setenv("SECONDS_IT_TAKES", "0")
+        return lambda: log.read_text().splitlines()
+
+    @staticmethod
+    def waiting(condition):
+        """A piece of a reply that comes once something is so."""
+
+        def wait():
+            end = time.monotonic() + PATIENCE
+            while not condition():
+                assert time.monotonic() < end
+                time.sleep(0.01)
+
+        return wait
+
+    def test_sentences_are_spoken_while_the_next_are_written(self, example, spoken, capsys):
+        """The reply does not go on before they are."""
+        first = self.waiting(lambda: spoken() == ["The light is on."])
+        second = self.waiting(lambda: spoken()[1:] == ['"Is it 7.30?"'])
+        reply = Reply("The light", " is on.", ' "Is it 7', '.30?" ', first, second, "no", " end")
+        assert example.turn(reply, "hello.wav", {}, say=True)
+        assert spoken()[2:] == ["no end"]
+        said = 'you:   hello\nmodel: The light is on. "Is it 7.30?" no end\n'
+        assert capsys.readouterr().out == said
+
+    @pytest.mark.parametrize(
+        ("pieces", "expected"),
+        [
+            (["One", "… ", "two\n\nthree! ", "four"], ["One…", "two", "three!", "four"]),
+            (["3.5 of 1.000. ", " ", "\n"], ["3.5 of 1.000."]),
+            (["<think>Who. ", "Is it?\n", "</think>\n\nMe.", " Yes."], ["Me.", "Yes."]),
+            (["Yes. ", "<think>never", " ended. "], ["Yes."]),
+            ([], []),
+        ],
+        ids=str,
+    )
+    def test_sentences(self, example, spoken, pieces, expected):
+        example.turn(Reply(*pieces), "hello.wav", {}, say=True)
+        assert spoken() == expected
+
+    def test_interrupted_reply_is_silent(self, example, spoken, monkeypatch):
+        monkeypatch.setenv("SECONDS_IT_TAKES", str(PATIENCE))
+
+        def interrupt():
+            raise KeyboardInterrupt
+
+        begun = self.waiting(spoken)
+        started, popen = [], subprocess.Popen
+        monkeypatch.setattr(
+            subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
+        )
+        with pytest.raises(KeyboardInterrupt):
+            example.turn(Reply("One. ", "Two. ", begun, interrupt), "hello.wav", {}, say=True)
+        (say,) = started
+        assert say.wait(PATIENCE / 2) == -signal.SIGTERM
+        assert spoken() == ["One."]
