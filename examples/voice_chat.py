@@ -87,10 +87,11 @@ class Speaker:
 
     def __init__(self):
         self._rest = ""  # what is no whole sentence yet
-        self._sentences: queue.Queue[str] = queue.Queue()
+        self._sentences: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._saying: subprocess.Popen | None = None
         self._silent = False
-        threading.Thread(target=self._work, daemon=True).start()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
 
     def add(self, text: str) -> None:
         """A piece of the reply."""
@@ -106,12 +107,12 @@ class Speaker:
             self._rest = self._rest[end.end() :]
 
     def _work(self) -> None:
-        while True:
-            sentence = self._sentences.get()
+        for sentence in iter(self._sentences.get, None):
             if sentence and not self._silent:
                 self._saying = subprocess.Popen(["say"], stdin=subprocess.PIPE)
+                if self._silent:  # by now
+                    self._saying.terminate()
                 self._saying.communicate(sentence.encode())
-            self._sentences.task_done()
 
     def __enter__(self) -> "Speaker":
         return self
@@ -120,9 +121,11 @@ class Speaker:
         try:
             if kind is None:
                 self._sentences.put(self._rest.partition("<think>")[0].strip())
-                self._sentences.join()
+                self._sentences.put(None)
+                self._thread.join()
         finally:
             self._silent = True
+            self._sentences.put(None)
             if self._saying:
                 self._saying.terminate()
 

@@ -235,7 +235,9 @@ class TestSpeaker:
         """The reply does not go on before they are."""
         first = self.waiting(lambda: spoken() == ["The light is on."])
         second = self.waiting(lambda: spoken()[1:] == ['"Is it 7.30?"'])
-        reply = Reply("The light", " is on.", ' "Is it 7', '.30?" ', first, second, "no", " end")
+        reply = Reply(
+            "The light", " is on.", " ", first, '"Is it 7', '.30?" ', second, "no", " end"
+        )
         assert example.turn(reply, "hello.wav", {}, say=True)
         assert spoken()[2:] == ["no end"]
         said = 'you:   hello\nmodel: The light is on. "Is it 7.30?" no end\n'
