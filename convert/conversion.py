@@ -108,8 +108,8 @@ def convert(
                 clean_up(target)
     for target in targets:
         check_target(target, path_or_repo, overwrite)
-    source = Source.find(path_or_repo, revision, values=not dry_run, progress=progress)
     further = None if adapter is None else resolve_adapter(adapter, progress=progress)
+    source = Source.find(path_or_repo, revision, values=not dry_run, progress=progress)
     asked: dict[str, Any] = {"group_size": q_group_size, "mode": q_mode, "recipe": quant_predicate}
     with writing(mlx_path, source.folder), ExitStack() as stack:
         stage = stack.enter_context(source.as_safetensors(None if dry_run else mlx_path))

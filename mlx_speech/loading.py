@@ -151,9 +151,9 @@ def load(
             is, or is for another model.
         InputError: there is no such type.
     """
-    folder = resolve_checkpoint(path_or_repo, revision=revision, progress=progress)
-    if adapter is not None:
+    if adapter is not None:  # before the model, which is larger
         adapter = resolve_adapter(adapter, progress=progress)
+    folder = resolve_checkpoint(path_or_repo, revision=revision, progress=progress)
     model = load_model(folder, dtype=dtype, adapter=adapter)
     row = architecture(model.config.model_type)
     return model, row.processor_class.from_pretrained(folder, name=str(path_or_repo))

@@ -155,13 +155,14 @@ def resolve_checkpoint(
 def resolve_adapter(
     path_or_repo: str | os.PathLike, *, progress: bool = True, **options: Unpack[HubOptions]
 ) -> Path:
-    """Return the folder of an adapter, downloading its two files if need be; see
-    `resolve_checkpoint`.
+    """Return the folder of an adapter, downloading its two files if need be; arguments as in
+    `resolve_checkpoint`, but for the revision, which is that of its model.
 
     Raises:
         CheckpointError: there is no such folder, or the repository holds no adapter.
         HubError: the repository cannot be had.
     """
+    options["revision"] = None
     name, local = _local_folder(path_or_repo, options, "an adapter")
     if local is not None:
         return local

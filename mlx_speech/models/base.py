@@ -103,10 +103,9 @@ class PretrainedModel(Saveable, nn.Module):
             UnsupportedOptionError: MLX cannot do what was asked for.
         """
         hub, loading = take_hub_options(options), LoadingOptions.take(options)
-        folder = resolve_checkpoint(pretrained_model_name_or_path, **hub)
         if loading.adapter is not None:
-            hub.pop("revision", None)  # of the checkpoint
             loading = replace(loading, adapter=resolve_adapter(loading.adapter, **hub))
+        folder = resolve_checkpoint(pretrained_model_name_or_path, **hub)
         stored = read_json(folder)
         model_type = stored.get("model_type")
         for candidate in (cls, *cls.__subclasses__()):

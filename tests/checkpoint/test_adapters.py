@@ -15,6 +15,7 @@ from repositories import REPO
 
 from mlx_speech import transcribe
 from mlx_speech.checkpoint.adapters import fuse_adapters, remove_adapters
+from mlx_speech.checkpoint.hub import resolve_adapter
 from mlx_speech.errors import CheckpointError, HubError
 from mlx_speech.layers.lora import LoRALinear, SavedModule, use_adapter
 from mlx_speech.loading import load, load_model
@@ -398,6 +399,11 @@ class TestFromTheHub:
         model, _ = load(plain, dtype=mx.float32, adapter=REPO, progress=False)
         assert hub.fetched() == sorted([CONFIG, WEIGHTS])
         assert close(model(**inputs).logits, written[1](**inputs).logits)
+
+    def test_a_revision_is_the_models(self, hub, publish):
+        publish({name: b"{}" for name in (CONFIG, WEIGHTS)})
+        folder = resolve_adapter(REPO, revision="v2", progress=False)
+        assert (folder / WEIGHTS).read_bytes() == b"{}"
 
     def test_what_is_no_adapter(self, hub, publish, plain):
         publish({"config.json": b"{}", "model.safetensors": b""})
