@@ -95,8 +95,8 @@ def write_adapter_files(
     for name in saved:
         if name not in modules:
             raise InputError(f"{name} is no module of the model")
-        plain = plain_copy(modules[name], model.dtype)
-        own = {f"{name}.{key}": value for key, value in tree_flatten(plain.parameters())}
+        plain = tree_flatten(plain_copy(modules[name], model.dtype).parameters())
+        own = {f"{name}.{key}": value.astype(model.dtype) for key, value in plain}
         stored = model.to_checkpoint(own, model.config)
         tensors |= {f"{_PREFIX}{in_transformers(model, k)}": v for k, v in stored.items()}
     config = _config(model, terms, layers)

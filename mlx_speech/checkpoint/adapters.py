@@ -82,9 +82,11 @@ def apply_adapter(
 
 
 def linear_layer(module: nn.Module) -> Any:
-    """The linear layer that a module is, or that is under its term; None if it is none."""
-    layer = module.base if isinstance(module, LoRALinear) else module
-    return layer if isinstance(layer, nn.Linear | nn.QuantizedLinear) else None
+    """The linear layer that a module is, or that is under its term, in training also one of
+    mlx-lm's; None if it is none."""
+    while "lora_a" in module:
+        module = module["base" if "base" in module else "linear"]
+    return module if isinstance(module, nn.Linear | nn.QuantizedLinear) else None
 
 
 def is_within(name: str, modules: Iterable[str]) -> bool:

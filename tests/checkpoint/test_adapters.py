@@ -401,7 +401,7 @@ class TestFromTheHub:
         assert close(model(**inputs).logits, written[1](**inputs).logits)
 
     def test_a_revision_is_the_models(self, hub, publish):
-        publish({name: b"{}" for name in (CONFIG, WEIGHTS)})
+        publish(dict.fromkeys((CONFIG, WEIGHTS), b"{}"))
         folder = resolve_adapter(REPO, revision="v2", progress=False)
         assert (folder / WEIGHTS).read_bytes() == b"{}"
 

@@ -15,7 +15,7 @@ from mlx_speech.layers.lora_config import LoraConfig
 
 
 class Model(nn.Module):
-    adapter_by_default = False
+    adapter_by_default, config, tied_embeddings = False, None, "embed_tokens."
 
     def __init__(self):
         super().__init__()
@@ -26,6 +26,9 @@ class Model(nn.Module):
 
     def checkpoint_names(self, name):
         return (name,)
+
+    def sanitize(self, weights, config):
+        return weights
 
 
 def tensors(*modules: str, rank: int = 2) -> dict[str, mx.array]:

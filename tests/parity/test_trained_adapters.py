@@ -14,6 +14,7 @@ from transformers import GraniteSpeechForConditionalGeneration, GraniteSpeechPlu
 from transformers import GraniteSpeechPlusForConditionalGeneration as PlusModel
 
 from mlx_speech.loading import load_model
+from mlx_speech.training.adapter_folder import write_adapter
 
 from .random_models import (
     SPEECH_CASES,
@@ -180,6 +181,24 @@ def test_over_the_bundled_checkpoint(tiny_folder, tmp_path):
     expected = theirs.generate(input_ids=tensor(ids), input_features=tensor(x), **options)
     found = ours.generate(mx.array(ids), input_features=mx.array(x), **options)
     assert found.tolist() == expected.tolist()
+
+
+def test_of_a_model_that_mlx_lm_made_ready_for_training(tmp_path):
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+
+    save_speech(SPEECH_CASES["three-layers-untied"], tmp_path / "base")
+    model = load_model(tmp_path / "base", dtype=mx.float32)
+    config = {"rank": 4, "scale": 1.5, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
+    linear_to_lora_layers(model.language_model.model, 1, config)
+    layer = dict(model.named_modules())[QUERY.format(1)]
+    layer.lora_b = mx.random.normal(layer.lora_b.shape, key=mx.random.key(3))
+    lora = {QUERY.format(1): (layer.lora_a, layer.lora_b)}
+    about = {"rank": 4, "scale": 1.5, "dropout": 0.0, "saved": [], "base_model": "owner/base"}
+    write_adapter(tmp_path / "adapter", model, lora=lora, **about)
+    theirs = PeftModel.from_pretrained(reference(tmp_path / "base"), tmp_path / "adapter").eval()
+    compare(model, theirs, *size(model))
+    ours = load_model(tmp_path / "base", dtype=mx.float32, adapter=tmp_path / "adapter")
+    compare(ours, theirs, *size(ours))
 
 
 def test_what_is_saved_stacked_is_one_to_peft(tmp_path):

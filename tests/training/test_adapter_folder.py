@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from adapters import FIRST_QUERIES, LAST_LAYER, LAYERS, LORA, adapter, terms
 from conftest import TINY
 
+from mlx_speech.checkpoint.adapters import remove_adapters
+from mlx_speech.checkpoint.weights import cast
 from mlx_speech.errors import CheckpointError, InputError
+from mlx_speech.layers.lora import replace_module
 from mlx_speech.loading import load_model
 from mlx_speech.training.adapter_folder import write_adapter
 
@@ -25,7 +29,7 @@ def model():
 
 def write(folder, model, **changes):
     about = {"rank": 4, "scale": 1.5, "dropout": 0.05, "saved": [], "base_model": "owner/base"}
-    about |= {"lora": terms(model, [FIRST_QUERIES])} | changes
+    about |= changes if "lora" in changes else {"lora": terms(model, [FIRST_QUERIES]), **changes}
     write_adapter(folder, model, **about)
 
 
@@ -87,6 +91,36 @@ def test_modules_are_named_by_their_ends_where_that_says_enough(
 ):
     adapter(tmp_path, model, lora, saved)
     assert stored(tmp_path)["target_modules"] == targets
+
+
+class Trained(nn.Module):
+    """As mlx-lm's `LoRALinear`, which a test beside the reference has: importing it takes long."""
+
+    def __init__(self, linear, lora_a, lora_b):
+        super().__init__()
+        self.linear, self.lora_a, self.lora_b = linear, lora_a, lora_b
+
+
+@pytest.mark.parametrize("base", [".base", ""], ids=["with-its-own", "plain"])
+def test_of_a_model_in_training(base, tmp_path):
+    """Its layers are within others, and what is trained may be in another type."""
+    model = load_model(TINY, dtype=mx.bfloat16)
+    if not base:
+        remove_adapters(model)
+    lora = terms(model, QUERIES)
+    for name in QUERIES:
+        layer = dict(model.named_modules())[f"{name}{base}"]
+        replace_module(model, f"{name}{base}", Trained(layer, *lora[name]))
+    cast(model.projector, mx.float32)
+    write(tmp_path, model, lora=lora, saved=["projector"])
+    assert stored(tmp_path)["target_modules"] == ["q_proj"]
+    tensors = mx.load(str(tmp_path / WEIGHTS))
+    assert {value.dtype for value in tensors.values()} == {mx.bfloat16}
+    again = load_model(TINY, dtype=mx.bfloat16, adapter=tmp_path)
+    found = dict(again.named_modules())[FIRST_QUERIES]
+    a, b = lora[FIRST_QUERIES]
+    assert mx.array_equal(found.lora_a[-4:], a.T.astype(mx.bfloat16)).item()
+    assert mx.allclose(found.scale * found.lora_b[:, -4:], 1.5 * b.T, atol=0.02).item()
 
 
 def test_an_earlier_one_is_replaced_and_the_rest_stays(model, tmp_path):
