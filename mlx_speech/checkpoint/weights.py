@@ -318,12 +318,12 @@ def load_adapter(model: Any, folder: Path, dtype: mx.Dtype) -> None:
     }
     computed = (name for name in model.computed_tensors if "lora" not in name)
     check_types(weights, folder, tuple(computed))
-    first = not has_adapter(model)
+    first, made = not has_adapter(model), ""
     try:
         config = LoraConfig.from_dict(stored)
+        if base := stored.get("base_model_name_or_path"):
+            made = f"; it was made for {base}"
         apply_adapter(model, config, weights, dtype)
     except CheckpointError as error:
-        base = stored.get("base_model_name_or_path")
-        made = f"; it was made for {base}" if isinstance(base, str) and base else ""
         raise CheckpointError(f"{folder}: {error}{made}") from error
     model.adapter_config = config if first else None
