@@ -108,17 +108,18 @@ class RecordingDataset:
         """Some of the examples; arguments as of `audio`."""
         audio = [self.audio(index, random) for index in indices]
         lengths = [len(each) for each in audio]
-        rows = [self._ids(self.examples[i], n) for i, n in zip(indices, lengths, strict=True)]
-        ids, labels, positions = (
-            _padded(column, fill, _TOKENS)
-            for column, fill in zip(
-                zip(*rows, strict=True), (self._pad_id, IGNORED, -1), strict=True
-            )
-        )
+        examples = [self.examples[index] for index in indices]
+        rows = [self._ids(each, size) for each, size in zip(examples, lengths, strict=True)]
+        ids, labels, positions = zip(*rows, strict=True)
         frames = _rounded_up(max(lengths), _WINDOWS * self._encoder.window_size)
-        stacked = mx.stack([mx.pad(a, [(0, frames - len(a)), (0, 0)]) for a in audio])
-        letters = _padded([self.examples[i].letters for i in indices], IGNORED, _TOKENS)
-        return Batch(ids, labels, positions, stacked, mx.array(lengths), letters)
+        return Batch(
+            _padded(ids, self._pad_id),
+            _padded(labels, IGNORED),
+            _padded(positions, -1),
+            mx.stack([mx.pad(each, [(0, frames - len(each)), (0, 0)]) for each in audio]),
+            mx.array(lengths),
+            _padded([each.letters for each in examples], IGNORED),
+        )
 
     def _ids(self, example: Example, frames: int) -> tuple[list[int], list[int], list[int]]:
         """A row of `input_ids`, `labels` and `audio_positions`."""
@@ -169,9 +170,9 @@ def iterate_batches(
         number += 1
 
 
-def _padded(rows: Sequence[Sequence[int]], fill: int, multiple: int) -> mx.array:
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> mx.array:
     """(rows, length) integers, the length rounded up."""
-    length = _rounded_up(max(map(len, rows)), multiple)
+    length = _rounded_up(max(map(len, rows)), _TOKENS)
     filled = np.full((len(rows), length), fill, np.int32)
     for row, values in zip(filled, rows, strict=True):
         row[: len(values)] = values

@@ -46,7 +46,8 @@ def load_data(
     Args:
         data: a .jsonl or .csv file to train on; or a folder with `train` and `valid` as such files,
             with recordings and `metadata.csv` or `metadata.jsonl`, or with a data set of the
-            `datasets` library, as parquet files or as `save_to_disk` writes it.
+            `datasets` library, as parquet files or as `save_to_disk` writes it. Columns are those
+            of a `Row`, and other names of `rows.AUDIO_COLUMNS` and `rows.TEXT_COLUMNS`.
         model, processor: of Granite Speech.
         progress: called with how many rows are checked, and of how many.
 

@@ -82,6 +82,7 @@ class StateCache:
         path = self._path(key)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._unused -= self._unclaimed.pop(key, 0)  # which is replaced
             self._make_room(states.nbytes + _OVERHEAD_BYTES)
             with replacing(path) as temporary, open(temporary, "wb") as file:
                 mx.save_safetensors(file, {"states": states}, {"crc32": _checksum(states)})  # type: ignore[arg-type]

@@ -97,6 +97,7 @@ def damaged_recordings(folder) -> dict[str, str]:
     soundfile.write(folder / "rate.wav", noise[:4000], 8)
     soundfile.write(folder / "short.wav", noise[:100], 16000)
     soundfile.write(folder / "long.wav", noise, 16000)
+    soundfile.write(folder / "nan.wav", noise[:4000] * np.nan, 16000, "FLOAT")
     shutil.copy(AUDIO / "silence.wav", folder / "silent.wav")
     at = f"{folder}/"
     return {
@@ -109,6 +110,7 @@ def damaged_recordings(folder) -> dict[str, str]:
         "none.wav": f"{at}none.wav holds no samples: nothing was recorded",
         "rate.wav": f"the sampling rate of {at}rate.wav must be a number of hertz, 1000 to 10000000"
         ", but is 8",
+        "nan.wav": f"{at}nan.wav has NaN or infinite samples: repair or export it again",
         "short.wav": "a recording of 100 samples is too short: at least 257 samples (16 ms) are",
         "long.wav": "it is too long: 1246 tokens of prompt, text and 120.0 s of audio, but there "
         "may be 1024",

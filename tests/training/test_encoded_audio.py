@@ -283,3 +283,14 @@ def test_what_is_not_needed_makes_room_when_that_is_needed(tmp_path):
     cache.put("e", mx.zeros(500))
     cache.put("f", mx.zeros(500))
     assert kept(tmp_path) == set("bde")
+
+
+def test_what_is_there_already_is_replaced(tmp_path):
+    """And is no longer among what may be deleted."""
+    StateCache(tmp_path, 10_000).put("a", mx.zeros(500))
+    cache = StateCache(tmp_path, 5_000)
+    cache.put("a", mx.ones(500))
+    cache.put("b", mx.zeros(500))
+    cache.put("c", mx.zeros(500))
+    assert kept(tmp_path) == set("ab")
+    assert cache.get("a").tolist() == [1] * 500
