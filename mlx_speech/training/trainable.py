@@ -95,6 +95,9 @@ class Trainable(nn.Module):
         if options.fine_tune_type == "lora":
             terms = self._add_terms(count)
         elif options.fine_tune_type == "full":
+            if options.grad_checkpoint and model.config.text_config.attention_dropout:
+                message = "{option} computes layers twice, with another dropout: leave it out"
+                raise InputError.about(message, option="grad_checkpoint")
             number = len(self.layers)
             whole += [f"{_DECODER}.layers.{index}" for index in range(number - count, number)]
         if options.train_ctc_head:

@@ -154,7 +154,7 @@ def test_nothing_waits_for_values(batches, train_ctc_head):
 def test_gradient_checkpointing_changes_no_gradient(batches):
     from mlx_lm.tuner.trainer import grad_checkpoint
 
-    prepared = trainable(lora_dropout=0.3)
+    prepared = trainable()
     rng = np.random.default_rng(0)
     drawn = {
         name: mx.array(rng.normal(0, 0.1, value.shape).astype(np.float32))
@@ -222,6 +222,17 @@ def test_quantized_model(batches, fine_tune_type):
 def test_layers_that_are_not_there(options, message):
     with pytest.raises(InputError, match=message):
         trainable(**options)
+
+
+def test_layers_that_are_computed_twice_have_no_dropout():
+    """The second time it would be another, and gradients those of another loss."""
+    with pytest.raises(InputError, match="leave out lora_dropout"):
+        trainable(grad_checkpoint=True, lora_dropout=0.1)
+    model = fresh()[0]
+    model.config.text_config.attention_dropout = 0.1
+    with pytest.raises(InputError, match="grad_checkpoint computes layers twice"):
+        Trainable(model, FineTuneOptions(fine_tune_type="full", grad_checkpoint=True))
+    Trainable(model, FineTuneOptions(grad_checkpoint=True))
 
 
 def test_a_model_that_was_trained_before():

@@ -1,0 +1,323 @@
+"""Fine-tuning from beginning to end, on four recordings that say something new."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from itertools import islice
+from threading import Thread
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from conftest import DATA, ROOT, TINY
+from mlx.utils import tree_flatten
+
+from mlx_speech import load, transcribe
+from mlx_speech.errors import CheckpointError, InputError
+from mlx_speech.layers.lora import replace_module
+from mlx_speech.training.batches import iterate_batches
+from mlx_speech.training.finetune import finetune
+from mlx_speech.training.options import FineTuneOptions
+from mlx_speech.training.reports import FineTuneCallback
+from mlx_speech.training.state import STATE_FILE
+from mlx_speech.training.trainable import Trainable, loss
+
+from .runs import TEXTS, arrays, fresh, read_data, run
+
+LAYERS = "language_model.model.layers"
+
+
+@pytest.fixture(autouse=True)
+def uncompiled():
+    """On a CPU MLX compiles with the system's compiler, which takes longer than the tests."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.fixture(scope="module")
+def data(tiny, tmp_path_factory):
+    return read_data(tmp_path_factory.mktemp("data"), *tiny)
+
+
+@pytest.fixture(scope="module")
+def data_with_letters(tiny, tmp_path_factory):
+    return read_data(tmp_path_factory.mktemp("data"), *tiny, train_ctc_head=True)
+
+
+def test_it_learns(data, tmp_path, capsys):
+    """What is said in four recordings, in a few steps; and what is told of that."""
+    schedule = {"name": "linear_schedule", "arguments": [1e-3, 5e-4, 20], "warmup": 2}
+    options = {"batch_size": 4, "lora_scale": 2.0, "lr_schedule": schedule, "iters": 22}
+    options |= {"steps_per_report": 4, "steps_per_eval": 10, "save_every": 8}
+    model, told, result = run(data, tmp_path, **options)
+    assert [r.step for r in told.losses] == [4, 8, 12, 16, 20, 22]
+    assert told.losses[0].loss > 2
+    assert told.losses[-1].loss < 0.05
+    assert result.train_loss == told.losses[-1].loss
+    assert [r.step for r in told.validations] == [0, 10, 20, 22]
+    first, last = told.validations[0], told.validations[-1]
+    assert first.words == last.words == sum(len(TEXTS[n].split()) for n in list(TEXTS)[1:3])
+    assert (first.word_error_rate > 90, last.word_error_rate) == (True, 0)
+    assert (first.loss > 5, last.loss < 0.05) == (True, True)
+    assert tuple(told.validations) == result.validations
+    assert told.progress[:2] == [(0, 1), (1, 1)]
+    assert told.saved == [8, 16, 22]
+    assert (result.steps, result.stopped, result.adapter_path) == (22, False, tmp_path)
+    assert told.losses[0].learning_rate == pytest.approx(1e-3, rel=0.05)
+    assert told.losses[-1].learning_rate < 6e-4
+    assert [r.seconds_left > 0 for r in told.losses] == [True] * 5 + [False]
+    assert all(r.tokens_per_second > 0 and r.peak_memory > 1e6 for r in told.losses)
+    trained = Trainable(fresh()[0], FineTuneOptions()).weights()
+    assert result.trained_parameters == sum(value.size for value in trained.values())
+    assert capsys.readouterr() == ("", "")
+    names = {"adapter_config.json", "adapter_model.safetensors", STATE_FILE}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert not any(module.training for module in model.modules())
+    # what was written does what was trained
+    adapted = load(TINY, dtype=mx.float32, adapter=tmp_path)
+    for name, text in TEXTS.items():
+        assert transcribe(DATA / "audio" / name, adapted).text == text
+
+
+@pytest.mark.parametrize(
+    ("options", "starts"),
+    [
+        ({}, ("projector.",)),
+        ({"fine_tune_type": "full", "num_layers": 1}, ("projector.", f"{LAYERS}.3.")),
+        ({"fine_tune_type": "projector", "train_ctc_head": True}, ("projector.", "encoder.out.")),
+    ],
+)
+def test_what_is_frozen_does_not_move(data, data_with_letters, tmp_path, options, starts):
+    """By one bit, in five steps, the convolutions that BatchNorms are folded into included; and
+    all that is trained does."""
+    before = arrays(dict(tree_flatten(fresh()[0].parameters())))
+    chosen = data_with_letters if "train_ctc_head" in options else data
+    model = run(chosen, tmp_path, iters=5, optimizer="adamw", **options)[0]
+    if not options:
+        terms = {p: m for p, m in model.named_modules() if p.endswith(("q_proj", "v_proj"))}
+        assert len(terms) == 8
+        for path, layer in terms.items():
+            assert mx.abs(layer.lora_b).max().item() > 0
+            replace_module(model, path, layer.linear)
+    after = arrays(dict(tree_flatten(model.parameters())))
+    assert after.keys() == before.keys()
+    frozen = {n for n in before if not n.startswith(starts) or ".lora_" in n}
+    assert len(frozen) > 100
+    for name, value in before.items():
+        same = np.array_equal(value.view(np.uint8), after[name].view(np.uint8))
+        assert same == (name in frozen), name
+
+
+def test_resumed_training_is_what_it_would_have_been(data, tmp_path):
+    """Step by step, with dropout and gradients that are accumulated; asked to stop at any time."""
+    options = {
+        "iters": 10,
+        "grad_accumulation_steps": 2,
+        "steps_per_eval": 4,
+        "save_every": 100,
+        "lora_dropout": 0.2,
+        "optimizer": "adamw",
+        "lr_schedule": {"name": "cosine_decay", "arguments": [1e-3, 10], "warmup": 3},
+    }
+    _, whole, expected = run(data, tmp_path / "whole", **options)
+    asked = iter([False] * 3)
+    folder = tmp_path / "parts"
+    stop = lambda: next(asked, True)  # noqa: E731
+    _, first, result = run(data, folder, stop=stop, **options)
+    assert result.stopped
+    assert 0 < result.steps < 10
+    assert result.steps % 2 == 0
+    assert first.saved == [result.steps]
+    _, second, result = run(data, folder, resume=True, **options)
+    assert (result.steps, result.stopped) == (10, False)
+    losses = [report.loss for report in first.losses + second.losses]
+    np.testing.assert_allclose(losses, [report.loss for report in whole.losses], rtol=1e-6)
+    rates = [report.learning_rate for report in first.losses + second.losses]
+    assert rates == [report.learning_rate for report in whole.losses]
+    assert len(set(rates)) == 5
+    measured = [(v.step, v.loss, v.word_error_rate) for v in result.validations]
+    assert measured == [(v.step, v.loss, v.word_error_rate) for v in expected.validations]
+    tensors = [mx.load(str(tmp_path / each / STATE_FILE)) for each in ("whole", "parts")]
+    assert tensors[0].keys() == tensors[1].keys()
+    for name, value in tensors[0].items():
+        np.testing.assert_allclose(np.array(tensors[1][name]), np.array(value), rtol=1e-6)
+
+
+def test_what_cannot_be_resumed(data, tmp_path):
+    """One line each, and nothing is changed."""
+    options = {"iters": 2, "fine_tune_type": "projector", "steps_per_eval": 100, "val_batches": 1}
+    with pytest.raises(InputError, match="has no training in it to go on with; leave out resume"):
+        run(data, tmp_path, resume=True, **options)
+    run(data, tmp_path, **options)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="has training in it already; resume goes on with it"):
+        run(data, tmp_path, **options)
+    with pytest.raises(InputError, match="iters is 2, but must be more than 2"):
+        run(data, tmp_path, resume=True, **options)
+    more = {**options, "iters": 4, "resume": True}
+    for name, value in (("learning_rate", 1e-3), ("batch_size", 1), ("seed", 1), ("num_layers", 0)):
+        changed = {**more, name: value}
+        if name == "num_layers":  # said or not, it is the same
+            continue
+        with pytest.raises(InputError, match=f"^{name} is {value}, but was .* resume goes on"):
+            run(data, tmp_path, **changed)
+    fewer = data._replace(train=data.valid)
+    with pytest.raises(InputError, match=r"^number of rows is 2, but was 4 in"):
+        run(fewer, tmp_path, **more)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+    whole = (tmp_path / STATE_FILE).read_bytes()
+    for damaged in (whole[:-100], whole[:50], b"", whole.replace(b"validations", b"validatoins")):
+        (tmp_path / STATE_FILE).write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=f"{STATE_FILE} is damaged"):
+            run(data, tmp_path, **more)
+    (tmp_path / STATE_FILE).write_bytes(whole)
+    assert run(data, tmp_path, **more)[2].steps == 4
+
+
+def test_loss_that_is_not_finite(data, tmp_path):
+    """Ends training; what was saved before stays."""
+    options = {"iters": 9, "fine_tune_type": "projector", "save_every": 1, "steps_per_eval": 100}
+    options |= {"optimizer": "sgd", "val_batches": 0}
+    rate = {"name": "step_decay", "arguments": [1e-4, 1e19, 2]}
+    with pytest.raises(
+        InputError, match=r"not finite at step [0-9]: lower learning_rate"
+    ) as raised:
+        run(data._replace(valid=None), tmp_path, lr_schedule=rate, **options)
+    state, metadata = mx.load(str(tmp_path / STATE_FILE), return_metadata=True)
+    step = json.loads(metadata["training"])["step"]
+    assert step >= 1
+    assert f"what step {step} left is saved in {tmp_path}" in str(raised.value)
+    assert all(mx.isfinite(v).all().item() for n, v in state.items() if n.startswith("weights."))
+    load(TINY, adapter=tmp_path)
+
+
+def test_accumulated_gradients_are_a_mean(data, tmp_path, monkeypatch):
+    """Of two batches, whose losses are means themselves; an update takes it as one gradient."""
+    monkeypatch.setattr(Trainable, "train", lambda self, mode=True: nn.Module.train(self, False))
+    options = {"fine_tune_type": "projector", "optimizer": "sgd", "learning_rate": 1e-2, "iters": 2}
+    trained = run(data, tmp_path, grad_accumulation_steps=2, **options)[0]
+    prepared = Trainable(fresh()[0], FineTuneOptions(fine_tune_type="projector"))
+    batches = islice(iterate_batches(data.train, 2, 2048, loop=True, seed=0), 2)
+    trees = [nn.value_and_grad(prepared, loss)(prepared, *batch)[1] for batch in batches]
+    one, two = (dict(tree_flatten(tree)) for tree in trees)
+    after = dict(tree_flatten(trained.parameters()))
+    for name, before in prepared.weights().items():
+        step = 0.005 * (one[f"model.{name}"] + two[f"model.{name}"])
+        np.testing.assert_allclose(np.array(after[name]), np.array(before - step), atol=1e-6)
+        assert mx.abs(step).max().item() > (0 if name.endswith("key.bias") else 1e-5)
+
+
+def test_a_callback_and_a_stop_of_ones_own(data, tmp_path):
+    """Asked to stop before the first step, it does nothing; other threads have no Ctrl-C."""
+    results = []
+    options = {"iters": 4, "fine_tune_type": "projector"}
+    thread = Thread(
+        target=lambda: results.append(run(data, tmp_path, stop=lambda: True, **options))
+    )
+    thread.start()
+    thread.join()
+    _, told, result = results[0]
+    assert (result.steps, result.stopped, result.train_loss) == (0, True, None)
+    assert told.losses == told.validations == told.saved == []
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_mlx_lm_is_left_as_it_was(data, tmp_path):
+    from mlx_lm.tuner import trainer
+
+    layer = type(fresh()[0].language_model.model.layers[0])
+    before = trainer.TrainUI, layer.__call__, signal.getsignal(signal.SIGINT)
+    options = {"iters": 2, "grad_checkpoint": True, "steps_per_eval": 1}
+    _, told, _ = run(data, tmp_path, **options)
+    assert len(told.validations) == 3
+    assert before == (trainer.TrainUI, layer.__call__, signal.getsignal(signal.SIGINT))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr_schedule": {"name": "no_such", "arguments": [1]}}, "^lr_schedule is .*mlx_lm.lora"),
+        ({"lr_schedule": {"name": "cosine_decay"}}, "^lr_schedule is "),
+        ({"lr_schedule": {"name": "cosine_decay", "arguments": [1]}}, "^lr_schedule is "),
+        ({"optimizer_config": {"momentum": 1}}, "^optimizer_config is .*mlx.optimizers.Adam "),
+    ],
+)
+def test_optimizers_that_there_are_not(data, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        run(data, tmp_path, iters=1, **options)
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon", "adafactor"])
+def test_optimizers(data, tmp_path, optimizer):
+    """Each of them lowers the loss, and goes on where it was."""
+    options = {"optimizer": optimizer, "learning_rate": 1e-3, "val_batches": 1, "num_layers": 1}
+    _, first, _ = run(data, tmp_path, iters=3, **options)
+    _, second, result = run(data, tmp_path, iters=6, resume=True, **options)
+    assert result.steps == 6
+    assert second.validations[-1].loss < first.validations[0].loss
+
+
+SCRIPT = """
+import sys
+import mlx.core as mx
+mx.disable_compile()
+sys.path.insert(0, "tests")
+from pathlib import Path
+from training.runs import Told, fresh, read_data
+from mlx_speech.training.finetune import finetune
+from mlx_speech.training.options import FineTuneOptions
+
+class Printed(Told):
+    def on_train_loss_report(self, report):
+        print(report.step, flush=True)
+
+folder = Path(sys.argv[1])
+model, processor = fresh()
+data = read_data(folder, model, processor)
+options = FineTuneOptions(
+    fine_tune_type="projector", iters=100000, batch_size=2, steps_per_report=1, val_batches=1,
+    steps_per_eval=500, adapter_path=str(folder / "adapter"), grad_accumulation_steps=2,
+)
+result = finetune(model, processor, data.train, data.valid, options, callback=Printed())
+print("done", result.steps, result.stopped)
+"""
+
+
+def test_interrupt(tmp_path):
+    """Ctrl-C ends after an update, with all of it saved."""
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
+        assert process.stdout.readline() == "1\n"
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    steps = int(output.splitlines()[-1].split()[1])
+    assert output.endswith(f"done {steps} True\n")
+    assert (process.returncode, errors, steps % 2) == (0, "", 0)
+    folder = tmp_path / "adapter"
+    names = {"adapter_config.json", "adapter_model.safetensors", STATE_FILE}
+    assert {path.name for path in folder.iterdir()} == names
+    _, metadata = mx.load(str(folder / STATE_FILE), return_metadata=True)
+    assert json.loads(metadata["training"])["step"] == steps
+    load(TINY, adapter=folder)
+
+
+def test_a_second_interrupt_ends_it_at_once(data, tmp_path):
+    class Impatient(FineTuneCallback):
+        def on_train_loss_report(self, report):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    path = str(tmp_path)
+    options = FineTuneOptions(fine_tune_type="projector", adapter_path=path, steps_per_report=1)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(*fresh(), data.train, None, options, callback=Impatient())
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert [*tmp_path.iterdir()] == []
