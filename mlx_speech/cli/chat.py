@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add, group = common.add_options, parser.add_argument_group
     common.add_model_options(parser, common.CHAT_MODEL)
-    text = "folder or repository of what replies in its place: any text model that mlx-lm runs"
+    text = "folder or repository of a text model that replies in its place: any that mlx-lm runs"
     common.add_table(parser, {"--chat-model MODEL": text})
     reply = group("replies")
     add(reply, "--system-prompt")
