@@ -43,10 +43,11 @@ def load_mlx_lm(folder: Path, name: str, dtype: mx.Dtype | None = None) -> tuple
             raise CheckpointError(f"{name}: a {architecture} writes no text")
     if not any(file.endswith(".safetensors") for file in weight_files(folder)):
         raise CheckpointError(f"{name}: mlx-lm reads safetensors only, and here are none")
-    from mlx_lm.utils import load
-
     try:
-        model, tokenizer = load(str(folder))[:2]
+        from mlx_lm.utils import load
+
+        # else it would be asked, on standard input, whether code of the checkpoint may run
+        model, tokenizer = load(str(folder), {"trust_remote_code": False})[:2]
         if dtype is not None:
             model.update(_cast(model, dtype))
             mx.eval(model.parameters())
@@ -77,8 +78,8 @@ class MlxLmTokenizer:
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
-        bytes_of_rare = (vocabulary.get(f"<0x{byte:02X}>") for byte in range(256))
-        self._open_tokens = {*tokenizer.all_special_ids, *bytes_of_rare}
+        # bytes of rare characters: a run of them is given up where one fits no character
+        self._open_tokens = {vocabulary.get(f"<0x{byte:02X}>") for byte in range(256)}
 
     @property
     def chat_template(self) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 
 import mlx.core as mx
 import pytest
+import small_tokenizers
 from chat_models import GOLDEN, MAMBA, QWEN3, write_random
 from conftest import DATA, TINY, TINY_S2T, edit_json
 from mlx.utils import tree_flatten
@@ -20,6 +22,7 @@ from mlx_speech import (
     UnsupportedOptionError,
 )
 from mlx_speech.chat_model import MlxLmChatModel, OwnChatModel, load_chat_model
+from mlx_speech.generation.streaming import StreamingDetokenizer
 from mlx_speech.mlx_lm_model import MlxLmModel, MlxLmTokenizer
 
 SAID = "turn on the kitchen light"
@@ -170,7 +173,6 @@ class TestTokenizer:
 
         class Wrapper:
             has_chat_template = True
-            all_special_ids = ()
 
             def get_vocab(self):
                 return {}
@@ -188,9 +190,18 @@ class TestTokenizer:
         MlxLmTokenizer(Wrapper()).apply_chat_template(said, add_generation_prompt=True)
         assert seen == ["<|channel|> is what?", "a token", "", "plain"]
 
-    def test_bytes_of_rare_characters_wait(self, tokenizer):
-        assert not tokenizer.is_open(tokenizer.encode("light")[0])
-        assert tokenizer.is_open(2)
+    @pytest.mark.parametrize("kind", ["llama", "qwen3"])
+    def test_pieces_are_the_whole(self, kind, tmp_path):
+        """Of whatever ids, also where bytes make no character."""
+        from mlx_lm.tokenizer_utils import load
+
+        wrapper = load(small_tokenizers.llama(tmp_path) if kind == "llama" else QWEN3)
+        tokenizer, choose = MlxLmTokenizer(wrapper), random.Random(1)
+        for _ in range(60):
+            ids = [choose.randrange(len(wrapper)) for _ in range(choose.randrange(1, 30))]
+            detokenizer = StreamingDetokenizer(tokenizer)
+            text = "".join(map(detokenizer.add, ids)) + detokenizer.finish()
+            assert text == wrapper.decode(ids, clean_up_tokenization_spaces=False).strip()
 
 
 class TestContext:
