@@ -13,6 +13,8 @@ from .recordings import Source, source_of
 AUDIO_COLUMNS = ("audio", "file_name", "audio_filepath")
 TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence")
 OPTIONAL_COLUMNS = ("prompt", "language", "punctuate")
+#: what is wrong with a row that names no recording
+NO_AUDIO = f"there is no {AUDIO_COLUMNS[0]}"
 
 
 @dataclass(frozen=True)
