@@ -76,9 +76,11 @@ class DataError(InputError):
 
     @classmethod
     def of(cls, problems: Sequence[str], total: int, *, skipped: bool) -> Self:
-        """Args:
-        total: number of rows, with those that can be used.
-        skipped: they were to be left out, but then there are none of a split.
+        """The error for these.
+
+        Args:
+            total: number of rows, with those that can be used.
+            skipped: they were to be left out, but then there are none of a split.
         """
         message = "{bad} of {total} rows cannot be used"
         if skipped:
