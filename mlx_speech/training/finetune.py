@@ -19,7 +19,7 @@ from .batches import Batch, iterate_batches
 from .options import FineTuneOptions
 from .reports import FineTuneCallback, FineTuneResult, TrainLossReport
 from .state import STATE_FILE, Progress, is_finite, load_state, save_state
-from .trainable import Trainable, loss, restored_layers
+from .trainable import Trainable, loss, loss_inputs, restored_layers
 from .validation import Validator
 
 
@@ -153,12 +153,12 @@ class _Run:
             adapter_path=self._folder,
         )
 
-    def _asked_for_batches(self, **asked: Any) -> Iterator[Batch]:
+    def _asked_for_batches(self, **asked: Any) -> Iterator[tuple[mx.array, ...]]:
         start = self._progress.step
         for batch in self._batches(**asked, seed=self._options.seed, start=start):
             if self._between_steps():
                 return
-            yield batch
+            yield loss_inputs(batch)
 
     def _between_steps(self) -> bool:
         """Validate and save where that is due; whether training is to end here."""

@@ -83,7 +83,9 @@ class FineTuneOptions:
         if self.optimizer not in OPTIMIZERS:
             raise InputError.must_be("optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
         if self.grad_checkpoint and self.lora_dropout:
-            message = "{option} computes layers twice, with another dropout: leave out {lora_dropout}"
+            message = (
+                "{option} computes layers twice, with another dropout: leave out {lora_dropout}"
+            )
             raise InputError.about(message, option="grad_checkpoint")
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from ..errors import InputError, UnsupportedOptionError
@@ -21,6 +22,7 @@ TRAINABLE = ("granite_speech", "granite_speech_plus")
 _TEXT_MODELS = {"granite": True, "llama": True, "jais2": False}
 _DECODER = "language_model.model"
 _CTC_HEAD = "encoder.out"
+_PLACES = 16  #: their number is a multiple of it
 
 
 def check_trainable(model_type: str | None) -> None:
@@ -126,8 +128,8 @@ class Trainable(nn.Module):
             _module(self.model, path).dropout.train(mode)
         return self
 
-    def __call__(self, batch: Batch) -> tuple[mx.array, mx.array | None]:
-        """Logits of the decoder, (rows, length, vocab_size), in float32; and where it is trained
+    def __call__(self, batch: Batch, places: mx.array) -> tuple[mx.array, mx.array | None]:
+        """Logits of the decoder, (rows, places, vocab_size), in float32; and where it is trained
         those of the CTC head, (rows, frames, labels).
 
         They are those of the model's own call, divided by `logits_divisor` of the configuration.
@@ -135,16 +137,20 @@ class Trainable(nn.Module):
 
         Nothing is checked, so nothing is waited for and it can be compiled. Rows are padded on the
         right, where causal attention does not see it.
+
+        Args:
+            places: (rows, places) positions of which logits are wanted.
         """
         states, of_frames = self.encoded(batch)
         audio = self.model.projector(states)
         embeds = self.model.embed_text(batch.input_ids)
-        places = mx.maximum(batch.audio_positions, 0)[..., None]
-        spoken = mx.take_along_axis(audio, places, axis=1).astype(embeds.dtype)
-        embeds = mx.where(batch.audio_positions[..., None] >= 0, spoken, embeds)
+        positions = batch.audio_positions[..., None]
+        spoken = mx.take_along_axis(audio, mx.maximum(positions, 0), axis=1)
+        embeds = mx.where(positions >= 0, spoken.astype(embeds.dtype), embeds)
         decoder = self.model.language_model
-        logits = decoder.logits(decoder.model.run_layers(embeds))
-        return logits.astype(mx.float32), of_frames
+        hidden = decoder.model.run_layers(embeds)
+        kept = mx.take_along_axis(hidden, places[..., None], axis=1)
+        return decoder.logits(kept).astype(mx.float32), of_frames
 
     def encoded(self, batch: Batch) -> tuple[mx.array, mx.array | None]:
         """States of the encoder, and where it is run in each step logits of its CTC head."""
@@ -229,7 +235,20 @@ class Trainable(nn.Module):
         holder.module.update(in_float32)
 
 
-def loss(trainable: Trainable, *arrays: mx.array) -> tuple[mx.array, mx.array]:
+def loss_inputs(batch: Batch) -> tuple[mx.array, ...]:
+    """A batch as `loss` takes it: with the positions of which logits are needed.
+
+    Logits of a whole vocabulary are the largest arrays of a step, and most positions are audio.
+    """
+    counts = np.array(batch.labels)[:, 1:] != IGNORED
+    number = int(counts.sum(axis=1).max(initial=1))
+    # those that count come first; shapes differ little, since each is compiled for itself
+    number = min(-(-number // _PLACES) * _PLACES, counts.shape[1])
+    places = np.argsort(~counts, axis=1, kind="stable")[:, :number]
+    return *batch, mx.array(places.astype(np.int32))
+
+
+def loss(trainable: Trainable, *inputs: mx.array) -> tuple[mx.array, mx.array]:
     """What mlx-lm's trainer asks for: the mean cross-entropy of the labels that count, each from
     the logits of the position before it, and where the CTC head is trained its loss added, a mean
     over recordings (see `ctc_loss`); and how many labels count.
@@ -237,13 +256,14 @@ def loss(trainable: Trainable, *arrays: mx.array) -> tuple[mx.array, mx.array]:
     A recording too short for its letters has no loss of the CTC head.
 
     Args:
-        arrays: a `Batch`.
+        inputs: see `loss_inputs`.
     """
+    *arrays, places = inputs
     batch = Batch(*arrays)
-    logits, of_frames = trainable(batch)
-    labels = batch.labels[:, 1:]
+    logits, of_frames = trainable(batch, places)
+    labels = mx.take_along_axis(batch.labels, places + 1, axis=1)
     number = (labels != IGNORED).sum()
-    total = unchecked_cross_entropy(logits[:, :-1], labels, mx.maximum(number, 1))
+    total = unchecked_cross_entropy(logits, labels, mx.maximum(number, 1))
     if of_frames is not None:
         given = of_frames, batch.letters, batch.lengths
         losses, letters = ctc_losses(*given, blank=BLANK, zero_infinity=True)

@@ -11,7 +11,7 @@ from ..models.loss import IGNORED
 from ..transcription.word_errors import word_error_rate, word_errors
 from .batches import Batch
 from .reports import ValLossReport
-from .trainable import Trainable, loss
+from .trainable import Trainable, loss, loss_inputs
 
 #: tokens of an answer, for each of the right one and in all: more is a loop
 _ANSWER_FACTOR, _ANSWER_TOKENS = 2, 8
@@ -55,18 +55,19 @@ class Validator:
             total = min(total, options.val_batches)
         done = errors = words = 0
 
-        def batches(**asked: Any) -> Iterator[Batch]:
+        def batches(**asked: Any) -> Iterator[tuple[mx.array, ...]]:
             for batch in self._batches(**asked):
                 if stop():
                     return
-                yield batch
+                yield loss_inputs(batch)
 
-        def measured(trainable: Trainable, *arrays: mx.array) -> tuple[mx.array, mx.array]:
+        def measured(trainable: Trainable, *inputs: mx.array) -> tuple[mx.array, mx.array]:
             nonlocal errors, words
-            for reference, hypothesis in decoded(trainable, self._processor, Batch(*arrays)):
+            batch = Batch(*inputs[:-1])
+            for reference, hypothesis in decoded(trainable, self._processor, batch):
                 errors += word_errors(reference, hypothesis)
                 words += len(reference.split())
-            return loss(trainable, *arrays)
+            return loss(trainable, *inputs)
 
         def count() -> None:
             nonlocal done

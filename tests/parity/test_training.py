@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 from mlx_speech.training.batches import Batch
 from mlx_speech.training.finetune import make_optimizer
 from mlx_speech.training.options import FineTuneOptions
-from mlx_speech.training.trainable import Trainable, loss
+from mlx_speech.training.trainable import Trainable, loss, loss_inputs
 
 from .random_models import (
     AUDIO,
@@ -202,7 +202,7 @@ def reference_name(pair: Pair, name: str) -> str:
 
 
 def gradients(trainable: Trainable, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
-    (value, _), tree = nn.value_and_grad(trainable, loss)(trainable, *batch)
+    (value, _), tree = nn.value_and_grad(trainable, loss)(trainable, *loss_inputs(batch))
     found = {key.removeprefix("model."): np.array(g) for key, g in tree_flatten(tree)}
     return value.item(), found
 
@@ -284,7 +284,7 @@ def test_a_step_of_adamw(folders, name, kind, tmp_path):
             train_dataset=None,
             args=trainer.TrainingArgs(iters=2, adapter_file=str(tmp_path / "a.safetensors")),
             loss=loss,
-            iterate_batches=lambda **_: repeat(rows.batch),
+            iterate_batches=lambda **_: repeat(loss_inputs(rows.batch)),
         )
         ours = {key: np.array(value) for key, value in trainable.weights().items()}
         moved = {key: value - before[key] for key, value in after.items()}

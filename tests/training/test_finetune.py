@@ -24,7 +24,7 @@ from mlx_speech.training.finetune import finetune
 from mlx_speech.training.options import FineTuneOptions
 from mlx_speech.training.reports import FineTuneCallback
 from mlx_speech.training.state import STATE_FILE
-from mlx_speech.training.trainable import Trainable, loss
+from mlx_speech.training.trainable import Trainable, loss, loss_inputs
 
 from .runs import TEXTS, arrays, fresh, read_data, run
 
@@ -203,7 +203,9 @@ def test_accumulated_gradients_are_a_mean(data, tmp_path, monkeypatch):
     trained = run(data, tmp_path, grad_accumulation_steps=2, **options)[0]
     prepared = Trainable(fresh()[0], FineTuneOptions(fine_tune_type="projector"))
     batches = islice(iterate_batches(data.train, 2, 2048, loop=True, seed=0), 2)
-    trees = [nn.value_and_grad(prepared, loss)(prepared, *batch)[1] for batch in batches]
+    trees = [
+        nn.value_and_grad(prepared, loss)(prepared, *loss_inputs(batch))[1] for batch in batches
+    ]
     one, two = (dict(tree_flatten(tree)) for tree in trees)
     after = dict(tree_flatten(trained.parameters()))
     for name, before in prepared.weights().items():

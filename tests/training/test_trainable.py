@@ -17,6 +17,7 @@ from mlx_speech.training.trainable import (
     Trainable,
     check_trainable,
     loss,
+    loss_inputs,
     restored_layers,
 )
 
@@ -46,7 +47,7 @@ def trainable(**options) -> Trainable:
 
 def gradients(prepared: Trainable, batch) -> tuple[float, dict[str, mx.array]]:
     mx.random.seed(5)
-    (value, _), tree = nn.value_and_grad(prepared, loss)(prepared, *batch)
+    (value, _), tree = nn.value_and_grad(prepared, loss)(prepared, *loss_inputs(batch))
     return value.item(), dict(tree_flatten(tree))
 
 
@@ -112,10 +113,10 @@ def test_modules_that_are_trained_are_in_training_mode():
 def test_dropout_is_random_and_only_in_training(batches, train_ctc_head):
     prepared = trainable(train_ctc_head=train_ctc_head, num_layers=1)
     batch = batches(train_ctc_head)[0]
-    values = {loss(prepared, *batch)[0].item() for _ in range(3)}
+    values = {loss(prepared, *loss_inputs(batch))[0].item() for _ in range(3)}
     assert len(values) == 3
     prepared.eval()
-    assert len({loss(prepared, *batch)[0].item() for _ in range(2)}) == 1
+    assert len({loss(prepared, *loss_inputs(batch))[0].item() for _ in range(2)}) == 1
 
 
 def test_loss_is_that_of_the_models_own_call(batches):
@@ -132,7 +133,7 @@ def test_loss_is_that_of_the_models_own_call(batches):
         number = (labels >= 0).sum().item()
         total += causal_lm_loss(output.logits, labels[None, :end]).item() * number
         count += number
-    value, counted = loss(prepared, *batch)
+    value, counted = loss(prepared, *loss_inputs(batch))
     assert counted.item() == count
     assert value.item() == pytest.approx(total / count, rel=1e-5)
 
@@ -143,11 +144,11 @@ def test_nothing_waits_for_values(batches, train_ctc_head):
     prepared = trainable(train_ctc_head=train_ctc_head, num_layers=1)
 
     @mx.compile
-    def step(*batch):
-        return nn.value_and_grad(prepared, loss)(prepared, *batch)
+    def step(*inputs):
+        return nn.value_and_grad(prepared, loss)(prepared, *inputs)
 
     state = arrays(prepared.weights())
-    step(*batches(train_ctc_head)[0])
+    step(*loss_inputs(batches(train_ctc_head)[0]))
     prepared.model.load_weights([(k, mx.array(v)) for k, v in state.items()], strict=False)
 
 
