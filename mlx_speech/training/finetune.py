@@ -118,6 +118,7 @@ class _Run:
             # where it writes at the end what is written already
             tempfile.TemporaryDirectory(dir=self._folder, prefix=".") as unused,
             _silent(trainer),
+            _uncompiled_on_cpu(),
             restored_layers(self._trainable),
         ):
             args = trainer.TrainingArgs(
@@ -318,6 +319,25 @@ def _silent(trainer: Any) -> Iterator[None]:
         yield
     finally:
         trainer.TrainUI = drawn
+
+
+@contextmanager
+def _uncompiled_on_cpu() -> Iterator[None]:
+    """Within it, MLX compiles nothing on a CPU: there the system's C++ compiler does that, for
+    minutes before the first step."""
+    traced: list[mx.array] = []
+    probe = mx.compile(traced.append)
+    for _ in range(2):
+        probe(mx.array(0))
+    compiles = len(traced) == 1
+    if not compiles or mx.default_device().type != mx.DeviceType.cpu:
+        yield
+        return
+    mx.disable_compile()
+    try:
+        yield
+    finally:
+        mx.enable_compile()
 
 
 class _NoUI:

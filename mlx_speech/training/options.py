@@ -34,7 +34,8 @@ class FineTuneOptions:
     max_seq_length: tokens of prompt, audio and text together; a longer recording is bad data.
     val_batches: batches of a validation's loss and words; -1 for all.
     steps_per_report, steps_per_eval, save_every: steps between reports, validations and saves.
-    grad_checkpoint: compute states of the decoder's layers twice, in less memory.
+    grad_checkpoint: compute states of the decoder's layers twice, in less memory; not with dropout
+        in them, which would be another the second time.
     clear_cache_threshold: bytes of freed memory that MLX may keep between steps.
     spec_augment: mask times and frequencies of the spectrograms (https://arxiv.org/abs/1904.08779).
     speed_perturbation: also train on recordings at 0.9 and 1.1 times their speed (Ko and others,

@@ -31,14 +31,6 @@ from .runs import TEXTS, arrays, fresh, read_data, run
 LAYERS = "language_model.model.layers"
 
 
-@pytest.fixture(autouse=True)
-def uncompiled():
-    """On a CPU MLX compiles with the system's compiler, which takes longer than the tests."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
-
-
 @pytest.fixture(scope="module")
 def data(tiny, tmp_path_factory):
     return read_data(tmp_path_factory.mktemp("data"), *tiny)
@@ -238,6 +230,35 @@ def test_mlx_lm_is_left_as_it_was(data, tmp_path):
     _, told, _ = run(data, tmp_path, **options)
     assert len(told.validations) == 3
     assert before == (trainer.TrainUI, layer.__call__, signal.getsignal(signal.SIGINT))
+    assert compiles()
+
+
+def compiles() -> bool:
+    """Whether `mx.compile` does anything."""
+    traced = []
+    function = mx.compile(lambda x: traced.append(x) or x)
+    for _ in range(2):
+        function(mx.array(1))
+    return len(traced) == 1
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_nothing_is_compiled_on_a_cpu(data, tmp_path, enabled):
+    """That would take minutes; whoever has turned it off keeps it so."""
+    found = []
+
+    def stop() -> bool:
+        found.append(compiles())
+        return len(found) > 1
+
+    if not enabled:
+        mx.disable_compile()
+    try:
+        run(data._replace(valid=None), tmp_path, stop=stop, fine_tune_type="projector")
+        assert compiles() == enabled
+    finally:
+        mx.enable_compile()
+    assert set(found) == {mx.default_device().type != mx.DeviceType.cpu and enabled}
 
 
 @pytest.mark.parametrize(
@@ -267,8 +288,6 @@ def test_optimizers(data, tmp_path, optimizer):
 
 SCRIPT = """
 import sys
-import mlx.core as mx
-mx.disable_compile()
 sys.path.insert(0, "tests")
 from pathlib import Path
 from training.runs import Told, fresh, read_data
