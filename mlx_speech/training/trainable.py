@@ -39,7 +39,7 @@ def check_trainable(model_type: str | None) -> None:
     if model_type not in _TEXT_MODELS:
         remedy = f"models of type {' and '.join(TRAINABLE)} can"
     elif _TEXT_MODELS[model_type]:
-        remedy = "it is a text model: python -m mlx_lm.lora --train trains it, from the same folder"
+        remedy = "it is a text model: mlx_lm.lora --train trains it, from the same folder"
     else:
         remedy = "nor by mlx_lm.lora, which has no such model: peft trains it, with transformers"
     raise UnsupportedOptionError(f"a {model_type} model cannot be fine-tuned here; {remedy}")

@@ -247,7 +247,7 @@ def test_other_families():
     for model_type in ("granite_speech", "granite_speech_plus"):
         check_trainable(model_type)
     for model_type in ("granite", "llama"):
-        with pytest.raises(UnsupportedOptionError, match=r"python -m mlx_lm\.lora --train"):
+        with pytest.raises(UnsupportedOptionError, match=r"mlx_lm\.lora --train trains it"):
             check_trainable(model_type)
     with pytest.raises(UnsupportedOptionError, match=r"mlx_lm\.lora, which has no such model"):
         check_trainable("jais2")
