@@ -1,7 +1,8 @@
 """A model of mlx-lm as one that generates here: its architecture, weights, tokenizer and caches,
 and the strategies of `generation` over them, so that options mean the same for every model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -46,8 +47,9 @@ def load_mlx_lm(folder: Path, name: str, dtype: mx.Dtype | None = None) -> tuple
     try:
         from mlx_lm.utils import load
 
-        # else it would be asked, on standard input, whether code of the checkpoint may run
-        model, tokenizer = load(str(folder), {"trust_remote_code": False})[:2]
+        with _silent_transformers():
+            # else it would be asked, on standard input, whether code of the checkpoint may run
+            model, tokenizer = load(str(folder), {"trust_remote_code": False})[:2]
         if dtype is not None:
             model.update(_cast(model, dtype))
             mx.eval(model.parameters())
@@ -55,6 +57,20 @@ def load_mlx_lm(folder: Path, name: str, dtype: mx.Dtype | None = None) -> tuple
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{name}: mlx-lm cannot load it: {reason}") from error
     return model, tokenizer
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """Within it, transformers does not say that it has no model of a family, as only its tokenizer
+    is wanted."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _cast(model: Any, dtype: mx.Dtype) -> Any:
@@ -213,8 +229,8 @@ class MlxLmModel:
 
     Args:
         model, tokenizer: what `mlx_lm.load` returned.
-        folder: of the checkpoint, where it is known: for the defaults in its
-            generation_config.json.
+        folder: of the checkpoint, where it is known: for what its config.json and its
+            generation_config.json tell.
     """
 
     main_input_name: ClassVar[str] = "input_ids"
@@ -224,7 +240,7 @@ class MlxLmModel:
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path | None = None):
         self._model, self.folder = model, folder
-        settings = _settings(model)
+        settings = _settings(model, {} if folder is None else read_json(folder))
         self.config = MlxLmConfig(
             model_type=str(settings.get("model_type")),
             vocab_size=settings.get("vocab_size") or len(tokenizer),
@@ -346,10 +362,13 @@ class MlxLmModel:
         return whole.feed(self._model, tokens)
 
 
-def _settings(model: Any) -> dict[str, Any]:
-    """The configuration of an mlx-lm model, that of its text over that of the rest."""
-    args = getattr(model, "args", None)
-    found = dict(getattr(args, "__dict__", {}))
+def _settings(model: Any, stored: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of an mlx-lm model, that of its text over that of the rest.
+
+    Args:
+        stored: config.json, which tells more than what mlx-lm keeps of it.
+    """
+    found = {**vars(model.args), **stored} if hasattr(model, "args") else stored
     text = found.get("text_config") or {}
     return found | (text if isinstance(text, dict) else vars(text))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import random
 import shutil
 
@@ -242,9 +242,20 @@ class TestContext:
         assert model.context_length == length
         assert model.vocab_size == 7
 
+    def test_what_mlx_lm_does_not_keep(self, tmp_path):
+        """Of config.json."""
+        folder = write_random(tmp_path / "mamba", {**MAMBA, "max_position_embeddings": 300})
+        assert load_chat_model(folder).model.context_length == 300
 
-def test_every_architecture_of_mlx_lm_is_run_by_it(tmp_path):
-    """Two of other kinds than the bundled one, by their names alone."""
-    assert isinstance(load_chat_model(write_random(tmp_path / "m", MAMBA)), MlxLmChatModel)
-    config = json.loads((QWEN3 / "config.json").read_text())
-    assert config["model_type"] not in mlx_speech.loading.ARCHITECTURES
+
+def test_transformers_is_silent(tmp_path, monkeypatch):
+    """It knows no rwkv7, and need not; mlx-lm does."""
+    config = {"model_type": "rwkv7", "num_hidden_layers": 2, "norm_eps": 1e-5, "head_dim": 32}
+    config |= dict.fromkeys(("hidden_size", "intermediate_size"), 64)
+    config |= {f"{name}_low_rank_dim": 8 for name in ("a", "v", "gate", "decay")}
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = said.append
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [handler])
+    assert isinstance(load_chat_model(write_random(tmp_path / "rwkv7", config)), MlxLmChatModel)
+    assert said == []
