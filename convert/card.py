@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_speech import __version__
+from mlx_speech.checkpoint.card import licence, link_to, own_tags, source_metadata
 from mlx_speech.checkpoint.folder import read_json
 from mlx_speech.checkpoint.weights import ADAPTER_CONFIG
-from mlx_speech.files import replacing
 from mlx_speech.loading import architecture
 
 from .plan import Conversion, Plan, size
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from .check import CheckReport
 
-CARD = "README.md"
 #: what of the source's metadata is true of the conversion as well; results of evaluations are not
 _CARRIED = ("language", "license", "license_name", "license_link", "datasets", "pipeline_tag")
 _TAG = "mlx"
@@ -33,17 +32,6 @@ import mlx_speech
 model, tokenizer = mlx_speech.load("{name}")
 print(mlx_speech.generate(model, tokenizer, "Once upon a time", max_new_tokens=100))
 """
-
-
-def source_metadata(folder: Path) -> dict[str, Any]:
-    """What the card of a checkpoint says at its top; nothing if there is none that can be read."""
-    import yaml
-    from huggingface_hub import metadata_load
-
-    try:
-        return metadata_load(folder / CARD) or {}
-    except (FileNotFoundError, UnicodeDecodeError, ValueError, yaml.YAMLError):
-        return {}
 
 
 def model_card(
@@ -67,20 +55,18 @@ def model_card(
     speech = architecture(read_json(source).get("model_type")).is_speech
     metadata = source_metadata(source)
     carried = {key: metadata[key] for key in _CARRIED if metadata.get(key)}
-    tags = metadata.get("tags")
-    tags = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
     # of a folder that is not the Hub's nobody knows the repository; what that was made from stays
     known = "/" in conversion.source
     base_model = conversion.source if known else metadata.get("base_model")
     if known and conversion.bits is not None:
         carried["base_model_relation"] = "quantized"
     task = "automatic-speech-recognition" if speech else "text-generation"
-    about = {"base_model": base_model, "library_name": "mlx", "tags": [*tags, _TAG]}
+    about = {"base_model": base_model, "library_name": "mlx", "tags": [*own_tags(metadata), _TAG]}
     data = ModelCardData(**{"pipeline_tag": task, **carried, **about})
-    name = name or conversion.folder.name
+    name, link = name or conversion.folder.name, link_to(conversion.source)
     parts = [
         f"# {name.rpartition('/')[2]}",
-        f"{_link(conversion)}, converted to [MLX](https://github.com/ml-explore/mlx) by mlx_speech "
+        f"{link}, converted to [MLX](https://github.com/ml-explore/mlx) by mlx_speech "
         f"{__version__}.",
         "## How to run it",
         f"```python\n{(_SPEECH if speech else _TEXT).format(name=name)}```",
@@ -88,22 +74,10 @@ def model_card(
         *_weights(conversion, (source / ADAPTER_CONFIG).is_file()),
         *(_check(report) if report is not None else []),
         "## Licence",
-        _licence(metadata, conversion),
+        licence(metadata, link),
     ]
     text = "\n\n".join(parts)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
-
-
-def write_card(folder: Path, card: ModelCard) -> None:
-    """Write README.md, at once."""
-    with replacing(folder / CARD) as file:
-        file.write_text(str(card), encoding="utf-8")
-
-
-def _link(conversion: Conversion) -> str:
-    if "/" not in conversion.source:
-        return f"`{conversion.source}`"
-    return f"[{conversion.source}](https://huggingface.co/{conversion.source})"
 
 
 def _weights(conversion: Conversion, adapted: bool) -> list[str]:
@@ -170,11 +144,3 @@ def _check(report: CheckReport) -> list[str]:
         f"{report.machine}.",
         check_markdown(report),
     ]
-
-
-def _licence(metadata: dict[str, Any], conversion: Conversion) -> str:
-    licence = metadata.get("license_name") or metadata.get("license")
-    if not licence:
-        return f"{_link(conversion)} names no licence: ask who made it before you pass this on."
-    named = ", ".join(map(str, licence)) if isinstance(licence, list) else licence
-    return f"That of {_link(conversion)}: {named}."

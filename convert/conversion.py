@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_speech.checkpoint.card import write_card
 from mlx_speech.checkpoint.hub import resolve_adapter
 from mlx_speech.checkpoint.model_files import module_tensors, saved_config, write_json
 from mlx_speech.checkpoint.quantization import Quantization, resolve_quantization, skip_reason
@@ -17,7 +18,7 @@ from mlx_speech.errors import InputError
 from mlx_speech.files import clean_up, replacing_folder
 from mlx_speech.models.base import PretrainedModel
 
-from .card import model_card, write_card
+from .card import model_card
 from .plan import Conversion, Plan, Row
 from .source import OpenModel, Source, open_model
 from .target import (

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mlx_speech.checkpoint.card import write_card
 from mlx_speech.checkpoint.hub import repo_id_problem, resolve_checkpoint
 from mlx_speech.cli.console import Console, as_option
 from mlx_speech.errors import HubError, InputError, MlxSpeechError
@@ -93,7 +94,7 @@ def prepare(args: argparse.Namespace, console: Console) -> None:
 
 def publish(args: argparse.Namespace, console: Console, results: list[Conversion]) -> int:
     """Check, describe and upload, as far as asked; returns the exit status."""
-    from .card import model_card, write_card
+    from .card import model_card
 
     if args.check is None and args.upload_repo is None:
         return 0

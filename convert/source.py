@@ -1,7 +1,6 @@
 """The checkpoint that is converted: its model, of which nothing is read yet, and its files."""
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_speech.checkpoint.adapters import fuse_adapters, has_adapter, remove_adapters
+from mlx_speech.checkpoint.card import name_of
 from mlx_speech.checkpoint.folder import SMALL_FILES, is_apple_double, read_json, weight_files
 from mlx_speech.checkpoint.hub import resolve_checkpoint, weight_headers
 from mlx_speech.checkpoint.pytorch import read_pytorch_bin
@@ -107,12 +107,6 @@ class Source:
                 copy = to / file.relative_to(self.folder)
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, copy)
-
-
-def name_of(folder: Path) -> str:
-    """Of the repository that a folder in the Hub's cache is of, or else of the folder."""
-    cached = re.search(r"models--(.+)--(.+?)/snapshots/", f"{folder.resolve()}/")
-    return f"{cached[1]}/{cached[2]}" if cached else folder.resolve().name
 
 
 @dataclass

@@ -27,7 +27,7 @@ THEN = "```\n\n```\n"
 COMMAND = re.compile(r"^(?:\$ )?(python -m (?:mlx_speech\.)?(\w+) (?:.*\\\n)*.*)", re.MULTILINE)
 PARSERS = {
     name: f"mlx_speech.{name}.cli" if name == "convert" else f"mlx_speech.cli.{name}"
-    for name in ("transcribe", "generate", "chat", "serve", "benchmark", "convert")
+    for name in ("transcribe", "generate", "chat", "serve", "benchmark", "finetune", "convert")
 }
 
 

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 #: from the top down; what stands side by side imports each other only from left to right
 LAYERS = [
-    ["convert", "transcribe", "chat", "generate", "serve", "benchmark"],
+    ["convert", "transcribe", "chat", "generate", "serve", "benchmark", "finetune"],
     ["cli"],
     ["server"],
     ["chat_session", "chat_model", "mlx_lm_model", "output", "profiling"],
@@ -141,7 +141,9 @@ def test_a_transcript_needs_no_training_stack():
     assert done.stdout == "True []\n"
 
 
-@pytest.mark.parametrize("command", ["transcribe", "chat", "generate", "benchmark", "convert"])
+@pytest.mark.parametrize(
+    "command", ["transcribe", "chat", "generate", "benchmark", "finetune", "convert"]
+)
 def test_help_imports_nothing_heavy(command):
     code = (
         "import runpy, sys\n"

@@ -285,7 +285,7 @@ def load_named(args: argparse.Namespace, console: Console) -> tuple[Any, Any]:
 
 #: metavar of an argument -> what a shell completes it with
 _COMPLETED = {
-    **dict.fromkeys(("AUDIO", "FILE"), "FILE"),
+    **dict.fromkeys(("AUDIO", "DATA", "FILE"), "FILE"),
     **dict.fromkeys(("DIR", "MODEL", "PATH"), "DIRECTORY"),
 }
 

@@ -18,7 +18,7 @@ GATE = DATA / "audio" / "flite_08.flac"
 MODULES = ["transcribe", "generate", "chat"]
 
 
-@pytest.mark.parametrize("module", [*MODULES, "benchmark"])
+@pytest.mark.parametrize("module", [*MODULES, "benchmark", "finetune"])
 def test_version(module):
     assert commands.run(module, "--version") == (0, f"mlx_speech {mlx_speech.__version__}\n", "")
 

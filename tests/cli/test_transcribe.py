@@ -65,7 +65,7 @@ def test_the_default_model_is_the_librarys(monkeypatch):
     assert build_parser().parse_args(["a.wav"]).model == "mine"
 
 
-@pytest.mark.parametrize("module", ["transcribe", "generate", "chat", "serve"])
+@pytest.mark.parametrize("module", ["transcribe", "generate", "chat", "serve", "finetune"])
 def test_help_fits_80_columns(module):
     status, out, _ = run(module, "--help", COLUMNS="80")
     assert status == 0

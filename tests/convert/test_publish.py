@@ -15,10 +15,11 @@ from huggingface_hub import ModelCard
 
 import convert.check
 from convert import convert as convert_checkpoint
-from convert.card import model_card, source_metadata, write_card
+from convert.card import model_card
 from convert.check import CheckReport, Difference, Loaded, RecordingCheck
 from convert.cli import main
 from mlx_speech import load, transcribe
+from mlx_speech.checkpoint.card import source_metadata, write_card
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 

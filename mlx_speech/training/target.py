@@ -1,0 +1,67 @@
+"""The folder that training writes: what may lie there before, and what may be replaced."""
+
+import os
+from pathlib import Path
+
+from ..checkpoint.card import CARD
+from ..checkpoint.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, APPLE_DOUBLE
+from ..errors import InputError
+from ..files import already_exists, check_name
+from .data import CACHE_FOLDER
+from .state import STATE_FILE
+
+#: what training writes; the cache stays whatever is trained
+_WRITTEN = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, STATE_FILE, CARD)
+# what a Mac puts into a folder that is looked at, or copied to
+_INCIDENTAL = (".DS_Store", APPLE_DOUBLE)
+
+
+def check_target(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Refuse to write over what should stay, before any work is done for it.
+
+    Args:
+        resume: go on with the training that is there.
+        overwrite: replace it.
+
+    Raises:
+        InputError: something is there that stays, or nothing to go on with.
+    """
+    check_name(folder)
+    place = Path(os.path.realpath(folder))
+    there = next(path for path in (place, *place.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        wrong = "is a file" if there == place else f"is to be below the file {there}"
+        message = "{adapter_path} {folder} {wrong}; give another"
+        raise InputError.about(message, option="adapter_path", folder=str(folder), wrong=wrong)
+    held = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+    held = [n for n in held if n != CACHE_FOLDER and not any(map(Path(n).match, _INCIDENTAL))]
+    if resume:
+        if STATE_FILE not in held:
+            message = "{folder} has no training in it to go on with; leave out {resume}"
+            raise InputError.about(message, option="resume", folder=str(folder))
+    elif STATE_FILE in held:
+        if not overwrite:
+            error = already_exists(folder)
+            raise error.with_hint("{resume} goes on with the training in it")
+        foreign = [name for name in held if name not in _WRITTEN]
+        if foreign:
+            raise _foreign(folder, foreign)
+    elif held:
+        raise _foreign(folder, held)
+
+
+def clear_target(folder: Path) -> None:
+    """Remove what earlier training left, but for encoded recordings.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    for name in _WRITTEN:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _foreign(folder: Path, names: list[str]) -> InputError:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    message = "{folder} holds what no training wrote: {names}; give another {adapter_path}"
+    listed = ", ".join(names[:3]) + more
+    return InputError.about(message, option="adapter_path", folder=str(folder), names=listed)
