@@ -20,6 +20,7 @@ from .streams import need_standard_output
 if TYPE_CHECKING:
     from ..training.data import TrainingData
 
+_TEXT_TRAINER = "mlx_lm.lora --train trains text models on that"
 _INTERRUPTED = 130  #: exit status after Ctrl-C
 
 
@@ -93,13 +94,15 @@ def _load_data(
 ) -> TrainingData:
     """The data, what is wrong with rows being told a line each."""
     from ..training.data import load_data
-    from ..training.rows import DataError
+    from ..training.rows import NO_AUDIO, DataError
 
     given = model, processor, settings.options, progress.counting("checking")
     try:
         data = load_data(settings.data, *given)
     except DataError as error:
         progress.clear()
+        if all(problem.endswith(NO_AUDIO) for problem in error.problems):
+            raise InputError(f"{settings.data} has no recordings in it; {_TEXT_TRAINER}") from None
         for problem in error.problems:
             console.say(problem)
         raise

@@ -53,10 +53,11 @@ def adapter_card(
     metadata = source_metadata(source)
     carried = {key: metadata[key] for key in _CARRIED if metadata.get(key)}
     tags = [*own_tags(metadata), *_TAGS]
+    # of a folder that is not the Hub's nobody knows the repository
+    known = base if "/" in base else metadata.get("base_model")
+    if known:
+        carried |= {"base_model": known, "base_model_relation": "adapter"}
     about = ModelCardData(
-        # of a folder that is not the Hub's nobody knows the repository
-        base_model=base if "/" in base else metadata.get("base_model"),
-        base_model_relation="adapter",
         library_name="peft",
         pipeline_tag="automatic-speech-recognition",
         tags=list(dict.fromkeys(tags)),
