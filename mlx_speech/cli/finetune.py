@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from ..training.options import FineTuneOptions
 from ..training.reports import FineTuneCallback, TrainLossReport, ValLossReport
 from . import common

@@ -147,7 +147,7 @@ class TestFile:
     @pytest.mark.parametrize(
         ("text", "told"),
         [
-            ("iters: [", ", line 2: not YAML: "),
+            ("iters: 5\nseed: [", ", line 2: not YAML: "),
             ("\0", "not YAML"),
             ("- iters", "must hold options and their values"),
             ("iters: many", "iters is 'many', but must be an integer, at least 1"),
