@@ -16,7 +16,7 @@ from conftest import DATA, ROOT, TINY
 
 import mlx_speech
 
-FOLDERS = (".", "mlx_speech", "mlx_speech/server", "convert", "tests")
+FOLDERS = (".", "mlx_speech", "mlx_speech/server", "mlx_speech/training", "convert", "tests")
 READMES = [ROOT / folder / "README.md" for folder in FOLDERS]
 #: that of examples/ is tested with the examples
 DOCUMENTS = [*READMES, ROOT / "examples" / "README.md", *(ROOT / ".github").glob("*.md")]
