@@ -91,6 +91,8 @@ def _weights(conversion: Conversion, adapted: bool) -> list[str]:
     if conversion.bits is not None:
         how = "" if conversion.recipe is None else f" by the recipe `{conversion.recipe}`"
         paragraphs.append(f"Quantized{how}; what is not, such as norms, is in {conversion.dtype}.")
+    if conversion.learned is not None:
+        paragraphs.append(f"Method: {conversion.learned}.")
     if plan.notes:
         paragraphs.append("\n".join(f"- {note}" for note in plan.notes))
     if adapted and conversion.fused_adapter is None:

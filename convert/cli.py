@@ -4,7 +4,7 @@ import argparse
 import inspect
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mlx_speech.checkpoint.quantization import MODES, RECIPES
 from mlx_speech.cli.common import (
@@ -16,6 +16,7 @@ from mlx_speech.cli.common import (
 )
 from mlx_speech.cli.console import Console, as_option
 
+from .methods import METHODS, check_options
 from .plan import Conversion, size
 from .publish import add_publish_options, check_publish_usage, prepare, publish
 
@@ -71,9 +72,29 @@ def build_parser() -> argparse.ArgumentParser:
     add("--fuse-adapter", action="store_true", help=text)
     text = "folder or repository of a further adapter, in peft's format, for --fuse-adapter"
     add("--adapter", metavar="PATH", help=text)
+    add_learning_options(parser)
     add_publish_options(parser)
     add_console_options(parser)
     return parser
+
+
+def add_learning_options(parser: argparse.ArgumentParser) -> None:
+    """`--method` and what belongs to it."""
+    group = parser.add_argument_group("quantization that learns, of Granite Speech's decoder")
+    add = group.add_argument
+    text = (
+        "rtn rounds to nearest; awq scales weights before; gptq makes up for what each "
+        "column loses; dwq learns the scales; dynamic chooses each layer's bits, --q-bits or 8, in "
+        "the encoder and the projector as well (default: rtn)"
+    )
+    add("--method", choices=METHODS, default="rtn", help=text)
+    text = (
+        "recordings to learn from, with texts that the original makes of them; not those of "
+        "--check (default: a few short English ones that come with the package)"
+    )
+    add("--calibration", nargs="+", metavar="AUDIO", default=(), help=text)
+    text = "bits a weight that dynamic may use, in all (default: as many as rtn)"
+    add("--target-bpw", type=float, metavar="B", help=text)
 
 
 def _bits(text: str) -> tuple[int, ...]:
@@ -106,6 +127,8 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error("--quant-predicate says how many bits; leave out --q-bits")
     if args.adapter is not None and not args.fuse_adapter:
         parser.error("--adapter goes with --fuse-adapter, which adds it to the weights")
+    names = tuple(inspect.signature(check_options).parameters)
+    check_options(**explicit_options(args, names))
     check_publish_usage(parser, args)
 
 
@@ -115,15 +138,23 @@ def run(args: argparse.Namespace, console: Console, usage: None) -> int:
 
     if not args.dry_run:
         prepare(args, console)
+    if args.check is not None and args.method != "rtn" and is_known(args.check, args.calibration):
+        console.warn("--check is over recordings that --method learns from; others say more")
     start = time.perf_counter()
     # the options have the library's names for them
     options = explicit_options(args, tuple(inspect.signature(convert).parameters))
     options |= {"progress": not console.quiet, "progress_callback": _progress(console)}
+    options["learning_callback"] = console.status if _shows(console) else console.detail
     results = convert(args.model, **options)
     console.detail(f"{results[0].source}: converted in {time.perf_counter() - start:.1f} s")
     for result in results:
         tell(result, console, args.dry_run)
     return 0 if args.dry_run else publish(args, console, results)
+
+
+def is_known(checked: Sequence[str], calibration: Sequence[str]) -> bool:
+    """Whether a check is over recordings that were learned from; both may be the bundled ones."""
+    return bool({*checked} & {*calibration}) or not (checked or calibration)
 
 
 def tell(result: Conversion, console: Console, dry_run: bool) -> None:
@@ -138,14 +169,20 @@ def tell(result: Conversion, console: Console, dry_run: bool) -> None:
     before, after = size(result.plan.before), size(result.plan.after)
     console.note(f"{result.folder}: {how}; {before} -> {after}")
     if not dry_run:
+        if result.learned is not None:
+            console.note(f"  {result.learned}")
         for note in result.plan.notes:
             console.note(f"  {note}")
         print(result.folder)
 
 
+def _shows(console: Console) -> bool:
+    return not console.quiet and sys.stderr.isatty()
+
+
 def _progress(console: Console) -> Callable[[int, int], None] | None:
     """What shows on a terminal how far a conversion is."""
-    if console.quiet or not sys.stderr.isatty():
+    if not _shows(console):
         return None
 
     def show(done: int, total: int) -> None:

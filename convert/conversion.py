@@ -12,14 +12,16 @@ from mlx_speech.checkpoint.card import write_card
 from mlx_speech.checkpoint.hub import resolve_adapter
 from mlx_speech.checkpoint.model_files import module_tensors, saved_config, write_json
 from mlx_speech.checkpoint.quantization import Quantization, resolve_quantization, skip_reason
-from mlx_speech.checkpoint.shards import ShardWriter, TensorSpec
-from mlx_speech.checkpoint.weights import check_finite
+from mlx_speech.checkpoint.shards import ShardWriter, TensorSpec, save_tensors
+from mlx_speech.checkpoint.weights import ADAPTER_WEIGHTS, check_finite
 from mlx_speech.errors import InputError
 from mlx_speech.files import clean_up, replacing_folder
 from mlx_speech.models.base import PretrainedModel
 
 from .card import model_card
-from .plan import Conversion, Plan, Row
+from .learned import check_learning, learn
+from .methods import check_options
+from .plan import Conversion, Learned, Plan, Row
 from .source import OpenModel, Source, open_model
 from .target import (
     CONVERTED_BY,
@@ -44,11 +46,15 @@ def convert(
     dequantize: bool = False,
     fuse_adapter: bool = False,
     adapter: str | os.PathLike | None = None,
+    method: str = "rtn",
+    calibration: Sequence[str | os.PathLike] = (),
+    target_bpw: float | None = None,
     revision: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     progress: bool = True,
     progress_callback: Callable[[int, int], None] | None = None,
+    learning_callback: Callable[[str], None] = lambda doing: None,
 ) -> list[Conversion]:
     """Convert a checkpoint to MLX, once or with several numbers of bits in one pass.
 
@@ -72,21 +78,41 @@ def convert(
             as with the adapter; its text decoder alone is not the original's any more.
         adapter: with `fuse_adapter`, folder or repository of an adapter that is put over the
             checkpoint's own, if there is one; its whole modules replace those of the checkpoint.
+        method: `"rtn"` rounds to nearest. The others learn from recordings, by mlx-lm, so that the
+            decoder of a Granite Speech model loses less: `"awq"`, `"gptq"` and `"dwq"`, see there.
+            `"dynamic"` chooses the bits of each layer, `q_bits` or 8, of the whole model.
+        calibration: recordings that are learned from; by default the few that come with the
+            package. Texts are what the original makes of them.
+        target_bpw: most bits a weight that `"dynamic"` may use, over the whole result; by default
+            as many as the others use.
         revision: branch, tag or commit of the repository.
         overwrite: replace conversions that are at `mlx_path`; never what something else wrote.
         dry_run: plan only; write nothing, and of a repository's safetensors fetch only headers.
         progress: show a progress bar while downloading, on standard error.
         progress_callback: called with (bytes done, all of them), bytes of the source.
+        learning_callback: told what is done next, where the method learns.
 
     Returns:
         What was converted, in the order of `q_bits`.
 
     Raises:
+        AudioError: a recording to learn from cannot be read, or nobody speaks in it.
         HubError: the repository cannot be had.
         CheckpointError: the source is incomplete, malformed, of an unsupported kind or already
             quantized; or the result cannot be written.
         InputError: the arguments contradict each other or what is there.
+        UnsupportedOptionError: no method that learns is for this model.
     """
+    check_options(
+        method,
+        quantize=quantize,
+        q_bits=q_bits,
+        q_mode=q_mode,
+        quant_predicate=quant_predicate,
+        calibration=calibration,
+        target_bpw=target_bpw,
+        dry_run=dry_run,
+    )
     several = q_bits if isinstance(q_bits, Sequence) else [q_bits]
     how = several != [None] or q_group_size or q_mode != "affine" or quant_predicate
     if how and not quantize:
@@ -111,15 +137,21 @@ def convert(
         check_target(target, path_or_repo, overwrite)
     further = None if adapter is None else resolve_adapter(adapter, progress=progress)
     source = Source.find(path_or_repo, revision, values=not dry_run, progress=progress)
+    if method != "rtn":
+        check_learning(method, source.config, calibration)
     asked: dict[str, Any] = {"group_size": q_group_size, "mode": q_mode, "recipe": quant_predicate}
     with writing(mlx_path, source.folder), ExitStack() as stack:
         stage = stack.enter_context(source.as_safetensors(None if dry_run else mlx_path))
         before = quantize, dequantize, dtype, fuse_adapter, further
         opened = open_model(stage, source.config, *before)
+        learned = None
         results = []
         for bits, target in zip(several, targets, strict=True):
             plan = resolve_quantization(opened.model, bits=bits, **asked) if quantize else None
-            results.append(_result(source, opened, target, plan))
+            if method != "rtn" and plan is not None and not dry_run:
+                with_what = calibration, target_bpw, learning_callback
+                plan, learned = learn(method, opened, stage, plan, *with_what)
+            results.append(_result(source, opened, target, plan, learned))
         if not dry_run:
             _write(source, opened, results, overwrite, progress_callback)
     return results
@@ -146,7 +178,11 @@ def _tensors(
 
 
 def _result(
-    source: Source, opened: OpenModel, folder: Path, quantization: Quantization | None
+    source: Source,
+    opened: OpenModel,
+    folder: Path,
+    quantization: Quantization | None,
+    learned: Learned | None,
 ) -> Conversion:
     rows = []
     model = opened.model
@@ -173,7 +209,8 @@ def _result(
     usual = (default.get("bits"), default.get("group_size"), default.get("mode"))
     recipe = None if quantization is None else quantization.name
     plan, adapter = Plan(tuple(rows)), opened.fused_adapter
-    return Conversion(folder, plan, *usual, recipe, opened.dtype, source.name, adapter)
+    named = recipe, opened.dtype, source.name
+    return Conversion(folder, plan, *usual, *named, fused_adapter=adapter, learned=learned)
 
 
 def _note(path, module, quantization, settings, dtype) -> str:
@@ -237,6 +274,8 @@ def _write(
         for folder, result, writer in zip(folders, results, writers, strict=True):
             writer.finish()
             source.copy_carried(folder, adapter=result.fused_adapter is None)
+            if opened.changed_adapter is not None:
+                save_tensors(folder / ADAPTER_WEIGHTS, opened.changed_adapter, "pt")
             write_card(folder, model_card(result, source.folder))
             # last: without it, what is there does not load
             config = result_config(source, opened, result) | {CONVERTED_BY: converted_by(folder)}

@@ -99,6 +99,30 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Learned:
+    """How a model was quantized that learned from recordings.
+
+    method: `"dwq"`, `"awq"`, `"gptq"` or `"dynamic"`.
+    recordings, audio_seconds: how many, and how long together.
+    seconds: it took.
+    peak_memory: most bytes that all arrays had.
+    """
+
+    method: str
+    recordings: int
+    audio_seconds: float
+    seconds: float
+    peak_memory: int
+
+    def __str__(self) -> str:
+        recordings = f"{self.recordings} recording{'s' * (self.recordings != 1)}"
+        return (
+            f"{self.method}, learned from {recordings} of {self.audio_seconds:.0f} s, in "
+            f"{self.seconds:.0f} s and at most {size(self.peak_memory)} of memory"
+        )
+
+
+@dataclass(frozen=True)
 class Conversion:
     """One converted model.
 
@@ -111,6 +135,7 @@ class Conversion:
     source: the repository (`owner/name`), or the name of the folder, that it was made from.
     fused_adapter: `r`, `lora_alpha`, `target_modules` and `modules_to_save` of the adapter that is
         in the weights; of a further one also its `name`, and `over` which adapter it was put.
+    learned: what was quantized by more than rounding to nearest, and what that took.
     """
 
     folder: Path
@@ -122,6 +147,7 @@ class Conversion:
     dtype: str
     source: str
     fused_adapter: dict[str, Any] | None = None
+    learned: Learned | None = None
 
 
 def _entry(name: str, shape: str, storage: str, before: int, after: int) -> Iterator[str]:

@@ -116,12 +116,15 @@ class OpenModel:
     dtype: name of the type that is not quantized.
     stored: bytes of each module's tensors in the source.
     fused_adapter: of the adapter that is in the weights now, see `Conversion`.
+    changed_adapter: tensors of the adapter that stays beside the weights, where these are not the
+        source's.
     """
 
     model: PretrainedModel
     dtype: str
     stored: dict[str, int]
     fused_adapter: dict[str, Any] | None
+    changed_adapter: dict[str, mx.array] | None = None
 
 
 def open_model(
