@@ -1,8 +1,8 @@
-"""Speech for training, without a synthesiser: words that forced alignment finds in the bundled
-recordings, joined to sentences that nobody has said.
+"""Speech to train on, without a synthesiser: a voice that joins words which forced alignment finds
+in the bundled recordings, and is a third of an octave lower, and slower, than those.
 
-The voice changes with each word, and the sentences are of another kind than those that the bundled
-model was trained on, whose decoder goes on as it is used to: it gets most of their words wrong.
+It says commands of the kind that the bundled model was trained on, none of which is in the
+recordings.
 """
 
 from __future__ import annotations
@@ -23,82 +23,109 @@ from mlx_speech import transcribe
 
 AUDIO = DATA / "audio"
 RATE = 16000
+LOWER = 0.8  # pitch, formants and pace of the voice, where those of the recordings are 1
+VARIED = 0.03  # by how much of that
 LOUDNESS = 0.05  # root mean square of each word
-SILENCE = np.zeros(RATE // 5, np.float32)
+SILENCE = np.zeros(3 * RATE // 16, np.float32)
 FADE = 80  # samples at both ends of a word
-PACE = 0.03  # how much faster or slower one sentence may be than another
 
+DIGITS = "zero one two three four six seven eight nine".split()
 WORDS = {
-    "city": "rome paris london berlin madrid tokyo boston cairo",
-    "day": "monday friday sunday",
-    "number": "one two three four six seven eight nine ten thirty",
-    "room": "kitchen bedroom office garden garage",
-    "device": "lamp fan heater",
-    "barrier": "window gate",
-    "food": "milk apples water",
+    "city": "rome paris london berlin madrid tokyo boston cairo".split(),
+    "day": ["today", "tonight", "on monday", "on friday", "on sunday"],
+    "number": [*DIGITS[1:], "ten", "thirty"],
+    "digit": DIGITS,
+    "room": "kitchen bedroom office garden garage".split(),
+    "device": "lamp fan heater".split(),
+    "move": "open lock unlock".split(),
+    "barrier": "window gate".split(),
+    "food": "milk apples water".split(),
+    "chore": ["feed the cat", "water the plants"],
+    "switch": ["on", "off"],
 }
 SHAPES = [
-    "the {room} {device} at {number} on {day}",
-    "train {number} {number} to {city} at {number}",
-    "my sister is in {city} on {day}",
-    "water the {room} at {number}",
-    "lock {barrier} {number} in the {room}",
-    "send {food} and {food} to {city}",
+    "turn {switch} the {room} {device}",
+    "{move} the {room} {barrier}",
+    "set the {room} to {number} degrees",
+    "set a timer for {number} hours",
+    "what is the weather in {city} {day}",
+    "book a train from {city} to {city} {day}",
+    "remind me to {chore} {day}",
+    "wake me up at {number}",
+    "add {food} to the shopping list",
+    "add {food} and {food} to the shopping list",
+    "send a message to my sister",
+    "turn the volume down",
+    "{digit} {digit} {digit} {digit}",
+    "{digit} {digit} {digit}",
 ]
+MOST_WORDS = 13  # of a sentence
 
 
 def sentences(count: int, seed: int) -> list[str]:
-    """`count` different ones, in turn of each shape."""
+    """`count` different ones: a command, or two, or many digits."""
     rng = random.Random(seed)
-    found: list[str] = []
-    while len(found) < count:
-        text = SHAPES[len(found) % len(SHAPES)]
+
+    def command() -> str:
+        text = rng.choice(SHAPES)
         while "{" in text:
             name = text[text.index("{") + 1 : text.index("}")]
-            text = text.replace(f"{{{name}}}", rng.choice(WORDS[name].split()), 1)
-        if text not in found:
+            text = text.replace(f"{{{name}}}", rng.choice(WORDS[name]), 1)
+        return text
+
+    found: list[str] = []
+    while len(found) < count:
+        text, kind = command(), rng.random()
+        if kind < 0.35:
+            text = f"{text} and {command()}"
+        elif kind < 0.42:
+            text = " ".join(rng.choices(DIGITS, k=rng.randint(5, 7)))
+        if text not in found and len(text.split()) <= MOST_WORDS:
             found.append(text)
     return found
 
 
-class Splicer:
-    """Joins words of the bundled recordings that a model, given with its processor, gets right."""
+class Voice:
+    """Says what there are words for.
+
+    Args:
+        loaded: a model with its processor, whose word times are where words are cut.
+    """
 
     def __init__(self, loaded: Any, seed: int):
         self._rng = random.Random(seed)
-        self._said: dict[str, list[np.ndarray]] = defaultdict(list)
+        self._words: dict[str, list[np.ndarray]] = defaultdict(list)
         for line in (AUDIO / "manifest.jsonl").read_text().splitlines():
             row = json.loads(line)
             if not row["file"].endswith(".flac"):
                 continue
             samples, _ = soundfile.read(AUDIO / row["file"], dtype="float32")
-            # of the long one, sentence after sentence
-            parts = row.get("segments") or [(0.0, row["seconds"], row["text"])]
             transcript = transcribe(AUDIO / row["file"], loaded, word_timestamps=True)
             words = [word for segment in transcript.segments for word in segment.words]
-            for start, end, text in parts:
-                within = [w for w in words if start - 0.2 < w.start and w.end < end + 0.2]
+            # of the long one, sentence after sentence; only those that were recognised right
+            for start, end, text in row.get("segments") or [(0.0, row["seconds"], row["text"])]:
+                within = [w for w in words if start < (w.start + w.end) / 2 < end]
                 if [word.text for word in within] == text.split():
                     for word in within:
                         cut = slice(round(word.start * RATE), round(word.end * RATE))
-                        self._said[word.text].append(_faded(samples[cut]))
+                        self._words[word.text].append(_faded(samples[cut]))
 
     def say(self, text: str) -> np.ndarray:
-        """Samples at `RATE`, each word as one of the recordings has it."""
-        words = [self._rng.choice(self._said[word]) for word in text.split()]
+        """Samples at `RATE`."""
+        words = [self._rng.choice(self._words[word]) for word in text.split()]
         samples = np.concatenate([SILENCE, *words, SILENCE])
-        pace = 1 + self._rng.uniform(-PACE, PACE)
-        return soxr.resample(samples, RATE * pace, RATE)
+        lower = LOWER * (1 + self._rng.uniform(-VARIED, VARIED))
+        return soxr.resample(samples, RATE * lower, RATE)
 
-    def write(self, path: Path, texts: Sequence[str]) -> None:
-        """Rows of data, `train.jsonl`, and the recordings in a folder beside it."""
-        folder = path.with_suffix("")
+    def write(self, rows: Path, texts: Sequence[str]) -> None:
+        """Rows of data with recordings in a folder beside them."""
+        folder = rows.with_suffix("")
         folder.mkdir(parents=True)
-        rows = []
+        found = []
         for number, text in enumerate(texts):
             soundfile.write(folder / f"{number:02}.flac", self.say(text), RATE)
-            rows.append({"audio": f"{folder.name}/{number:02}.flac", "text": text})
-        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+            found.append({"audio": f"{folder.name}/{number:02}.flac", "text": text})
+        rows.write_text("".join(f"{json.dumps(row)}\n" for row in found))
 
 
 def _faded(samples: np.ndarray) -> np.ndarray:

@@ -86,8 +86,10 @@ def _check_model(settings: Settings, console: Console) -> None:
     from ..checkpoint.hub import resolve_checkpoint
     from ..training.trainable import check_trainable
 
-    where = {"revision": settings.revision, "weights": False, "progress": not console.quiet}
-    check_trainable(read_json(resolve_checkpoint(settings.model, **where)).get("model_type"))
+    folder = resolve_checkpoint(
+        settings.model, revision=settings.revision, weights=False, progress=not console.quiet
+    )
+    check_trainable(str(read_json(folder).get("model_type")))
 
 
 def _load_data(
