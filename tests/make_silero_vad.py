@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 DATA = Path(__file__).parent / "data"
-NAMES = ("espeak_06.flac", "festival_12.flac", "silence.wav")
+NAMES = ("espeak_06.flac", "festival_12.flac", "silence.flac")
 WINDOW = 512
 
 

@@ -151,7 +151,7 @@ class TestWrongInput:
         text = tmp_path / "text.wav"
         text.write_text("no sound")
         one_line(cli(text), "text.wav")
-        one_line(cli(DATA / "audio" / "silence.wav"), "there is no speech in the first 3 seconds")
+        one_line(cli(DATA / "audio" / "silence.flac"), "there is no speech in the first 3 seconds")
 
     def test_models(self, cli, tiny_text):
         one_line(cli("--model", tiny_text, GATE), "a granite model is not a speech model")

@@ -151,8 +151,8 @@ class TestCommands:
             "transcribe",
             lambda self, path: mlx_speech.Transcript("", None, 1.0, [nothing]),
         )
-        result = cli(stdin=lines("/audio silence.wav"))
-        assert result == (1, "", "error: silence.wav: no speech was found\n")
+        result = cli(stdin=lines("/audio silence.flac"))
+        assert result == (1, "", "error: silence.flac: no speech was found\n")
 
     def test_text_models_take_no_recordings(self, cli, tiny_text):
         """And go on chatting."""

@@ -11,7 +11,7 @@ from convert.cli import main
 from mlx_speech.errors import InputError
 
 GATE = find_recording("synthetic/flite_08.flac")
-SILENCE = find_recording("synthetic/silence.wav")
+SILENCE = find_recording("synthetic/silence.flac")
 LLAMA = DATA / "decoders" / "llama"
 
 

@@ -148,7 +148,7 @@ def test_real_time():
 
 
 def test_no_speech(short):
-    silence = str(DATA / "audio" / "silence.wav")
+    silence = str(DATA / "audio" / "silence.flac")
     with pytest.raises(InputError, match="no speech in the first 3 seconds of the recordings"):
         profile_model(load(TINY), [silence], 1e6)
 

@@ -98,7 +98,7 @@ def damaged_recordings(folder) -> dict[str, str]:
     soundfile.write(folder / "short.wav", noise[:100], 16000)
     soundfile.write(folder / "long.wav", noise, 16000)
     soundfile.write(folder / "nan.wav", noise[:4000] * np.nan, 16000, "FLOAT")
-    shutil.copy(AUDIO / "silence.wav", folder / "silent.wav")
+    shutil.copy(AUDIO / "silence.flac", folder / "silent.wav")
     at = f"{folder}/"
     return {
         "missing.wav": f"{at}missing.wav does not exist: check the path",

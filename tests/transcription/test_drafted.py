@@ -21,7 +21,7 @@ LONG, GATE = DATA / "audio" / "long.flac", DATA / "audio" / "flite_08.flac"
 CUTS = {"chunk_duration": 9, "min_silence": 0.4}
 REFERENCE = json.loads((DATA / "reference" / "tiny_granite_reference.json").read_text())["files"]
 RECORDINGS = sorted(REFERENCE)
-SPOKEN = [name for name in RECORDINGS if not name.endswith(("silence.wav", "short.wav"))]
+SPOKEN = [name for name in RECORDINGS if not name.endswith(("silence.flac", "short.wav"))]
 
 
 @pytest.fixture(params=["of tokens", "of characters"])

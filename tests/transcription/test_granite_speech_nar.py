@@ -152,7 +152,7 @@ def test_it_streams(loaded):
 
 
 def test_silence_gives_no_text(loaded):
-    transcript = transcribe(find_recording("synthetic/silence.wav"), loaded)
+    transcript = transcribe(find_recording("synthetic/silence.flac"), loaded)
     assert (transcript.text, transcript.segments) == ("", [])
     assert transcript.remarks
 

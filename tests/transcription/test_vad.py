@@ -119,7 +119,7 @@ class TestSilenceAndNoise:
         assert not energy(dither.astype(np.float32)).speech.any()
 
     def test_ctc_head(self, tiny):
-        sounds = [noise(6, slope, -30) for slope in (0, 2)] + [recording("silence.wav")]
+        sounds = [noise(6, slope, -30) for slope in (0, 2)] + [recording("silence.flac")]
         for sound in sounds:
             assert spans(ctc(tiny, sound), energy(sound)) == []
             assert spans(energy(sound)) == []

@@ -53,7 +53,7 @@ def test_several_files_are_a_queue(page):
         "espeak_02.flac": "set the kitchen to thirty degrees",
         "flite_08.flac": "unlock the back gate",
         "festival_12.flac": "one six four",
-        "silence.wav": "There is no speech in this recording.",
+        "silence.flac": "There is no speech in this recording.",
     }
     send(page, *said)
     rows = page.locator("#queue li")
