@@ -95,7 +95,9 @@ class _Run:
         self._trainable, self._options = trainable, trainable.options
         self._train, valid = datasets
         self._callback, self._stop, self._batches = callback, stop, batches
-        self._validator = Validator(trainable, processor, valid, batches) if valid else None
+        self._validator = None
+        if valid and self._options.val_batches:
+            self._validator = Validator(trainable, processor, valid, batches)
         self._folder = Path(self._options.adapter_path)
         self._optimizer = make_optimizer(self._options)
         self._progress = Progress()
@@ -103,10 +105,12 @@ class _Run:
             args = self._folder, trainable, self._optimizer, len(self._train)
             self._progress = load_state(*args)
         self._saved = self._progress.step
-        if self._saved >= self._options.iters:
-            raise InputError.must_be("iters", self._options.iters, f"more than {self._saved}")
+        every = self._options.grad_accumulation_steps
+        self._iters = self._options.iters // every * every
+        if self._saved >= self._iters:
+            raise InputError.must_be("iters", self._options.iters, f"at least {self._saved + every}")
         self._stopped = False
-        self._losses: Any = _Losses(self._progress.step, self._options, callback)
+        self._losses: Any = _Losses(self._saved, self._iters, self._options, callback)
 
     def __call__(self) -> FineTuneResult:
         from mlx_lm.tuner import trainer
@@ -123,9 +127,9 @@ class _Run:
         ):
             args = trainer.TrainingArgs(
                 batch_size=options.batch_size,
-                iters=options.iters - self._progress.step,
+                iters=self._iters - self._progress.step,
                 steps_per_report=1,
-                steps_per_save=options.iters + 1,
+                steps_per_save=self._iters + 1,
                 max_seq_length=options.max_seq_length,
                 adapter_file=str(Path(unused) / "adapters.safetensors"),
                 grad_checkpoint=options.grad_checkpoint,
@@ -165,12 +169,11 @@ class _Run:
         """Validate and save where that is due; whether training is to end here."""
         options, step = self._options, self._losses.step
         self._progress = replace(self._progress, step=step)
-        ends = step == options.iters
-        every = options.steps_per_eval
-        if ends or step % every == 0:
+        ends = step == self._iters
+        if ends or step % options.steps_per_eval == 0:
             self._validate()
         # in between, gradients are waiting that no file has
-        if ends or step % options.grad_accumulation_steps == 0:
+        if step % options.grad_accumulation_steps == 0:
             self._stopped = not ends and self._stop()
             due = step // options.save_every > self._saved // options.save_every
             if (ends or due or self._stopped) and step > self._saved:
@@ -215,12 +218,13 @@ class _Losses:
 
     Args:
         step: number of those that are done.
+        iters: that there will be.
     """
 
-    def __init__(self, step: int, options: FineTuneOptions, callback: FineTuneCallback):
+    def __init__(self, step: int, iters: int, options: FineTuneOptions, callback: FineTuneCallback):
         self.step = self.saved = self._first = step
         self.last: float | None = None
-        self._options, self._callback = options, callback
+        self._iters, self._options, self._callback = iters, options, callback
         self._sum = self._seconds = self._all_seconds = 0.0
         self._steps = self._tokens = self._tokens_before = 0
 
@@ -236,19 +240,18 @@ class _Losses:
         self._steps += 1
         self._tokens += info["trained_tokens"] - self._tokens_before
         self._tokens_before = info["trained_tokens"]
-        iters = self._options.iters
-        if self.step % self._options.steps_per_report and self.step != iters:
+        if self.step % self._options.steps_per_report and self.step != self._iters:
             return
         self.last = self._sum / self._steps
         each = self._all_seconds / (self.step - self._first)
         self._callback.on_train_loss_report(
             TrainLossReport(
                 step=self.step,
-                iters=iters,
+                iters=self._iters,
                 loss=self.last,
                 learning_rate=info["learning_rate"],
                 tokens_per_second=self._tokens / self._seconds,
-                seconds_left=each * (iters - self.step),
+                seconds_left=each * (self._iters - self.step),
                 peak_memory=mx.get_peak_memory(),
             )
         )

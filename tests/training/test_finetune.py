@@ -149,7 +149,7 @@ def test_what_cannot_be_resumed(data, tmp_path):
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(InputError, match="has training in it already; resume goes on with it"):
         run(data, tmp_path, **options)
-    with pytest.raises(InputError, match="iters is 2, but must be more than 2"):
+    with pytest.raises(InputError, match="iters is 2, but must be at least 3"):
         run(data, tmp_path, resume=True, **options)
     more = {**options, "iters": 4, "resume": True}
     for name, value in (("learning_rate", 1e-3), ("batch_size", 1), ("seed", 1), ("num_layers", 0)):
@@ -186,6 +186,19 @@ def test_loss_that_is_not_finite(data, tmp_path):
     assert f"what step {step} left is saved in {tmp_path}" in str(raised.value)
     assert all(mx.isfinite(v).all().item() for n, v in state.items() if n.startswith("weights."))
     load(TINY, adapter=tmp_path)
+
+
+def test_no_step_is_left_behind_the_last_update(data, tmp_path):
+    """So that whatever is saved has all of its gradients in it, and can be resumed exactly."""
+    options = {"fine_tune_type": "projector", "grad_accumulation_steps": 2, "val_batches": 0}
+    with pytest.raises(InputError, match="^iters is 1, but must be at least 2"):
+        run(data, tmp_path, iters=1, **options)
+    _, first, result = run(data, tmp_path, iters=3, save_every=1, **options)
+    assert (result.steps, first.saved, result.validations) == (2, [2], ())
+    assert [(r.step, r.iters) for r in first.losses] == [(1, 2), (2, 2)]
+    with pytest.raises(InputError, match="^iters is 3, but must be at least 4"):
+        run(data, tmp_path, iters=3, resume=True, **options)
+    assert run(data, tmp_path, iters=5, resume=True, **options)[2].steps == 4
 
 
 def test_accumulated_gradients_are_a_mean(data, tmp_path, monkeypatch):
