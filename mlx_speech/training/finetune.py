@@ -108,7 +108,9 @@ class _Run:
         every = self._options.grad_accumulation_steps
         self._iters = self._options.iters // every * every
         if self._saved >= self._iters:
-            raise InputError.must_be("iters", self._options.iters, f"at least {self._saved + every}")
+            raise InputError.must_be(
+                "iters", self._options.iters, f"at least {self._saved + every}"
+            )
         self._stopped = False
         self._losses: Any = _Losses(self._saved, self._iters, self._options, callback)
 

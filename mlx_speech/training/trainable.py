@@ -10,6 +10,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
+from ..checkpoint.adapters import has_adapter
+from ..checkpoint.folder import ADAPTER_CONFIG
 from ..errors import InputError, UnsupportedOptionError
 from ..layers.lora import LoRALinear, SavedModule, replace_module
 from ..models.conformer import BLANK
@@ -61,9 +63,9 @@ class Trainable(nn.Module):
     """A model prepared for training, all of it frozen but what the options say.
 
     What is trained is kept in float32, since small steps of training are lost in half precision;
-    quantized modules that are trained as a whole are dequantized. In a model that has an adapter,
-    that is on and frozen: low-rank terms are stacked over it, and decoder layers are trained
-    beneath it.
+    quantized modules that are trained as a whole are dequantized. An adapter that is part of the
+    model's checkpoint is on and frozen: low-rank terms are stacked over it, and decoder layers are
+    trained beneath it.
 
     Frozen modules stay in evaluation mode, so dropout is only where something is trained: in the
     projector and whole decoder layers as their configurations say, as in transformers, and before
@@ -75,14 +77,14 @@ class Trainable(nn.Module):
     Raises:
         InputError: the options ask for layers that the model has not.
         UnsupportedOptionError: models of this family are not fine-tuned, or the model was loaded
-            with what was trained before.
+            with an adapter, without which the new one would do something else.
     """
 
     def __init__(self, model: Any, options: FineTuneOptions):
         super().__init__()
         check_trainable(model.config.model_type)
-        if any(isinstance(module, SavedModule) for module in model.modules()):
-            what = "the model has an adapter with whole modules over it"
+        if _has_foreign_adapter(model):
+            what = "the model has an adapter over it that it was not released with"
             raise UnsupportedOptionError(f"{what}; load it without, or convert it with that fused")
         self.model = model
         self.options = options
@@ -280,6 +282,14 @@ def restored_layers(trainable: Trainable) -> Iterator[None]:
         yield
     finally:
         kind.__call__ = call  # type: ignore[method-assign]
+
+
+def _has_foreign_adapter(model: Any) -> bool:
+    """Whether there are terms beside those of the checkpoint's own adapter, or whole modules."""
+    if any(isinstance(module, SavedModule) for module in model.modules()):
+        return True
+    own = model.folder is not None and (model.folder / ADAPTER_CONFIG).exists()
+    return has_adapter(model) and not (own and model.adapter_config is not None)
 
 
 def _module(model: Any, path: str) -> Any:

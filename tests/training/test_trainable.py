@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from adapters import FIRST_QUERIES, adapter
+from conftest import TINY, edit_json
 from mlx.utils import tree_flatten
 
 from mlx_speech.errors import InputError, UnsupportedOptionError
-from mlx_speech.layers.lora import LoRALinear, SavedModule
+from mlx_speech.layers.lora import LoRALinear
+from mlx_speech.loading import load_model
 from mlx_speech.models.loss import causal_lm_loss
 from mlx_speech.training.batches import iterate_batches
 from mlx_speech.training.options import FineTuneOptions
@@ -236,11 +241,19 @@ def test_layers_that_are_computed_twice_have_no_dropout():
     Trainable(model, FineTuneOptions(grad_checkpoint=True))
 
 
-def test_a_model_that_was_trained_before():
+def test_a_model_that_was_trained_before(tmp_path):
+    """What is trained over it would do something else over the model alone."""
     model = fresh()[0]
-    model.projector = SavedModule(model.projector, model.projector, True)
-    with pytest.raises(UnsupportedOptionError, match="load it without"):
-        Trainable(model, FineTuneOptions())
+    adapter(tmp_path / "terms", model, lora=[FIRST_QUERIES])
+    adapter(tmp_path / "whole", model, saved=["projector"])
+    plain = tmp_path / "plain"
+    shutil.copytree(TINY, plain, ignore=shutil.ignore_patterns("adapter_*"))
+    edit_json(plain / "config.json", has_lora_adapter=False)
+    Trainable(load_model(plain), FineTuneOptions())
+    for base in (TINY, plain):
+        for kind in ("terms", "whole"):
+            with pytest.raises(UnsupportedOptionError, match="load it without"):
+                Trainable(load_model(base, adapter=tmp_path / kind), FineTuneOptions())
 
 
 def test_other_families():
