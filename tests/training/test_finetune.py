@@ -191,12 +191,12 @@ def test_loss_that_is_not_finite(data, tmp_path):
 def test_no_step_is_left_behind_the_last_update(data, tmp_path):
     """So that whatever is saved has all of its gradients in it, and can be resumed exactly."""
     options = {"fine_tune_type": "projector", "grad_accumulation_steps": 2, "val_batches": 0}
-    with pytest.raises(InputError, match="^iters is 1, but must be at least 2"):
+    with pytest.raises(InputError, match=r"^iters is 1, but must be at least 2"):
         run(data, tmp_path, iters=1, **options)
     _, first, result = run(data, tmp_path, iters=3, save_every=1, **options)
     assert (result.steps, first.saved, result.validations) == (2, [2], ())
     assert [(r.step, r.iters) for r in first.losses] == [(1, 2), (2, 2)]
-    with pytest.raises(InputError, match="^iters is 3, but must be at least 4"):
+    with pytest.raises(InputError, match=r"^iters is 3, but must be at least 4"):
         run(data, tmp_path, iters=3, resume=True, **options)
     assert run(data, tmp_path, iters=5, resume=True, **options)[2].steps == 4
 
