@@ -56,8 +56,8 @@ def finetune(
     Raises:
         InputError: an option does not fit the model or the training that is to be resumed, there is
             training in the folder already, or the loss is not finite any more.
-        UnsupportedOptionError: models of this family are not fine-tuned, or there is an adapter over
-            the model that is not its checkpoint's own.
+        UnsupportedOptionError: models of this family are not fine-tuned, or an adapter is over this
+            one that is not its checkpoint's own.
         CheckpointError: what is to be resumed is damaged.
         OSError: the folder cannot be written to.
     """
