@@ -141,6 +141,8 @@ def ctc_losses(
     logprobs = logprobs - mx.logsumexp(logprobs, axis=-1, keepdims=True)
     logprobs = mx.take_along_axis(logprobs, states[:, None], axis=2)
 
+    # not compared in the loop, where each number would be a kernel of its own to be compiled
+    real = (mx.arange(logits.shape[1])[:, None] < lengths)[..., None]
     reached = mx.where(mx.arange(states.shape[1]) == 0, 0.0, mx.full(states.shape, _NEVER))
     for frame in range(logits.shape[1]):
         one, two = (
@@ -148,7 +150,7 @@ def ctc_losses(
         )
         ways = mx.stack([reached, one, two + skips])
         following = mx.logsumexp(ways, axis=0) + logprobs[:, frame]
-        reached = mx.where((frame < lengths)[:, None], following, reached)
+        reached = mx.where(real[frame], following, reached)
     ends = mx.stack([2 * number, mx.maximum(2 * number - 1, 0)], axis=1)
     ends = mx.where(mx.arange(2) < 1 + (number > 0)[:, None], ends, states.shape[1])
     reached = mx.pad(reached, [(0, 0), (0, 1)], constant_values=_NEVER)
