@@ -134,12 +134,18 @@ def adapted_modules(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
             yield path.replace(".saved.", "."), path, module
 
 
+def module_at(model: nn.Module, path: str) -> Any:
+    """The module at a path, which is the model itself where that is empty."""
+    place: Any = model
+    for part in filter(None, path.split(".")):
+        place = place[int(part)] if isinstance(place, list) else place[part]
+    return place
+
+
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     """Have another module at a path."""
     parent, _, leaf = path.rpartition(".")
-    place: Any = model
-    for part in filter(None, parent.split(".")):
-        place = place[int(part)] if isinstance(place, list) else place[part]
+    place = module_at(model, parent)
     if isinstance(place, list):
         place[int(leaf)] = module
     else:

@@ -131,7 +131,7 @@ class AudioEncoder:
 
     def encode(self, features: mx.array) -> mx.array:
         """(frames, 160) -> (frames, size), in the encoder's dtype; evaluated."""
-        self._encoder.eval()  # mlx-lm's trainer puts all of a model in training mode
+        self._encoder.eval()
         with use_adapter(True):
             states = self._encoder(features[None]).last_hidden_state[0]
         mx.eval(states)

@@ -200,18 +200,17 @@ class _Run:
             raise self._losses.not_finite()
         args = self._folder, trainable, self._optimizer, self._progress, len(self._train)
         save_state(*args)
-        with trainable.without_terms() as (model, terms):
-            write_adapter(
-                self._folder,
-                model,
-                lora=terms,
-                rank=options.lora_rank,
-                scale=options.lora_scale,
-                dropout=options.lora_dropout,
-                saved=list(trainable.trained.whole),
-                base_model=model.name_or_path,
-                revision=_revision(model),
-            )
+        write_adapter(
+            self._folder,
+            trainable.model,
+            lora=trainable.low_rank_terms(),
+            rank=options.lora_rank,
+            scale=options.lora_scale,
+            dropout=options.lora_dropout,
+            saved=trainable.trained.whole,
+            base_model=trainable.model.name_or_path,
+            revision=_revision(trainable.model),
+        )
         self._saved = self._losses.saved = self._progress.step
         self._callback.on_save(self._saved, self._folder)
 

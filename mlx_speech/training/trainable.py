@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten, tree_map
 from ..checkpoint.adapters import has_adapter
 from ..checkpoint.folder import ADAPTER_CONFIG
 from ..errors import InputError, UnsupportedOptionError
-from ..layers.lora import LoRALinear, SavedModule, replace_module
+from ..layers.lora import LoRALinear, SavedModule, module_at, replace_module
 from ..models.conformer import BLANK
 from ..models.loss import IGNORED, ctc_losses, unchecked_cross_entropy
 from .batches import Batch
@@ -125,9 +125,9 @@ class Trainable(nn.Module):
         """As in MLX, but what is frozen stays in evaluation mode."""
         super().train(False)
         for path in self.trained.whole:
-            _module(self.model, path).train(mode)
+            module_at(self.model, path).train(mode)
         for path in self.trained.terms:
-            _module(self.model, path).dropout.train(mode)
+            module_at(self.model, path).dropout.train(mode)
         return self
 
     def __call__(self, batch: Batch, places: mx.array) -> tuple[mx.array, mx.array | None]:
@@ -165,18 +165,10 @@ class Trainable(nn.Module):
         """What is trained, by its name in the model."""
         return dict(tree_flatten(self.model.trainable_parameters()))
 
-    @contextmanager
-    def without_terms(self) -> Iterator[tuple[Any, dict[str, tuple[mx.array, mx.array]]]]:
-        """Within it, the low-rank terms are not over the model that it gives, but beside it: by the
-        path of their layer, (inputs, rank) and (rank, outputs)."""
-        layers = {path: _module(self.model, path) for path in self.trained.terms}
-        try:
-            for path, layer in layers.items():
-                replace_module(self.model, path, layer.linear)
-            yield self.model, {path: (each.lora_a, each.lora_b) for path, each in layers.items()}
-        finally:
-            for path, layer in layers.items():
-                replace_module(self.model, path, layer)
+    def low_rank_terms(self) -> dict[str, tuple[mx.array, mx.array]]:
+        """What is trained over layers, by their paths: (inputs, rank) and (rank, outputs)."""
+        layers = {path: module_at(self.model, path) for path in self.trained.terms}
+        return {path: (layer.lora_a, layer.lora_b) for path, layer in layers.items()}
 
     def _count_layers(self) -> int:
         """How many of the decoder's last layers the options mean."""
@@ -226,7 +218,7 @@ class Trainable(nn.Module):
         from mlx_lm.utils import dequantize_model
 
         holder = nn.Module()
-        holder.module = _module(self.model, path)
+        holder.module = module_at(self.model, path)
         dequantize_model(holder)
         replace_module(self.model, path, holder.module)
         holder.module.unfreeze()
@@ -290,12 +282,6 @@ def _has_foreign_adapter(model: Any) -> bool:
         return True
     own = model.folder is not None and (model.folder / ADAPTER_CONFIG).exists()
     return has_adapter(model) and not (own and model.adapter_config is not None)
-
-
-def _module(model: Any, path: str) -> Any:
-    for name in path.split(".") if path else ():
-        model = model[int(name)] if name.isdigit() else getattr(model, name)
-    return model
 
 
 def _ends(name: str, end: str) -> bool:

@@ -93,10 +93,11 @@ def test_what_is_trained(options, starts):
         assert not terms
         expected = {n for n in before if n.startswith(tuple(starts)) and ".lora_" not in n}
         assert trained == expected
-    with prepared.without_terms() as (plain, beside):
-        assert {name for name, _ in tree_flatten(plain.parameters())} == before
-        assert 2 * len(beside) == len(terms)
-    assert prepared.weights().keys() == trained
+    paths = prepared.low_rank_terms().keys()
+    assert {f"{path}.lora_{which}" for path in paths for which in "ab"} == terms
+    frozen = {name for name, _ in tree_flatten(model.parameters())} - trained
+    whole = trained - terms
+    assert {n.replace("_proj.linear.", "_proj.") for n in frozen} == before - whole
 
 
 def test_modules_that_are_trained_are_in_training_mode():
