@@ -87,6 +87,7 @@ def write_adapter_files(
         if linear_layer(module) is not None and not is_within(name, saved)
     ]
     tensors: dict[str, mx.array] = {}
+    dtype = model.dtype  # which is looked for in all of it
     for name, term in terms.items():
         if name not in layers:
             raise InputError(f"{name} is no linear layer outside of what is saved whole")
@@ -95,8 +96,8 @@ def write_adapter_files(
     for name in saved:
         if name not in modules:
             raise InputError(f"{name} is no module of the model")
-        plain = tree_flatten(plain_copy(modules[name], model.dtype).parameters())
-        own = {f"{name}.{key}": value.astype(model.dtype) for key, value in plain}
+        plain = tree_flatten(plain_copy(modules[name], dtype).parameters())
+        own = {f"{name}.{key}": value.astype(dtype) for key, value in plain}
         stored = model.to_checkpoint(own, model.config)
         tensors |= {f"{_PREFIX}{in_transformers(model, k)}": v for k, v in stored.items()}
     config = _config(model, terms, layers)

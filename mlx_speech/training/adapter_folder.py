@@ -48,13 +48,13 @@ def write_adapter(
         CheckpointError: the folder cannot be written to.
         InputError: there is nothing to write, or it does not fit the model.
     """
-    terms = {}
+    terms, dtype = {}, model.dtype
     for name, (a, b) in lora.items():
         if (a.ndim, b.ndim) != (2, 2) or (a.shape[1], b.shape[0]) != (rank, rank):
             raise InputError(
                 f"{name}: lora_a {a.shape} and lora_b {b.shape} are not of rank {rank}"
             )
-        terms[name] = LowRankTerm(a.T.astype(model.dtype), b.T.astype(model.dtype), scale)
+        terms[name] = LowRankTerm(a.T.astype(dtype), b.T.astype(dtype), scale)
     about = {
         "base_model_name_or_path": base_model,
         "revision": revision,

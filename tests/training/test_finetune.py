@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from itertools import islice
 from threading import Thread
 
@@ -13,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import DATA, ROOT, TINY
+from conftest import DATA, TINY
 from mlx.utils import tree_flatten
 
 from mlx_speech import load, transcribe
@@ -26,7 +24,7 @@ from mlx_speech.training.reports import FineTuneCallback
 from mlx_speech.training.state import STATE_FILE
 from mlx_speech.training.trainable import Trainable, loss, loss_inputs
 
-from .runs import TEXTS, arrays, fresh, read_data, run
+from .runs import TEXTS, Told, arrays, fresh, read_data, run
 
 LAYERS = "language_model.model.layers"
 
@@ -299,47 +297,31 @@ def test_optimizers(data, tmp_path, optimizer):
     assert second.validations[-1].loss < first.validations[0].loss
 
 
-SCRIPT = """
-import sys
-sys.path.insert(0, "tests")
-from pathlib import Path
-from training.runs import Told, fresh, read_data
-from mlx_speech.training.finetune import finetune
-from mlx_speech.training.options import FineTuneOptions
-
-class Printed(Told):
-    def on_train_loss_report(self, report):
-        print(report.step, flush=True)
-
-folder = Path(sys.argv[1])
-model, processor = fresh()
-data = read_data(folder, model, processor)
-options = FineTuneOptions(
-    fine_tune_type="projector", iters=100000, batch_size=2, steps_per_report=1, val_batches=1,
-    steps_per_eval=500, adapter_path=str(folder / "adapter"), grad_accumulation_steps=2,
-)
-result = finetune(model, processor, data.train, data.valid, options, callback=Printed())
-print("done", result.steps, result.stopped)
-"""
-
-
-def test_interrupt(tmp_path):
+def test_interrupt(data, tmp_path):
     """Ctrl-C ends after an update, with all of it saved."""
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
-        assert process.stdout.readline() == "1\n"
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
-    steps = int(output.splitlines()[-1].split()[1])
-    assert output.endswith(f"done {steps} True\n")
-    assert (process.returncode, errors, steps % 2) == (0, "", 0)
-    folder = tmp_path / "adapter"
+
+    class Interrupting(Told):
+        def on_train_loss_report(self, report):
+            if report.step == 3:
+                signal.raise_signal(signal.SIGINT)
+
+    options = FineTuneOptions(
+        fine_tune_type="projector",
+        iters=100000,
+        batch_size=2,
+        grad_accumulation_steps=2,
+        steps_per_report=1,
+        adapter_path=str(tmp_path),
+    )
+    handler = signal.getsignal(signal.SIGINT)
+    result = finetune(*fresh(), data.train, data.valid, options, callback=Interrupting())
+    assert (result.steps, result.stopped) == (4, True)
+    assert signal.getsignal(signal.SIGINT) is handler
     names = {"adapter_config.json", "adapter_model.safetensors", STATE_FILE}
-    assert {path.name for path in folder.iterdir()} == names
-    _, metadata = mx.load(str(folder / STATE_FILE), return_metadata=True)
-    assert json.loads(metadata["training"])["step"] == steps
-    load(TINY, adapter=folder)
+    assert {path.name for path in tmp_path.iterdir()} == names
+    _, metadata = mx.load(str(tmp_path / STATE_FILE), return_metadata=True)
+    assert json.loads(metadata["training"])["step"] == 4
+    load(TINY, adapter=tmp_path)
 
 
 def test_a_second_interrupt_ends_it_at_once(data, tmp_path):
