@@ -10,10 +10,12 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from adapters import adapter
 from conftest import ROOT, TINY
 
 from mlx_speech import load, load_audio
 from mlx_speech.errors import InputError
+from mlx_speech.loading import load_model
 from mlx_speech.training import encoded_audio
 from mlx_speech.training.data import load_data
 from mlx_speech.training.encoded_audio import StateCache
@@ -37,6 +39,21 @@ def test_states_are_those_of_the_encoder(tiny, read, folder, encoded):
             assert found.dtype == expected.dtype
             assert mx.array_equal(found, expected)
     assert len(encoded) == 4 + 2 * 4
+
+
+def test_an_adapter_of_the_encoder_is_on(read, folder, tiny, tmp_path):
+    """And what the encoder gives without it is of no use."""
+    plain, processor = tiny
+    adapter(tmp_path / "terms", plain, lora=["encoder.layers.1.ff1.up_proj"])
+    adapted = load_model(TINY, dtype=mx.float32, adapter=tmp_path / "terms")
+    options = FineTuneOptions(adapter_path=str(tmp_path / "adapters"))
+    before = read(folder).train.audio(0)
+    features = processor.audio_processor.log_mel(load_audio(folder / NAMES[0]))
+    expected = adapted.get_audio_features(features[None])
+    found = load_data(folder, adapted, processor, options).train.audio(0)
+    assert mx.array_equal(found, expected.last_hidden_state[0])
+    assert not mx.allclose(found, before)
+    assert len(files(tmp_path)) == 2
 
 
 def test_nothing_is_encoded_twice(read, folder, encoded, tmp_path):

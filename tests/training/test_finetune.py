@@ -169,11 +169,12 @@ def test_what_cannot_be_resumed(data, tmp_path):
     assert run(data, tmp_path, **more)[2].steps == 4
 
 
-def test_loss_that_is_not_finite(data, tmp_path):
-    """Ends training; what was saved before stays."""
+@pytest.mark.parametrize("factor", [1e19, 1e43])
+def test_loss_that_is_not_finite(data, tmp_path, factor):
+    """Nor weights, before there is a loss of them: ends training; what was saved before stays."""
     options = {"iters": 9, "fine_tune_type": "projector", "save_every": 1, "steps_per_eval": 100}
     options |= {"optimizer": "sgd", "val_batches": 0}
-    rate = {"name": "step_decay", "arguments": [1e-4, 1e19, 2]}
+    rate = {"name": "step_decay", "arguments": [1e-4, factor, 2]}
     with pytest.raises(
         InputError, match=r"not finite at step [0-9]: lower learning_rate"
     ) as raised:
