@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from ..errors import InputError
 from .adapter_folder import write_adapter
-from .batches import Batch, iterate_batches
+from .batches import RecordingDataset, iterate_batches
 from .options import FineTuneOptions
 from .reports import FineTuneCallback, FineTuneResult, TrainLossReport
 from .state import STATE_FILE, Progress, is_finite, load_state, save_state
@@ -26,13 +26,12 @@ from .validation import Validator
 def finetune(
     model: Any,
     processor: Any,
-    train: Any,
-    valid: Any,
+    train: RecordingDataset,
+    valid: RecordingDataset | None,
     options: FineTuneOptions,
     *,
     callback: FineTuneCallback | None = None,
     stop: Callable[[], bool] | None = None,
-    iterate_batches: Callable[..., Iterator[Batch]] = iterate_batches,
 ) -> FineTuneResult:
     """Fine-tune a speech model.
 
@@ -47,11 +46,10 @@ def finetune(
         model: as its checkpoint is. It is trained in place, and left in evaluation mode with what
             was trained in it, which is on whatever a call says: load the adapter to use it.
         processor: of the model.
-        train, valid: data sets for `iterate_batches`; without the latter nothing is validated.
+        train, valid: see `load_data`; without the latter nothing is validated.
         options: see there.
         callback: told how it goes.
         stop: asked after each step whether to end.
-        iterate_batches: as in mlx-lm; also takes the number of the batch to `start` with.
 
     Raises:
         InputError: an option does not fit the model or the training that is to be resumed, there is
@@ -73,7 +71,6 @@ def finetune(
             (train, valid),
             callback or FineTuneCallback(),
             lambda: interrupted() or (stop is not None and stop()),
-            iterate_batches,
         )
         return run()
 
@@ -88,17 +85,16 @@ class _Run:
         self,
         trainable: Trainable,
         processor: Any,
-        datasets: tuple[Any, Any],
+        datasets: tuple[RecordingDataset, RecordingDataset | None],
         callback: FineTuneCallback,
         stop: Callable[[], bool],
-        batches: Callable[..., Iterator[Batch]],
     ):
         self._trainable, self._options = trainable, trainable.options
         self._train, valid = datasets
-        self._callback, self._stop, self._batches = callback, stop, batches
+        self._callback, self._stop = callback, stop
         self._validator = None
         if valid and self._options.val_batches:
-            self._validator = Validator(trainable, processor, valid, batches)
+            self._validator = Validator(trainable, processor, valid)
         self._folder = Path(self._options.adapter_path)
         self._optimizer = make_optimizer(self._options)
         self._progress = Progress()
@@ -163,7 +159,7 @@ class _Run:
 
     def _asked_for_batches(self, **asked: Any) -> Iterator[tuple[mx.array, ...]]:
         start = self._progress.step
-        for batch in self._batches(**asked, seed=self._options.seed, start=start):
+        for batch in iterate_batches(**asked, seed=self._options.seed, start=start):
             if self._between_steps():
                 return
             yield loss_inputs(batch)

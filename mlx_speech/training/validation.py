@@ -9,7 +9,7 @@ import numpy as np
 
 from ..models.loss import IGNORED
 from ..transcription.word_errors import word_error_rate, word_errors
-from .batches import Batch
+from .batches import Batch, RecordingDataset, iterate_batches
 from .reports import ValLossReport
 from .trainable import Trainable, loss, loss_inputs
 
@@ -18,21 +18,10 @@ _ANSWER_FACTOR, _ANSWER_TOKENS = 2, 8
 
 
 class Validator:
-    """Measures loss and word errors of a model in training.
+    """Measures loss and word errors of a model in training."""
 
-    Args:
-        batches: gives the batches of `dataset` once, in the form of mlx-lm's `iterate_batches`.
-    """
-
-    def __init__(
-        self,
-        trainable: Trainable,
-        processor: Any,
-        dataset: Any,
-        batches: Callable[..., Iterator[Batch]],
-    ):
-        self._trainable, self._processor = trainable, processor
-        self._dataset, self._batches = dataset, batches
+    def __init__(self, trainable: Trainable, processor: Any, dataset: RecordingDataset):
+        self._trainable, self._processor, self._dataset = trainable, processor, dataset
 
     def __call__(
         self,
@@ -56,7 +45,7 @@ class Validator:
         done = errors = words = 0
 
         def batches(**asked: Any) -> Iterator[tuple[mx.array, ...]]:
-            for batch in self._batches(**asked):
+            for batch in iterate_batches(**asked):
                 if stop():
                     return
                 yield loss_inputs(batch)

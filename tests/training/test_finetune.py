@@ -132,6 +132,8 @@ def test_resumed_training_is_what_it_would_have_been(data, tmp_path):
     assert len(set(rates)) == 5
     measured = [(v.step, v.loss, v.word_error_rate) for v in result.validations]
     assert measured == [(v.step, v.loss, v.word_error_rate) for v in expected.validations]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (8, 160, 0.2)
     tensors = [mx.load(str(tmp_path / each / STATE_FILE)) for each in ("whole", "parts")]
     assert tensors[0].keys() == tensors[1].keys()
     for name, value in tensors[0].items():
@@ -216,6 +218,19 @@ def test_accumulated_gradients_are_a_mean(data, tmp_path, monkeypatch):
         step = 0.005 * (one[f"model.{name}"] + two[f"model.{name}"])
         np.testing.assert_allclose(np.array(after[name]), np.array(before - step), atol=1e-6)
         assert mx.abs(step).max().item() > (0 if name.endswith("key.bias") else 1e-5)
+
+
+def test_a_seed_of_ones_own(data, tmp_path, monkeypatch):
+    """Recordings come in another order."""
+    monkeypatch.setattr(Trainable, "train", lambda self, mode=True: nn.Module.train(self, False))
+    options = {"fine_tune_type": "projector", "learning_rate": 1e-12, "iters": 4, "batch_size": 1}
+    losses = []
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        told = run(data._replace(valid=None), folder, seed=seed, **options)[1]
+        losses.append([report.loss for report in told.losses])
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+    assert sorted(losses[0]) == pytest.approx(sorted(losses[1]), rel=1e-3)
 
 
 def test_a_callback_and_a_stop_of_ones_own(data, tmp_path):
