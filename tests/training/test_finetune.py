@@ -107,6 +107,7 @@ def test_resumed_training_is_what_it_would_have_been(data, tmp_path):
     """Step by step, with dropout and gradients that are accumulated; asked to stop at any time."""
     options = {
         "iters": 10,
+        "batch_size": 1,
         "grad_accumulation_steps": 2,
         "steps_per_eval": 4,
         "save_every": 100,
@@ -115,7 +116,7 @@ def test_resumed_training_is_what_it_would_have_been(data, tmp_path):
         "lr_schedule": {"name": "cosine_decay", "arguments": [1e-3, 10], "warmup": 3},
     }
     _, whole, expected = run(data, tmp_path / "whole", **options)
-    asked = iter([False] * 3)
+    asked = iter([False] * 5)
     folder = tmp_path / "parts"
     stop = lambda: next(asked, True)  # noqa: E731
     _, first, result = run(data, folder, stop=stop, **options)
@@ -134,6 +135,7 @@ def test_resumed_training_is_what_it_would_have_been(data, tmp_path):
     assert measured == [(v.step, v.loss, v.word_error_rate) for v in expected.validations]
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (8, 160, 0.2)
+    assert (config["base_model_name_or_path"], config["revision"]) == (str(TINY), None)
     tensors = [mx.load(str(tmp_path / each / STATE_FILE)) for each in ("whole", "parts")]
     assert tensors[0].keys() == tensors[1].keys()
     for name, value in tensors[0].items():
