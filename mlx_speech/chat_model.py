@@ -214,7 +214,7 @@ def as_chat_model(given: Any) -> ChatModel:
 
 
 def load_chat_model(
-    path_or_repo: str | os.PathLike, *, dtype: mx.Dtype | None = None, progress: bool = True
+    path_or_repo: str | os.PathLike, *, dtype: mx.Dtype | str | None = None, progress: bool = True
 ) -> ChatModel:
     """Load what is to reply: here where this package has the architecture and can read the
     quantization, else with mlx-lm.
@@ -225,7 +225,7 @@ def load_chat_model(
     Raises:
         HubError: the repository cannot be had.
         CheckpointError: the folder is incomplete or malformed, or neither knows its kind.
-        InputError: the checkpoint has no chat template.
+        InputError: the checkpoint has no chat template, or there is no such type.
         UnsupportedOptionError: it is a model that does not chat.
     """
     folder = resolve_checkpoint(path_or_repo, also=_TOKENIZER_FILES, progress=progress)

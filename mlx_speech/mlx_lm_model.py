@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from .checkpoint.folder import read_json, weight_files
+from .checkpoint.options import LoadingOptions
 from .errors import CheckpointError, InputError, UnsupportedOptionError
 from .fields import fitted
 from .generation.config import Count, GenerationConfig
@@ -29,16 +30,18 @@ _WRITES_NO_TEXT = ("Classification", "MaskedLM", "QuestionAnswering", "MultipleC
 _HARMONY, _HARMONY_ANSWER = "<|channel|>", "<|channel|>final<|message|>"
 
 
-def load_mlx_lm(folder: Path, name: str, dtype: mx.Dtype | None = None) -> tuple[Any, Any]:
+def load_mlx_lm(folder: Path, name: str, dtype: mx.Dtype | str | None = None) -> tuple[Any, Any]:
     """What `mlx_lm.load` returns for a checkpoint's folder: the model and its tokenizer.
 
     Args:
         name: what to call it in a message.
-        dtype: floating type to compute in; by default the checkpoint's.
+        dtype: floating type to compute in, see `LoadingOptions`.
 
     Raises:
         CheckpointError: mlx-lm cannot load it.
+        InputError: there is no such type.
     """
+    chosen = LoadingOptions(dtype=dtype).chosen_dtype(None)
     for architecture in fitted("architectures", read_json(folder).get("architectures") or [], list):
         if any(end in str(architecture) for end in _WRITES_NO_TEXT):
             raise CheckpointError(f"{name}: a {architecture} writes no text")
@@ -49,11 +52,12 @@ def load_mlx_lm(folder: Path, name: str, dtype: mx.Dtype | None = None) -> tuple
 
         with _silent_transformers():
             # else it would be asked, on standard input, whether code of the checkpoint may run
-            model, tokenizer = load(str(folder), {"trust_remote_code": False})[:2]
-        if dtype is not None:
-            model.update(_cast(model, dtype))
-            mx.eval(model.parameters())
-    except Exception as error:  # of whichever of the libraries that read the files
+            model, tokenizer = load(str(folder), {"trust_remote_code": False}, lazy=True)[:2]
+        if chosen is not None:
+            model.update(_cast(model, chosen))
+        mx.eval(model.parameters())
+    # of whichever of the libraries that read the files; where it lacks a package, mlx-lm would exit
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{name}: mlx-lm cannot load it: {reason}") from error
     return model, tokenizer

@@ -72,11 +72,20 @@ class TestChoice:
         with pytest.raises(HubError, match=r"someone/nothing: .*no such repository"):
             load_chat_model("someone/nothing")
 
-    def test_types(self):
-        for dtype in (None, mx.float16):
-            model = load_chat_model(QWEN3, dtype=dtype).model
-            held = {array.dtype for _, array in tree_flatten(model.parameters())}
-            assert held == {dtype or mx.bfloat16}
+    def test_types(self, monkeypatch):
+        """As of our own models: the checkpoint's, but on a CPU float32, in which there every
+        operation of MLX works."""
+
+        def held(**options):
+            parameters = load_chat_model(QWEN3, **options).model.parameters()
+            return {array.dtype for _, array in tree_flatten(parameters)}
+
+        assert held(dtype=mx.float16) == held(dtype="float16") == {mx.float16}
+        for device, dtype in ((mx.cpu, mx.float32), (mx.gpu, mx.bfloat16)):
+            monkeypatch.setattr(mx, "default_device", lambda device=device: mx.Device(device, 0))
+            assert held() == {dtype}
+        with pytest.raises(InputError, match="dtype is 'int8', but must be one of auto"):
+            load_chat_model(QWEN3, dtype="int8")
 
     def test_other_quantizations_than_ours(self, tiny_text, tmp_path):
         """What this package would refuse is left to mlx-lm."""
@@ -130,6 +139,13 @@ class TestRefused:
         with pytest.raises((CheckpointError, InputError), match=message) as caught:
             load_chat_model(qwen3)
         assert "\n" not in str(caught.value)
+
+    def test_packages_that_mlx_lm_wants(self, qwen3, capsys):
+        """It would exit."""
+        edit_json(qwen3 / "config.json", model_type="olmo")
+        with pytest.raises(CheckpointError, match="qwen3: mlx-lm cannot load it: SystemExit"):
+            load_chat_model(qwen3)
+        assert "pip install ai2-olmo" in capsys.readouterr().out
 
     def test_weights_of_pytorch(self, qwen3):
         (qwen3 / "model.safetensors").rename(qwen3 / "pytorch_model.bin")

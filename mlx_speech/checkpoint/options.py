@@ -2,7 +2,7 @@
 transformers."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import mlx.core as mx
 
@@ -12,6 +12,7 @@ from ..fields import fitted
 DTYPES = ("float32", "float16", "bfloat16")  #: floating types that models compute in
 _DEVICES = ("auto", "balanced", "balanced_low_0", "sequential", "cpu", "gpu", "cuda", "mps", "xpu")
 _ATTENTION = ("sdpa", "eager")
+_Stored = TypeVar("_Stored", mx.Dtype, None)
 
 
 def floating_dtype(value: Any) -> mx.Dtype | None:
@@ -54,8 +55,8 @@ class LoadingOptions:
             raise InputError.must_be("dtype", self.dtype, rule)
         fitted("ignore_mismatched_sizes", self.ignore_mismatched_sizes, bool | None)
 
-    def chosen_dtype(self, stored: mx.Dtype) -> mx.Dtype:
-        """The type to compute in, for a checkpoint in the type `stored`."""
+    def chosen_dtype(self, stored: _Stored) -> mx.Dtype | _Stored:
+        """The type to compute in, for a checkpoint in the type `stored`, or in several: None."""
         if self.dtype is None and mx.default_device().type == mx.DeviceType.cpu:
             return mx.float32
         return floating_dtype(self.dtype) or stored

@@ -96,13 +96,10 @@ def run(args: argparse.Namespace, console: Console, usage: None) -> int:
 
 def load_chat_model(args: argparse.Namespace, console: Console) -> ChatModel:
     """What --chat-model and --dtype name."""
-    import mlx.core as mx
-
     from ..chat_model import load_chat_model
 
     start = time.perf_counter()
-    dtype = args.dtype and getattr(mx, args.dtype)
-    loaded = load_chat_model(args.chat_model, dtype=dtype, progress=not console.quiet)
+    loaded = load_chat_model(args.chat_model, dtype=args.dtype, progress=not console.quiet)
     console.detail(f"{args.chat_model}: loaded in {time.perf_counter() - start:.1f} s")
     return loaded
 
