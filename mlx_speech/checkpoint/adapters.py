@@ -153,7 +153,7 @@ def _refuse(problems: dict[str, Iterable[str]]) -> None:
     """What is wrong with an adapter's tensors, if anything is: what is said -> of which."""
     for what, found in problems.items():
         if names := sorted(map(printable, found)):
-            first = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            first = ", ".join(names[:2]) + (", …" if len(names) > 2 else "")
             raise CheckpointError(f"{ADAPTER_WEIGHTS}: {len(names)} {what}: {first}")
 
 
