@@ -108,7 +108,8 @@ def run(args: argparse.Namespace, console: Console, names: list[str]) -> int:
         ]
     finally:
         progress.clear()
-    report = Report(Machine.this(), args.model, recordings, runs, bandwidth, profiles)
+    named = args.model, args.adapter
+    report = Report(Machine.this(), *named, recordings, runs, bandwidth, profiles)
     print(json.dumps(report.as_dict(), indent=2) if args.json else report.table(), flush=True)
     return 0
 

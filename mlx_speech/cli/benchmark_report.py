@@ -21,11 +21,13 @@ _WIDTH, _COLUMN = 80, 12
 class Report:
     """What was measured of a model, with one number of bits after the other.
 
+    adapter: what was put over it with --adapter.
     bandwidth: bytes a second that the machine copies.
     """
 
     machine: Machine
     model: str
+    adapter: str | None
     recordings: list[str]
     runs: int
     bandwidth: float
@@ -36,6 +38,7 @@ class Report:
         return {
             "machine": asdict(self.machine),
             "model": self.model,
+            "adapter": self.adapter,
             "recordings": self.recordings,
             "runs": self.runs,
             "bandwidth_bytes_per_second": self.bandwidth,
@@ -52,7 +55,8 @@ class Report:
         machine, (first, *_) = self.machine, self.profiles
         yield machine.name
         yield f"MLX {machine.mlx} on {machine.device}"
-        yield display_name(self.model)
+        over = "" if self.adapter is None else f", with {display_name(self.adapter)} over it"
+        yield display_name(self.model) + over
         count, seconds = len(self.recordings), f"{first.pipeline.audio_seconds:.1f} s"
         name = display_name(self.recordings[0]) if count == 1 else f"{count} recordings"
         yield f"{name}, {seconds}; medians of {self.runs}"

@@ -270,17 +270,19 @@ def print_replies(responses: Generator[GenerationResponse, None, None]) -> Gener
 
 def load_named(args: argparse.Namespace, console: Console) -> tuple[Any, Any]:
     """The model and processor that --model, --revision, --adapter and --dtype name."""
-    import mlx.core as mx
-
     from ..loading import load
 
     start = time.perf_counter()
-    dtype = args.dtype and getattr(mx, args.dtype)
-    options = {"revision": args.revision, "adapter": args.adapter, "dtype": dtype}
-    loaded = load(args.model, **options, progress=not console.quiet)
+    loaded = load(args.model, **loading_options(args, console))
     seconds = time.perf_counter() - start
     console.detail(f"{args.model}: loaded in {seconds:.1f} s from {loaded[0].folder}")
     return loaded
+
+
+def loading_options(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """What the command line says to `load` beside the model's name."""
+    named = {name: getattr(args, name) for name in ("revision", "adapter", "dtype")}
+    return {**named, "progress": not console.quiet}
 
 
 #: metavar of an argument -> what a shell completes it with

@@ -110,17 +110,13 @@ def run(args: argparse.Namespace, console: Console, models: dict[str, str]) -> i
             from ..server.wyoming import wyoming
         except ImportError:
             raise InputError("--wyoming needs wyoming: pip install 'mlx-speech[wyoming]'") from None
-    import mlx.core as mx
-
     from ..loading import load
     from ..server.engine import Engine
     from ..server.models import ModelStore
 
     def loader(name: str) -> tuple[Any, Any]:
         start = time.perf_counter()
-        dtype = args.dtype and getattr(mx, args.dtype)
-        options = {"revision": args.revision, "adapter": args.adapter, "dtype": dtype}
-        loaded = load(models[name], **options, progress=not console.quiet)
+        loaded = load(models[name], **common.loading_options(args, console))
         console.detail(f"{name}: loaded in {time.perf_counter() - start:.1f} s")
         return loaded
 

@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterable
 
 import pytest
+from adapters import LORA, adapter
 from commands import Caller, Terminal, one_line, run
 from conftest import DATA, ROOT, TINY
 from nar_models import on_bundled_encoder
 
 from convert import convert as convert_checkpoint
 from mlx_speech.cli.benchmark import build_parser, main
+from mlx_speech.loading import load_model
 from mlx_speech.profiling import limits, profile, sample, speed
 
 GATE = DATA / "audio" / "flite_08.flac"
@@ -115,6 +117,19 @@ class TestJSON:
         assert all(value > 0 for value in values)
         of_a_profile = 2 + 4 + 4 * 2 + 2 + 9
         assert len(values) == 3 + of_a_profile + 6 * len(found["attention"])
+
+    def test_an_adapter(self, cli, tmp_path):
+        """Is named, and measured with the model."""
+        tuned = adapter(tmp_path / "tuned", load_model(TINY), LORA, rank=64)
+        plain, over = (
+            json.loads(cli("--json", "--runs", 1, *words, GATE)[1])
+            for words in ((), ("--adapter", tuned))
+        )
+        assert (plain["adapter"], over["adapter"]) == (None, str(tuned))
+        sizes = [found["profiles"][0]["weight_bytes"] for found in (plain, over)]
+        assert sizes[0] < sizes[1]
+        table = cli("--runs", 1, "--adapter", tuned, GATE)[1]
+        assert f"\n{TINY}, with {tuned} over it\n" in table
 
     def test_as_loaded(self, cli):
         _, out, _ = cli("--json", "--runs", 1, "--dtype", "float16", GATE)

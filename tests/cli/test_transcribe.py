@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
 from commands import Caller, one_line, run
 from conftest import DATA, ROOT, TINY, TINY_S2T
@@ -270,7 +269,7 @@ class TestOptions:
             (("--adapter", "owner/adapter"), {"adapter": "owner/adapter"}),
             (
                 ("--revision", "v1", "--dtype", "float16"),
-                {"revision": "v1", "dtype": mx.float16},
+                {"revision": "v1", "dtype": "float16"},
             ),
         ],
     )
