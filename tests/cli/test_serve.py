@@ -16,10 +16,13 @@ import numpy as np
 import openai
 import pytest
 import soundfile
+from adapters import LORA, adapter
 from conftest import DATA, TINY
 from serving import client_of
 
+import mlx_speech
 from mlx_speech.cli import serve
+from mlx_speech.loading import load_model
 
 LONG = DATA / "audio" / "long.flac"
 
@@ -113,6 +116,16 @@ def test_home_assistant():
         assert [model["name"] for model in info["asr"][0]["models"]] == [TINY.name]
         server.signal(signal.SIGTERM)
         assert server.end() == (0, FINISHING)
+
+
+def test_an_adapter(tmp_path):
+    tuned = adapter(tmp_path / "tuned", load_model(TINY), LORA, scale=50.0)
+    gate = DATA / "audio" / "flite_08.flac"
+    expected = mlx_speech.transcribe(gate, mlx_speech.load(TINY, adapter=tuned)).text
+    assert expected != "unlock the back gate"
+    with served("--adapter", str(tuned)) as server, client_of(server.url) as client:
+        found = client.audio.transcriptions.create(file=gate, model=TINY.name)
+        assert found.text == expected
 
 
 class TestLog:
