@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_speech.audio import load_audio
+from mlx_speech.audio import open_recording
 from mlx_speech.errors import AudioError
 from mlx_speech.loading import load
 from mlx_speech.transcription.pipeline import prepare
@@ -65,13 +65,14 @@ def check_calibration(recordings: Sequence[str | os.PathLike]) -> None:
     for recording in recordings:
         if not Path(recording).is_file():
             raise AudioError(f"{os.fspath(recording)}: no such file to calibrate with")
-        load_audio(recording)
+        open_recording(recording).close()
 
 
 def calibrate(
     folder: Path,
     recordings: Sequence[str | os.PathLike],
     *,
+    adapter: Path | None = None,
     features: bool = False,
     progress: Progress = lambda doing: None,
 ) -> Calibration:
@@ -81,12 +82,13 @@ def calibrate(
 
     Args:
         recordings: files; by default the bundled ones.
+        adapter: that is put over the folder's model.
         features: keep features of audio, for the encoder, and not what the projector makes of them.
 
     Raises:
         AudioError: a recording cannot be read, or nobody speaks in it.
     """
-    model, processor = load(folder)
+    model, processor = load(folder, adapter=adapter)
     found = Calibration()
     for file in [Path(recording) for recording in recordings] or bundled_recordings():
         progress(f"transcribing {file.name}")

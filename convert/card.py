@@ -96,9 +96,10 @@ def _weights(conversion: Conversion, adapted: bool) -> list[str]:
     if plan.notes:
         paragraphs.append("\n".join(f"- {note}" for note in plan.notes))
     if adapted and conversion.fused_adapter is None:
-        paragraphs.append(
-            "The LoRA adapter lies beside the weights as it was, and is on where there is audio."
-        )
+        awq = conversion.learned is not None and conversion.learned.method == "awq"
+        how = "made for the weights as they are now" if awq else "as it was"
+        text = f"The LoRA adapter lies beside the weights, {how}, and is on where there is audio."
+        paragraphs.append(text)
     if conversion.fused_adapter is not None:
         paragraphs.append(_fused(conversion.fused_adapter))
     return paragraphs

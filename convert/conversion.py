@@ -149,7 +149,7 @@ def convert(
         for bits, target in zip(several, targets, strict=True):
             plan = resolve_quantization(opened.model, bits=bits, **asked) if quantize else None
             if method != "rtn" and plan is not None and not dry_run:
-                with_what = calibration, target_bpw, learning_callback
+                with_what = calibration, target_bpw, further, learning_callback
                 plan, learned = learn(method, opened, stage, plan, *with_what)
             results.append(_result(source, opened, target, plan, learned))
         if not dry_run:

@@ -67,6 +67,7 @@ def learn(
     quantization: Quantization,
     recordings: Sequence[str | os.PathLike],
     target_bpw: float | None,
+    adapter: Path | None,
     progress: Progress,
 ) -> tuple[Quantization, Learned]:
     """Quantize the decoder of an opened model in place, or choose bits for all of it.
@@ -74,6 +75,7 @@ def learn(
     Args:
         folder: what it was opened from.
         recordings: to learn from; by default the bundled ones.
+        adapter: a further one, which is in the opened model's weights.
         progress: told what is done next.
 
     Returns:
@@ -88,7 +90,8 @@ def learn(
     model, stored = opened.model, getattr(mx, opened.dtype)
     if (check := _CHECKS.get(method)) is not None:
         check(linear_settings(model, quantization))
-    calibration = calibrate(folder, recordings, features=method == "dynamic", progress=progress)
+    how = {"adapter": adapter, "features": method == "dynamic"}
+    calibration = calibrate(folder, recordings, **how, progress=progress)
     mx.clear_cache()
     dtype = LoadingOptions().chosen_dtype(stored)
     # sums of squares, of which the Hessians are, are too large for float16
