@@ -2,9 +2,9 @@
 
 Inputs of linear layers that are large have their weights multiplied, so that these are rounded less
 in proportion, and what makes the inputs divided, by factors with which the layer's output comes
-closest to what it was. Weights are not clipped: that brings each layer closer, and takes the texts
-of the tiny model further away. In memory are a layer and the inputs of its linear layers of all
-utterances.
+closest to what it was. Weights are not clipped: that brings each layer closer, and the logits of
+the tiny model further away, whatever its rounding errors happen to be. In memory are a layer and
+the inputs of its linear layers of all utterances.
 """
 
 from collections.abc import Callable
