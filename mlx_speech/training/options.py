@@ -70,7 +70,7 @@ class FineTuneOptions:
     steps_per_eval: Count = 200
     save_every: Count = 100
     grad_checkpoint: bool = False
-    clear_cache_threshold: Number = 0
+    clear_cache_threshold: Number = 1_000_000_000
     spec_augment: bool = False
     speed_perturbation: bool = False
     cache_limit: Number = 20_000_000_000

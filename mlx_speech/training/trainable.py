@@ -134,8 +134,8 @@ class Trainable(nn.Module):
         """Logits of the decoder, (rows, places, vocab_size), in float32; and where it is trained
         those of the CTC head, (rows, frames, labels).
 
-        They are those of the model's own call, divided by `logits_divisor` of the configuration.
-        So are the released models' as they were trained, which transformers' loss leaves out.
+        They are divided by the decoder's `logits_scaling`, with which the released models were
+        trained, whatever their own call divides them by; transformers' loss leaves that out.
 
         Nothing is checked, so nothing is waited for and it can be compiled. Rows are padded on the
         right, where causal attention does not see it.
@@ -152,7 +152,8 @@ class Trainable(nn.Module):
         decoder = self.model.language_model
         hidden = decoder.model.run_layers(embeds)
         kept = mx.take_along_axis(hidden, places[..., None], axis=1)
-        return decoder.logits(kept).astype(mx.float32), of_frames
+        logits = decoder.logits(kept).astype(mx.float32)
+        return logits / self.model.logits_temperature, of_frames
 
     def encoded(self, batch: Batch) -> tuple[mx.array, mx.array | None]:
         """States of the encoder, and where it is run in each step logits of its CTC head."""

@@ -250,8 +250,8 @@ def expected_names(reference, kind: str) -> set[str]:
 def test_loss_and_gradients(folders, name, kind):
     with prepared(folders, name, **KINDS[kind]) as (pair, trainable, reference, names, rows):
         assert set(names.values()) == expected_names(reference, kind)
-        scaling = pair.ours.config.logits_divisor
-        assert scaling == (4.0 if name in DIVIDED else 1.0)
+        assert pair.ours.config.logits_divisor == (4.0 if name in DIVIDED else 1.0)
+        scaling = pair.ours.config.text_config.logits_scaling
         value, ours = gradients(trainable, rows.batch)
         expected = rows.torch_loss(reference, scaling, trainable.runs_encoder)
         expected.backward()
@@ -275,7 +275,9 @@ def test_a_step_of_adamw(folders, name, kind, tmp_path):
         )
         for _ in range(2):
             optimizer.zero_grad()
-            rows.torch_loss(reference, pair.ours.config.logits_divisor, False).backward()
+            rows.torch_loss(
+                reference, pair.ours.config.text_config.logits_scaling, False
+            ).backward()
             optimizer.step()
         after = of_torch(reference, names, "value")
         trainer.train(
