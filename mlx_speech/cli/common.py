@@ -75,7 +75,7 @@ _COMPILER_FOLDER = (
 #: options of the command lines for text, some of which the others have as well (see `add_table`)
 _OPTIONS: dict[str, Any] = {
     "--revision": {"help": "branch, tag or commit of the repository"},
-    "--adapter PATH": "folder or repository of a LoRA adapter in peft's format, put over the model",
+    "--adapter PATH": "LoRA adapter in peft's format",
     "-p --prompt TEXT": "what to answer; - or nothing reads it from standard input",
     "--system-prompt TEXT": "what the model is told before all else",
     "--ignore-chat-template": "continue the text itself, instead of answering it as a message",

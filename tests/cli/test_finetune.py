@@ -113,7 +113,7 @@ class TestFile:
         file = self.write(tmp_path, f"{text[:-1]}, learning_rate: 2e-6}}")
         found = settings("-c", str(file))
         assert found.model == "mine"
-        expected = FineTuneOptions(num_layers=16, learning_rate=2e-6)
+        expected = FineTuneOptions(num_layers=16, learning_rate=2e-6, clear_cache_threshold=0)
         assert found.options == expected
 
     def test_the_command_line_counts_more(self, tmp_path):

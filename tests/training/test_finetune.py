@@ -44,16 +44,17 @@ def test_it_learns(data, tmp_path, capsys):
     schedule = {"name": "linear_schedule", "arguments": [1e-3, 5e-4, 20], "warmup": 2}
     options = {"batch_size": 4, "lora_scale": 2.0, "lr_schedule": schedule, "iters": 22}
     options |= {"steps_per_report": 4, "steps_per_eval": 10, "save_every": 8}
+    options["optimizer_config"] = {"bias_correction": False}  # for larger first steps
     model, told, result = run(data, tmp_path, **options)
     assert [r.step for r in told.losses] == [4, 8, 12, 16, 20, 22]
-    assert told.losses[0].loss > 2
+    assert told.losses[0].loss > 1
     assert told.losses[-1].loss < 0.05
     assert result.train_loss == told.losses[-1].loss
     assert [r.step for r in told.validations] == [0, 10, 20, 22]
     first, last = told.validations[0], told.validations[-1]
     assert first.words == last.words == sum(len(TEXTS[n].split()) for n in list(TEXTS)[1:3])
     assert (first.word_error_rate > 90, last.word_error_rate) == (True, 0)
-    assert (first.loss > 5, last.loss < 0.05) == (True, True)
+    assert (first.loss > 1, last.loss < 0.05) == (True, True)
     assert tuple(told.validations) == result.validations
     assert told.progress[:2] == [(0, 1), (1, 1)]
     assert told.saved == [8, 16, 22]
@@ -219,7 +220,7 @@ def test_accumulated_gradients_are_a_mean(data, tmp_path, monkeypatch):
     for name, before in prepared.weights().items():
         step = 0.005 * (one[f"model.{name}"] + two[f"model.{name}"])
         np.testing.assert_allclose(np.array(after[name]), np.array(before - step), atol=1e-6)
-        assert mx.abs(step).max().item() > (0 if name.endswith("key.bias") else 1e-5)
+        assert mx.abs(step).max().item() > (0 if name.endswith("key.bias") else 1e-6)
 
 
 def test_a_seed_of_ones_own(data, tmp_path, monkeypatch):
