@@ -90,8 +90,10 @@ def learn(
     model, stored = opened.model, getattr(mx, opened.dtype)
     if (check := _CHECKS.get(method)) is not None:
         check(linear_settings(model, quantization))
-    how = {"adapter": adapter, "features": method == "dynamic"}
-    calibration = calibrate(folder, recordings, **how, progress=progress)
+    dynamic_bits = method == "dynamic"
+    calibration = calibrate(
+        folder, recordings, adapter=adapter, features=dynamic_bits, progress=progress
+    )
     mx.clear_cache()
     dtype = LoadingOptions().chosen_dtype(stored)
     # sums of squares, of which the Hessians are, are too large for float16
