@@ -8,6 +8,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
+import torch
 from transformers import GraniteSpeechFeatureExtractor as ReferenceExtractor
 from transformers import GraniteSpeechProcessor as ReferenceProcessor
 
@@ -40,6 +41,15 @@ def extractors():
     return GraniteSpeechFeatureExtractor(), ReferenceExtractor()
 
 
+@pytest.fixture(scope="module")
+def exact():
+    """The reference in double precision: in single, where it is quiet beside what is loud, its own
+    rounding is as large as the tolerance, and another on other processors."""
+    reference = ReferenceExtractor()
+    reference.mel_filters.double()
+    return lambda audio: reference(torch.from_numpy(audio).double())
+
+
 def compare(ours: dict, expected: dict) -> None:
     """Features within 1e-4, the rest equal."""
     reference = expected["input_features"].numpy()
@@ -52,10 +62,10 @@ def compare(ours: dict, expected: dict) -> None:
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("kind", ["noise", "chirp"])
-def test_lengths(extractors, kind, length):
+def test_lengths(extractors, exact, kind, length):
     """Every parity of samples, mel frames and windows."""
     audio = signal(kind, length)
-    compare(extractors[0](audio), extractors[1](audio))
+    compare(extractors[0](audio), exact(audio))
 
 
 @pytest.mark.parametrize("length", [1000, 12345])
