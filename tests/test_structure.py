@@ -16,7 +16,7 @@ LAYERS = [
     ["convert", "transcribe", "chat", "generate", "serve", "benchmark", "finetune"],
     ["cli"],
     ["server"],
-    ["chat_session", "chat_model", "mlx_lm_model", "output", "profiling"],
+    ["chat_session", "output", "profiling"],
     ["training", "transcription"],
     ["auto", "loading"],
     ["processing"],

@@ -17,8 +17,8 @@ from .streams import StandardOutputError, decode_utf8, need_standard_output, rea
 from .terminal import forget_interrupt, line_history, read_line
 
 if TYPE_CHECKING:
-    from ..chat_model import ChatModel
     from ..chat_session import ChatSession
+    from ..chat_session.chat_model import ChatModel
 
 #: what each takes, and what it does; a method of `Chat` has its name
 COMMANDS = {
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace, console: Console, usage: None) -> int:
 
 def load_chat_model(args: argparse.Namespace, console: Console) -> ChatModel:
     """What --chat-model and --dtype name."""
-    from ..chat_model import load_chat_model
+    from ..chat_session.chat_model import load_chat_model
 
     start = time.perf_counter()
     loaded = load_chat_model(args.chat_model, dtype=args.dtype, progress=not console.quiet)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..chat_model import chat_tokenizer
 from ..chat_session import REPLY_TOKENS
+from ..chat_session.chat_model import chat_tokenizer
 from ..errors import MlxSpeechError
 from ..generation.prefix_cache import Key, PrefixCache, PrefixCachePool
 from ..generation.protocols import GenerativeModel, TextTokenizer

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from mlx_speech import ChatSession
-from mlx_speech.chat_model import load_chat_model
+from mlx_speech.chat_session.chat_model import load_chat_model
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from mlx_speech import (
     InputError,
     UnsupportedOptionError,
 )
-from mlx_speech.chat_model import MlxLmChatModel, OwnChatModel, load_chat_model
+from mlx_speech.chat_session.chat_model import MlxLmChatModel, OwnChatModel, load_chat_model
+from mlx_speech.chat_session.mlx_lm_model import MlxLmModel, MlxLmTokenizer
 from mlx_speech.generation.streaming import StreamingDetokenizer
-from mlx_speech.mlx_lm_model import MlxLmModel, MlxLmTokenizer
 
 SAID = "turn on the kitchen light"
 

@@ -10,14 +10,14 @@ from typing import Any, ClassVar, NoReturn
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from .checkpoint.folder import read_json, weight_files
-from .checkpoint.options import LoadingOptions
-from .errors import CheckpointError, InputError, UnsupportedOptionError
-from .fields import fitted
-from .generation.config import Count, GenerationConfig
-from .layers.cache import CACHE_OPTIONS, make_cache
-from .layers.token_ids import check_token_ids
-from .models.causal_lm import PREFILL_OPTIONS, PREFILL_STEP_SIZE
+from ..checkpoint.folder import read_json, weight_files
+from ..checkpoint.options import LoadingOptions
+from ..errors import CheckpointError, InputError, UnsupportedOptionError
+from ..fields import fitted
+from ..generation.config import Count, GenerationConfig
+from ..layers.cache import CACHE_OPTIONS, make_cache
+from ..layers.token_ids import check_token_ids
+from ..models.causal_lm import PREFILL_OPTIONS, PREFILL_STEP_SIZE
 
 _KEEP = 4  #: first positions that a cache of `max_kv_size` keeps, as in mlx-lm
 _UNKNOWN = 2**31 - 1  #: length of a cache that was interrupted while it was changed

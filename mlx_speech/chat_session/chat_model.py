@@ -11,18 +11,18 @@ from typing import Any, Protocol
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .checkpoint.folder import read_json
-from .checkpoint.hub import resolve_checkpoint
-from .checkpoint.quantization import check_quant_method
-from .errors import CheckpointError, InputError, UnsupportedOptionError
-from .files import replacing
-from .generation.checks import check_generates
-from .generation.prompt_cache import fingerprint, load_prompt_cache, save_prompt_cache
-from .generation.protocols import GenerativeModel, TextTokenizer
-from .generation.text import text_tokenizer
-from .loading import ARCHITECTURES, load
+from ..checkpoint.folder import read_json
+from ..checkpoint.hub import resolve_checkpoint
+from ..checkpoint.quantization import check_quant_method
+from ..errors import CheckpointError, InputError, UnsupportedOptionError
+from ..files import replacing
+from ..generation.checks import check_generates
+from ..generation.prompt_cache import fingerprint, load_prompt_cache, save_prompt_cache
+from ..generation.protocols import GenerativeModel, TextTokenizer
+from ..generation.text import text_tokenizer
+from ..loading import ARCHITECTURES, load
+from ..models.base import PretrainedModel
 from .mlx_lm_model import MlxLmCache, MlxLmModel, MlxLmTokenizer, load_mlx_lm
-from .models.base import PretrainedModel
 
 _FORMAT = "mlx_speech conversation of an mlx-lm model 1"
 #: speech models whose decoder is a whole language model

@@ -5,16 +5,16 @@ import os
 from collections.abc import Generator, Sequence
 from typing import Any
 
+from ..errors import CheckpointError, InputError
+from ..fields import fitted
+from ..generation.checks import check_generates
+from ..generation.prefix_cache import PrefixCache
+from ..generation.protocols import GenerativeModel
+from ..generation.text import GenerationResponse, prompt_ids, stream_generate
+from ..layers.cache import KVCache
+from ..transcription.pipeline import transcribe
+from ..transcription.transcript import Transcript
 from .chat_model import ChatModel, OwnChatModel, as_chat_model
-from .errors import CheckpointError, InputError
-from .fields import fitted
-from .generation.checks import check_generates
-from .generation.prefix_cache import PrefixCache
-from .generation.protocols import GenerativeModel
-from .generation.text import GenerationResponse, prompt_ids, stream_generate
-from .layers.cache import KVCache
-from .transcription.pipeline import transcribe
-from .transcription.transcript import Transcript
 
 Replies = Generator[GenerationResponse, None, None]  #: the pieces of a reply, as they come
 REPLY_TOKENS = 512  #: limit on a reply, where nothing is said and the context has room

@@ -10,8 +10,8 @@ import threading
 import mlx.core as mx
 import pytest
 from chat_models import GEMMA3, GOLDEN, MAMBA, QWEN3, by_mlx_lm, quantized, write_random
+from chat_session.test_chat_session import ask, interrupted_after, same_reply
 from conftest import DATA
-from test_chat_session import ask, interrupted_after, same_reply
 
 from mlx_speech import (
     ChatSession,
@@ -20,7 +20,7 @@ from mlx_speech import (
     InputError,
     UnsupportedOptionError,
 )
-from mlx_speech.chat_model import load_chat_model
+from mlx_speech.chat_session.chat_model import load_chat_model
 
 SAID = ("turn on the kitchen light", "good night", "how many seconds are in a day?")
 
