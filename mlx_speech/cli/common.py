@@ -57,6 +57,8 @@ def _path(value: str) -> Path:
     return Path(value)
 
 
+DTYPES = ("float32", "float16", "bfloat16")  #: of `LoadingOptions`, which is not imported here
+
 #: metavar -> type of the value, where any will do
 _TYPES = {
     **dict.fromkeys("NK", int),
@@ -104,7 +106,7 @@ _OPTIONS: dict[str, Any] = {
     },
     "--quantized-kv-start N": "keep the cache as it is up to N tokens (default: 0)",
     "--prefill-step-size N": "tokens of a prompt that are read at once (default: 2048)",
-    "--dtype": {"help": "compute in this type", "choices": ("float32", "float16", "bfloat16")},
+    "--dtype": {"help": "compute in this type", "choices": DTYPES},
     "--verbose": "say what is done and how fast",
     "--quiet": "say nothing but errors",
     "--debug": "show where an error comes from",

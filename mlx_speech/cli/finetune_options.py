@@ -17,7 +17,6 @@ from . import common
 
 _DEFAULTS = FineTuneOptions()
 _NAMES = tuple(field.name for field in fields(FineTuneOptions))
-_DTYPES = ("float32", "float16", "bfloat16")
 #: of a YAML file: types of what is no field of `FineTuneOptions`
 _OTHERS: dict[str, Any] = {
     "model": str,
@@ -264,8 +263,8 @@ def _known(stored: dict[Any, Any]) -> dict[str, Any]:
     for name, kind in _OTHERS.items():
         if name in merged:
             fitted(name, merged[name], kind)
-    if merged.get("dtype", _DTYPES[0]) not in _DTYPES:
-        raise InputError.must_be("dtype", merged["dtype"], f"one of {', '.join(_DTYPES)}")
+    if merged.get("dtype", common.DTYPES[0]) not in common.DTYPES:
+        raise InputError.must_be("dtype", merged["dtype"], f"one of {', '.join(common.DTYPES)}")
     # what is wrong with the values of the file is told with its name
     FineTuneOptions(**{k: v for k, v in merged.items() if k not in (*_OTHERS, "optimizer_config")})
     return merged
@@ -280,7 +279,7 @@ def _loader() -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        pass
+        """With a rule of its own, which is none for others who read YAML."""
 
     number = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))

@@ -84,9 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m mlx_speech.transcribe",
         usage="%(prog)s [options] AUDIO...",
         description="Transcribe or translate recordings with Granite Speech or Speech2Text.",
-        epilog="Text goes to standard output unless -f, -o or --output-name is given, all else to "
-        "standard error. Exit status: 0 if all is done, 1 if a recording failed, 2 for wrong "
-        "usage, 130 after Ctrl-C (--live: the second).",
+        epilog="Text goes to standard output unless files are asked for. Exit status: 1 if a "
+        "recording failed, 2 for wrong usage, 130 after Ctrl-C (--live: the second).",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
         add_help=False,
     )
