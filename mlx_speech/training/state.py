@@ -59,6 +59,13 @@ def save_state(
         mx.save_safetensors(file, arrays, {"training": json.dumps(told)})
 
 
+def check_resumable(folder: Path) -> None:
+    """Raises `InputError` where a folder has no training to go on with."""
+    if not (folder / STATE_FILE).is_file():
+        message = "{folder} has no training in it to go on with; leave out {resume}"
+        raise InputError.about(message, option="resume", folder=str(folder))
+
+
 def load_state(folder: Path, trainable: Trainable, optimizer: Any, rows: int) -> Progress:
     """Put it back into what is trained, the optimizer and MLX's random numbers.
 
@@ -67,9 +74,7 @@ def load_state(folder: Path, trainable: Trainable, optimizer: Any, rows: int) ->
         CheckpointError: it is damaged.
     """
     path = folder / STATE_FILE
-    if not path.is_file():
-        message = "{folder} has no training in it to go on with; leave out {resume}"
-        raise InputError.about(message, option="resume", folder=str(folder))
+    check_resumable(folder)
     try:
         arrays, metadata = mx.load(str(path), return_metadata=True)  # type: ignore[misc]
         told = json.loads(metadata["training"])

@@ -8,7 +8,7 @@ from ..checkpoint.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, APPLE_DOUBLE
 from ..errors import InputError
 from ..files import already_exists, check_name
 from .data import CACHE_FOLDER
-from .state import STATE_FILE
+from .state import STATE_FILE, check_resumable
 
 #: what training writes; the cache stays whatever is trained
 _WRITTEN = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, STATE_FILE, CARD)
@@ -36,9 +36,7 @@ def check_target(folder: Path, *, resume: bool = False, overwrite: bool = False)
     held = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
     held = [n for n in held if n != CACHE_FOLDER and not any(map(Path(n).match, _INCIDENTAL))]
     if resume:
-        if STATE_FILE not in held:
-            message = "{folder} has no training in it to go on with; leave out {resume}"
-            raise InputError.about(message, option="resume", folder=str(folder))
+        check_resumable(folder)
     elif STATE_FILE in held:
         if not overwrite:
             error = already_exists(folder)

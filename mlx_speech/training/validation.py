@@ -96,6 +96,7 @@ def decoded(trainable: Trainable, processor: Any, batch: Batch) -> list[tuple[st
         attention_mask=mx.array([[0] * (width - len(p)) + [1] * len(p) for p in prompts]),
         audio_features=audio,
         input_features_mask=mx.arange(audio.shape[1]) < audio_tokens,
+        num_beams=1,
         max_new_tokens=min(room, _ANSWER_FACTOR * longest + _ANSWER_TOKENS),
     )
     texts = processor.batch_decode(answered[:, width:].tolist(), skip_special_tokens=True)

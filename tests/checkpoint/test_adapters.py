@@ -275,7 +275,7 @@ class TestFusing:
 
 class TestTranscripts:
     def test_are_those_of_the_trained_model(self, plain, tmp_path):
-        """By the decoder and by the head alone, which an adapter that hears nothing silences."""
+        """By the decoder and by the head alone; one whose heads detect nothing silences it."""
         model, processor = load(plain, dtype=mx.float32)
         train(model, ["projector"], step=0.01)
         for head in (model.encoder.out, model.encoder.out_llm):

@@ -47,14 +47,14 @@ def test_it_learns(data, tmp_path, capsys):
     options["optimizer_config"] = {"bias_correction": False}  # for larger first steps
     model, told, result = run(data, tmp_path, **options)
     assert [r.step for r in told.losses] == [4, 8, 12, 16, 20, 22]
-    assert told.losses[0].loss > 1
+    assert told.losses[0].loss > 1.2
     assert told.losses[-1].loss < 0.05
     assert result.train_loss == told.losses[-1].loss
     assert [r.step for r in told.validations] == [0, 10, 20, 22]
     first, last = told.validations[0], told.validations[-1]
     assert first.words == last.words == sum(len(TEXTS[n].split()) for n in list(TEXTS)[1:3])
     assert (first.word_error_rate > 90, last.word_error_rate) == (True, 0)
-    assert (first.loss > 1, last.loss < 0.05) == (True, True)
+    assert (first.loss > 1.5, last.loss < 0.05) == (True, True)
     assert tuple(told.validations) == result.validations
     assert told.progress[:2] == [(0, 1), (1, 1)]
     assert told.saved == [8, 16, 22]
@@ -208,7 +208,7 @@ def test_no_step_is_left_behind_the_last_update(data, tmp_path):
 def test_accumulated_gradients_are_a_mean(data, tmp_path, monkeypatch):
     """Of two batches, whose losses are means themselves; an update takes it as one gradient."""
     monkeypatch.setattr(Trainable, "train", lambda self, mode=True: nn.Module.train(self, False))
-    options = {"fine_tune_type": "projector", "optimizer": "sgd", "learning_rate": 1e-2, "iters": 2}
+    options = {"fine_tune_type": "projector", "optimizer": "sgd", "learning_rate": 0.1, "iters": 2}
     trained = run(data, tmp_path, grad_accumulation_steps=2, **options)[0]
     prepared = Trainable(fresh()[0], FineTuneOptions(fine_tune_type="projector"))
     batches = islice(iterate_batches(data.train, 2, 2048, loop=True, seed=0), 2)
@@ -218,9 +218,9 @@ def test_accumulated_gradients_are_a_mean(data, tmp_path, monkeypatch):
     one, two = (dict(tree_flatten(tree)) for tree in trees)
     after = dict(tree_flatten(trained.parameters()))
     for name, before in prepared.weights().items():
-        step = 0.005 * (one[f"model.{name}"] + two[f"model.{name}"])
+        step = 0.05 * (one[f"model.{name}"] + two[f"model.{name}"])
         np.testing.assert_allclose(np.array(after[name]), np.array(before - step), atol=1e-6)
-        assert mx.abs(step).max().item() > (0 if name.endswith("key.bias") else 1e-6)
+        assert mx.abs(step).max().item() > (0 if name.endswith("key.bias") else 1e-5)
 
 
 def test_a_seed_of_ones_own(data, tmp_path, monkeypatch):
