@@ -6,7 +6,8 @@
     │   └── HubError        a repository cannot be reached, found or opened
     ├── InputError          arguments that contradict each other
     ├── ContextLengthError  prompt and answer do not fit the model's context
-    └── UnsupportedOptionError  the chosen model cannot do what was asked
+    ├── UnsupportedOptionError  the chosen model cannot do what was asked
+    └── DistributedError    of several processes one was lost, or is not like the others
 
 Catch `MlxSpeechError` to catch all of them. Anything else that escapes the library is a bug.
 """
@@ -134,3 +135,7 @@ class ContextLengthError(MlxSpeechError):
 
 class UnsupportedOptionError(MlxSpeechError):
     """The chosen model cannot do what was asked; the message says which can."""
+
+
+class DistributedError(MlxSpeechError):
+    """Of the processes of a distributed run one was lost, has failed, or is not like the others."""

@@ -23,7 +23,7 @@ LAYERS = [
     ["models"],
     ["checkpoint"],
     ["generation"],
-    ["layers", "audio"],
+    ["layers", "audio", "distributed"],
     ["fields", "files", "errors", "mlx_speech"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

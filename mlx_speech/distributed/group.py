@@ -1,0 +1,184 @@
+"""The group of ranks, and what they tell each other, within a time limit."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Self
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import DistributedError
+from .launched import rank_of_launch
+
+#: how long a rank waits for the others before it takes one for lost
+TIMEOUT_SECONDS = 60.0
+
+_BACKENDS = ("[ring]", "[jaccl]", "[mpi]", "[nccl]")  # how their errors begin
+
+_LOST = "the connection to another rank was lost: it has ended, or its machine or the network has"
+_SILENT = "nothing came from another rank for {seconds:.0f} s: it hangs, or the network does"
+_ABSENT = "the ranks did not all start within {seconds:.0f} s: see what the others say"
+# ends the process that holds the other end of its standard input, unless it lets go in time
+_WATCHDOG = """
+import os, select, signal, sys
+if not select.select([sys.stdin], [], [], float(sys.argv[2]))[0]:
+    os.write(2, f"error: {sys.argv[3]}\\n".encode())
+    os.kill(int(sys.argv[1]), signal.SIGKILL)
+"""
+
+
+class Group:
+    """The ranks of one run. Only one thread may use it at a time.
+
+    What waits for other ranks cannot be interrupted, as MLX waits for them in C++, and where one
+    dies it mostly says so at once, but may wait for ever. So what takes longer than `timeout` ends
+    the process: `on_silence` is called from a thread of its own with a message, and should not
+    return.
+
+    Args:
+        distributed: MLX's own group.
+        timeout: seconds.
+
+    Attributes:
+        rank: the number of this process, from 0.
+        size: how many there are.
+    """
+
+    def __init__(
+        self,
+        distributed: mx.distributed.Group,
+        on_silence: Callable[[str], object],
+        timeout: float = TIMEOUT_SECONDS,
+    ):
+        self.distributed = distributed
+        self.rank, self.size, self.timeout = distributed.rank(), distributed.size(), timeout
+        self._on_silence = on_silence
+        self._deadline: float | None = None
+        self._lost = False
+        self._changed = threading.Condition()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    @classmethod
+    def start(
+        cls, on_silence: Callable[[str], object], timeout: float = TIMEOUT_SECONDS
+    ) -> Self | None:
+        """The group that this process was launched in; None if it is alone.
+
+        Raises:
+            DistributedError: the others cannot be reached.
+        """
+        launched = rank_of_launch()
+        if launched is None:
+            return None
+        message = _ABSENT.format(seconds=timeout)
+        # MLX waits for the others while it holds Python's lock: no thread could end that
+        arguments = [sys.executable, "-ISc", _WATCHDOG, str(os.getpid()), str(timeout), message]
+        with subprocess.Popen(arguments, stdin=subprocess.PIPE) as watchdog:
+            try:
+                distributed = mx.distributed.init()
+            except (RuntimeError, ValueError) as error:
+                raise DistributedError(
+                    f"rank {launched} does not reach the others: {error}"
+                ) from error
+            finally:
+                watchdog.kill()
+        if distributed.size() == 1:
+            if launched:
+                reason = "MLX was built without the backend that launched it"
+                raise DistributedError(f"rank {launched} is alone: {reason}")
+            return None
+        return cls(distributed, on_silence, timeout)
+
+    def gather(self, data: bytes = b"") -> list[bytes]:
+        """What each rank gives, by rank; every rank has to call it.
+
+        Raises:
+            DistributedError: one is lost. Nothing can be gathered after that.
+        """
+        with self.waiting():
+            # of this thread's own: a stream belongs to one
+            sizes = mx.distributed.all_gather(
+                mx.array([len(data)], mx.int64), group=self.distributed, stream=mx.cpu
+            )
+            lengths: list[int] = sizes.tolist()  # type: ignore[assignment]
+            if not any(lengths):
+                return [b""] * self.size
+            padded = np.zeros((1, max(lengths)), np.uint8)
+            padded[0, : len(data)] = np.frombuffer(data, np.uint8)
+            gathered = mx.distributed.all_gather(
+                mx.array(padded), group=self.distributed, stream=mx.cpu
+            )
+            rows = np.array(gathered)
+        return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
+
+    def broadcast(self, data: bytes = b"") -> bytes:
+        """What rank 0 gives; every rank has to call it, and errors are as of `gather`."""
+        return self.gather(data if self.rank == 0 else b"")[0]
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for other ranks, evaluated within.
+
+        Raises:
+            DistributedError: one is lost. Nothing may wait for them after that, or it would for
+                ever.
+        """
+        if self._lost:
+            raise DistributedError(_LOST)
+        self._set_deadline(time.monotonic() + self.timeout)
+        try:
+            yield
+        except RuntimeError as error:
+            if not str(error).startswith(_BACKENDS):
+                raise
+            self._lost = True
+            raise DistributedError(_LOST) from error
+        finally:
+            self._set_deadline(None)
+
+    def check_same(self, facts: Mapping[str, str]) -> None:
+        """Check that all ranks work with the same; every rank has to call it.
+
+        Args:
+            facts: what it is -> what tells it apart, such as a version or a digest; none where
+                this rank does not have it.
+
+        Raises:
+            DistributedError: they do not; the same on every rank.
+        """
+        ours, *others = (json.loads(said) for said in self.gather(json.dumps(dict(facts)).encode()))
+        for rank, theirs in enumerate(others, 1):
+            for name in dict.fromkeys([*ours, *theirs]):
+                first, other = ours.get(name), theirs.get(name)
+                if first != other:
+                    raise DistributedError(_difference(rank, name, first, other))
+
+    def _set_deadline(self, deadline: float | None) -> None:
+        with self._changed:
+            self._deadline = deadline
+            self._changed.notify()
+
+    def _watch(self) -> None:
+        while True:
+            with self._changed:
+                left = None if self._deadline is None else self._deadline - time.monotonic()
+                if left is None or left > 0:
+                    self._changed.wait(left)
+                    continue
+                self._deadline = None
+            self._on_silence(_SILENT.format(seconds=self.timeout))
+
+
+def _difference(rank: int, name: str, first: str | None, other: str | None) -> str:
+    """How a rank differs from rank 0."""
+    if other is None:
+        return f"rank {rank} does not have {name}, which rank 0 has; all ranks need the same"
+    if first is None:
+        return f"rank {rank} has {name}, which rank 0 does not have; all ranks need the same"
+    return f"{name} is another on rank {rank} ({other}) than on rank 0 ({first})"

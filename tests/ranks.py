@@ -1,0 +1,83 @@
+"""Several processes on loopback, as `mlx.launch` starts them: with MLX_RANK and MLX_HOSTFILE."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from conftest import ROOT
+
+SECONDS = 120  #: that a process may take on a slow machine
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextmanager
+def started_ranks(
+    command: Sequence[str],
+    size: int,
+    folder: Path,
+    *,
+    absent: Sequence[int] = (),
+    env: Mapping[str, str] | None = None,
+) -> Iterator[dict[int, subprocess.Popen]]:
+    """Processes by rank, killed at the end.
+
+    Args:
+        command: arguments of Python, as `["-m", "mlx_speech.transcribe", ...]` or `["-c", code]`;
+            `{rank}` in them becomes the rank.
+        folder: for the hostfile.
+        absent: ranks that never start.
+    """
+    hostfile = folder / f"hosts-{os.urandom(4).hex()}.json"
+    hostfile.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
+    started: list[subprocess.Popen] = []
+    try:
+        for rank in (rank for rank in range(size) if rank not in absent):
+            arguments = [argument.replace("{rank}", str(rank)) for argument in command]
+            path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+            ours = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hostfile), "PYTHONPATH": path}
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                env={**os.environ, **ours, **(env or {})},
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            started.append(process)
+        yield dict(zip((r for r in range(size) if r not in absent), started, strict=True))
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+
+
+def finished(process: subprocess.Popen) -> tuple[int, str, str]:
+    """Its exit status, what it printed, and what it said, without what MLX says of its sockets."""
+    printed, said = process.communicate(timeout=SECONDS)
+    lines = said.splitlines(keepends=True)
+    return process.returncode, printed, "".join(x for x in lines if not x.startswith("[ring]"))
+
+
+def run_ranks(command: Sequence[str], size: int, folder: Path, **how) -> list[tuple[int, str, str]]:
+    """What becomes of each rank; see `started_ranks` and `finished`."""
+    with started_ranks(command, size, folder, **how) as processes:
+        return [finished(process) for process in processes.values()]
