@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return common.run_command(build_parser(), check_usage, run, argv)
+    return common.run_command(build_parser(), check_usage, run, argv, distributed=True)
 
 
 def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .. import __version__
+from ..distributed.launched import rank_of_launch
 from ..errors import InputError, MlxSpeechError, one_line
 from .console import Console, as_option
 from .streams import (
@@ -114,14 +115,19 @@ _OPTIONS: dict[str, Any] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, whatever that quotes, and fails where nothing can be said."""
+    """Says what is wrong in one line, whatever that quotes, and fails where nothing can be said.
+    Of several ranks, the first alone tells of the usage."""
 
     def error(self, message: str) -> NoReturn:
+        if rank_of_launch():
+            Console().error(InputError(message))
+            self.exit(2)
         super().error(one_line(message))
 
     def _print_message(self, message: str, file: Any = None) -> None:
         # argparse's own lets errors of writing go by
-        (file or sys.stderr).write(message)
+        if not rank_of_launch():
+            (file or sys.stderr).write(message)
 
 
 def add_table(group: Options, table: dict[str, Any], **changes: Any) -> None:
@@ -202,12 +208,15 @@ def run_command(
     check_usage: Callable[[argparse.ArgumentParser, argparse.Namespace], T],
     work: Callable[[argparse.Namespace, Console, T], int],
     argv: list[str] | None,
+    *,
+    distributed: bool = False,
 ) -> int:
     """Parse, check and do what a command line asks for; returns the exit status, however it ends.
 
     Args:
         check_usage: refuses what contradicts itself, as the library does with an `InputError`;
             what it returns is handed to `work`.
+        distributed: whether the command is for several ranks as well.
 
     Raises:
         SystemExit: wrong usage, --help, or a signal that ends the program.
@@ -219,6 +228,8 @@ def run_command(
             args = parser.parse_args(argv)
             console = Console(args)
             with console.showing_warnings():
+                if rank_of_launch() is not None and not distributed:
+                    parser.error("this command runs in one process: start it without mlx.launch")
                 try:
                     usage = check_usage(parser, args)
                 except InputError as error:

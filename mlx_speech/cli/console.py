@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ..distributed.launched import rank_of_launch
 from ..errors import MlxSpeechError, one_line
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def display_name(source: str | os.PathLike) -> str:
 
 class Console:
     """Standard error: errors always, warnings and notes unless --quiet, details with --verbose.
-    Each is one line (see `one_line`).
+    Each is one line (see `one_line`). Of several ranks, all but the first tell errors alone.
 
     Args:
         args: of a command line that has `add_console_options`; none before they are known.
@@ -46,10 +47,12 @@ class Console:
             options.get(name, False) for name in ("quiet", "verbose", "debug")
         )
         self._options = options.keys()
+        self._rank = rank_of_launch() or 0
 
     def say(self, message: str) -> None:
         """Something that is told whatever the options."""
-        print(one_line(message), file=sys.stderr)
+        if not self._rank:
+            print(one_line(message), file=sys.stderr)
 
     def detail(self, message: str) -> None:
         """Something that only --verbose tells."""
@@ -80,7 +83,8 @@ class Console:
             message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         if source is not None and display_name(source) not in message:
             message = f"{display_name(source)}: {message}"
-        self.say(f"error: {message}")
+        who = f"rank {self._rank}: " if self._rank else ""
+        print(one_line(f"error: {who}{message}"), file=sys.stderr, flush=True)
         return 1
 
     @contextmanager

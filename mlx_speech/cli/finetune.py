@@ -27,7 +27,7 @@ _INTERRUPTED = 130  #: exit status after Ctrl-C
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return common.run_command(build_parser(), check_usage, run, argv)
+    return common.run_command(build_parser(), check_usage, run, argv, distributed=True)
 
 
 def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

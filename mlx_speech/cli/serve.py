@@ -20,7 +20,7 @@ from .console import Console
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return common.run_command(build_parser(), check_usage, run, argv)
+    return common.run_command(build_parser(), check_usage, run, argv, distributed=True)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -20,7 +20,7 @@ from .transcribe_options import Usage, build_parser, check_usage
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return run_command(build_parser(), check_usage, run, argv)
+    return run_command(build_parser(), check_usage, run, argv, distributed=True)
 
 
 def run(args: argparse.Namespace, console: Console, usage: Usage) -> int:

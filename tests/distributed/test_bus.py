@@ -10,7 +10,7 @@ from distributed.test_group import check_ended, program
 from ranks import run_ranks, started_ranks
 
 BUS = """
-    from mlx_speech.distributed import Bus
+    from mlx_speech.distributed.bus import Bus
     from mlx_speech.errors import DistributedError
     import random, threading, time
     bus = Bus(group)

@@ -10,11 +10,12 @@ import textwrap
 import pytest
 from ranks import finished, run_ranks, started_ranks
 
-from mlx_speech.distributed import Group, rank_of_launch
+from mlx_speech.distributed.group import Group
+from mlx_speech.distributed.launched import rank_of_launch
 
 START = """
 import os, sys
-from mlx_speech.distributed import Group
+from mlx_speech.distributed.group import Group
 def silent(message):
     os.write(2, f"error: {message}\\n".encode())
     os._exit(1)
