@@ -319,6 +319,22 @@ class DecoderModel(PretrainedModel):
         """
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
+        x = self.norm(self.run_stack(x, cache, mask, position_ids, states, weights))
+        if states is not None:
+            states.append(x)
+        return x
+
+    def run_stack(
+        self,
+        x: mx.array,
+        cache: Sequence[KVCache] | None = None,
+        mask: mx.array | AttentionMask | None = None,
+        position_ids: mx.array | None = None,
+        states: list[mx.array] | None = None,
+        weights: list[mx.array] | None = None,
+    ) -> mx.array:
+        """The layers alone: as `run_layers`, from what the first one gets to what the last one
+        gives."""
         length = x.shape[1]
         first = cache[0] if cache else KVCache()
         mask = first.make_mask(length) if mask is None else mask
@@ -329,9 +345,6 @@ class DecoderModel(PretrainedModel):
             if states is not None:
                 states.append(x)
             x = layer(x, mask, layer_cache, rotate, weights)
-        x = self.norm(x)
-        if states is not None:
-            states.append(x)
         return x
 
     def embed(self, input_ids: mx.array) -> mx.array:
