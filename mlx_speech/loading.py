@@ -9,6 +9,8 @@ import mlx.core as mx
 
 from .checkpoint.folder import read_json
 from .checkpoint.hub import resolve_adapter, resolve_checkpoint, take_hub_options
+from .checkpoint.options import LoadingOptions
+from .checkpoint.weights import load_layers
 from .errors import CheckpointError
 
 
@@ -129,6 +131,7 @@ def load(
     revision: str | None = None,
     dtype: mx.Dtype | str | None = None,
     adapter: str | os.PathLike | None = None,
+    tensor_group: mx.distributed.Group | None = None,
     progress: bool = True,
 ) -> tuple[Any, Any]:
     """Load a model and what turns text and audio into its inputs.
@@ -140,6 +143,8 @@ def load(
             `mlx_speech.checkpoint.options.LoadingOptions`.
         adapter: folder or repository of a LoRA adapter in peft's format, which is put over the
             model, and over the checkpoint's own adapter; it is on and off with that.
+        tensor_group: the ranks that share the layers of the decoder, of which this one reads its
+            part: each calls `load`, or all but one `load_shard`.
         progress: show a progress bar while downloading, on standard error.
 
     Returns:
@@ -150,13 +155,38 @@ def load(
         CheckpointError: the folder is incomplete, malformed, or of an unsupported kind; the adapter
             is, or is for another model.
         InputError: there is no such type.
+        UnsupportedOptionError: the ranks cannot share the layers; says how many can, or which
+            models.
     """
     if adapter is not None:  # before the model, which is larger
         adapter = resolve_adapter(adapter, progress=progress)
     folder = resolve_checkpoint(path_or_repo, revision=revision, progress=progress)
-    model = load_model(folder, dtype=dtype, adapter=adapter)
+    model = load_model(folder, dtype=dtype, adapter=adapter, tensor_group=tensor_group)
     row = architecture(model.config.model_type)
     return model, row.processor_class.from_pretrained(folder, name=str(path_or_repo))
+
+
+def load_shard(
+    path_or_repo: str | os.PathLike,
+    tensor_group: mx.distributed.Group,
+    *,
+    revision: str | None = None,
+    dtype: mx.Dtype | str | None = None,
+    adapter: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> Any:
+    """Load what a rank needs that does nothing but follow another one, which has the whole model:
+    its part of the layers of the decoder. Arguments and errors are those of `load`.
+
+    Returns:
+        A `DecoderModel` without embeddings and final norm, for its `run_stack`.
+    """
+    if adapter is not None:
+        adapter = resolve_adapter(adapter, progress=progress)
+    folder = resolve_checkpoint(path_or_repo, revision=revision, progress=progress)
+    stored = read_json(folder)
+    options = LoadingOptions(dtype=dtype, adapter=adapter, tensor_group=tensor_group)
+    return load_layers(folder, stored, model_class(stored), options)
 
 
 def load_model(path_or_repo: str | os.PathLike, **options: Any) -> Any:

@@ -5,7 +5,9 @@ to be multiplied by scales (https://arxiv.org/abs/2209.05433), and F8_E8M0, such
 power of two (https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf).
 """
 
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
@@ -91,6 +93,35 @@ def read_elements(
         raise CheckpointError(f"a storage of {count} elements is more than an MLX array can hold")
     elements = np.memmap(file, kind.stored.newbyteorder(byteorder), "r", start, (count,))
     return kind.values(mx.array(elements.astype(kind.stored, copy=False)))
+
+
+def read_part(
+    file: BinaryIO,
+    start: int,
+    shape: Sequence[int],
+    kind: ElementType,
+    *,
+    axis: int,
+    rank: int,
+    size: int,
+) -> mx.array:
+    """One of `size` equal parts of a tensor along an axis, that of a rank; nothing else is read.
+
+    Args:
+        start: where the tensor is in the file.
+        shape: of all of it.
+
+    Raises:
+        CheckpointError: the file is shorter than that.
+    """
+    rows, own = math.prod(shape[:axis]), [*shape[:axis], shape[axis] // size, *shape[axis + 1 :]]
+    nbytes = math.prod(own[axis:]) * kind.stored.itemsize
+    places = (start + (row * size + rank) * nbytes for row in range(rows))
+    pieces = [os.pread(file.fileno(), nbytes, place) for place in places]
+    if any(len(piece) < nbytes for piece in pieces):
+        raise CheckpointError(f"{file.name}: became shorter while it was read")
+    elements = np.frombuffer(b"".join(pieces), kind.stored.newbyteorder("<"))
+    return kind.values(mx.array(elements.astype(kind.stored, copy=False)).reshape(own))
 
 
 def type_name(dtype: mx.Dtype) -> str:

@@ -10,18 +10,23 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import CheckpointError
+from ..layers.sharding import ShardingGroup
 
 # fp8's, which is no inverse in spite of its name, and that of the others
 _SCALES = (".weight_scale_inv", ".weight_scale")
 _OF_ACTIVATIONS = (".input_scale", ".input_scale_ub", ".activation_scale")
 
 
-def apply_scales(weights: dict[str, mx.array], config: dict[str, Any]) -> dict[str, mx.array]:
+def apply_scales(
+    weights: dict[str, mx.array], config: dict[str, Any], sharding: ShardingGroup | None = None
+) -> dict[str, mx.array]:
     """A checkpoint's tensors with scaled weights in float32, and without the scales; nothing is
     computed before it is used.
 
     Args:
         config: config.json, which may say how large the blocks are.
+        sharding: if given, of weights that are shared out this rank's part is among the tensors,
+            but all of their scales.
 
     Raises:
         CheckpointError: scales are of no blocks of their weights.
@@ -34,12 +39,17 @@ def apply_scales(weights: dict[str, mx.array], config: dict[str, Any]) -> dict[s
             weight = f"{name.removesuffix(end)}.weight"
             if name.endswith(end) and weight in weights:
                 del scaled[name]
-                factors = _spread(scale.astype(mx.float32), weights[weight].shape, blocks)
+                shape = weights[weight].shape
+                if sharding is not None:
+                    shape = sharding.whole_shape(weight, shape)
+                factors = _spread(scale.astype(mx.float32), shape, blocks)
                 if factors is None:
                     raise CheckpointError(
                         f"tensor {name} has {scale.shape} scales, which are of no blocks of the "
-                        f"{weights[weight].shape} weights"
+                        f"{shape} weights"
                     )
+                if sharding is not None:
+                    factors = sharding.part(weight, mx.broadcast_to(factors, shape))
                 scaled[weight] = weights[weight].astype(mx.float32) * factors
     return {name: value for name, value in scaled.items() if not name.endswith(_OF_ACTIVATIONS)}
 

@@ -37,22 +37,31 @@ class LoadingOptions:
     quantization_config: quantize the model as it is loaded; see
         `mlx_speech.checkpoint.quantization.requested_quantization`.
     adapter: folder of an adapter that is put over the model, and over the checkpoint's own.
+    tensor_group: the ranks that share the layers of the decoder, of which each reads its own part
+        of the files (tensor parallelism), an `mx.distributed.Group`.
     ignore_mismatched_sizes: have new tensors, drawn at random, where the checkpoint's have another
         shape, such as those of a head for other labels.
 
     Raises:
         InputError: a value makes no sense.
+        UnsupportedOptionError: both `quantization_config` and `tensor_group`.
     """
 
     dtype: Any = None
     quantization_config: Any = None
     adapter: Any = None
+    tensor_group: mx.distributed.Group | None = None
     ignore_mismatched_sizes: bool = False
 
     def __post_init__(self):
         if str(self.dtype) not in ("None", "auto") and floating_dtype(self.dtype) is None:
             rule = f"one of auto, {', '.join(DTYPES)}"
             raise InputError.must_be("dtype", self.dtype, rule)
+        if self.quantization_config is not None and self.tensor_group is not None:
+            raise UnsupportedOptionError(
+                "quantization_config is for whole layers, not for those that tensor_group shares "
+                "out: quantize the model first, with mlx_speech.convert"
+            )
         fitted("ignore_mismatched_sizes", self.ignore_mismatched_sizes, bool | None)
 
     def chosen_dtype(self, stored: _Stored) -> mx.Dtype | _Stored:

@@ -12,29 +12,40 @@ import mlx.core as mx
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
-from .elements import ELEMENT_TYPES, MOST_ELEMENTS, read_elements
+from ..layers.sharding import ShardingGroup
+from .elements import ELEMENT_TYPES, MOST_ELEMENTS, read_elements, read_part
 from .folder import parse_json, printable
 
 _LENGTH_BYTES = 8
 _LONGEST_HEADER_BYTES = 100_000_000  # what the safetensors library takes
 
 
-def read_safetensors(file: Path) -> dict[str, mx.array]:
+def read_safetensors(file: Path, sharding: ShardingGroup | None = None) -> dict[str, mx.array]:
     """One safetensors file, memory-mapped where MLX can do that; floats of 8 bits as the values
     that they stand for, in 16.
 
+    Args:
+        sharding: of layers that are shared out, no more than this rank's part is read.
+
     Raises:
         CheckpointError: it is missing or damaged, or a tensor has a type that is not read.
+        UnsupportedOptionError: a tensor cannot be shared out.
     """
     if not file.is_file():
         raise CheckpointError(f"{file.parent}: {file.name} is missing; download it again")
     with file.open("rb") as opened:
         header, start = _header(opened, file)
         _check(header, file, file.stat().st_size - start)
+        parts = {} if sharding is None else _parts(opened, start, header, sharding)
         if all(ELEMENT_TYPES[tensor["dtype"]].in_mlx for tensor in header.values()):
             loaded = mx.load(str(file), format="safetensors")
-            return {k: ELEMENT_TYPES[header[k]["dtype"]].values(v) for k, v in loaded.items()}
-        return {name: _tensor(opened, start, tensor) for name, tensor in header.items()}
+            whole = {k: ELEMENT_TYPES[header[k]["dtype"]].values(v) for k, v in loaded.items()}
+        else:
+            rest = {name: header[name] for name in header.keys() - parts.keys()}
+            whole = {name: _tensor(opened, start, tensor) for name, tensor in rest.items()}
+        if sharding is not None:
+            whole = {name: sharding.term(name, value) for name, value in whole.items()}
+        return whole | parts
 
 
 def _header(opened: BinaryIO, file: Path) -> tuple[dict[str, Any], int]:
@@ -84,6 +95,20 @@ def _refused(file: Path, reason: object, cut: bool = False) -> CheckpointError:
     """The error for a file that is cut short, or else is not what the format demands."""
     what = "not a whole safetensors file; download it again"
     return CheckpointError(f"{file}: {what if cut else 'not a valid safetensors file'} ({reason})")
+
+
+def _parts(
+    opened: BinaryIO, start: int, header: dict[str, Any], sharding: ShardingGroup
+) -> dict[str, mx.array]:
+    """A rank's parts of the tensors that are shared out."""
+    axes = {name: sharding.axis(name, tuple(told["shape"])) for name, told in header.items()}
+    found = {}
+    for name, axis in axes.items():
+        if axis is not None:
+            told, own = header[name], {"axis": axis, "rank": sharding.rank, "size": sharding.size}
+            whole = start + told["data_offsets"][0], told["shape"], ELEMENT_TYPES[told["dtype"]]
+            found[name] = read_part(opened, *whole, **own)
+    return found
 
 
 def _tensor(opened: BinaryIO, start: int, tensor: dict[str, Any]) -> mx.array:

@@ -10,9 +10,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UnsupportedOptionError
 from ..generation.config import GenerationConfig
+from ..layers.lora import SavedModule
 from ..layers.lora_config import LoraConfig
+from ..layers.sharding import ShardingGroup
 from .adapters import AdaptableModel, apply_adapter, has_adapter
 from .elements import type_name
 from .float8 import apply_scales
@@ -32,6 +34,7 @@ class CheckpointModel(AdaptableModel, Protocol):
     separate_files: ClassVar[dict[str, str]]
     folder: Path | None
     generation_config: Any
+    sharding_group: Any
 
     def __init__(self, config: Any): ...
 
@@ -42,6 +45,8 @@ class CheckpointModel(AdaptableModel, Protocol):
     def infer_config_from_weights(cls, config: Any, weights: dict[str, mx.array]) -> None: ...
 
     def add_stored_layers(self, weights: dict[str, mx.array]) -> None: ...
+
+    def get_decoder(self) -> Any: ...
 
     def parameters(self) -> dict: ...
 
@@ -73,8 +78,34 @@ def load_weights(
             the configuration is malformed; the adapter does not fit.
         InputError: MLX has no such quantization as asked for, or the checkpoint has one already.
     """
-    model = lazy_model(folder, config, model_class, options.ignore_mismatched_sizes)
-    stored = checkpoint_dtype(config, dict(tree_flatten(model.parameters())))
+    model = _adapted_model(folder, config, model_class, options)
+    _read(model, folder)
+    return model
+
+
+def load_layers(
+    folder: Path, config: dict, model_class: type[CheckpointModel], options: LoadingOptions
+) -> Any:
+    """This rank's part of the layers of the decoder in a folder's model, adapters over them; of
+    safetensors nothing else is read.
+
+    Arguments and errors are those of `load_weights`, `options.tensor_group` being given.
+
+    Returns:
+        A `DecoderModel` without embeddings and final norm.
+    """
+    decoder = _adapted_model(folder, config, model_class, options).get_decoder()
+    decoder.keep_layers()
+    _read(decoder, folder)
+    return decoder
+
+
+def _adapted_model(folder: Path, config: dict, model_class: type[T], options: LoadingOptions) -> T:
+    group = options.tensor_group
+    model = lazy_model(folder, config, model_class, options.ignore_mismatched_sizes, group)
+    decoder = model.get_decoder()
+    tensors = dict(tree_flatten(model.parameters()))
+    stored = checkpoint_dtype(config, tensors, model.sharding_group)
     dtype = options.chosen_dtype(stored)
     cast(model, dtype)
     if options.quantization_config is not None:
@@ -82,24 +113,47 @@ def load_weights(
     attach_adapter(model, folder, dtype)
     if options.adapter is not None:
         load_adapter(model, options.adapter, dtype)
+    if group is not None:
+        _check_single(decoder, model)
+    return model
+
+
+def _check_single(decoder: nn.Module, model: Any) -> None:
+    """Raises `UnsupportedOptionError` where an adapter has the decoder as a whole, so that there
+    are two of them: followers have the layers of one."""
+    for module in model.modules():
+        if isinstance(module, SavedModule) and any(m is decoder for m in module.modules()):
+            raise UnsupportedOptionError(
+                "this adapter has a whole decoder in modules_to_save, which tensor parallelism "
+                "cannot share out; single layers it can"
+            )
+
+
+def _read(model: nn.Module, folder: Path) -> None:
     model.eval()
     # reads the files, one tensor after the other: what is not needed in its stored type any more
     # is freed before the next one is read
     mx.eval(model.parameters())
     check_finite(tree_flatten(model.parameters()), folder)
-    return model
 
 
 def lazy_model(
-    folder: Path, config: dict, model_class: type[T], ignore_mismatched_sizes: bool = False
+    folder: Path,
+    config: dict,
+    model_class: type[T],
+    ignore_mismatched_sizes: bool = False,
+    tensor_group: mx.distributed.Group | None = None,
 ) -> T:
     """A folder's model without its adapter, in the types and with the bits in which it is stored.
 
-    Tensors of safetensors are read when they are first used. Arguments and errors as above.
+    Tensors of safetensors are read when they are first used, but those of layers that are shared
+    out at once, this rank's part of them. Arguments and errors as above.
     """
     check_quant_method(config)
     settings = model_class.config_class.from_dict(config)
-    weights = apply_scales(read_weights(folder, model_class.separate_files), config)
+    sharding = None if tensor_group is None else settings.sharding(tensor_group)
+    weights = read_weights(folder, model_class.separate_files, sharding)
+    weights = apply_scales(weights, config, sharding)
     settings.check_layers(len(weights))
     check_types(weights, folder, model_class.computed_tensors)
     try:
@@ -110,6 +164,8 @@ def lazy_model(
         raise CheckpointError(f"{folder}: misshapen tensor {error}") from error
     model_class.infer_config_from_weights(settings, weights)
     model = model_class(settings)
+    if sharding is not None:
+        model.get_decoder().share_layers(sharding)
     model.add_stored_layers(weights)
     quantize_as_stored(model, weights)
     stated = config.get("architectures")
@@ -123,22 +179,28 @@ def lazy_model(
     return model
 
 
-def checkpoint_dtype(config: dict, weights: dict[str, mx.array]) -> mx.Dtype:
+def checkpoint_dtype(
+    config: dict, weights: dict[str, mx.array], sharding: ShardingGroup | None = None
+) -> mx.Dtype:
     """The type that a checkpoint says it is in, or else that most of its tensors have.
 
-    A `text_config` may say something else and is not asked: released ones are stale.
+    A `text_config` may say something else and is not asked: released ones are stale. The type is
+    the same on all ranks, and in one process.
     """
     stated = config.get("dtype") or config.get("torch_dtype")
     if stated in ("bfloat16", "float16", "float32"):
         return getattr(mx, stated)
     sizes: dict[mx.Dtype, int] = {}
-    for value in weights.values():
+    for name, value in weights.items():
         if mx.issubdtype(value.dtype, mx.floating):
-            sizes[value.dtype] = sizes.get(value.dtype, 0) + value.size
+            shape = value.shape if sharding is None else sharding.whole_shape(name, value.shape)
+            sizes[value.dtype] = sizes.get(value.dtype, 0) + math.prod(shape)
     return max(sizes, key=lambda dtype: sizes[dtype], default=mx.float32)
 
 
-def read_weights(folder: Path, separate: dict[str, str]) -> dict[str, mx.array]:
+def read_weights(
+    folder: Path, separate: dict[str, str], sharding: ShardingGroup | None = None
+) -> dict[str, mx.array]:
     """The tensors of a folder: of its safetensors, or where there are none of its PyTorch files.
 
     Only files that the index names, or else the model's own by their name, and those of `separate`
@@ -147,10 +209,13 @@ def read_weights(folder: Path, separate: dict[str, str]) -> dict[str, mx.array]:
 
     Args:
         separate: see `PretrainedModel.separate_files`.
+        sharding: if given, this rank's part of layers that are shared out is read; PyTorch's files
+            are read as a whole, and what is not its part is freed again.
 
     Raises:
         CheckpointError: there are no weights, a file of them is missing, damaged or unsafe, or two
             hold the same tensor.
+        UnsupportedOptionError: a tensor cannot be shared out.
     """
     files = weight_files(folder)
     if not files:
@@ -159,8 +224,14 @@ def read_weights(folder: Path, separate: dict[str, str]) -> dict[str, mx.array]:
     starts |= {name: start for name, start in separate.items() if (folder / name).exists()}
     weights: dict[str, mx.array] = {}
     for name, start in starts.items():
-        read = read_pytorch_bin if name.endswith(".bin") else read_safetensors
-        for stored, value in read(folder / name).items():
+        if name.endswith(".bin"):
+            read = read_pytorch_bin(folder / name)
+            if sharding is not None:
+                read = {tensor: sharding.part(tensor, value) for tensor, value in read.items()}
+                mx.eval(read)
+        else:
+            read = read_safetensors(folder / name, sharding)
+        for stored, value in read.items():
             tensor = start + stored
             if tensor in weights:
                 message = f"tensor {printable(tensor)} stands in {name} and in another file"
@@ -311,10 +382,11 @@ def load_adapter(model: Any, folder: Path, dtype: mx.Dtype) -> None:
         kind = f"an adapter of mlx-lm's own kind, in {_MLX_LM_ADAPTER}"
         raise CheckpointError(f"{folder}: {kind}; only those in peft's {ADAPTER_WEIGHTS} are read")
     stored = read_json(folder, ADAPTER_CONFIG)
+    sharding = model.sharding_group
     # peft saves with this prefix, transformers without it
     weights = {
         name.removeprefix("base_model.model."): value
-        for name, value in read_safetensors(folder / ADAPTER_WEIGHTS).items()
+        for name, value in read_safetensors(folder / ADAPTER_WEIGHTS, sharding).items()
     }
     computed = (name for name in model.computed_tensors if "lora" not in name)
     check_types(weights, folder, tuple(computed))

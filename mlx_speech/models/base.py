@@ -26,9 +26,10 @@ from ..generation.config import Count
 from ..layers.lora_config import LoraConfig
 from ..layers.token_ids import check_array, check_token_ids
 from .config import PretrainedConfig, initial_std
+from .sharding import Shardable
 
 
-class PretrainedModel(Saveable, nn.Module):
+class PretrainedModel(Saveable, Shardable, nn.Module):
     """Base of the model classes.
 
     A subclass names its `config_class` and says in `sanitize` how a checkpoint's tensor names and
@@ -123,6 +124,10 @@ class PretrainedModel(Saveable, nn.Module):
         Args:
             max_shard_size: most bytes of tensors in a file, as a number or as in "5GB".
         """
+        if self.sharding_group is not None:
+            raise UnsupportedOptionError(
+                "this process has a part of the model only; load it in one process to save it"
+            )
         write_model(self, folder, max_shard_size)
 
     @staticmethod

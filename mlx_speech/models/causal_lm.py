@@ -107,6 +107,10 @@ class CausalLM(PretrainedModel):
             logits = self.lm_head(hidden_states)
         return logits if self.logits_divisor == 1.0 else logits / self.logits_divisor
 
+    def get_decoder(self) -> DecoderModel:
+        """See `PretrainedModel.get_decoder`."""
+        return self.model
+
     @property
     def context_length(self) -> int:
         """Positions that the model was made for."""

@@ -8,11 +8,14 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
+import mlx.core as mx
+
 from ..checkpoint.folder import read_json
 from ..checkpoint.hub import HubOptions, resolve_checkpoint, take_hub_options
 from ..checkpoint.saving import Saveable, write_text
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, UnsupportedOptionError
 from ..fields import Range, fit_fields, fitted
+from ..layers.sharding import ShardingGroup, check_even
 
 DERIVED: Any = None  #: default of a field that `__post_init__` works out from the others
 
@@ -31,6 +34,8 @@ Deviation = Annotated[float, Range(0, 1)]  #: of weights that are drawn
 Scale = Annotated[float, Range(1e-6, 1e6)]  #: of scores, states or logits
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+#: families of the decoders whose layers can be shared out, or that have one
+_SHARED = "Granite, Granite Speech, Llama and Jais 2"
 #: of all kinds of configurations
 _COMMON_ALIASES = {"torch_dtype": "dtype", "_name_or_path": "name_or_path"}
 
@@ -241,6 +246,32 @@ class PretrainedConfig(Saveable, metaclass=_KeepsUnknown):
         """The configuration of the text decoder, which is this one where there is no other; both
         arguments change nothing."""
         return getattr(self, "text_config", self)
+
+    def shard_counts(self) -> dict[str, int]:
+        """What ranks that share the layers of the decoder share out: as in "KV heads" -> how many.
+
+        Raises:
+            UnsupportedOptionError: there is no such decoder.
+        """
+        decoder = self.get_text_config()
+        if decoder is self:
+            raise UnsupportedOptionError(
+                f"a {self.model_type} model has no decoder whose layers several processes could "
+                f"share: tensor parallelism is for models of {_SHARED}"
+            )
+        return decoder.shard_counts()
+
+    def check_sharding(self, size: int) -> None:
+        """Check that so many ranks can share the layers of the decoder.
+
+        Raises:
+            UnsupportedOptionError: they cannot; says how many can, or which models.
+        """
+        check_even(self.shard_counts(), size, self.get_text_config().model_type)
+
+    def sharding(self, group: mx.distributed.Group) -> ShardingGroup:
+        """How the ranks of a group share the layers; errors are those of `check_sharding`."""
+        return ShardingGroup(group, self.shard_counts(), self.get_text_config().model_type)
 
     def _write_files(self, folder: Path) -> None:
         self.to_json_file(folder / "config.json")

@@ -6,8 +6,9 @@ from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map_with_path
 
-from ..errors import InputError
+from ..errors import InputError, UnsupportedOptionError
 from ..fields import TokenId
 from ..layers.activations import ACTIVATIONS
 from ..layers.attention import (
@@ -21,6 +22,7 @@ from ..layers.attention import (
 from ..layers.cache import KVCache, LeftPadding, make_cache
 from ..layers.model_output import ModelOutput, asked, can_return_tuple
 from ..layers.rope import RotaryEmbedding, normalize_rope_parameters
+from ..layers.sharding import ShardingGroup
 from ..layers.token_ids import check_array, check_cache_position, check_token_ids
 from .base import PretrainedModel
 from .config import (
@@ -102,6 +104,14 @@ class DecoderConfig(PretrainedConfig):
         """See `Scales`."""
         return Scales(self.head_dim**-0.5)
 
+    def shard_counts(self) -> dict[str, int]:
+        """See `PretrainedConfig.shard_counts`."""
+        return {
+            "KV heads": self.num_key_value_heads,
+            "attention heads": self.num_attention_heads,
+            "units in intermediate_size": self.intermediate_size,
+        }
+
     def norm(self) -> nn.Module:
         """A normalisation of hidden states; most families have this one, and its epsilon."""
         return nn.RMSNorm(self.hidden_size, eps=self.rms_norm_eps)
@@ -133,6 +143,13 @@ class BaseModelOutputWithPast(ModelOutput):
 
 
 class Attention(nn.Module):
+    """Attention of all heads, or of those that this rank has.
+
+    sharding_group: the ranks that have the others; None if there are none.
+    """
+
+    sharding_group: ShardingGroup | None = None
+
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.num_heads = config.num_attention_heads
@@ -161,11 +178,17 @@ class Attention(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             weights=weights,
         )
-        return self.o_proj(merge_heads(out))
+        return _summed(self.o_proj(merge_heads(out)), self.sharding_group)
 
 
 class MLP(nn.Module):
-    """The feed-forward part, with a gate or without."""
+    """The feed-forward part, with a gate or without; all of its inner units, or those that this
+    rank has.
+
+    sharding_group: as in `Attention`.
+    """
+
+    sharding_group: ShardingGroup | None = None
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -179,8 +202,14 @@ class MLP(nn.Module):
     def __call__(self, x):
         activate = ACTIVATIONS[self.hidden_act]
         if "gate_proj" in self:
-            return self.down_proj(activate(self.gate_proj(x)) * self.up_proj(x))
-        return self.down_proj(activate(self.up_proj(x)))
+            inner = activate(self.gate_proj(x)) * self.up_proj(x)
+        else:
+            inner = activate(self.up_proj(x))
+        return _summed(self.down_proj(inner), self.sharding_group)
+
+
+def _summed(x: mx.array, group: ShardingGroup | None) -> mx.array:
+    return x if group is None else group.all_sum(x)
 
 
 class DecoderLayer(nn.Module):
@@ -201,7 +230,13 @@ class DecoderLayer(nn.Module):
 
 
 class DecoderModel(PretrainedModel):
-    """Token embeddings, layers and the final norm, without a head."""
+    """Token embeddings, layers and the final norm, without a head.
+
+    Attributes:
+        sharding_group: the ranks that share the layers; None if this process has all of them.
+    """
+
+    sharding_group: ShardingGroup | None = None
 
     base_model_prefix = ""
     tied_head = None
@@ -261,6 +296,7 @@ class DecoderModel(PretrainedModel):
         Raises:
             InputError: both or neither of `input_ids` and `inputs_embeds` are given, or an
                 argument has another shape or type, or the model does not know an id.
+            UnsupportedOptionError: attention weights of layers that are shared out.
         """
         x = self._input_embeds(input_ids, inputs_embeds)
         batch, length, _ = x.shape
@@ -287,6 +323,10 @@ class DecoderModel(PretrainedModel):
         weights: list[mx.array] | None = None
         states: list[mx.array] | None = None
         if asked(self.config, "output_attentions", output_attentions):
+            if self.sharding_group is not None:
+                raise UnsupportedOptionError(
+                    "output_attentions is for a model in one process: here each has some heads only"
+                )
             weights = []
         if asked(self.config, "output_hidden_states", output_hidden_states):
             states = []
@@ -338,6 +378,8 @@ class DecoderModel(PretrainedModel):
         length = x.shape[1]
         first = cache[0] if cache else KVCache()
         mask = first.make_mask(length) if mask is None else mask
+        if self.sharding_group is not None:
+            mask = self.sharding_group.own_heads(mask, self.config.num_attention_heads)
         start = first.offset if position_ids is None else position_ids
         rotate = self.rope.rotation(start, length, first.prompt_lengths)
         caches: Sequence[KVCache | None] = cache or [None] * len(self.layers)
@@ -353,6 +395,27 @@ class DecoderModel(PretrainedModel):
         A table in one of the floating-point modes of quantization gives bfloat16 always.
         """
         return self.embed_tokens(input_ids).astype(self.norm.weight.dtype)
+
+    def get_decoder(self) -> "DecoderModel":
+        """See `PretrainedModel.get_decoder`."""
+        return self
+
+    def share_layers(self, group: ShardingGroup) -> None:
+        """Keep what this rank has of the layers; nothing is computed before it is used."""
+        if self.sharding_group is not None:
+            raise InputError("the layers of this model are shared out already")
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.num_heads //= group.size
+                module.num_kv_heads //= group.size
+            if isinstance(module, Attention | MLP):
+                module.sharding_group = group
+        self.update(tree_map_with_path(group.part, self.parameters()))
+        self.sharding_group = group
+
+    def keep_layers(self) -> None:
+        """Be without embeddings and final norm: only `run_stack` works on."""
+        del self.embed_tokens, self.norm
 
     def make_cache(self, left_padding: LeftPadding = None, **options: Any) -> list[KVCache]:
         """An empty cache, one entry a layer; see `mlx_speech.layers.cache.make_cache`."""
@@ -370,6 +433,8 @@ class DecoderModel(PretrainedModel):
     def _check_cache(self, cache: Any, batch: int) -> None:
         """Raises `InputError` where it is none of this model and of so many rows."""
         layers, heads = self.config.num_hidden_layers, self.config.num_key_value_heads
+        if self.sharding_group is not None:
+            heads //= self.sharding_group.size
         is_list = isinstance(cache, Sequence) and all(isinstance(c, KVCache) for c in cache)
         if not is_list or len(cache) != layers:
             found = f"{type(cache).__name__} of {len(cache)}" if is_list else type(cache).__name__

@@ -130,6 +130,10 @@ class LlamaForSequenceClassification(PretrainedModel):
             attentions=outputs.attentions,
         )
 
+    def get_decoder(self) -> LlamaModel:
+        """See `PretrainedModel.get_decoder`."""
+        return self.model
+
     def make_cache(self, left_padding: LeftPadding = None, **options: Any) -> list[KVCache]:
         """See `DecoderModel.make_cache`."""
         return self.model.make_cache(left_padding, **options)

@@ -20,7 +20,7 @@ from ...layers.token_ids import as_mlx, check_array, check_token_ids
 from ..base import PretrainedModel
 from ..causal_lm import CausalLMOutputWithPast, kept_positions
 from ..conformer_window import Halos
-from ..decoder import DecoderOptions
+from ..decoder import DecoderModel, DecoderOptions
 from ..granite import GraniteForCausalLM
 from ..initialization import init_weights
 from ..loss import causal_lm_loss
@@ -317,6 +317,10 @@ class GraniteSpeechForConditionalGeneration(PretrainedModel):
     def vocab_size(self) -> int:
         """Ids that a prompt may hold are below it; the audio token may be beyond the table."""
         return max(self.language_model.vocab_size, self.config.audio_token_index + 1)
+
+    def get_decoder(self) -> DecoderModel:
+        """See `PretrainedModel.get_decoder`."""
+        return self.language_model.model
 
     @property
     def context_length(self) -> int:

@@ -12,6 +12,7 @@ from ...layers.model_output import ModelOutput, can_return_tuple
 from ...layers.token_ids import as_mlx
 from ..base import PretrainedModel
 from ..conformer_window import Halos
+from ..decoder import DecoderModel
 from ..granite import GraniteForCausalLM
 from ..granite_speech.encoder import (
     GraniteSpeechEncoderOutput,
@@ -233,6 +234,10 @@ class GraniteSpeechNarForCTC(PretrainedModel):
     def bpe_blank(self) -> int:
         """Its label that stands for nothing."""
         return 0 if self.bpe_shift else self.config.blank_token_id
+
+    def get_decoder(self) -> DecoderModel:
+        """See `PretrainedModel.get_decoder`."""
+        return self.language_model.model
 
     @property
     def context_length(self) -> int:
