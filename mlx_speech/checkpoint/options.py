@@ -57,6 +57,9 @@ class LoadingOptions:
         if str(self.dtype) not in ("None", "auto") and floating_dtype(self.dtype) is None:
             rule = f"one of auto, {', '.join(DTYPES)}"
             raise InputError.must_be("dtype", self.dtype, rule)
+        if self.tensor_group is not None and not hasattr(self.tensor_group, "size"):
+            rule = "a group of ranks, which mx.distributed.init gives"
+            raise InputError.must_be("tensor_group", self.tensor_group, rule)
         if self.quantization_config is not None and self.tensor_group is not None:
             raise UnsupportedOptionError(
                 "quantization_config is for whole layers, not for those that tensor_group shares "

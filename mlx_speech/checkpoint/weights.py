@@ -86,10 +86,11 @@ def load_weights(
 def load_layers(
     folder: Path, config: dict, model_class: type[CheckpointModel], options: LoadingOptions
 ) -> Any:
-    """This rank's part of the layers of the decoder in a folder's model, adapters over them; of
-    safetensors nothing else is read.
+    """This rank's part of the layers of the decoder in a folder's model, adapters over them.
 
-    Arguments and errors are those of `load_weights`, `options.tensor_group` being given.
+    Of safetensors nothing else is read, unless embeddings and a head that is tied to them are both
+    stored, which are compared. Arguments and errors are those of `load_weights`,
+    `options.tensor_group` being given.
 
     Returns:
         A `DecoderModel` without embeddings and final norm.
@@ -103,9 +104,8 @@ def load_layers(
 def _adapted_model(folder: Path, config: dict, model_class: type[T], options: LoadingOptions) -> T:
     group = options.tensor_group
     model = lazy_model(folder, config, model_class, options.ignore_mismatched_sizes, group)
-    decoder = model.get_decoder()
-    tensors = dict(tree_flatten(model.parameters()))
-    stored = checkpoint_dtype(config, tensors, model.sharding_group)
+    decoder, sharding = model.get_decoder(), model.sharding_group
+    stored = checkpoint_dtype(config, dict(tree_flatten(model.parameters())), sharding)
     dtype = options.chosen_dtype(stored)
     cast(model, dtype)
     if options.quantization_config is not None:
@@ -113,7 +113,7 @@ def _adapted_model(folder: Path, config: dict, model_class: type[T], options: Lo
     attach_adapter(model, folder, dtype)
     if options.adapter is not None:
         load_adapter(model, options.adapter, dtype)
-    if group is not None:
+    if sharding is not None:
         _check_single(decoder, model)
     return model
 

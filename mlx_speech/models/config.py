@@ -269,9 +269,14 @@ class PretrainedConfig(Saveable, metaclass=_KeepsUnknown):
         """
         check_even(self.shard_counts(), size, self.get_text_config().model_type)
 
-    def sharding(self, group: mx.distributed.Group) -> ShardingGroup:
-        """How the ranks of a group share the layers; errors are those of `check_sharding`."""
-        return ShardingGroup(group, self.shard_counts(), self.get_text_config().model_type)
+    def sharding(self, group: mx.distributed.Group) -> ShardingGroup | None:
+        """How the ranks of a group share the layers; None where there is but one.
+
+        Raises:
+            UnsupportedOptionError: see `check_sharding`.
+        """
+        counts, whose = self.shard_counts(), self.get_text_config().model_type
+        return None if group.size() == 1 else ShardingGroup(group, counts, whose)
 
     def _write_files(self, folder: Path) -> None:
         self.to_json_file(folder / "config.json")

@@ -33,4 +33,5 @@ class Shardable:
                 quantized weights cannot be shared out evenly.
         """
         sharding = self.config.sharding(group)
-        self.get_decoder().share_layers(sharding)
+        if sharding is not None:
+            self.get_decoder().share_layers(sharding)

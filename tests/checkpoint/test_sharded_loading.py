@@ -15,7 +15,7 @@ from safetensors_files import store_as
 from sharded import Ranks, decoder_adapter, random_model, save
 from small_plus import make_plus
 
-from mlx_speech import CheckpointError, UnsupportedOptionError
+from mlx_speech import CheckpointError, InputError, UnsupportedOptionError
 from mlx_speech.checkpoint import elements
 from mlx_speech.loading import load, load_model, load_shard
 
@@ -91,6 +91,20 @@ def test_a_type_that_most_tensors_have(tmp_path):
     edit_json(tmp_path / "model" / "config.json", dtype=None)
     for group in (None, Ranks(0, 6)):
         assert load_model(tmp_path / "model", dtype="auto", tensor_group=group).dtype == mx.bfloat16
+
+
+def test_a_group_of_one(tmp_path):
+    """Has the whole model, which can do all that it can do otherwise."""
+    folder = save(random_model("granite"), tmp_path / "model")
+    alone, whole = load_model(folder, tensor_group=Ranks(0, 1)), load_model(folder)
+    assert_same(tensors(alone), tensors(whole))
+    whole.shard(Ranks(0, 1))
+    assert alone.sharding_group is whole.sharding_group is None
+    layers = tensors(load_shard(folder, Ranks(0, 1)))
+    assert_same(layers, {n: v for n, v in tensors(whole.model).items() if n in layers})
+    assert {name.partition(".")[0] for name in layers} == {"layers"}
+    with pytest.raises(InputError, match="tensor_group is 2, but must be a group of ranks"):
+        load_model(folder, tensor_group=2)
 
 
 def test_a_model_without_head(tmp_path):
