@@ -23,8 +23,8 @@ _HOMES = {
     "AutoModelForMultimodalLM AutoModelForSequenceClassification AutoModelForSpeechSeq2Seq "
     "AutoProcessor",
     "chat_session": "ChatSession",
-    "errors": "AudioError CheckpointError ContextLengthError HubError InputError MlxSpeechError "
-    "UnsupportedOptionError",
+    "errors": "AudioError CheckpointError ContextLengthError DistributedError HubError InputError "
+    "MlxSpeechError UnsupportedOptionError",
     "generation": "GenerationConfig",
     "generation.prompt_cache": "load_prompt_cache save_prompt_cache",
     "generation.text": "GenerationResponse generate stream_generate",

@@ -62,5 +62,5 @@ def test_no_training_stack():
 def test_errors_have_one_base():
     found = [e for e in vars(errors).values() if getattr(e, "__module__", "") == errors.__name__]
     found = [e for e in found if isinstance(e, type)]
-    assert len(found) == 7
+    assert len(found) == 8
     assert all(issubclass(e, errors.MlxSpeechError) for e in found)
