@@ -5,6 +5,8 @@ its convolution. So each keeps only the frames that still wait for those, and ha
 final: block k runs about k attention blocks behind the input, and nothing is computed twice.
 """
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
 from .conformer import ConformerBlock, FrameMask
@@ -49,6 +51,20 @@ class Frames:
 def evaluate(*queues: Frames) -> None:
     """Compute what waits, or it would keep all that it is computed from."""
     mx.eval([frames.waiting for frames in queues if len(frames)])
+
+
+def reach_frames(blocks: Sequence[ConformerBlock], context_size: int) -> int:
+    """How many frames to either side a frame of the last of some blocks depends on, at most; in
+    frames of the first one's input.
+
+    Args:
+        context_size: frames of an attention block.
+    """
+    reach, stride = 0, 1
+    for block in blocks:
+        reach += stride * (context_size + sum(block.depthwise.halo))
+        stride *= block.depthwise.stride
+    return reach
 
 
 class BlockStream:

@@ -91,15 +91,18 @@ class LogMelFeatureExtractor(FeatureExtractor, ABC):
         recording: Recording,
         chunk_frames: int = PART_FRAMES,
         *,
+        first: int = 0,
         highest: mx.array | None = None,
     ) -> Iterator[mx.array]:
         """`log_mel` of a recording of any length, in parts of `chunk_frames` frames, 50 a second.
 
         Args:
+            first: the frame to begin with; parts end where they do without it.
             highest: what `scan` returned for it, which is called if this is not given.
 
         Yields:
-            (frames, width): at least one part, together what `log_mel` gives.
+            (frames, width): at least one part, together what `log_mel` gives; with `first` what
+                that gives from there on, if anything.
 
         Raises:
             AudioError: as `log_mel`, when the first part is asked for.
@@ -110,11 +113,13 @@ class LogMelFeatureExtractor(FeatureExtractor, ABC):
             while highest is None:
                 try:
                     next(scan)
-                except StopIteration as end:
-                    highest = end.value
-        for first, last in pairwise(ends):
-            part = self._log_mel(recording.read, recording.size, first, last)
-            yield self._features(part, part.max() if highest is None else highest)
+                except StopIteration as ended:
+                    highest = ended.value
+        for begin, end in pairwise(ends):
+            if end > 2 * first:
+                part = self._log_mel(recording.read, recording.size, begin, end)
+                features = self._features(part, part.max() if highest is None else highest)
+                yield features[max(0, first - begin // 2) :]
 
     def scan(
         self, recording: Recording, chunk_frames: int = PART_FRAMES

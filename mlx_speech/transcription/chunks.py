@@ -9,10 +9,11 @@ from typing import Annotated, Protocol, Self
 import mlx.core as mx
 import numpy as np
 
-from ..audio import Recording
+from ..audio import SAMPLING_RATE, Recording
 from ..fields import Range, fit_fields
 from .ctc_text import CTCText
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
+from .parts import WHOLE, Halo, OwnSpeech, Part
 from .segmenter import Segmenter, Span
 from .vad import SILENCE_DBFS, EnergyVAD, SpeechActivity, SpeechRegions
 
@@ -24,7 +25,8 @@ RELEASE_PADDING_FRAMES = 9
 BatchSize = Annotated[int, Range(1)]  #: segments that are decoded together
 #: a recording of fewer has no whole window of any family's features (25 ms): there is no speech
 SHORTEST_SAMPLES = 400
-_PART_FRAMES = 1500  #: frames that the energy VAD looks at together, half a minute
+#: of what has no encoder; the energy VAD looks at half a minute at a time
+ENERGY_HALO = Halo(push_frames=1500)
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,11 @@ class ChunkOptions:
     def __post_init__(self):
         fit_fields(self)
 
-    def segmenter(self, window: int) -> Segmenter:
-        """One for encoder frames, whose cuts are at multiples of `window`."""
+    def segmenter(self, window: int, first: int = 0) -> Segmenter:
+        """One for encoder frames from the `first` on, whose cuts are at multiples of `window`."""
         longest = max(int(self.chunk_duration * FRAMES_PER_SECOND), window)
         pause = round(self.min_silence * FRAMES_PER_SECOND)
-        return Segmenter(window=window, max_frames=longest, min_silence=pause)
+        return Segmenter(window=window, max_frames=longest, min_silence=pause, first=first)
 
 
 class Samples(Protocol):
@@ -105,13 +107,39 @@ class AudioChunk:
 
 class SpanFinder:
     """Where to cut a recording that is still coming in: what the energy of its samples tells, and a
-    CTC head if there is one, goes through `SpeechRegions` to the segmenter."""
+    CTC head if there is one, goes through `SpeechRegions` to the segmenter.
 
-    def __init__(self, segmenter: Segmenter):
-        self.segmenter = segmenter
+    Args:
+        window: see `Segmenter`.
+        part: whose speech is wanted, and
+        first: the frame that is the first to be pushed for it, see `Halo`.
+        overlap: frames that a chunk may take of what follows its span.
+    """
+
+    def __init__(
+        self,
+        options: ChunkOptions,
+        window: int,
+        *,
+        part: Part = WHOLE,
+        first: int = 0,
+        overlap: int = 0,
+    ):
+        self._segmenter = options.segmenter(window, first)
+        self._own = OwnSpeech(part, first, self._segmenter.apart + overlap)
         self._energy, self._regions = EnergyVAD(), SpeechRegions()
         # what the head and the energy say of frames of which the other has not said anything yet
         self._letters, self._sound = SpeechActivity.none(), SpeechActivity.none()
+
+    @property
+    def start(self) -> int:
+        """The first frame that may be in a span to come."""
+        return self._segmenter.start
+
+    @property
+    def ended(self) -> bool:
+        """Whether all spans of the part were found."""
+        return self._own.ended
 
     def push(
         self, samples: mx.array, letters: SpeechActivity | None = None, *, last: bool
@@ -131,16 +159,20 @@ class SpanFinder:
         sounds = self._sound[:known].speech
         speech = self._regions.push(self._letters[:known], sounds, last=last)
         self._letters, self._sound = self._letters[known:], self._sound[known:]
-        spans = self.segmenter.push(speech)
-        return spans + self.segmenter.finish() if last else spans
+        spans = self._segmenter.push(self._own.push(speech))
+        return spans + self._segmenter.finish() if last else spans
 
 
 def with_samples(
-    features: Iterator[mx.array], recording: Recording
+    features: Iterator[mx.array], recording: Recording, first: int = 0
 ) -> Iterator[tuple[mx.array, mx.array, bool]]:
     """Features of a recording in parts, 50 frames a second, each with its samples, (n,), and
-    whether it is the last; that one's samples are all that is left."""
-    end = 0
+    whether it is the last; that one's samples are all that is left.
+
+    Args:
+        first: the frame that they begin with.
+    """
+    end = first
     for part, following in pairwise(chain(features, [None])):
         start, end = end, end + len(part)
         last = following is None
@@ -149,7 +181,10 @@ def with_samples(
 
 
 def energy_chunks(
-    recording: Recording, options: ChunkOptions, max_seconds: float | None = None
+    recording: Recording,
+    options: ChunkOptions,
+    max_seconds: float | None = None,
+    part: Part = WHOLE,
 ) -> Iterator[AudioChunk | None]:
     """Chunks of samples, cut by the energy of the sound alone; `audio` is (samples,). See also
     `SpeechFamily.chunks`.
@@ -158,8 +193,9 @@ def energy_chunks(
         max_seconds: longest chunk that the model takes, if that is bounded.
     """
     longest = min(options.chunk_duration, max_seconds or options.chunk_duration)
-    finder = SpanFinder(replace(options, chunk_duration=longest).segmenter(1))
-    for samples, last in _parts(recording):
+    first = ENERGY_HALO.start(part)
+    finder = SpanFinder(replace(options, chunk_duration=longest), 1, part=part, first=first)
+    for samples, last in _pushes(recording, first):
         for span in finder.push(samples, last=last):
             # what is left after the last frame, less than half of one, belongs to it
             rest = recording.size - span.end * FRAME_SAMPLES
@@ -167,29 +203,37 @@ def energy_chunks(
             samples = recording.read(span.start * FRAME_SAMPLES, end)
             yield AudioChunk.of_span(span, recording, samples)
         yield None
+        if finder.ended:
+            return
 
 
-def why_empty(recording: Recording, other_regions: int, segments: int) -> str:
+def why_empty(duration: float, peak: float, other_regions: int, segments: int) -> str:
     """Why a recording gave no text.
 
     Args:
+        duration, peak: of the recording: seconds, and its greatest magnitude.
         other_regions: how many of its sounds stood out, and were not speech.
         segments: how many were decoded.
     """
-    if recording.size < SHORTEST_SAMPLES:
-        return f"it is of {1000 * recording.duration:.0f} ms, too short for speech"
-    if recording.peak < 10 ** (SILENCE_DBFS / 20):
+    if round(duration * SAMPLING_RATE) < SHORTEST_SAMPLES:
+        return f"it is of {1000 * duration:.0f} ms, too short for speech"
+    if peak < 10 ** (SILENCE_DBFS / 20):
         return "it is silent"
     if segments:
         return f"the model found no words in what may be speech ({segments} segments)"
     if other_regions:
         return f"no speech was found in what stands out from its noise ({other_regions} sounds)"
-    peak = 20 * math.log10(recording.peak)
-    return f"nothing stands out from its noise floor as speech would (its peak is {peak:.0f} dBFS)"
+    decibels = 20 * math.log10(peak)
+    return (
+        f"nothing stands out from its noise floor as speech would (its peak is {decibels:.0f} dBFS)"
+    )
 
 
-def _parts(recording: Recording) -> Iterator[tuple[mx.array, bool]]:
-    """The samples in parts, and whether each is the last."""
-    part = _PART_FRAMES * FRAME_SAMPLES
-    for start in range(0, recording.size, part):
-        yield recording.read(start, start + part), start + part >= recording.size
+def _pushes(recording: Recording, first: int) -> Iterator[tuple[mx.array, bool]]:
+    """The samples from the `first` frame on, some at a time, and whether each are the last."""
+    size = ENERGY_HALO.push_frames * FRAME_SAMPLES
+    start = first * FRAME_SAMPLES
+    while start < recording.size:
+        end = (start // size + 1) * size
+        yield recording.read(start, end), end >= recording.size
+        start = end

@@ -49,6 +49,7 @@ class CTCDecoder:
     drafting = True  #: chunks bring what the head writes,
     needs_audio = False  #: and nothing for a decoder
     longest_chunk = math.inf
+    sampling = False
     independent: ClassVar[bool] = True
 
     def __post_init__(self):

@@ -11,6 +11,7 @@ from ..processing.request import Tags, TranscriptionRequest
 from .chunks import AudioChunk, ChunkOptions
 from .ctc import Vocabulary
 from .live_encoder import LiveEncoder
+from .parts import WHOLE, Halo, Part
 from .transcript import Segment, TranscriptionDelta
 
 #: chunks in a row, and what was said in each: mostly one segment
@@ -85,9 +86,11 @@ class ChunkDecoder(Protocol):
     needs_audio: and whether the audio for a decoder.
     longest_chunk: seconds of audio that a chunk may have at most.
     independent: whether what a chunk gives does not depend on those before it.
+    sampling: whether tokens are drawn at random.
     """
 
     independent: ClassVar[bool]
+    sampling: bool
     drafting: bool
     needs_audio: bool
     longest_chunk: float
@@ -125,12 +128,16 @@ class SpeechFamily(Protocol):
     ctc_vocabulary: what the labels of its CTC head mean; None without a head, or where nobody
         knows. Words have times where there is one.
     edits: whether its models edit what the CTC head writes, and may `skip_editor`.
+    halo: what its chunks of a part of a recording need of what is around it.
     """
 
     sampling_rate: int
     edits: bool
 
     def __init__(self, model: Any, processor: Any): ...
+
+    @property
+    def halo(self) -> Halo: ...
 
     @property
     def ctc_vocabulary(self) -> Vocabulary | None: ...
@@ -172,6 +179,7 @@ class SpeechFamily(Protocol):
         for_alignment: bool,
         drafts: bool,
         for_decoder: bool,
+        part: Part = WHOLE,
     ) -> Iterator[AudioChunk | None]:
         """The recording in order, cut where nobody speaks; what has no speech is left out.
 
@@ -183,6 +191,7 @@ class SpeechFamily(Protocol):
             for_alignment: give the CTC logits and levels that word times follow from.
             drafts: give what the CTC head writes.
             for_decoder: give the audio that the decoder needs.
+            part: give the chunks of this part alone: those that it has of the whole.
         """
         ...
 

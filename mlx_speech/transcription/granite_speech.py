@@ -12,11 +12,12 @@ from ..audio import Recording
 from ..errors import ContextLengthError, UnsupportedOptionError
 from ..layers.ctc import best_labels, distinct
 from ..models.conformer import BLANK
-from ..models.conformer_stream import Frames, evaluate
+from ..models.conformer_stream import Frames, evaluate, reach_frames
 from ..models.conformer_window import Halos
 from ..models.granite_speech.model import GraniteSpeechForConditionalGeneration
 from ..models.granite_speech.pooling import bpe_labels
 from ..processing.granite_speech import GraniteSpeechProcessor
+from ..processing.log_mel import PART_FRAMES
 from ..processing.prompts import language_code
 from ..processing.request import TranscriptionRequest
 from .alignment import frame_levels
@@ -26,6 +27,7 @@ from .ctc_text import CTCText, bpe_text, character_text, written
 from .family import ChunkDecoder, Decoding
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .live_encoder import NO_LIVE_TEXT, LiveEncoder
+from .parts import WHOLE, Halo, Part
 from .segment_decoder import TOKENS_OVERHEAD, generative_decoder, seconds_in_context
 from .segmenter import Span
 from .speakers import SpeakerDecoder
@@ -69,20 +71,22 @@ class EncodedOnce(ABC):
         for_alignment: bool = False,
         drafts: bool = False,
         for_decoder: bool = True,
+        part: Part = WHOLE,
     ) -> Iterator[AudioChunk | None]:
         """Where to cut, and whether there is anything to decode, is what the encoder's CTC head
         says; the sound's energy has to agree that there is more than silence or steady noise, over
         which some heads mutter."""
         wanted = {"for_alignment": for_alignment, "drafts": drafts, "for_decoder": for_decoder}
         extractor = self._processor.audio_processor
-        finder = SpanFinder(options.segmenter(extractor.projector_window_size))
+        held = first = self.halo.start(part)  # the first frame of `encoded`
+        window = extractor.projector_window_size
+        finder = SpanFinder(options, window, part=part, first=first)
         space = None if self.ctc_vocabulary is None else SPACE
         stream = self._model.encode_stream()
         encoded = hidden, logits, non_blank = Frames(), Frames(), Frames()
-        held = 0  # the first frame of these
         highest = yield from extractor.scan(recording)
-        parts = extractor.stream(recording, highest=highest)
-        for features, samples, last in with_samples(parts, recording):
+        pushes = extractor.stream(recording, first=first, highest=highest)
+        for features, samples, last in with_samples(pushes, recording, first):
             output = stream.push(features, last=last)
             letters = ctc_vad(output.ctc_logits[0], space=space)
             hidden.append(output.last_hidden_state)
@@ -90,16 +94,25 @@ class EncodedOnce(ABC):
             non_blank.append(output.non_blank[..., None])
             evaluate(*encoded)
             for span in finder.push(samples, letters, last=last):
-                part = slice(span.start - held, span.end - held)
-                own = Encoded(hidden[part], logits[part], non_blank[part][:, 0])
+                inside = slice(span.start - held, span.end - held)
+                own = Encoded(hidden[inside], logits[inside], non_blank[inside][:, 0])
                 yield self.chunk(span, recording, own, **wanted)
-            needed = finder.segmenter.start - held
+            needed = finder.start - held
             for frames in encoded:
                 frames.drop(needed)
             evaluate(*encoded)
             held += needed
             mx.clear_cache()
             yield None
+            if finder.ended:
+                return
+
+    @property
+    def halo(self) -> Halo:
+        """See `SpeechFamily`."""
+        encoder = self._model.encoder
+        size = encoder.config.context_size
+        return Halo(PART_FRAMES, size, reach_frames(encoder.layers, size))
 
     def chunk(
         self,

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..audio import Recording
 from ..layers.ctc import best_labels, distinct
+from ..models.conformer_stream import reach_frames
 from ..models.conformer_window import Halos
 from ..models.granite_speech5.model import GraniteSpeech5ForCTC, refuse_options
 from ..processing.granite_speech5 import GraniteSpeech5Processor
@@ -24,6 +25,7 @@ from .ctc_text import subword_text, written
 from .family import ChunkDecoder, Decoding
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .live_encoder import LiveEncoder
+from .parts import WHOLE, Halo, Part
 from .segmenter import Span
 from .vad import REACH_FRAMES, SpeechActivity, ctc_vad
 
@@ -65,22 +67,24 @@ class GraniteSpeech5Transcription:
         for_alignment: bool = False,
         drafts: bool = True,
         for_decoder: bool = False,
+        part: Part = WHOLE,
     ) -> Iterator[AudioChunk | None]:
         """The recording is encoded once, whatever its cuts. Where to cut it is what the CTC head
         says, four frames of 20 ms at a time; the sound's energy has to agree."""
         subsampling = self._model.config.encoder_config.subsampling
-        finder = SpanFinder(options.segmenter(subsampling))
+        first = self.halo.start(part)
+        finder = SpanFinder(options, subsampling, part=part, first=first, overlap=REACH_FRAMES)
         stream = self._model.encode_stream()
         writer = _Writer(self.ctc_vocabulary, subsampling)
         frames = told = 0
         labels, logprobs = np.zeros(0, int), np.zeros(0, np.float32)
-        held = 0  # of the head: the first frame of these
+        held = first // subsampling  # of the head: the first frame of these
         extractor = self._processor.feature_extractor
         highest = yield from extractor.scan(recording, PART_FRAMES)
-        features = extractor.stream(recording, PART_FRAMES, highest=highest)
-        for part, samples, last in with_samples(features, recording):
-            frames += len(part)
-            (logits,) = self._model.logits(stream.push(part, last=last))
+        pushes = extractor.stream(recording, PART_FRAMES, first=first, highest=highest)
+        for features, samples, last in with_samples(pushes, recording, first):
+            frames += len(features)
+            (logits,) = self._model.logits(stream.push(features, last=last))
             letters = head_activity(logits, self.ctc_vocabulary.blank, subsampling)
             told += len(letters)
             if last:  # the head has nothing for what does not fill a frame of its own
@@ -93,11 +97,20 @@ class GraniteSpeech5Transcription:
                 begin = span.start // subsampling - held
                 wrote = labels[begin:], logprobs[begin:]
                 yield writer.chunk(span, recording, *wrote, for_alignment=for_alignment)
-            needed = finder.segmenter.start // subsampling - held
+            needed = finder.start // subsampling - held
             labels, logprobs = labels[needed:], logprobs[needed:]
             held += needed
             mx.clear_cache()
             yield None
+            if finder.ended:
+                return
+
+    @property
+    def halo(self) -> Halo:
+        """See `SpeechFamily`."""
+        config = self._model.config.encoder_config
+        reach = reach_frames(self._model.encoder.layers, config.context_size)
+        return Halo(PART_FRAMES, config.context_size * config.subsampling, reach)
 
     def live_encoder(self) -> LiveEncoder:
         """See `SpeechFamily`."""
@@ -203,8 +216,9 @@ class _Writer:
         for before, place in pairwise(places[earlier - 1 :] if earlier else ()):
             label, following = int(labels[before]), int(labels[place])
             same = place == before + 1 and label == following
-            near = place <= before + _WITHIN_WORDS and place < limit
-            if not (same or (near and self._vocabulary.joined(label, following))):
+            near = place <= before + _WITHIN_WORDS
+            joined = same or (near and self._vocabulary.joined(label, following))
+            if not joined or place >= limit:
                 break
             end = place + 1
         return end

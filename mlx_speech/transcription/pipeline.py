@@ -8,18 +8,22 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import mlx.core as mx
 
 from ..audio import SAMPLING_RATE, Recording, open_recording
 from ..audio.load import AudioSource
 from ..audio.recording import Channel, chosen_track
+from ..errors import InputError
 from ..fields import fitted
 from ..models.silero_vad import SileroVAD
 from ..processing.request import TranscriptionRequest
-from .chunks import SHORTEST_SAMPLES, AudioChunk, BatchSize, ChunkOptions, why_empty
+from .chunks import SHORTEST_SAMPLES, AudioChunk, BatchSize, ChunkOptions
 from .family import ChunkDecoder, WordTimes
+from .frames import FRAME_SAMPLES
+from .part_results import PartResult, join
+from .parts import WHOLE, Part
 from .preparation import Model, prepare_decoding
 from .transcript import Segment, Transcript, TranscriptionDelta
 from .vad import has_speech
@@ -28,6 +32,7 @@ DEFAULT_MODEL = "ibm-granite/granite-speech-4.1-2b"
 
 BATCH_SIZE = 8  #: segments that are decoded together
 
+_Result = TypeVar("_Result")
 Progress = Callable[[float, float], None]  #: called with (seconds that are done, all seconds)
 
 
@@ -121,12 +126,7 @@ def transcribe(
     passes = {"draft": draft, "ctc_only": ctc_only, "skip_editor": skip_editor}
     how = words | passes
     job = prepare(audio, model, reading, request, chunking, options, **how)
-    deltas = run(job, partial(Job.batches, batch_size=batch_size, progress=progress))
-    while True:
-        try:
-            next(deltas)
-        except StopIteration as end:
-            return end.value
+    return _returned(run(job, partial(Job.batches, batch_size=batch_size, progress=progress)))
 
 
 def stream_transcribe(
@@ -173,6 +173,71 @@ def stream_transcribe(
     return run(job, partial(Job.stream, progress=progress))
 
 
+def transcribe_part(
+    audio: AudioSource,
+    model: Model,
+    part: Part,
+    *,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress | None = None,
+    **options: Any,
+) -> PartResult:
+    """What `transcribe` does, of a part of the recording alone, and of no other audio track. `join`
+    makes a transcript of all parts: segments are exactly those of the whole, save that what batches
+    they were decoded in rounds the last digits of probabilities, and their drafts' statistics.
+
+    Args:
+        progress: called with seconds of the part.
+        options: further arguments of `transcribe`.
+
+    Raises:
+        InputError: they make what is said of a chunk depend on those before it.
+    """
+    batch_size = fitted("batch_size", batch_size, BatchSize | None) or BATCH_SIZE
+    job = prepare(audio, model, part=part, **_arguments(options))
+    with job.recording:
+        return job.result(_returned(job.batches(batch_size, progress)))
+
+
+def least_part(model: Model, **options: Any) -> float | None:
+    """The least sensible length of a part of a recording that is divided, in seconds; None: it
+    cannot be, for what is said of its chunks depends on those before, or on chance.
+
+    Args:
+        options: arguments of `transcribe`.
+    """
+    arguments = _arguments(options)
+    del arguments["reading"], arguments["chunking"]
+    return prepare_decoding(model, **arguments).least_part
+
+
+def _arguments(asked: dict[str, Any]) -> dict[str, Any]:
+    """Those of `prepare` for some of `transcribe`."""
+    rest = dict(asked)
+
+    def taken(*names: str) -> dict[str, Any]:
+        return {name: rest.pop(name) for name in names if name in rest}
+
+    said = "task", "language", "target_language", "punctuate", "prompt", "keywords", "prefix_text"
+    how = taken("speakers", "word_timestamps", "draft", "ctc_only", "skip_editor")
+    return {
+        "reading": taken("sampling_rate", "audio_track", "channel"),
+        "request": TranscriptionRequest(**taken(*said)),
+        "chunking": ChunkOptions(**taken("chunk_duration", "min_silence")),
+        **how,
+        "options": rest,
+    }
+
+
+def _returned(generator: Generator[Any, None, _Result]) -> _Result:
+    """What a generator returns."""
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value
+
+
 def run(
     job: "Job", decode: Callable[["Job"], Generator[TranscriptionDelta, None, list[Segment]]]
 ) -> Generator[TranscriptionDelta, None, Transcript]:
@@ -203,6 +268,7 @@ class Job:
     decoder: makes segments of those that have.
     language: code of the text's, if one was asked for.
     other_track: reads another audio track, and makes a decoder for it, unless one was chosen.
+    part: of the recording, that chunks are found in.
     regions, other_regions: start and end, in seconds, of each stretch of speech so far, and of what
         may have been speech and was other sound.
     """
@@ -212,13 +278,14 @@ class Job:
     decoder: ChunkDecoder
     language: str | None
     other_track: Callable[[int], tuple[Recording, ChunkDecoder]] | None = None
+    part: Part = WHOLE
     regions: list[tuple[float, float]] = field(default_factory=list)
     other_regions: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def parts(self) -> Iterable[AudioChunk | None]:
         """See `SpeechFamily.chunks`; found as they are asked for."""
-        if self.recording.size < SHORTEST_SAMPLES:
+        if self.recording.size < max(SHORTEST_SAMPLES, self.part.begin * FRAME_SAMPLES):
             return ()
         return self.find_chunks(self.recording)
 
@@ -259,15 +326,16 @@ class Job:
     ) -> Iterator[Callable[[Sequence[AudioChunk]], None]]:
         """What is to be called with the chunks that are done."""
         report = progress or (lambda done, total: None)
-        duration = self.recording.duration
+        begin, end = self.part.seconds(self.recording.duration)
 
         def done(chunks: Sequence[AudioChunk]) -> None:
             self.finish(chunks)
-            report(min(chunks[-1].begin + chunks[-1].duration, duration), duration)
+            reached = chunks[-1].begin + chunks[-1].duration
+            report(max(begin, min(reached, end)) - begin, end - begin)
 
-        report(0.0, duration)
+        report(0.0, end - begin)
         yield done
-        report(duration, duration)
+        report(end - begin, end - begin)
 
     def finish(self, chunks: Sequence[AudioChunk]) -> None:
         """Some chunks have become texts."""
@@ -305,19 +373,21 @@ class Job:
 
     def transcript(self, segments: list[Segment]) -> Transcript:
         """All segments together."""
-        text = " ".join(segment.text for segment in segments if segment.text)
-        recording, remarks = self.recording, list(self.recording.remarks)
-        if not text:
-            why = why_empty(recording, len(self.other_regions), len(segments))
-            remarks.append(f"no text: {why}")
-        return Transcript(
-            text,
-            self.language,
-            recording.duration,
+        return join([self.result(segments)])
+
+    def result(self, segments: list[Segment]) -> PartResult:
+        """All segments together, of what may be a part of the recording."""
+        recording = self.recording
+        return PartResult(
             segments,
             self.regions,
-            remarks,
-            audio_track=recording.track,
+            self.other_regions,
+            self.language,
+            recording.duration,
+            recording.peak,
+            list(recording.remarks),
+            recording.track,
+            self.other_track is not None and recording.track < recording.tracks,
         )
 
 
@@ -330,6 +400,7 @@ def prepare(
     options: dict[str, Any] | None = None,
     *,
     opened: Recording | None = None,
+    part: Part = WHOLE,
     **how: Any,
 ) -> Job:
     """Load what is to be transcribed, and settle how; errors as in `transcribe`.
@@ -338,16 +409,21 @@ def prepare(
         reading: further arguments of `open_recording`.
         options: of generation.
         opened: what `open_recording` made of `audio`, if that was called already.
+        part: chunks are those of this part of the recording.
         how: further arguments of `prepare_decoding`.
     """
     prepared = prepare_decoding(model, request, options, **how)
     decoder = prepared.decoder
+    if part != WHOLE and not decoder.independent:
+        message = "what is said of a segment depends on those before it, so there are no parts"
+        raise InputError(message)
     longest = min(chunking.chunk_duration, decoder.longest_chunk)
     read = partial(open_recording, audio, **reading or {})
     chosen = (reading or {}).get("audio_track")
     find_chunks = partial(
         prepared.family.chunks,
         options=replace(chunking, chunk_duration=longest),
+        part=part,
         **prepared.chunk_parts,
     )
     return Job(
@@ -356,4 +432,5 @@ def prepare(
         decoder,
         prepared.language,
         None if chosen else lambda track: (read(audio_track=track), prepared.new_decoder()),
+        part,
     )

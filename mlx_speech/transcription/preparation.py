@@ -36,6 +36,13 @@ class Prepared:
         return self.family.decoder(self.how)
 
     @property
+    def least_part(self) -> float | None:
+        """The least sensible length of a part of a recording that is divided, in seconds; None: it
+        cannot be, for what is said of its chunks depends on those before, or on chance."""
+        divides = self.decoder.independent and not self.decoder.sampling
+        return self.family.halo.least_part if divides else None
+
+    @property
     def chunk_parts(self) -> dict[str, Any]:
         """What chunks are to have for the decoder, as arguments of `SpeechFamily.chunks`."""
         decoder = self.decoder

@@ -84,6 +84,7 @@ class SegmentDecoder:
         self._acceptance = self.options.pop("draft_acceptance", None)
         config, others = resolve_config(self.model, self.options, how.streaming)
         check_one_text(config)
+        self.sampling = config.sampling
         # what of the cache is kept, or rounded, would depend on the batch
         plain = not (config.sampling or others.keys() & {*self.model.cache_options, "draft_model"})
         greedy = plain and config.num_beams == 1

@@ -86,12 +86,20 @@ class Segmenter:
         max_frames: longest span; what is no multiple of `window` is rounded down to one.
         min_silence: shortest pause that ends a span; raised to `window`, for there to be a place
             to cut in it.
+        first: the first frame that will be pushed.
 
     Raises:
         InputError: a number is below one, or `max_frames` below `window`.
     """
 
-    def __init__(self, *, window: int, max_frames: int, min_silence: int = MIN_SILENCE_FRAMES):
+    def __init__(
+        self,
+        *,
+        window: int,
+        max_frames: int,
+        min_silence: int = MIN_SILENCE_FRAMES,
+        first: int = 0,
+    ):
         if window < 1 or min_silence < 1:
             raise InputError(f"window {window} and min_silence {min_silence} must be at least 1")
         if max_frames < window:
@@ -103,10 +111,12 @@ class Segmenter:
         self._near = 2 * self._min_silence
         # after so long a pause nothing that comes can matter to what was before it
         self._far = max(self._near, WIDENED_FRAMES // 2 + MARGIN_FRAMES + 2 * window)
-        self._frames = 0
+        #: after so long a pause nothing before it can matter to what comes
+        self.apart = max(self._far, WIDENED_FRAMES + 2 * window)
+        self._frames = first
         self._finished = False
         self._stretches: list[_Stretch] = []
-        self._end = 0  # of the last span
+        self._end = first  # of the last span
         self._level = np.zeros(0, np.float32)  # of the latest frames
 
     @property

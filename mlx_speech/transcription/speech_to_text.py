@@ -8,10 +8,11 @@ from ..errors import UnsupportedOptionError
 from ..models.speech_to_text.model import Speech2TextForConditionalGeneration
 from ..processing.request import TranscriptionRequest
 from ..processing.speech_to_text import Speech2TextProcessor
-from .chunks import AudioChunk, ChunkOptions, energy_chunks
+from .chunks import ENERGY_HALO, AudioChunk, ChunkOptions, energy_chunks
 from .ctc import CTCVocabulary
 from .family import ChunkDecoder, Decoding
 from .live_encoder import NO_LIVE_TEXT, LiveEncoder
+from .parts import WHOLE, Part
 from .segment_decoder import generative_decoder
 
 
@@ -20,6 +21,7 @@ class Speech2TextTranscription:
 
     ctc_vocabulary: CTCVocabulary | None = None  #: there is no CTC head to align words with
     edits = False
+    halo = ENERGY_HALO
 
     def __init__(self, model: Speech2TextForConditionalGeneration, processor: Speech2TextProcessor):
         self._model, self._processor = model, processor
@@ -44,8 +46,9 @@ class Speech2TextTranscription:
         for_alignment: bool = False,
         drafts: bool = False,
         for_decoder: bool = True,
+        part: Part = WHOLE,
     ) -> Iterator[AudioChunk | None]:
-        return energy_chunks(recording, options, self._processor.max_seconds)
+        return energy_chunks(recording, options, self._processor.max_seconds, part)
 
     def live_encoder(self) -> LiveEncoder:
         raise UnsupportedOptionError(NO_LIVE_TEXT)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from ..generation.speculative import DraftStatistics
@@ -55,6 +55,18 @@ class Segment:
     remarks: list[str] = field(default_factory=list, repr=False, compare=False)
     logprobs: list[float] = field(default_factory=list, repr=False, compare=False)
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON has it; `from_dict` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        from ..generation.speculative import DraftStatistics
+
+        words, drafts = [Word(**word) for word in data["words"]], data["drafts"]
+        drafts = None if drafts is None else DraftStatistics(**drafts)
+        return cls(**{**data, "words": words, "drafts": drafts})
+
 
 @dataclass
 class Transcript:
@@ -75,6 +87,16 @@ class Transcript:
     regions: list[tuple[float, float]] | None = field(default=None, repr=False, compare=False)
     remarks: list[str] = field(default_factory=list, compare=False)
     audio_track: int = field(default=1, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON has it; `from_dict` is the inverse. The writers' JSON is another."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        segments, regions = map(Segment.from_dict, data["segments"]), data["regions"]
+        regions = None if regions is None else [(start, end) for start, end in regions]
+        return cls(**{**data, "segments": list(segments), "regions": regions})
 
     @property
     def drafts(self) -> DraftStatistics | None:

@@ -1,0 +1,131 @@
+"""Parts of a long recording that several processes transcribe, one each, without a word to each
+other: together they have exactly the segments of the whole.
+
+What a frame's encoding and activity depend on reaches so far to either side and no farther, and a
+pause that is long enough makes the segmenter forget (`Segmenter.apart`). So a part has the speech
+from the first such pause at or after its beginning to the first at or after its end, and whoever
+begins to encode far enough before its beginning finds the same frames, pause and spans there.
+"""
+
+import math
+from dataclasses import dataclass
+
+from .frames import FRAMES_PER_SECOND, runs
+from .vad import NOISE_FLOOR_FRAMES, REACH_FRAMES, SMOOTHING_FRAMES, SpeechActivity
+
+#: of what is gone through for a part, its own share is four fifths at least
+_SHARE = 4
+
+
+@dataclass(frozen=True)
+class Part:
+    """Frames [begin, end) of a recording, of 20 ms each; by default all of them.
+
+    end: None where the recording ends, wherever that is.
+
+    Its speech is that from the first long pause at or after `begin` to the first at or after `end`.
+    One without such a pause has none, and the part before it goes on through it.
+    """
+
+    begin: int = 0
+    end: int | None = None
+
+    def seconds(self, duration: float) -> tuple[float, float]:
+        """Where it begins and ends in a recording of so many seconds, both within it."""
+        end = math.inf if self.end is None else self.end / FRAMES_PER_SECOND
+        return min(self.begin / FRAMES_PER_SECOND, duration), min(end, duration)
+
+
+WHOLE = Part()
+
+
+def split(duration: float, number: int, least: float | None) -> list[Part]:
+    """Parts of a recording, of one length but for the last, which ends where the recording does.
+
+    Args:
+        duration: seconds. Where the recording is shorter, the last parts are empty.
+        number: of parts at most.
+        least: seconds that a part has at least, see `least_part`; None: it cannot be divided.
+    """
+    number = 1 if least is None else min(number, int(duration / least))
+    frames = duration * FRAMES_PER_SECOND
+    begins = [round(index * frames / number) for index in range(max(1, number))]
+    return [Part(*edges) for edges in zip(begins, [*begins[1:], None], strict=True)]
+
+
+@dataclass(frozen=True)
+class Halo:
+    """What has to be gone through beyond a part's ends; frames of 20 ms.
+
+    push_frames: that are taken together.
+    block_frames: whatever is taken together otherwise is so at multiples of these.
+    reach_frames: that what is said of a frame depends on, to either side, at most.
+    """
+
+    push_frames: int
+    block_frames: int = 1
+    reach_frames: int = 0
+
+    def start(self, part: Part) -> int:
+        """The frame to begin at for a part, a multiple of `block_frames`."""
+        return max(0, part.begin - self._before) // self.block_frames * self.block_frames
+
+    @property
+    def _before(self) -> int:
+        """Frames to be gone through before a part.
+
+        Arrays of other shapes may be rounded otherwise. Each stage of an encoding gives less than
+        later up to and in the first push in which it gives anything; from the next on it computes
+        what it does for the whole recording in the same shapes. All that matters comes after that.
+        """
+        floor = NOISE_FLOOR_FRAMES + SMOOTHING_FRAMES
+        return (
+            REACH_FRAMES + self.push_frames + max(floor, self.reach_frames + 2 * self.block_frames)
+        )
+
+    @property
+    def least_part(self) -> float:
+        """The least sensible length of a part, in seconds, given that much beyond its ends."""
+        after = self.reach_frames + self.push_frames
+        return _SHARE * (self._before + self.block_frames + after) / FRAMES_PER_SECOND
+
+
+class OwnSpeech:
+    """Takes the speech of others out of a part's activity, while that is coming in.
+
+    Args:
+        first: the first frame that comes in.
+        pause: frames of a pause that divides parts.
+    """
+
+    def __init__(self, part: Part, first: int, pause: int):
+        self._pause, self._frames = pause, first
+        # of those that are still ahead
+        self._edges = [edge for edge in (part.begin, part.end) if edge is not None]
+        self._own = False
+        self._silent = first  # since then there is silence
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it has come in."""
+        return not (self._own or self._edges)
+
+    def push(self, activity: SpeechActivity) -> SpeechActivity:
+        """Take in the next frames; returns them, those of others without speech."""
+        speech = activity.speech.copy()
+        for first, last in runs(activity.speech).tolist():
+            self._look(self._frames + first)
+            speech[first:last] = self._own
+            self._silent = self._frames + last
+        self._frames += len(activity)
+        self._look(self._frames)
+        return SpeechActivity(speech, activity.level)
+
+    def _look(self, frame: int) -> None:
+        """There is silence up to a frame: whether the pause divides parts."""
+        while self._edges:
+            pause = frame - max(self._silent, self._edges[0])
+            if self._edges[0] and pause < self._pause:
+                break
+            del self._edges[0]
+            self._own = not self._own
