@@ -78,6 +78,7 @@ class AudioChunk:
     ctc_logits: (frames, labels) of the CTC head from `start` to `end`, where word times are wanted.
     levels_db: (frames,) loudness, likewise.
     draft: what the encoder's CTC head wrote, where that is wanted and can be had.
+    section: only those of one section of the recording are decoded together, see `parts.py`.
     """
 
     start: float
@@ -89,6 +90,7 @@ class AudioChunk:
     ctc_logits: mx.array | None = None
     levels_db: np.ndarray | None = None
     draft: CTCText | None = None
+    section: int = 0
 
     @classmethod
     def of_span(cls, span: Span, recording: Samples, audio: mx.array | None) -> Self:
@@ -102,6 +104,7 @@ class AudioChunk:
             duration=end - begin,
             audio=audio,
             regions=[(a / FRAMES_PER_SECOND, b / FRAMES_PER_SECOND) for a, b in span.regions],
+            section=span.section,
         )
 
 
@@ -160,7 +163,9 @@ class SpanFinder:
         speech = self._regions.push(self._letters[:known], sounds, last=last)
         self._letters, self._sound = self._letters[known:], self._sound[known:]
         spans = self._segmenter.push(self._own.push(speech))
-        return spans + self._segmenter.finish() if last else spans
+        if last:
+            spans += self._segmenter.finish()
+        return [replace(span, section=self._own.section(span.first)) for span in spans]
 
 
 def with_samples(

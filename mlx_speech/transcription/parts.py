@@ -1,10 +1,14 @@
 """Parts of a long recording that several processes transcribe, one each, without a word to each
-other: together they have exactly the segments of the whole.
+other: together they give exactly what one process gives.
 
 What a frame's encoding and activity depend on reaches so far to either side and no farther, and a
 pause that is long enough makes the segmenter forget (`Segmenter.apart`). So a part has the speech
 from the first such pause at or after its beginning to the first at or after its end, and whoever
 begins to encode far enough before its beginning finds the same frames, pause and spans there.
+
+The last digits of a probability, and where two tokens are as good as each other also the text,
+depend on what a chunk is decoded together with. So chunks are, in one process too, decoded together
+with others of their section of the recording only, and parts are of whole sections.
 """
 
 import math
@@ -13,6 +17,7 @@ from dataclasses import dataclass
 from .frames import FRAMES_PER_SECOND, runs
 from .vad import NOISE_FLOOR_FRAMES, REACH_FRAMES, SMOOTHING_FRAMES, SpeechActivity
 
+SECTION_FRAMES = 30000  #: ten minutes: a batch that has to end sooner costs a percent or more
 #: of what is gone through for a part, its own share is four fifths at least
 _SHARE = 4
 
@@ -40,17 +45,18 @@ WHOLE = Part()
 
 
 def split(duration: float, number: int, least: float | None) -> list[Part]:
-    """Parts of a recording, of one length but for the last, which ends where the recording does.
+    """Parts of a recording, of whole sections, as long as each other as far as that allows.
 
     Args:
-        duration: seconds. Where the recording is shorter, the last parts are empty.
+        duration: seconds. Where the recording is shorter, the last parts are empty; where it is
+            longer, the last part is.
         number: of parts at most.
         least: seconds that a part has at least, see `least_part`; None: it cannot be divided.
     """
-    number = 1 if least is None else min(number, int(duration / least))
-    frames = duration * FRAMES_PER_SECOND
-    begins = [round(index * frames / number) for index in range(max(1, number))]
-    return [Part(*edges) for edges in zip(begins, [*begins[1:], None], strict=True)]
+    sections = duration * FRAMES_PER_SECOND / SECTION_FRAMES
+    number = 1 if least is None else min(number, int(duration / least), int(sections))
+    begins = [round(index * sections / number) * SECTION_FRAMES for index in range(1, number)]
+    return [Part(*edges) for edges in zip([0, *begins], [*begins, None], strict=True)]
 
 
 @dataclass(frozen=True)
@@ -95,20 +101,17 @@ class OwnSpeech:
 
     Args:
         first: the first frame that comes in.
-        pause: frames of a pause that divides parts.
+        pause: frames of a pause that divides sections, and parts.
     """
 
     def __init__(self, part: Part, first: int, pause: int):
-        self._pause, self._frames = pause, first
-        # of those that are still ahead
-        self._edges = [edge for edge in (part.begin, part.end) if edge is not None]
+        self._part, self._pause = part, pause
+        self._frames = self._silent = first  # the next one, and since when there is silence
+        self._edge = 0  # the first one of a section or part that no pause was found for yet
+        self._sections: list[tuple[int, int]] = []  # where the next one may begin, and its number
         self._own = False
-        self._silent = first  # since then there is silence
-
-    @property
-    def ended(self) -> bool:
-        """Whether all of it has come in."""
-        return not (self._own or self._edges)
+        #: whether all of it has come in
+        self.ended = False
 
     def push(self, activity: SpeechActivity) -> SpeechActivity:
         """Take in the next frames; returns them, those of others without speech."""
@@ -121,11 +124,20 @@ class OwnSpeech:
         self._look(self._frames)
         return SpeechActivity(speech, activity.level)
 
+    def section(self, frame: int) -> int:
+        """The number of the section that a frame with speech is in, no frame before which will be
+        asked for."""
+        while len(self._sections) > 1 and self._sections[1][0] <= frame:
+            del self._sections[0]
+        return self._sections[0][1]
+
     def _look(self, frame: int) -> None:
-        """There is silence up to a frame: whether the pause divides parts."""
-        while self._edges:
-            pause = frame - max(self._silent, self._edges[0])
-            if self._edges[0] and pause < self._pause:
-                break
-            del self._edges[0]
-            self._own = not self._own
+        """There is silence up to a frame: which sections and parts the pause divides."""
+        begin, end = self._part.begin, self._part.end
+        while not self._edge or frame - max(self._silent, self._edge) >= self._pause:
+            edge = self._edge
+            self._sections.append((frame, edge // SECTION_FRAMES))
+            self.ended = end is not None and edge >= end
+            self._own = begin <= edge and not self.ended
+            following = (edge // SECTION_FRAMES + 1) * SECTION_FRAMES
+            self._edge = min(e for e in (begin, end or 0, following) if e > edge)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain, groupby
 from typing import Any, Self, TypeVar
 
 import mlx.core as mx
@@ -183,8 +184,7 @@ def transcribe_part(
     **options: Any,
 ) -> PartResult:
     """What `transcribe` does, of a part of the recording alone, and of no other audio track. `join`
-    makes a transcript of all parts: segments are exactly those of the whole, save that what batches
-    they were decoded in rounds the last digits of probabilities, and their drafts' statistics.
+    makes a transcript of all parts of `split`, exactly the one of the whole.
 
     Args:
         progress: called with seconds of the part.
@@ -308,11 +308,15 @@ class Job:
     def batches(
         self, batch_size: int, progress: Progress | None = None
     ) -> Generator[TranscriptionDelta, None, list[Segment]]:
-        """The texts of all chunks, so many of which are decoded together; returns the segments."""
+        """The texts of all chunks, so many of which are decoded together, if they are of one
+        section; returns the segments."""
         segments: list[Segment] = []
         with self._progress(progress) as done:
             chunks = (chunk for chunk in self.spoken() if chunk is not None)
-            for decoded in self.decoder.decode(chunks, batch_size):
+            apart = self.decoder.independent
+            sections = groupby(chunks, lambda chunk: apart and chunk.section)
+            decode = partial(self.decoder.decode, batch_size=batch_size)
+            for decoded in chain.from_iterable(decode(section) for _, section in sections):
                 done([chunk for chunk, _ in decoded])
                 for segment in (segment for _, found in decoded for segment in found):
                     gap = " " if segment.text and any(each.text for each in segments) else ""

@@ -29,6 +29,7 @@ class Span:
     start, end: what it is given, [start, end).
     first, last: where in it there is speech, [first, last).
     pauses: silence in between, [start, end) each.
+    section: of the recording, see `parts.py`.
     """
 
     start: int
@@ -36,6 +37,7 @@ class Span:
     first: int
     last: int
     pauses: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+    section: int = field(default=0, compare=False)
 
     @property
     def regions(self) -> list[tuple[int, int]]:

@@ -1,0 +1,243 @@
+"""Parts of a recording, each found alone: together they are the whole, to the last bit."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from itertools import pairwise
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import tiny_nar
+from conftest import DATA, chunks_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_plus import make_plus
+
+from mlx_speech import InputError, load, load_audio, transcribe
+from mlx_speech.audio import open_recording
+from mlx_speech.transcription import parts
+from mlx_speech.transcription.chunks import ChunkOptions
+from mlx_speech.transcription.part_results import PartResult, join
+from mlx_speech.transcription.parts import Halo, OwnSpeech, Part, split
+from mlx_speech.transcription.pipeline import least_part, transcribe_part
+from mlx_speech.transcription.preparation import speech_family
+from mlx_speech.transcription.segmenter import Segmenter, Span
+from mlx_speech.transcription.transcript import Transcript
+from mlx_speech.transcription.vad import SpeechActivity
+
+RATE, FRAME = 16000, 320
+SECTION = 700  # frames, 14 s
+CUTS = {"chunk_duration": 9, "min_silence": 0.4}
+FAMILIES = ["granite", "plus", "turbo", "s2t"]
+
+
+@pytest.fixture(autouse=True)
+def short_sections(monkeypatch):
+    monkeypatch.setattr(parts, "SECTION_FRAMES", SECTION)
+
+
+@pytest.fixture(scope="module")
+def models(tiny, tiny_s2t, tmp_path_factory):
+    """(model, processor) by the name of a family, loaded when it is asked for."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "nar").mkdir()
+    makers = {
+        "granite": lambda: tiny,
+        "plus": lambda: load(make_plus(folder / "plus"), dtype=mx.float32),
+        "nar": lambda: load(tiny_nar.checkpoint(folder / "nar"), dtype=mx.float32),
+        "turbo": lambda: load(DATA / "tiny-turboctc", dtype=mx.float32),
+        "s2t": lambda: tiny_s2t,
+    }
+    return cache(lambda name: makers[name]())
+
+
+@pytest.fixture(scope="module")
+def sentences() -> list[np.ndarray]:
+    files = sorted((DATA / "audio").glob("*.flac"))
+    spoken = [f for f in files if f.name.startswith(("espeak", "flite", "festival"))]
+    return [np.array(load_audio(file)) for file in spoken]
+
+
+def spoken(sentences, seconds: float, pauses: tuple[float, float], seed: int = 0) -> np.ndarray:
+    """Sentences with pauses of some length between them."""
+    random, sounds = np.random.default_rng(seed), []
+    while sum(sound.size for sound in sounds) < seconds * RATE:
+        pause = np.zeros(round(random.uniform(*pauses) * RATE), np.float32)
+        sounds += [sentences[random.integers(len(sentences))], pause]
+    return np.concatenate(sounds)[: round(seconds * RATE)]
+
+
+@pytest.fixture(scope="module")
+def mixed(sentences) -> np.ndarray:
+    """Two minutes and a bit: speech with pauses, without a long one, over noise, and silence."""
+    noise = np.random.default_rng(1).normal(scale=0.001, size=25 * RATE).astype(np.float32)
+    sounds = [
+        spoken(sentences, 40, (0.3, 4), 1),
+        spoken(sentences, 25, (0.1, 0.5), 2),
+        np.zeros(20 * RATE, np.float32),
+        spoken(sentences, 25, (0.5, 3.5), 3) + noise,
+        noise[: 9 * RATE],
+        spoken(sentences, 12.0123, (0.3, 4), 4),
+    ]
+    return np.concatenate(sounds)
+
+
+def cut_at(*edges: int) -> list[Part]:
+    return [Part(*pair) for pair in zip([0, *edges], [*edges, None], strict=True)]
+
+
+def content(chunk) -> dict:
+    """All that a chunk has, to the last bit."""
+
+    def bits(value):
+        if isinstance(value, mx.array):
+            value = value.astype(mx.float32)
+        if isinstance(value, mx.array | np.ndarray):
+            return np.array(value).shape, np.array(value).tobytes()
+        if isinstance(value, tuple | list):
+            return [bits(item) for item in value]
+        return value
+
+    draft = vars(chunk.draft) if chunk.draft else {}
+    fields = {**vars(chunk), "draft": [*draft.values()]}
+    return {name: bits(value) for name, value in fields.items()}
+
+
+def chunks(model, samples, part=parts.WHOLE, **wanted) -> list[dict]:
+    family = speech_family(*model)
+    wanted = {"for_alignment": True, "drafts": True, "for_decoder": True} | wanted
+    with open_recording(mx.array(samples), RATE) as recording:
+        found = chunks_of(family, recording, ChunkOptions(**CUTS), part=part, **wanted)
+        return [content(chunk) for chunk in found]
+
+
+def check(model, samples, *edges: int) -> list[int]:
+    """The chunks of parts with these edges are those of the whole; how many each has."""
+    whole, found = (
+        [chunks(model, samples, part) for part in cuts] for cuts in (cut_at(), cut_at(*edges))
+    )
+    own = [chunk for part in found for chunk in part]
+    if any(edge % SECTION for edge in edges):
+        own, whole[0] = ([{**c, "section": 0} for c in each] for each in (own, whole[0]))
+    assert own == whole[0]
+    return [len(part) for part in found]
+
+
+@st.composite
+def activities(draw):
+    """Any pattern of speech and silence, with any options, and where it is divided."""
+    pauses = st.integers(0, 30) | st.integers(20, 250)
+    runs = draw(st.lists(st.tuples(pauses, st.integers(1, 60)), min_size=1, max_size=14))
+    speech = np.repeat(np.arange(2 * len(runs)) % 2 == 1, np.ravel(runs))
+    random = np.random.default_rng(draw(st.integers(0, 9)))
+    window = draw(st.sampled_from([1, 4, 15]))
+    options = {"window": window, "max_frames": draw(st.integers(window, 400))}
+    options["min_silence"] = draw(st.integers(1, 60))
+    edges = sorted(draw(st.lists(st.integers(0, len(speech) + 99), min_size=1, max_size=4)))
+    return SpeechActivity(speech, random.random(len(speech), np.float32)), options, edges, random
+
+
+def spans_of(activity, options, part=parts.WHOLE, first=0, step=10**9) -> list[tuple[Span, ...]]:
+    """The spans of a part, given its activity from the first frame on, so many frames at once."""
+    segmenter = Segmenter(first=first, **options)
+    own = OwnSpeech(part, first, segmenter.apart)
+    spans: list[Span] = []
+    for start in range(0, len(activity), step):
+        needed = segmenter.start
+        found = segmenter.push(own.push(activity[start : start + step]))
+        assert all(span.start >= needed for span in found)
+        spans += found
+        if own.ended:
+            break
+    else:
+        spans += segmenter.finish()
+    return [(span, span.pauses, own.section(span.first)) for span in spans]
+
+
+class TestOwnSpeech:
+    @settings(max_examples=300, deadline=None)
+    @given(activities(), st.integers(1, 300))
+    def test_spans_of_parts_are_those_of_the_whole(self, case, step):
+        """Whatever was taken for speech before a part began, and however it is pushed."""
+        activity, options, edges, random = case
+        found = []
+        for part in cut_at(*edges):
+            first = max(0, part.begin - int(random.integers(0, 200)))
+            unsure = activity.speech[first:].copy()
+            before = unsure[: part.begin - first]
+            before[:] = random.random(before.size) < 0.3
+            own = SpeechActivity(unsure, activity.level[first:])
+            found += spans_of(own, options, part, first, step)
+        whole = spans_of(activity, options)
+        assert [span[:2] for span in found] == [span[:2] for span in whole]
+
+    @settings(max_examples=100, deadline=None)
+    @given(activities(), st.integers(1, 300))
+    def test_sections(self, case, step):
+        """Those of whole sections have the same of these, which end in the first long pause."""
+        activity, options, *_ = case
+        spans = spans_of(activity, options, step=step)
+        found = [
+            span
+            for part in cut_at(SECTION, 3 * SECTION)
+            for span in spans_of(activity[part.begin :], options, part, part.begin)
+        ]
+        assert found == spans
+        apart = Segmenter(**options).apart
+        for (a, _, section), (b, _, following) in pairwise(spans):
+            ends = [e for e in range(0, len(activity), SECTION) if e and b.first - e >= apart]
+            divides = b.first - a.last >= apart and ends and b.first - max(ends) >= apart
+            assert section <= following
+            assert following == (max(ends) // SECTION if divides else section)
+
+
+class TestSplit:
+    @pytest.mark.parametrize(
+        ("sections", "number", "least", "begins"),
+        [
+            (8.2, 4, 1, [0, 2, 4, 6]),
+            (8.2, 3, 1, [0, 3, 5]),
+            (3.9, 9, 1, [0, 1, 3]),
+            (8.2, 4, 3 * SECTION / 50, [0, 4]),
+            (1.9, 4, 1, [0]),
+            (8.2, 1, 1, [0]),
+            (0, 4, 1, [0]),
+            (8.2, 4, None, [0]),
+        ],
+    )
+    def test_whole_sections(self, sections, number, least, begins):
+        found = split(sections * SECTION / 50, number, least)
+        assert [part.begin for part in found] == [SECTION * begin for begin in begins]
+        assert [part.end for part in found] == [*(part.begin for part in found[1:]), None]
+
+
+class TestChunks:
+    @pytest.mark.parametrize("name", FAMILIES)
+    def test_of_all_parts_are_those_of_the_whole(self, models, mixed, name):
+        """To the last bit, wherever parts are divided: between sections, and in speech."""
+        counts = check(models(name), mixed, 3 * SECTION, 6 * SECTION)
+        assert min(counts) > 1
+        assert min(check(models(name), mixed, 2345, 4567, 4999)[::3]) > 1
+
+    @pytest.mark.parametrize("name", ["turbo", "s2t"])
+    def test_wherever_they_are_divided(self, models, mixed, name):
+        random = np.random.default_rng(3)
+        for _ in range(4):
+            check(models(name), mixed, *sorted(random.integers(0, 7000, 4).tolist()))
+
+    @pytest.mark.parametrize("name", ["granite", "turbo", "s2t"])
+    def test_without_a_long_pause_all_are_of_the_first(self, models, sentences, name):
+        samples = spoken(sentences, 60, (0.1, 0.5))
+        assert check(models(name), samples, 1500, 2500)[1:] == [0, 0]
+
+    @pytest.mark.parametrize("name", ["granite", "turbo", "s2t"])
+    def test_silent_parts_and_those_behind_the_end_have_none(self, models, sentences, name):
+        start, end = (spoken(sentences, 12, (0.1, 0.5), seed) for seed in (1, 2))
+        samples = np.concatenate([start, np.zeros(40 * RATE, np.float32), end])
+        first, silent, last, behind = check(models(name), samples, 700, 2400, 3201)
+        assert first > 0
+        assert last > 0
+        assert silent == behind == 0
+        assert check(models(name), samples[: 600 * FRAME], 3000, 4000)[1:] == [0, 0]
