@@ -13,10 +13,12 @@ import tiny_nar
 from conftest import DATA, chunks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from media import make
 from small_plus import make_plus
 
 from mlx_speech import InputError, load, load_audio, transcribe
 from mlx_speech.audio import open_recording
+from mlx_speech.models.conformer_stream import reach_frames
 from mlx_speech.transcription import parts
 from mlx_speech.transcription.chunks import ChunkOptions
 from mlx_speech.transcription.part_results import PartResult, join
@@ -25,7 +27,7 @@ from mlx_speech.transcription.pipeline import least_part, transcribe_part
 from mlx_speech.transcription.preparation import speech_family
 from mlx_speech.transcription.segmenter import Segmenter, Span
 from mlx_speech.transcription.transcript import Transcript
-from mlx_speech.transcription.vad import SpeechActivity
+from mlx_speech.transcription.vad import REACH_FRAMES, SpeechActivity
 
 RATE, FRAME = 16000, 320
 SECTION = 700  # frames, 14 s
@@ -241,3 +243,164 @@ class TestChunks:
         assert last > 0
         assert silent == behind == 0
         assert check(models(name), samples[: 600 * FRAME], 3000, 4000)[1:] == [0, 0]
+
+
+class Shapes:
+    """What the stages of a family's encoding compute at once: each stage's number, the frame of its
+    input that it begins at, and how many there are; to each the frame that they end with, in frames
+    of 20 ms."""
+
+    def __init__(self, layers, first: int):
+        self.seen: dict[tuple[str, int, int, int], int] = {}
+        self._done: dict[tuple[str, int], int] = {}
+        self._strides: dict[int, tuple[int, int]] = {}
+        stride = 1
+        for number, layer in enumerate(layers):
+            self._strides[id(layer)] = number, stride
+            stride *= layer.depthwise.stride
+        self._first = first
+
+    def add(self, layer, half: str, frames: int) -> None:
+        number, stride = self._strides[id(layer)]
+        start = self._done.get((half, number), self._first // stride)
+        self._done[half, number] = start + frames
+        self.seen[half, number, start, frames] = (start + frames) * stride
+
+
+def shapes_of(model, samples, part, monkeypatch) -> Shapes:
+    layers, first = model[0].encoder.layers, speech_family(*model).halo.start(part)
+    shapes, kind = Shapes(layers, first), type(layers[0])
+    attend, convolve = kind.attend, kind.convolve
+
+    def spy_attend(layer, x, mask):
+        shapes.add(layer, "attend", x.shape[1])
+        return attend(layer, x, mask)
+
+    def spy_convolve(layer, x, gated, halo=False):
+        shapes.add(layer, "convolve", x.shape[1])
+        return convolve(layer, x, gated, halo)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "attend", spy_attend)
+        patched.setattr(kind, "convolve", spy_convolve)
+        chunks(model, samples, part, for_decoder=False)
+    return shapes
+
+
+class TestHalo:
+    def test_start(self):
+        halo = Halo(push_frames=1500, block_frames=200, reach_frames=16 * 214)
+        assert halo.start(Part(0, 9)) == halo.start(Part(3000)) == 0
+        for begin in (9000, 12345):
+            start = halo.start(Part(begin))
+            assert start % 200 == 0
+            assert 0 <= begin - start - 1500 - 2 * 200 - 16 * 214 - 50 < 200
+        assert Halo(1500).start(Part(9000)) == 9000 - 1500 - 155 - 50
+        assert 4 * 100 < halo.least_part < 20 * 60
+
+    @pytest.mark.parametrize("name", ["granite", "turbo"])
+    @pytest.mark.parametrize("begin", [4000, 4567])
+    def test_stages_compute_what_they_do_for_the_whole(
+        self, models, sentences, monkeypatch, name, begin
+    ):
+        """All that what matters depends on, in the same shapes: others may be rounded otherwise."""
+        model, samples = models(name), spoken(sentences, 110, (0.3, 2))
+        part = Part(begin)
+        whole = shapes_of(model, samples, parts.WHOLE, monkeypatch).seen
+        own = shapes_of(model, samples, part, monkeypatch).seen
+        layers, config = model[0].encoder.layers, model[0].encoder.config
+        assert speech_family(*model).halo.start(part) > 0
+        strides = np.cumprod([1, *(layer.depthwise.stride for layer in layers)])
+        for (half, number, start, frames), end in own.items():
+            reach = strides[number] * reach_frames(layers[number:], config.context_size)
+            if end > begin - REACH_FRAMES - reach:
+                assert (half, number, start, frames) in whole
+        assert len({number for _, number, *_ in own}) == len(layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("granite", {"word_timestamps": True}),
+        ("granite", {"num_beams": 2, "batch_size": 3}),
+        ("nar", {"word_timestamps": True}),
+        ("turbo", {"word_timestamps": True}),
+        ("s2t", {"batch_size": 3}),
+    ],
+)
+def test_transcripts(models, sentences, name, options):
+    """All of it is that of the whole, whatever is decoded together, after a trip as JSON."""
+    model, samples = models(name), spoken(sentences, 75, (0.3, 4), 5)
+    options |= {"sampling_rate": RATE, **CUTS}
+    whole = transcribe(samples, model, **options)
+    assert Transcript.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
+    for number in (2, 4):
+        results = [
+            transcribe_part(samples, model, part, **options) for part in split(75, number, 1)
+        ]
+        assert len(results) == number
+        assert all(result.segments for result in results)
+        sent = [json.dumps(result.to_dict()) for result in results]
+        received = [PartResult.from_dict(json.loads(data)) for data in sent]
+        assert received == results
+        assert join(received).to_dict() == whole.to_dict()
+        assert join(received).drafts == whole.drafts
+
+
+def test_without_text(tiny, sentences):
+    random = np.random.default_rng(0)
+    noise = random.normal(scale=0.01, size=40 * RATE).astype(np.float32)
+    noise *= np.repeat(random.uniform(0.1, 1, 40), RATE).astype(np.float32)  # it stands out
+    for samples in (0 * noise, noise, noise[:300]):
+        whole = transcribe(samples, tiny, sampling_rate=RATE)
+        results = [
+            transcribe_part(samples, tiny, part, sampling_rate=RATE) for part in cut_at(700, 1400)
+        ]
+        assert whole.text == ""
+        assert join(results).to_dict() == whole.to_dict()
+        assert not results[0].other_tracks
+
+
+def test_other_audio_tracks(tiny, sentences, tmp_path):
+    """A part is of the first; who has no text of any has to know that there are others."""
+    hiss = np.random.default_rng(0).normal(scale=0.01, size=30 * RATE).astype(np.float32)
+    path = make(tmp_path / "talk.mkv", hiss, spoken(sentences, 30, (0.3, 4)))
+    results = [transcribe_part(path, tiny, part) for part in cut_at(SECTION)]
+    assert join(results).text == ""
+    assert all(result.other_tracks for result in results)
+    chosen = [transcribe_part(path, tiny, part, audio_track=2) for part in cut_at(SECTION)]
+    assert join(chosen).to_dict() == transcribe(path, tiny, audio_track=2).to_dict()
+    assert not any(result.other_tracks for result in chosen)
+
+
+def test_progress_is_of_the_part(tiny, sentences):
+    samples, told = spoken(sentences, 60, (1, 4)), []
+
+    def progress(*seconds):
+        told.append(seconds)
+
+    transcribe_part(samples, tiny, Part(1000, 2000), sampling_rate=RATE, progress=progress)
+    assert told[0] == (0, 20)
+    assert told[-1] == (20, 20)
+    assert told == sorted(told)
+    assert len(told) > 2
+    told.clear()
+    transcribe_part(samples, tiny, Part(2500), sampling_rate=RATE, progress=progress)
+    assert told[-1] == (10, 10)
+    told.clear()
+    transcribe_part(samples, tiny, Part(4000, 5000), sampling_rate=RATE, progress=progress)
+    assert set(told) == {(0, 0)}
+
+
+def test_what_cannot_be_divided(models, sentences):
+    assert least_part(models("granite"), **CUTS, audio_track=1, keywords=["Ada"]) > 60
+    assert least_part(models("turbo")) > 60
+    assert least_part(models("s2t")) > 60
+    assert least_part(models("granite"), temperature=0.5) is None
+    for options in ({"prefix_text": "and so"}, {"speakers": True}):
+        assert least_part(models("plus"), **options) is None
+        with pytest.raises(InputError, match="there are no parts"):
+            transcribe_part(sentences[0], models("plus"), Part(9), sampling_rate=RATE, **options)
+    assert least_part(models("plus"), word_timestamps="tags") > 60
+    with pytest.raises(InputError, match="chunk_duration"):
+        least_part(models("granite"), chunk_duration=-1)
