@@ -130,8 +130,9 @@ def check(model, samples, *edges: int) -> list[int]:
 @st.composite
 def activities(draw):
     """Any pattern of speech and silence, with any options, and where it is divided."""
-    pauses = st.integers(0, 30) | st.integers(20, 250)
-    runs = draw(st.lists(st.tuples(pauses, st.integers(1, 60)), min_size=1, max_size=14))
+    pauses = st.integers(0, 30) | st.integers(40, 110) | st.integers(20, 250)
+    sounds = st.integers(1, 24) | st.integers(1, 60)
+    runs = draw(st.lists(st.tuples(pauses, sounds), min_size=1, max_size=14))
     speech = np.repeat(np.arange(2 * len(runs)) % 2 == 1, np.ravel(runs))
     random = np.random.default_rng(draw(st.integers(0, 9)))
     window = draw(st.sampled_from([1, 4, 15]))
