@@ -116,7 +116,8 @@ class SpanFinder:
         window: see `Segmenter`.
         part: whose speech is wanted, and
         first: the frame that is the first to be pushed for it, see `Halo`.
-        overlap: frames that a chunk may take of what follows its span.
+        blank: a pause divides parts only if the head writes nothing in it either, since a chunk has
+            the whole of a word, or label that lasts, which goes on beyond its span.
     """
 
     def __init__(
@@ -126,10 +127,11 @@ class SpanFinder:
         *,
         part: Part = WHOLE,
         first: int = 0,
-        overlap: int = 0,
+        blank: bool = False,
     ):
         self._segmenter = options.segmenter(window, first)
-        self._own = OwnSpeech(part, first, self._segmenter.apart + overlap)
+        self._own = OwnSpeech(part, first, self._segmenter.apart)
+        self._blank, self._written = blank, np.zeros(0, bool)  # of frames still to be cut
         self._energy, self._regions = EnergyVAD(), SpeechRegions()
         # what the head and the energy say of frames of which the other has not said anything yet
         self._letters, self._sound = SpeechActivity.none(), SpeechActivity.none()
@@ -161,8 +163,10 @@ class SpanFinder:
         known = min(len(self._letters), len(self._sound))
         sounds = self._sound[:known].speech
         speech = self._regions.push(self._letters[:known], sounds, last=last)
+        self._written = np.append(self._written, self._letters[:known].speech & self._blank)
         self._letters, self._sound = self._letters[known:], self._sound[known:]
-        spans = self._segmenter.push(self._own.push(speech))
+        written, self._written = np.split(self._written, [len(speech)])
+        spans = self._segmenter.push(self._own.push(speech, written))
         if last:
             spans += self._segmenter.finish()
         return [replace(span, section=self._own.section(span.first)) for span in spans]

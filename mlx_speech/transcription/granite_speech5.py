@@ -73,7 +73,7 @@ class GraniteSpeech5Transcription:
         says, four frames of 20 ms at a time; the sound's energy has to agree."""
         subsampling = self._model.config.encoder_config.subsampling
         first = self.halo.start(part)
-        finder = SpanFinder(options, subsampling, part=part, first=first, overlap=REACH_FRAMES)
+        finder = SpanFinder(options, subsampling, part=part, first=first, blank=True)
         stream = self._model.encode_stream()
         writer = _Writer(self.ctc_vocabulary, subsampling)
         frames = told = 0
@@ -216,9 +216,8 @@ class _Writer:
         for before, place in pairwise(places[earlier - 1 :] if earlier else ()):
             label, following = int(labels[before]), int(labels[place])
             same = place == before + 1 and label == following
-            near = place <= before + _WITHIN_WORDS
-            joined = same or (near and self._vocabulary.joined(label, following))
-            if not joined or place >= limit:
+            near = place <= before + _WITHIN_WORDS and place < limit
+            if not (same or (near and self._vocabulary.joined(label, following))):
                 break
             end = place + 1
         return end

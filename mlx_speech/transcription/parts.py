@@ -14,6 +14,8 @@ with others of their section of the recording only, and parts are of whole secti
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from .frames import FRAMES_PER_SECOND, runs
 from .vad import NOISE_FLOOR_FRAMES, REACH_FRAMES, SMOOTHING_FRAMES, SpeechActivity
 
@@ -113,12 +115,16 @@ class OwnSpeech:
         #: whether all of it has come in
         self.ended = False
 
-    def push(self, activity: SpeechActivity) -> SpeechActivity:
-        """Take in the next frames; returns them, those of others without speech."""
+    def push(self, activity: SpeechActivity, written: np.ndarray) -> SpeechActivity:
+        """Take in the next frames; returns them, those of others without speech.
+
+        Args:
+            written: (n,) boolean: frames that are in no pause, speech or not.
+        """
         speech = activity.speech.copy()
-        for first, last in runs(activity.speech).tolist():
+        for first, last in runs(speech | written).tolist():
             self._look(self._frames + first)
-            speech[first:last] = self._own
+            speech[first:last] &= self._own
             self._silent = self._frames + last
         self._frames += len(activity)
         self._look(self._frames)

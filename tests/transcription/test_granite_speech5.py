@@ -60,8 +60,8 @@ def word_end(labels: list[int], cut: int, vocabulary: SubwordVocabulary) -> int:
     for i in range(cut, len(labels)):
         if labels[i]:
             again = last == i - 1 and labels[i] == labels[last]
-            near = i - last <= 3 and vocabulary.joined(labels[last], labels[i])
-            if i >= limit or not (again or near):
+            near = i - last <= 3 and i < limit
+            if not again and not (near and vocabulary.joined(labels[last], labels[i])):
                 break
             last, cut = i, i + 1
     return cut

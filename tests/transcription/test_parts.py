@@ -149,7 +149,8 @@ def spans_of(activity, options, part=parts.WHOLE, first=0, step=10**9) -> list[t
     spans: list[Span] = []
     for start in range(0, len(activity), step):
         needed = segmenter.start
-        found = segmenter.push(own.push(activity[start : start + step]))
+        pushed = activity[start : start + step]
+        found = segmenter.push(own.push(pushed, np.zeros(len(pushed), bool)))
         assert all(span.start >= needed for span in found)
         spans += found
         if own.ended:
@@ -194,6 +195,19 @@ class TestOwnSpeech:
             divides = b.first - a.last >= apart and ends and b.first - max(ends) >= apart
             assert section <= following
             assert following == (max(ends) // SECTION if divides else section)
+
+    def test_what_is_written_in_a_pause(self):
+        """Is no speech, and no pause between parts either: a word may go on through it."""
+        speech = np.repeat([True, False, True, False, True], [20, 60, 20, 60, 20])
+        activity = SpeechActivity(speech, speech.astype(np.float32))
+        written = np.zeros(180, bool)
+        for frame, begins in ((None, 80), (50, 160)):
+            written[:] = False
+            written[frame or 0] = frame is not None
+            own = OwnSpeech(Part(10), 0, 50).push(activity, written).speech
+            assert np.flatnonzero(own)[0] == begins
+            others = OwnSpeech(Part(0, 10), 0, 50).push(activity, written).speech
+            assert (own ^ others == speech).all()
 
 
 class TestSplit:
