@@ -32,7 +32,7 @@ from mlx_speech.transcription.vad import REACH_FRAMES, SpeechActivity
 RATE, FRAME = 16000, 320
 SECTION = 700  # frames, 14 s
 CUTS = {"chunk_duration": 9, "min_silence": 0.4}
-FAMILIES = ["granite", "plus", "turbo", "s2t"]
+FAMILIES = ["plus", "turbo", "s2t"]
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +161,7 @@ def spans_of(activity, options, part=parts.WHOLE, first=0, step=10**9) -> list[t
 
 
 class TestOwnSpeech:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=200, deadline=None)
     @given(activities(), st.integers(1, 300))
     def test_spans_of_parts_are_those_of_the_whole(self, case, step):
         """Whatever was taken for speech before a part began, and however it is pushed."""
@@ -408,7 +408,7 @@ def test_progress_is_of_the_part(tiny, sentences):
 
 
 def test_what_cannot_be_divided(models, sentences):
-    assert least_part(models("granite"), **CUTS, audio_track=1, keywords=["Ada"]) > 60
+    assert least_part(models("granite"), **CUTS, audio_track=1, draft=False) > 60
     assert least_part(models("turbo")) > 60
     assert least_part(models("s2t")) > 60
     assert least_part(models("granite"), temperature=0.5) is None
