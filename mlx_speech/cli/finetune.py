@@ -16,10 +16,12 @@ from . import common
 from .console import Console, display_name
 from .finetune_options import Settings, build_parser, read_settings
 from .progress import SECONDS_BETWEEN_LINES, clock
+from .ranks import start_group
 from .streams import need_standard_output
 
 if TYPE_CHECKING:
     from ..training.data import TrainingData
+    from ..training.ranks import Ranks
 
 _TEXT_TRAINER = "mlx_lm.lora --train trains text models on that"
 _INTERRUPTED = 130  #: exit status after Ctrl-C
@@ -44,29 +46,42 @@ def run(args: argparse.Namespace, console: Console, usage: None) -> int:
     need_standard_output()
     settings = read_settings(args)
     options = settings.options
+    from ..training.ranks import Ranks
     from ..training.target import check_target, clear_target
 
+    ranks = Ranks(start_group(console))
+    ranks.check_options(options)
     folder = Path(options.adapter_path)
-    check_target(folder, resume=options.resume, overwrite=settings.overwrite)
+    if ranks.first:
+        check_target(folder, resume=options.resume, overwrite=settings.overwrite)
     _check_model(settings, console)
 
     from ..checkpoint.card import write_card
     from ..training.card import adapter_card
     from ..training.finetune import finetune
+    from ..training.rows import DataError
 
     chosen = {name: getattr(settings, name) for name in ("model", "revision", "dtype")}
     named = argparse.Namespace(**chosen, adapter=None)
     model, processor = common.load_named(named, console)
-    progress = _Progress(console)
-    data = _load_data(settings, model, processor, console, progress)
+    progress = _Progress(console, shown=ranks.first)
+    try:
+        data = _load_data(settings, model, processor, console, progress, ranks)
+    except DataError:
+        if ranks.first:
+            raise
+        return 0  # the first tells it of all
     for split in filter(None, (data.train, data.valid)):
         split.fill_cache(progress.counting("encoding"))
     progress.clear()
     if data.valid is None:
         console.warn("there is no data to validate with; nobody can tell how good the result is")
-    if settings.overwrite:
+    if settings.overwrite and ranks.first:
         clear_target(folder)
-    result = finetune(model, processor, data.train, data.valid, options, callback=progress)
+    sets = data.train, data.valid
+    result = finetune(model, processor, *sets, options, callback=progress, ranks=ranks)
+    if not ranks.first:
+        return 0
     progress.clear()
     if result.stopped and not result.steps:
         console.say("interrupted before the first step; nothing is saved")
@@ -93,7 +108,12 @@ def _check_model(settings: Settings, console: Console) -> None:
 
 
 def _load_data(
-    settings: Settings, model: Any, processor: Any, console: Console, progress: _Progress
+    settings: Settings,
+    model: Any,
+    processor: Any,
+    console: Console,
+    progress: _Progress,
+    ranks: Ranks,
 ) -> TrainingData:
     """The data, what is wrong with rows being told a line each."""
     from ..training.data import load_data
@@ -101,8 +121,10 @@ def _load_data(
 
     given = model, processor, settings.options, progress.counting("checking")
     try:
-        data = load_data(settings.data, *given)
+        data = load_data(settings.data, *given, ranks=ranks)
     except DataError as error:
+        if not ranks.first:
+            raise
         progress.clear()
         if all(problem.endswith(NO_AUDIO) for problem in error.problems):
             raise InputError(f"{settings.data} has no recordings in it; {_TEXT_TRAINER}") from None
@@ -118,9 +140,9 @@ def _load_data(
 class _Progress(FineTuneCallback):
     """How far it is: on a terminal a line that is replaced, and lines that stay; else lines."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, *, shown: bool = True):
         self._console = console
-        self._replaced = sys.stderr.isatty() and not console.quiet
+        self._replaced = shown and sys.stderr.isatty() and not console.quiet
         self._told = time.monotonic()
 
     def counting(self, doing: str) -> Callable[[int, int], None]:

@@ -10,6 +10,7 @@ from ..models.loss import IGNORED
 from .augmentation import spec_augment
 from .encoded_audio import AudioEncoder
 from .examples import Example
+from .ranks import Ranks
 
 #: lengths are rounded up to multiples, so that a compiled step sees few shapes: tokens as in
 #: mlx-lm, and windows of the projector
@@ -45,6 +46,8 @@ class RecordingDataset:
         processor: of the model.
         encoded: whether a batch has the encoder's states, and not features.
         masked: whether features are masked, anew each time (see `spec_augment`).
+        ranks: that train together.
+        batch_size: that they will train with, all together.
 
     Attributes:
         examples: in the order of their rows; of a recording that is perturbed there are several.
@@ -58,9 +61,12 @@ class RecordingDataset:
         *,
         encoded: bool = True,
         masked: bool = False,
+        ranks: Ranks | None = None,
+        batch_size: int = 1,
     ):
         self.examples = list(examples)
         self._encoder, self._encoded, self._masked = encoder, encoded, masked
+        self._ranks, self._batch_size = ranks or Ranks(None), batch_size
         self._audio_id, tokenizer = processor.audio_token_id, processor.tokenizer
         pad = tokenizer.pad_token_id
         self._pad_id = tokenizer.eos_token_id if pad is None else pad
@@ -83,12 +89,16 @@ class RecordingDataset:
         return self.examples if self._encoded and not self._masked else []
 
     def fill_cache(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Encode what batches will need, as far as there is room to keep it.
+        """Encode what batches will need, as far as there is room to keep it; of several ranks, each
+        what its own will.
 
         Args:
             progress: called with how many recordings are done, and of how many.
         """
-        self._encoder.fill_cache(self.cached, progress)
+        ranks = self._ranks
+        shares = shared_rows(self, self._batch_size, ranks.rank, ranks.size)
+        needed = sorted({row for rows, _ in shares for row in rows}) if self.cached else []
+        self._encoder.fill_cache([self.examples[row] for row in needed], ranks, progress)
 
     def audio(self, index: int, random: np.random.Generator | None = None) -> mx.array:
         """What a batch has of one example, without padding: (frames, size).
@@ -104,8 +114,19 @@ class RecordingDataset:
             features = spec_augment(features, random)
         return self._encoder.encode(features) if self._encoded else features
 
-    def batch(self, indices: Sequence[int], random: np.random.Generator | None = None) -> Batch:
-        """Some of the examples; arguments as of `audio`."""
+    def batch(
+        self,
+        indices: Sequence[int],
+        random: np.random.Generator | None = None,
+        *,
+        counted: bool = True,
+    ) -> Batch:
+        """Some of the examples.
+
+        Args:
+            random: as of `audio`.
+            counted: whether there is to be a loss of them.
+        """
         audio = [self.audio(index, random) for index in indices]
         lengths = [len(each) for each in audio]
         examples = [self.examples[index] for index in indices]
@@ -114,11 +135,11 @@ class RecordingDataset:
         frames = _rounded_up(max(lengths), _WINDOWS * self._encoder.window_size)
         return Batch(
             _padded(ids, self._pad_id),
-            _padded(labels, IGNORED),
+            _padded(labels if counted else [[]] * len(ids), IGNORED),
             _padded(positions, -1),
             mx.stack([mx.pad(each, [(0, frames - len(each)), (0, 0)]) for each in audio]),
             mx.array(lengths),
-            _padded([each.letters for each in examples], IGNORED),
+            _padded([each.letters if counted else () for each in examples], IGNORED),
         )
 
     def _ids(self, example: Example, frames: int) -> tuple[list[int], list[int], list[int]]:
@@ -131,6 +152,21 @@ class RecordingDataset:
         labels = [*[IGNORED] * (len(ids) - len(target)), *target]
         positions = [*[-1] * at, *range(tokens), *[-1] * (len(after) + len(target))]
         return ids, labels, positions
+
+
+def shared_rows(
+    dataset: RecordingDataset, batch_size: int, rank: int, size: int
+) -> list[tuple[list[int], bool]]:
+    """What a rank has of each batch, which is of rows of about the same length, and whether that
+    counts: where a batch is too small for all, the rank that has none of it takes part in the step
+    with a row of another.
+
+    Args:
+        size: number of ranks.
+    """
+    order = sorted(range(len(dataset)), key=dataset.num_tokens)
+    whole = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return [(batch[rank::size] or batch[:1], rank < len(batch)) for batch in whole]
 
 
 def iterate_batches(
@@ -152,21 +188,19 @@ def iterate_batches(
         max_seq_length: longer examples have been refused already.
         loop: go on for ever, epoch after epoch.
         seed: of the order, and of masks; by default 0.
-        comm_group: several processes, each of which gets its share of each batch.
+        comm_group: several ranks, each of which gets its share of each batch (see `shared_rows`).
         start: with `loop`, go on behind so many batches, as if they had been there.
     """
-    order = sorted(range(len(dataset)), key=dataset.num_tokens)
-    whole = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     rank, size = (0, 1) if comm_group is None else (comm_group.rank(), comm_group.size())
-    # each process has one at least, since all of them wait for each other in each step
-    batches = [batch[rank::size] or batch[:1] for batch in whole]
+    batches = shared_rows(dataset, batch_size, rank, size)
     seed, number = seed or 0, start if loop else 0
     while loop or number < len(batches):
         epoch, place = divmod(number, len(batches))
         if place == 0 or number == start:
             permutation = np.random.default_rng([seed, epoch]).permutation(len(batches))
         random = np.random.default_rng([seed, number, rank])
-        yield dataset.batch(batches[permutation[place]], random)
+        rows, counted = batches[permutation[place]]
+        yield dataset.batch(rows, random, counted=counted)
         number += 1
 
 

@@ -1,6 +1,8 @@
 """Data as it lies on disk -> datasets to train on and to validate with."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,11 +10,12 @@ from ..errors import InputError, MlxSpeechError
 from .augmentation import SPEEDS
 from .batches import RecordingDataset
 from .dataset_folders import is_dataset, read_dataset
-from .encoded_audio import AudioEncoder, StateCache
-from .examples import Example, ExampleMaker, checked_recordings
+from .encoded_audio import AudioEncoder, StateCache, model_digest
+from .examples import Checked, Example, ExampleMaker, checked_recordings
 from .options import FineTuneOptions
+from .ranks import Ranks, digest_of
 from .row_files import SUFFIXES, read_file
-from .rows import DataError, Rows, described
+from .rows import DataError, Row, Rows, described
 
 #: folder of the cache, in that of the result
 CACHE_FOLDER = "cache"
@@ -40,8 +43,11 @@ def load_data(
     processor: Any,
     options: FineTuneOptions,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    ranks: Ranks | None = None,
 ) -> TrainingData:
-    """Read data, and check all of it: each recording is decoded once, now or by an earlier run.
+    """Read data, and check all of it: each recording is decoded once, now or by an earlier run, and
+    by one of the ranks.
 
     Args:
         data: a .jsonl or .csv file to train on; or a folder with `train` and `valid` as such files,
@@ -50,15 +56,23 @@ def load_data(
             of a `Row`, and other names of `rows.AUDIO_COLUMNS` and `rows.TEXT_COLUMNS`.
         model, processor: of Granite Speech.
         progress: called with how many rows are checked, and of how many.
+        ranks: that train together; by default those that this process was launched with.
 
     Raises:
+        DistributedError: one is lost, or has other options, another model or other data.
         DataError: rows cannot be used, and are not to be left out, or there are no others.
         InputError: there is no such data.
         UnsupportedOptionError: a library is missing, or the model's CTC head cannot be trained.
     """
+    ranks = Ranks.of_launch() if ranks is None else ranks
+    ranks.check_options(options)
     splits = read_splits(Path(data))
+    if ranks.size > 1:
+        rows = [[name, *map(_told, split.entries)] for name, split in splits.items()]
+        ranks.check_same({"the model": model_digest(model), "the data": digest_of(rows)})
     folder = Path(options.adapter_path) / CACHE_FOLDER
-    with checked_recordings(folder / f"recordings-{processor.sampling_rate}.json") as checked:
+    file = folder / f"recordings-{processor.sampling_rate}.json"
+    with checked_recordings(file, kept=ranks.first) as checked:
         maker = ExampleMaker(
             model,
             processor,
@@ -66,20 +80,60 @@ def load_data(
             letters=options.train_ctc_head,
             checked=checked,
         )
+        if ranks.size > 1:
+            _share_checking(splits, maker, checked, ranks, progress)
+            progress = None
         found, problems = _examples(splits, maker, options.speed_perturbation, progress)
+    examples = [*map(_identity, chain.from_iterable(found.values()))]
+    ranks.check_same({"the data": digest_of([len(problems), *examples])})
     if problems and not (options.skip_bad and all(found.values())):
         total = sum(len(rows.entries) for rows in splits.values())
         raise DataError.of(problems, total, skipped=options.skip_bad)
     encoder = AudioEncoder(model, processor, StateCache(folder, options.cache_limit))
     encoded = not options.train_ctc_head
-    train = RecordingDataset(
-        found["train"], encoder, processor, encoded=encoded, masked=options.spec_augment
-    )
-    valid = None
-    if "valid" in found:
-        valid = RecordingDataset(found["valid"], encoder, processor, encoded=encoded)
-    encoder.claim([*train.cached, *(valid.cached if valid else [])])
+    shared: dict[str, Any] = {"encoded": encoded, "ranks": ranks, "batch_size": options.batch_size}
+    args = encoder, processor
+    train = RecordingDataset(found["train"], *args, masked=options.spec_augment, **shared)
+    valid = RecordingDataset(found["valid"], *args, **shared) if "valid" in found else None
+    encoder.claim([*train.cached, *(valid.cached if valid else [])], ranks)
     return TrainingData(train, valid, tuple(problems))
+
+
+def _share_checking(
+    splits: dict[str, Rows],
+    maker: ExampleMaker,
+    checked: dict[str, Checked],
+    ranks: Ranks,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Decode recordings that were never checked, each rank some of them, and tell all of it.
+
+    Args:
+        checked: of the maker; what the first rank has in it, and what is found, is put into it.
+    """
+    checked.update(_as_checked(ranks.broadcast(checked)))
+    rows = [row for split in splits.values() for row in split.entries if isinstance(row, Row)]
+    for row in ranks.rounds(rows[ranks.rank :: ranks.size], progress):
+        with suppress(MlxSpeechError):  # which is told when all rows are looked at
+            maker.check_audio(row)
+    for found in ranks.gather(checked):
+        checked.update(_as_checked(found))
+
+
+def _as_checked(told: dict[str, Any]) -> dict[str, Checked]:
+    return {digest: Checked(*values) for digest, values in told.items()}
+
+
+def _told(entry: Row | str) -> list[Any]:
+    """What a row says, but for where its recording lies."""
+    if isinstance(entry, str):
+        return [entry]
+    return [entry.place, entry.text, entry.prompt, entry.language, entry.punctuate]
+
+
+def _identity(example: Example) -> list[Any]:
+    """What tells an example from others."""
+    return [example.digest, example.speed, example.frames, example.prompt_ids, example.target_ids]
 
 
 def _examples(

@@ -16,6 +16,7 @@ from ..files import replacing
 from ..layers.lora import use_adapter
 from .augmentation import at_speed
 from .examples import Example
+from .ranks import Ranks
 
 _SUFFIX = ".safetensors"
 _OVERHEAD_BYTES = 512  #: of a file beside the states, at most
@@ -42,15 +43,21 @@ class StateCache:
     def __contains__(self, key: str) -> bool:
         return key in self._sizes
 
-    def claim(self, keys: Iterable[str]) -> None:
+    def claim(self, keys: Iterable[str], writers: int = 1) -> None:
         """These are all that will be needed: what is there of them stays, as far as the limit
-        allows."""
+        allows.
+
+        Args:
+            writers: processes that fill the folder, with the same keys; they share what room is
+                left, and each writes whole files.
+        """
         for key in keys:
             size = self._unclaimed.get(key)
             if size is not None and self._used + size <= self._limit:
                 self._sizes[key] = self._unclaimed.pop(key)
                 self._used, self._unused = self._used + size, self._unused - size
         self._make_room(0)
+        self._limit = self._used + (self._limit - self._used) // writers
 
     def has_room(self, nbytes: int) -> bool:
         """Whether an array of so many bytes would be kept."""
@@ -148,24 +155,27 @@ class AudioEncoder:
         return states
 
     def fill_cache(
-        self, examples: Iterable[Example], progress: Callable[[int, int], None] | None = None
+        self,
+        examples: Iterable[Example],
+        ranks: Ranks,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Encode what is not in the cache and will fit.
 
         Args:
-            progress: called with how many are done, and of how many.
+            examples: of this one of the ranks.
+            progress: called with how many all have done, and of how many.
         """
         by_key = {self._key(example): example for example in examples}
         size = self._encoder.config.output_size * self._encoder.layers[0].post_norm.weight.itemsize
-        for done, (key, example) in enumerate(by_key.items(), start=1):
+        for key, example in ranks.rounds(list(by_key.items()), progress):
             if key not in self._cache and self._cache.has_room(example.frames * size):
                 self.states(example)
-            if progress is not None:
-                progress(done, len(by_key))
 
-    def claim(self, examples: Iterable[Example]) -> None:
-        """Of these the cache will be needed, and of no others."""
-        self._cache.claim(map(self._key, examples))
+    def claim(self, examples: Iterable[Example], ranks: Ranks) -> None:
+        """Of these the cache will be needed, and of no others, by all ranks together."""
+        ranks.gather()  # all have seen what lies there before one changes it
+        self._cache.claim(map(self._key, examples), ranks.size)
 
     def _key(self, example: Example) -> str:
         made_of = f"{self._version} {example.digest} {example.speed}"
@@ -185,7 +195,18 @@ def _encoder_digest(model: Any, extractor: Any) -> str:
     digest = hashlib.sha256()
     settings = extractor.to_dict(), model.config.encoder_config.to_dict()
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, value in sorted(tree_flatten(model.encoder.parameters())):
+    _add_weights(digest, model.encoder)
+    return digest.hexdigest()
+
+
+def model_digest(model: Any) -> str:
+    """A short hash of a model's weights, by which ranks know that they have the same."""
+    digest = hashlib.sha256()
+    _add_weights(digest, model)
+    return digest.hexdigest()[:12]
+
+
+def _add_weights(digest: Any, module: Any) -> None:
+    for name, value in sorted(tree_flatten(module.parameters())):
         digest.update(f"{name} {value.shape} {value.dtype}".encode())
         digest.update(_bytes(value))
-    return digest.hexdigest()

@@ -93,7 +93,7 @@ class ExampleMaker:
         """
         target_ids = self._target(row.text)
         prompt, prompt_ids = self._prompt(row)
-        digest, recording = self._check_audio(row)
+        digest, recording = self.check_audio(row)
         letters = self._letters(row.text)
         found = []
         for speed in speeds:
@@ -141,7 +141,13 @@ class ExampleMaker:
             self._prompts[asked] = prompt, ids
         return self._prompts[asked]
 
-    def _check_audio(self, row: Row) -> tuple[str, Checked]:
+    def check_audio(self, row: Row) -> tuple[str, Checked]:
+        """What is known of the recording of a row, whose digest it is known by; decodes it, if
+        nothing is.
+
+        Raises:
+            MlxSpeechError: it cannot be used.
+        """
         digest = row.audio.digest()
         if digest not in self._checked:
             with row.audio.open(self._extractor.sampling_rate) as recording:
@@ -163,9 +169,13 @@ class ExampleMaker:
 
 
 @contextmanager
-def checked_recordings(file: Path) -> Iterator[dict[str, Checked]]:
+def checked_recordings(file: Path, *, kept: bool = True) -> Iterator[dict[str, Checked]]:
     """What earlier runs found of recordings, by their digests; what is added is kept in `file`, so
-    that nothing is decoded twice to be checked."""
+    that nothing is decoded twice to be checked.
+
+    Args:
+        kept: whether it is.
+    """
     checked: dict[str, Checked] = {}
     try:
         for digest, (samples, peak) in json.loads(file.read_text()).items():
@@ -176,7 +186,7 @@ def checked_recordings(file: Path) -> Iterator[dict[str, Checked]]:
     try:
         yield checked
     finally:
-        if len(checked) > known:
+        if kept and len(checked) > known:
             file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as temporary:
                 temporary.write_text(json.dumps(checked))

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import InputError
 from .adapter_folder import write_adapter
 from .batches import RecordingDataset, iterate_batches
 from .options import FineTuneOptions
+from .ranks import Ranks
 from .reports import FineTuneCallback, FineTuneResult, TrainLossReport
 from .state import STATE_FILE, Progress, is_finite, load_state, save_state
 from .trainable import Trainable, loss, loss_inputs, restored_layers
@@ -32,6 +34,7 @@ def finetune(
     *,
     callback: FineTuneCallback | None = None,
     stop: Callable[[], bool] | None = None,
+    ranks: Ranks | None = None,
 ) -> FineTuneResult:
     """Fine-tune a speech model.
 
@@ -42,6 +45,10 @@ def finetune(
     Ctrl-C, or `stop`, ends it as soon as the optimizer has made its next update; all is saved then.
     A second Ctrl-C raises `KeyboardInterrupt` at once.
 
+    Several ranks have a share of each batch each, and make the same steps, those that one process
+    would make: their gradients are weighted by the labels they are of. All validate, and the first
+    alone writes. If one is to end, all do. All have to call this, and get the same result.
+
     Args:
         model: as its checkpoint is. It is trained in place, and left in evaluation mode with what
             was trained in it, which is on whatever a call says: load the adapter to use it.
@@ -50,8 +57,10 @@ def finetune(
         options: see there.
         callback: told how it goes.
         stop: asked after each step whether to end.
+        ranks: that train together; by default those that this process was launched with.
 
     Raises:
+        DistributedError: a rank is lost, or trains otherwise. What was saved stays.
         InputError: an option does not fit the model or the training that is to be resumed, there is
             training in the folder already, or the loss is not finite any more.
         UnsupportedOptionError: models of this family are not fine-tuned, or an adapter is over this
@@ -59,18 +68,25 @@ def finetune(
         CheckpointError: what is to be resumed is damaged.
         OSError: the folder cannot be written to.
     """
+    ranks = Ranks.of_launch() if ranks is None else ranks
+    ranks.check_options(options)
     folder = Path(options.adapter_path)
-    if not options.resume and (folder / STATE_FILE).exists():
+    if ranks.first and not options.resume and (folder / STATE_FILE).exists():
         message = "{adapter_path} {folder} has training in it already; {resume} goes on with it"
         raise InputError.about(message, option="adapter_path", folder=str(folder))
     mx.random.seed(options.seed)
-    with _interrupts() as interrupted:
+    trainable = Trainable(model, options)
+    if ranks.size > 1:  # dropout is another on each
+        seeds = np.random.SeedSequence([options.seed, ranks.rank])
+        mx.random.seed(int(seeds.generate_state(1, np.uint64)[0]))
+    with _interrupts() as interrupted, ranks:
         run = _Run(
-            Trainable(model, options),
+            trainable,
             processor,
             (train, valid),
             callback or FineTuneCallback(),
-            lambda: interrupted() or (stop is not None and stop()),
+            lambda: ranks.any(interrupted() or (stop is not None and stop())),
+            ranks,
         )
         return run()
 
@@ -88,18 +104,19 @@ class _Run:
         datasets: tuple[RecordingDataset, RecordingDataset | None],
         callback: FineTuneCallback,
         stop: Callable[[], bool],
+        ranks: Ranks,
     ):
-        self._trainable, self._options = trainable, trainable.options
+        self._trainable, self._options, self._ranks = trainable, trainable.options, ranks
         self._train, valid = datasets
         self._callback, self._stop = callback, stop
         self._validator = None
         if valid and self._options.val_batches:
-            self._validator = Validator(trainable, processor, valid)
+            self._validator = Validator(trainable, processor, valid, ranks)
         self._folder = Path(self._options.adapter_path)
         self._optimizer = make_optimizer(self._options)
         self._progress = Progress()
         if self._options.resume:
-            args = self._folder, trainable, self._optimizer, len(self._train)
+            args = self._folder, trainable, self._optimizer, len(self._train), ranks
             self._progress = load_state(*args)
         self._saved = self._progress.step
         every = self._options.grad_accumulation_steps
@@ -116,10 +133,13 @@ class _Run:
 
         options, began = self._options, time.perf_counter()
         mx.reset_peak_memory()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._ranks.first:
+            self._folder.mkdir(parents=True, exist_ok=True)
         with (
-            # where it writes at the end what is written already
-            tempfile.TemporaryDirectory(dir=self._folder, prefix=".") as unused,
+            # where its first rank writes at the end what is written already
+            tempfile.TemporaryDirectory(
+                dir=self._folder if self._ranks.first else None, prefix="."
+            ) as unused,
             _silent(trainer),
             _uncompiled_on_cpu(),
             restored_layers(self._trainable),
@@ -162,7 +182,9 @@ class _Run:
         for batch in iterate_batches(**asked, seed=self._options.seed, start=start):
             if self._between_steps():
                 return
-            yield loss_inputs(batch)
+            inputs = loss_inputs(batch, self._ranks)
+            self._ranks.expect()
+            yield inputs
 
     def _between_steps(self) -> bool:
         """Validate and save where that is due; whether training is to end here."""
@@ -195,20 +217,22 @@ class _Run:
         if not is_finite(list(trainable.weights().values())):
             raise self._losses.not_finite()
         args = self._folder, trainable, self._optimizer, self._progress, len(self._train)
-        save_state(*args)
-        write_adapter(
-            self._folder,
-            trainable.model,
-            lora=trainable.low_rank_terms(),
-            rank=options.lora_rank,
-            scale=options.lora_scale,
-            dropout=options.lora_dropout,
-            saved=trainable.trained.whole,
-            base_model=trainable.model.name_or_path,
-            revision=_revision(trainable.model),
-        )
+        save_state(*args, self._ranks)
+        if self._ranks.first:
+            write_adapter(
+                self._folder,
+                trainable.model,
+                lora=trainable.low_rank_terms(),
+                rank=options.lora_rank,
+                scale=options.lora_scale,
+                dropout=options.lora_dropout,
+                saved=trainable.trained.whole,
+                base_model=trainable.model.name_or_path,
+                revision=_revision(trainable.model),
+            )
         self._saved = self._losses.saved = self._progress.step
-        self._callback.on_save(self._saved, self._folder)
+        if self._ranks.first:
+            self._callback.on_save(self._saved, self._folder)
 
 
 class _Losses:

@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..errors import CheckpointError, InputError
 from ..files import replacing
 from .options import FineTuneOptions
+from .ranks import Ranks
 from .reports import ValLossReport
 from .trainable import Trainable
 
@@ -24,6 +25,9 @@ _FREE = (
     "skip_bad",
 )
 
+#: what else changes them
+_CALLED = {"model": "the model", "rows": "number of rows", "ranks": "number of ranks"}
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -34,24 +38,29 @@ class Progress:
 
 
 def save_state(
-    folder: Path, trainable: Trainable, optimizer: Any, progress: Progress, rows: int
+    folder: Path, trainable: Trainable, optimizer: Any, progress: Progress, rows: int, ranks: Ranks
 ) -> None:
     """Write it to the folder of the adapter, at once or not at all.
 
     Args:
         rows: examples that are trained on.
+        ranks: that train; the first writes, and what is random is another on each.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full.
     """
+    random = ranks.gather(mx.random.state[0].tolist())
+    if not ranks.first:
+        return
     arrays = {_WEIGHTS + name: array for name, array in trainable.weights().items()}
     arrays |= {_OPTIMIZER + name: array for name, array in tree_flatten(optimizer.state)}
-    arrays[_RANDOM] = mx.random.state[0]
+    arrays[_RANDOM] = mx.array(random, mx.uint32)
     told = {
         "step": progress.step,
         "validations": [asdict(report) for report in progress.validations],
         "model": trainable.model.name_or_path,
         "rows": rows,
+        "ranks": ranks.size,
         "options": _of_steps(trainable.options),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,24 +75,49 @@ def check_resumable(folder: Path) -> None:
         raise InputError.about(message, option="resume", folder=str(folder))
 
 
-def load_state(folder: Path, trainable: Trainable, optimizer: Any, rows: int) -> Progress:
+def load_state(
+    folder: Path, trainable: Trainable, optimizer: Any, rows: int, ranks: Ranks
+) -> Progress:
     """Put it back into what is trained, the optimizer and MLX's random numbers.
 
+    Of several ranks the first reads it, whose folder the others need not have.
+
     Raises:
-        InputError: there is none, or it is of training with other options, data or another model.
+        InputError: there is none, or it is of training with other options, data or ranks or another
+            model.
         CheckpointError: it is damaged.
+        DistributedError: the first rank did not find what it needs.
     """
+    arrays: dict[str, mx.array] = {}
+    told: dict[str, Any] = {}
+    if ranks.first:
+        arrays, told = _read_state(folder, trainable, rows, ranks.size)
+    told, arrays = ranks.broadcast(told), ranks.arrays(arrays)
+    trainable.model.update(tree_unflatten(list(_under(arrays, _WEIGHTS).items())))
+    optimizer.init(trainable.trainable_parameters())
+    optimizer.state = tree_unflatten(list(_under(arrays, _OPTIMIZER).items()))
+    high, low = arrays[_RANDOM].reshape(-1, 2)[ranks.rank].tolist()
+    mx.random.seed((high << 32) | low)
+    mx.eval(trainable.state, optimizer.state)
+    validations = [ValLossReport(**each) for each in told["validations"]]
+    return Progress(told["step"], tuple(validations))
+
+
+def _read_state(
+    folder: Path, trainable: Trainable, rows: int, size: int
+) -> tuple[dict[str, mx.array], dict[str, Any]]:
+    """Its arrays, and what is told of them; errors are as of `load_state`."""
     path = folder / STATE_FILE
     check_resumable(folder)
     try:
         arrays, metadata = mx.load(str(path), return_metadata=True)  # type: ignore[misc]
         told = json.loads(metadata["training"])
-        step, validations = told["step"], [ValLossReport(**each) for each in told["validations"]]
-        before = told["options"] | {"model": told["model"], "rows": told["rows"]}
+        _ = told["step"], [ValLossReport(**each) for each in told["validations"]]
+        before = told["options"] | {name: told[name] for name in ("model", "rows", "ranks")}
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     now = _of_steps(trainable.options)
-    now |= {"model": trainable.model.name_or_path, "rows": rows}
+    now |= {"model": trainable.model.name_or_path, "rows": rows, "ranks": size}
     for name, value in now.items():
         if before.get(name) != value:
             _refuse(name, value, before.get(name))
@@ -92,13 +126,7 @@ def load_state(folder: Path, trainable: Trainable, optimizer: Any, rows: int) ->
     shapes = {name: array.shape for name, array in weights.items()}
     if shapes != {name: array.shape for name, array in expected.items()}:
         raise CheckpointError(f"{path} is damaged: its tensors are not those of this training")
-    trainable.model.update(tree_unflatten(list(weights.items())))
-    optimizer.init(trainable.trainable_parameters())
-    optimizer.state = tree_unflatten(list(_under(arrays, _OPTIMIZER).items()))
-    high, low = arrays[_RANDOM].tolist()
-    mx.random.seed((high << 32) | low)
-    mx.eval(trainable.state, optimizer.state)
-    return Progress(step, tuple(validations))
+    return arrays, told
 
 
 def _of_steps(options: FineTuneOptions) -> dict[str, Any]:
@@ -109,7 +137,7 @@ def _of_steps(options: FineTuneOptions) -> dict[str, Any]:
 
 def _refuse(name: str, value: Any, before: Any) -> None:
     option = name if name in FineTuneOptions.__dataclass_fields__ else ""
-    what = "{option}" if option else {"model": "the model", "rows": "number of rows"}[name]
+    what = "{option}" if option else _CALLED[name]
     message = f"{what} is {{value!r}}, but was {{before!r}} in the training that {{resume}} goes on"
     values = {"value": value, "before": before}
     raise InputError.about(f"{message} with; leave one of them as it is", option=option, **values)

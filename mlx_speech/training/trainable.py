@@ -18,6 +18,7 @@ from ..models.conformer import BLANK
 from ..models.loss import IGNORED, ctc_losses, unchecked_cross_entropy
 from .batches import Batch
 from .options import FineTuneOptions
+from .ranks import Ranks
 
 TRAINABLE = ("granite_speech", "granite_speech_plus")
 #: text decoders, and whether mlx-lm has them
@@ -230,17 +231,28 @@ class Trainable(nn.Module):
         holder.module.update(in_float32)
 
 
-def loss_inputs(batch: Batch) -> tuple[mx.array, ...]:
-    """A batch as `loss` takes it: with the positions of which logits are needed.
+def loss_inputs(batch: Batch, ranks: Ranks | None = None) -> tuple[mx.array, ...]:
+    """A batch as `loss` takes it: with the positions of which logits are needed, and its weights.
 
     Logits of a whole vocabulary are the largest arrays of a step, and most positions are audio.
+
+    The weights, (3,), are factors on the losses of labels and of letters, which are means over what
+    this rank has of a batch, and how many labels all of it has for each rank. So means over ranks
+    are means over all of the batch, as of one process, however unequal the shares are.
+
+    Args:
+        ranks: that have a share of the batch each; all have to call it.
     """
+    ranks = Ranks(None) if ranks is None else ranks
     counts = np.array(batch.labels)[:, 1:] != IGNORED
+    ours = int(counts.sum()), int(counts.any(axis=1).sum())
+    all_labels, all_rows = (max(total, 1) / ranks.size for total in ranks.totals(*ours))
+    weights = ours[0] / all_labels, ours[1] / all_rows, all_labels
     number = int(counts.sum(axis=1).max(initial=1))
     # those that count come first; shapes differ little, since each is compiled for itself
     number = min(-(-number // _PLACES) * _PLACES, counts.shape[1])
     places = np.argsort(~counts, axis=1, kind="stable")[:, :number]
-    return *batch, mx.array(places.astype(np.int32))
+    return *batch, mx.array(places.astype(np.int32)), mx.array(weights, mx.float32)
 
 
 def loss(trainable: Trainable, *inputs: mx.array) -> tuple[mx.array, mx.array]:
@@ -248,21 +260,22 @@ def loss(trainable: Trainable, *inputs: mx.array) -> tuple[mx.array, mx.array]:
     the logits of the position before it, and where the CTC head is trained its loss added, a mean
     over recordings (see `ctc_loss`); and how many labels count.
 
-    A recording too short for its letters has no loss of the CTC head.
+    A recording too short for its letters has no loss of the CTC head. Where several ranks have a
+    share of the batch, it is the mean over theirs that is this.
 
     Args:
         inputs: see `loss_inputs`.
     """
-    *arrays, places = inputs
+    *arrays, places, weights = inputs
     batch = Batch(*arrays)
     logits, of_frames = trainable(batch, places)
     labels = mx.take_along_axis(batch.labels, places + 1, axis=1)
     number = (labels != IGNORED).sum()
-    total = unchecked_cross_entropy(logits, labels, mx.maximum(number, 1))
+    total = unchecked_cross_entropy(logits, labels, mx.maximum(number, 1)) * weights[0]
     if of_frames is not None:
         given = of_frames, batch.letters, batch.lengths
         losses, letters = ctc_losses(*given, blank=BLANK, zero_infinity=True)
-        total = total + (losses / mx.maximum(letters, 1)).mean()
+        total = total + (losses / mx.maximum(letters, 1)).mean() * weights[1]
     return total, number
 
 

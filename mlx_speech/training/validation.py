@@ -10,6 +10,7 @@ import numpy as np
 from ..models.loss import IGNORED
 from ..transcription.word_errors import word_error_rate, word_errors
 from .batches import Batch, RecordingDataset, iterate_batches
+from .ranks import Ranks
 from .reports import ValLossReport
 from .trainable import Trainable, loss, loss_inputs
 
@@ -18,10 +19,13 @@ _ANSWER_FACTOR, _ANSWER_TOKENS = 2, 8
 
 
 class Validator:
-    """Measures loss and word errors of a model in training."""
+    """Measures loss and word errors of a model in training; each rank those of its share."""
 
-    def __init__(self, trainable: Trainable, processor: Any, dataset: RecordingDataset):
+    def __init__(
+        self, trainable: Trainable, processor: Any, dataset: RecordingDataset, ranks: Ranks
+    ):
         self._trainable, self._processor, self._dataset = trainable, processor, dataset
+        self._ranks = ranks
 
     def __call__(
         self,
@@ -34,7 +38,7 @@ class Validator:
 
         Args:
             progress: called with how many batches are done, and of how many.
-            stop: asked before each batch whether to end.
+            stop: asked before each batch whether to end; says the same on all ranks.
         """
         from mlx_lm.tuner.trainer import evaluate
 
@@ -48,20 +52,22 @@ class Validator:
             for batch in iterate_batches(**asked):
                 if stop():
                     return
-                yield loss_inputs(batch)
+                yield loss_inputs(batch, self._ranks)
 
         def measured(trainable: Trainable, *inputs: mx.array) -> tuple[mx.array, mx.array]:
             nonlocal errors, words
-            batch = Batch(*inputs[:-1])
+            *arrays, _, weights = inputs
+            batch = Batch(*arrays)
             for reference, hypothesis in decoded(trainable, self._processor, batch):
                 errors += word_errors(reference, hypothesis)
                 words += len(reference.split())
-            return loss(trainable, *inputs)
+            return loss(trainable, *inputs)[0], weights[2]
 
         def count() -> None:
             nonlocal done
             done += 1
             progress(done, total)
+            self._ranks.expect()  # behind the last batch
 
         progress(0, total)
         value = evaluate(
@@ -77,13 +83,17 @@ class Validator:
         )
         if stop():
             return None
+        errors, words = map(int, self._ranks.totals(errors, words))
         rate = word_error_rate(errors, words)
         return ValLossReport(step, value, rate, words, time.perf_counter() - began)
 
 
 def decoded(trainable: Trainable, processor: Any, batch: Batch) -> list[tuple[str, str]]:
-    """The right text of each row, and what greedy decoding writes after its prompt."""
+    """The right text of each row, and what greedy decoding writes after its prompt; nothing of a
+    batch that does not count."""
     ids, counts = np.array(batch.input_ids), np.array(batch.labels) != IGNORED
+    if not counts.any():
+        return []
     answers = [row[counted] for row, counted in zip(ids, counts, strict=True)]
     prompts = [row[: counted.argmax()] for row, counted in zip(ids, counts, strict=True)]
     audio_tokens = (batch.audio_positions >= 0).sum(axis=1, keepdims=True)

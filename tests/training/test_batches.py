@@ -26,7 +26,7 @@ class FakeDataset:
     """Of rows with these lengths; a batch is the rows in it."""
 
     def __init__(self, lengths):
-        self.lengths = lengths
+        self.lengths, self.counted = lengths, []
 
     def __len__(self):
         return len(self.lengths)
@@ -34,7 +34,8 @@ class FakeDataset:
     def num_tokens(self, index):
         return self.lengths[index]
 
-    def batch(self, indices, random):
+    def batch(self, indices, random, *, counted):
+        self.counted.append(counted)
         return list(indices), random.random()
 
 
