@@ -131,15 +131,19 @@ class RecordingDataset:
         lengths = [len(each) for each in audio]
         examples = [self.examples[index] for index in indices]
         rows = [self._ids(each, size) for each, size in zip(examples, lengths, strict=True)]
-        ids, labels, positions = zip(*rows, strict=True)
+        ids, labels, positions = map(list, zip(*rows, strict=True))
+        letters = [each.letters for each in examples]
+        if not counted:
+            labels = [[IGNORED] * len(row) for row in labels]
+            letters = [(IGNORED,) * len(row) for row in letters]
         frames = _rounded_up(max(lengths), _WINDOWS * self._encoder.window_size)
         return Batch(
             _padded(ids, self._pad_id),
-            _padded(labels if counted else [[]] * len(ids), IGNORED),
+            _padded(labels, IGNORED),
             _padded(positions, -1),
             mx.stack([mx.pad(each, [(0, frames - len(each)), (0, 0)]) for each in audio]),
             mx.array(lengths),
-            _padded([each.letters if counted else () for each in examples], IGNORED),
+            _padded(letters, IGNORED),
         )
 
     def _ids(self, example: Example, frames: int) -> tuple[list[int], list[int], list[int]]:
