@@ -28,7 +28,8 @@ parity: $(VENV)/parity.stamp ## random small models, live beside transformers
 
 bench: $(VENV)/bench.stamp ## speed, beside mlx-audio, mlx-lm and transformers
 	status=0; \
-	for name in encoder one_pass decoder speech_to_text quantized audio drafts drafts_at_size server live; do \
+	for name in encoder one_pass decoder speech_to_text quantized audio drafts drafts_at_size server live \
+		distributed; do \
 		$(BIN)/python tests/benchmarks/$$name.py || status=1; \
 	done; exit $$status
 

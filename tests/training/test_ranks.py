@@ -249,7 +249,7 @@ def test_resumed_by_another_number(two):
 
 def test_a_batch_that_cannot_be_shared():
     ranks = Ranks(SimpleNamespace(rank=0, size=3))
-    with pytest.raises(InputError, match="^batch_size is 4, but must be a multiple of 3, as each"):
+    with pytest.raises(InputError, match=r"^batch_size is 4, but must be a multiple of 3, as each"):
         ranks.check_options(FineTuneOptions())
 
 
