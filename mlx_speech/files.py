@@ -13,7 +13,7 @@ from .errors import InputError
 
 # the beginning of the names of what is being written, and the end of that of a folder that one is
 # to replace; short, since a name that is as long as the file system allows must be writable, too
-_HIDDEN = ".mlx-speech-"
+HIDDEN = ".mlx-speech-"
 _REPLACED = ".old"
 # where the system does not tell: bytes of a name, and of a path with its end
 _LIMITS = {"PC_NAME_MAX": 255, "PC_PATH_MAX": 1024}
@@ -77,7 +77,7 @@ def replacing_all(paths: Sequence[Path], *, overwrite: bool = True) -> Iterator[
         temporaries = []
         for path, target in zip(paths, targets, strict=True):
             with errors_about(path):
-                handle, name = tempfile.mkstemp(dir=target.parent, prefix=_HIDDEN)
+                handle, name = tempfile.mkstemp(dir=target.parent, prefix=HIDDEN)
                 os.close(handle)
                 temporaries.append(Path(name))
                 stack.callback(temporaries[-1].unlink, missing_ok=True)
@@ -121,7 +121,7 @@ def errors_about(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        named = error.filename is not None and _HIDDEN not in os.path.basename(str(error.filename))
+        named = error.filename is not None and HIDDEN not in os.path.basename(str(error.filename))
         if named or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -227,7 +227,7 @@ def clean_up(path: Path) -> None:
 def _hidden_prefix(path: Path) -> str:
     """The same for all that is hidden beside a path, and short however long its name is."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()
-    return f"{_HIDDEN}{digest[:12]}-"
+    return f"{HIDDEN}{digest[:12]}-"
 
 
 def _lock(stack: ExitStack, folder: Path, *, wait: bool = True) -> bool:

@@ -162,7 +162,7 @@ _GROUPS: dict[str, dict[str, Any]] = {
     },
     "how": {
         "--iters N": "steps, each with one batch",
-        "--batch-size N": "recordings in a batch",
+        "--batch-size N": "recordings in a batch, of all ranks of mlx.launch together",
         "--learning-rate X": "size of a step; a schedule is for the YAML file",
         "--optimizer": {"help": "one of MLX", "choices": OPTIMIZERS},
         "--grad-accumulation-steps N": "batches whose gradients make one update",

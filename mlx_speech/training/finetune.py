@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
+from ..files import HIDDEN
 from .adapter_folder import write_adapter
 from .batches import RecordingDataset, iterate_batches
 from .options import FineTuneOptions
@@ -138,7 +139,7 @@ class _Run:
         with (
             # where its first rank writes at the end what is written already
             tempfile.TemporaryDirectory(
-                dir=self._folder if self._ranks.first else None, prefix="."
+                dir=self._folder if self._ranks.first else None, prefix=HIDDEN
             ) as unused,
             _silent(trainer),
             _uncompiled_on_cpu(),

@@ -30,7 +30,8 @@ class FineTuneOptions:
     optimizer, optimizer_config, learning_rate, lr_schedule: as in `mlx_lm.lora`; a schedule stands
         in the place of the rate, `{"name": ..., "arguments": [...], "warmup": steps}`.
     iters: steps, each with a batch; what is left behind the last update is not made.
-    batch_size, grad_accumulation_steps: recordings in a batch; batches before an update.
+    batch_size, grad_accumulation_steps: recordings in a batch, of all ranks together; batches
+        before an update.
     max_seq_length: tokens of prompt, audio and text together; a longer recording is bad data.
     val_batches: batches of a validation's loss and words; -1 for all, 0 for no validation.
     steps_per_report, steps_per_eval, save_every: steps between reports, validations and saves.

@@ -6,14 +6,14 @@ from pathlib import Path
 from ..checkpoint.card import CARD
 from ..checkpoint.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, APPLE_DOUBLE
 from ..errors import InputError
-from ..files import already_exists, check_name
+from ..files import HIDDEN, already_exists, check_name
 from .data import CACHE_FOLDER
 from .state import STATE_FILE, check_resumable
 
 #: what training writes; the cache stays whatever is trained
 _WRITTEN = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, STATE_FILE, CARD)
-# what a Mac puts into a folder that is looked at, or copied to
-_INCIDENTAL = (".DS_Store", APPLE_DOUBLE)
+# what a Mac puts into a folder that is looked at, or copied to; what a killed process left
+_INCIDENTAL = (".DS_Store", APPLE_DOUBLE, f"{HIDDEN}*")
 
 
 def check_target(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:

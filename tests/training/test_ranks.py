@@ -18,6 +18,7 @@ from mlx_speech.training.finetune import finetune
 from mlx_speech.training.options import FineTuneOptions
 from mlx_speech.training.ranks import Ranks
 from mlx_speech.training.state import STATE_FILE
+from mlx_speech.training.target import check_target
 from mlx_speech.training.trainable import Trainable
 
 from .conftest import write_jsonl
@@ -306,6 +307,7 @@ def test_one_is_lost(tmp_path, number, told):
     assert said.count("\n") == 1
     _, about = mx.load(str(tmp_path / "adapter" / STATE_FILE), return_metadata=True)
     assert json.loads(about["training"])["step"] == 2
+    check_target(tmp_path / "adapter", overwrite=True)
 
 
 def test_ctrl_c_at_one(tmp_path):
