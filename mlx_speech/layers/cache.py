@@ -199,6 +199,10 @@ class KVCache:
         if self.prompt_lengths is not None and other.prompt_lengths is not None:
             self.prompt_lengths = mx.concatenate([self.prompt_lengths, other.prompt_lengths])
 
+    def latest(self, count: int) -> LatestOfLayer:
+        """The `count` latest positions; see `LatestPositions`, which has those of all layers."""
+        return LatestOfLayer(self, count)
+
 
 class LatestPositions:
     """The `count` latest positions of every layer, where rows that trade places are the same in all
@@ -212,24 +216,36 @@ class LatestPositions:
     """
 
     def __init__(self, cache: Sequence[Any], count: int):
-        self._layers = []
-        for layer in cache:
-            if isinstance(layer, CrossAttentionCache):
-                continue  # has no positions: rows that trade places are the same
-            # where the next position overwrites one, they are no longer in order
-            full = layer.max_size is not None and layer.length >= layer.max_size
-            places = slice(0 if full else layer.length - count, layer.length)
-            parts = [mx.contiguous(stored[:, :, places]) for stored in layer.state]
-            self._layers.append((layer, layer.length, layer.state, places, parts))
-        mx.async_eval([parts for *_, parts in self._layers])
+        # the other kind has no positions: rows that trade places are the same
+        layers = (layer for layer in cache if not isinstance(layer, CrossAttentionCache))
+        self._layers = [layer.latest(count) for layer in layers]
+        mx.async_eval([latest.parts for latest in self._layers])
 
     def reorder(self, rows: mx.array) -> None:
         """Make row i of every layer what row `rows[i]` was at first, without what was appended
         since; may be called again."""
-        for layer, length, state, places, parts in self._layers:
-            for stored, part in zip(state, parts, strict=True):
-                stored[:, :, places] = part[rows]
-            layer.length, layer.state = length, state
+        for latest in self._layers:
+            latest.reorder(rows)
+
+
+class LatestOfLayer:
+    """As `LatestPositions`, of one layer.
+
+    parts: the copies.
+    """
+
+    def __init__(self, layer: KVCache, count: int):
+        # where the next position overwrites one, they are no longer in order
+        full = layer.max_size is not None and layer.length >= layer.max_size
+        self._places = slice(0 if full else layer.length - count, layer.length)
+        self._layer, self._length, self._state = layer, layer.length, layer.state
+        self.parts = [mx.contiguous(stored[:, :, self._places]) for stored in layer.state]
+
+    def reorder(self, rows: mx.array) -> None:
+        """See `LatestPositions.reorder`."""
+        for stored, part in zip(self._state, self.parts, strict=True):
+            stored[:, :, self._places] = part[rows]
+        self._layer.length, self._layer.state = self._length, self._state
 
 
 class RotatingKVCache(KVCache):
