@@ -57,7 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(reply, "--max-tokens", help="limit of each (default: 512)")
     add(reply, "--temperature", "--top-p", "--top-k", "--min-p", "--seed")
     memory = group("memory")
-    add(memory, "--max-kv-size", "--kv-bits", "--kv-group-size", "--quantized-kv-start", "--dtype")
+    add(memory, "--max-kv-size", "--kv-bits", "--kv-group-size", "--quantized-kv-start")
+    add(memory, "--dtype", "--tensor-parallel")
     common.add_console_options(parser)
     common.add_about_options(parser)
     return parser
@@ -70,6 +71,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse what no model could do, before one is loaded for it."""
+    common.need_tensor_parallel(parser, args)
+    if args.tensor_parallel and args.chat_model is not None:
+        parser.error("--chat-model is run by mlx-lm in one process: leave out --tensor-parallel")
     common.check_generation(args)
 
 

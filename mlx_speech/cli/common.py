@@ -107,6 +107,7 @@ _OPTIONS: dict[str, Any] = {
     },
     "--quantized-kv-start N": "keep the cache as it is up to N tokens (default: 0)",
     "--prefill-step-size N": "tokens of a prompt that are read at once (default: 2048)",
+    "--tensor-parallel": "share the decoder's layers among the processes of mlx.launch",
     "--dtype": {"help": "compute in this type", "choices": DTYPES},
     "--verbose": "say what is done and how fast",
     "--quiet": "say nothing but errors",
@@ -230,10 +231,18 @@ def run_command(
             with console.showing_warnings():
                 if rank_of_launch() is not None and not distributed:
                     parser.error("this command runs in one process: start it without mlx.launch")
+                shared = explicit_options(args, ["tensor_parallel"]).get("tensor_parallel", False)
+                if shared and rank_of_launch() is None:
+                    launch = f"mlx.launch -n 2 -- {parser.prog} --tensor-parallel"
+                    parser.error(f"--tensor-parallel is for several processes: {launch} ...")
                 try:
                     usage = check_usage(parser, args)
                 except InputError as error:
                     parser.error(error.spelled(as_option))
+                if shared:
+                    from .tensor_parallel import run_shared
+
+                    return run_shared(args, console, lambda: work(args, console, usage))
                 return work(args, console, usage)
     except KeyboardInterrupt:
         console.say("interrupted")
@@ -281,15 +290,34 @@ def print_replies(responses: Generator[GenerationResponse, None, None]) -> Gener
         print(flush=True)
 
 
-def load_named(args: argparse.Namespace, console: Console) -> tuple[Any, Any]:
-    """The model and processor that --model, --revision, --adapter and --dtype name."""
-    from ..loading import load
+def load_named(
+    args: argparse.Namespace, console: Console, model: str | None = None
+) -> tuple[Any, Any]:
+    """The model and processor that --model, --revision, --adapter and --dtype name; with
+    --tensor-parallel, the others load their shards of it.
 
+    Args:
+        model: another than --model names.
+    """
+    model, options = model or args.model, loading_options(args, console)
     start = time.perf_counter()
-    loaded = load(args.model, **loading_options(args, console))
+    if "leader" in args:
+        from .tensor_parallel import load_shared
+
+        loaded = load_shared(args.leader, model, **options)
+    else:
+        from ..loading import load
+
+        loaded = load(model, **options)
     seconds = time.perf_counter() - start
-    console.detail(f"{args.model}: loaded in {seconds:.1f} s from {loaded[0].folder}")
+    console.detail(f"{model}: loaded in {seconds:.1f} s from {loaded[0].folder}")
     return loaded
+
+
+def need_tensor_parallel(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse several processes that would all do the same."""
+    if rank_of_launch() is not None and not args.tensor_parallel:
+        parser.error("several processes share one model: add --tensor-parallel")
 
 
 def loading_options(args: argparse.Namespace, console: Console) -> dict[str, Any]:

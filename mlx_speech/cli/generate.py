@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(answer, "--repetition-penalty", "--num-beams", "--draft-model", "--num-draft-tokens")
     memory = group("memory")
     add(memory, "--max-kv-size", "--kv-bits", "--kv-group-size", "--quantized-kv-start")
-    add(memory, "--prefill-step-size", "--dtype")
+    add(memory, "--prefill-step-size", "--dtype", "--tensor-parallel")
     common.add_console_options(parser)
     common.add_about_options(parser)
     return parser
@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse what no model could do, before one is loaded for it."""
+    common.need_tensor_parallel(parser, args)
     if args.prompt is None and sys.stdin.isatty():
         parser.error("give --prompt TEXT, or a text on standard input")
     if args.system_prompt is not None and args.ignore_chat_template:

@@ -110,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_model_options(model, common.SPEECH_MODEL)
     types = {"metavar": "TYPE", "help": "compute in float32, float16 or bfloat16"}
     add_shared(model, "--dtype", **types)
+    add_shared(model, "--tensor-parallel", help="share the decoder among ranks of mlx.launch")
     add(model, {"--list-models": "list released models, and stop"}, action=_ListModels, nargs=0)
 
     tasks = {

@@ -8,6 +8,8 @@ import json
 import queue
 import struct
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +122,25 @@ class Bus:
             self._inbox.put(error)
         finally:
             mx.clear_streams()  # or the process may abort at exit
+
+
+@contextmanager
+def attended(group: Group) -> Iterator[None]:
+    """Around what takes each rank a time of its own, such as reading a model, all ranks being at
+    the same: they know meanwhile that the others are there, and wait for each other at its end.
+
+    Raises:
+        DistributedError: a rank is lost, or something was raised in it.
+    """
+    bus = Bus(group)
+    bus.start()
+    try:
+        yield
+    except BaseException as error:
+        bus.fail(str(error) or "interrupted")
+        raise
+    bus.close()
+    bus.receive(0)
 
 
 def _whole(stream: bytearray) -> list[tuple[Any, bytes]]:

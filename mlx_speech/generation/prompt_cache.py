@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, UnsupportedOptionError
 from ..fields import fit_items, fitted
 from ..files import replacing
 from ..layers.cache import KVCache, QuantizedKVCache, RotatingKVCache, Size
@@ -54,9 +54,10 @@ def save_prompt_cache(
     Raises:
         InputError: the cache is of a padded batch, the file cannot be written, or there is one that
             may not be replaced.
+        UnsupportedOptionError: as of `load_prompt_cache`.
     """
     path = _path(path)
-    check_generates(model)
+    _check_model(model)
     if not cache or not is_cache(cache):
         raise InputError.must_be("cache", cache, "what make_cache returned")
     metadata = {name: fitted(name, text, str) for name, text in (metadata or {}).items()}
@@ -92,10 +93,10 @@ def load_prompt_cache(
     Raises:
         CheckpointError: it is none, is damaged, or belongs to another model.
         InputError: there is no such file, or `path` is no path.
-        UnsupportedOptionError: `model` is none that generates.
+        UnsupportedOptionError: `model` is none that generates, or shares its layers.
     """
     path = _path(path)
-    check_generates(model)
+    _check_model(model)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
@@ -113,6 +114,15 @@ def load_prompt_cache(
         return cache, texts
     except (RuntimeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a prompt cache of this program") from error
+
+
+def _check_model(model: GenerativeModel) -> None:
+    check_generates(model)
+    if getattr(model, "sharding_group", None) is not None:
+        raise UnsupportedOptionError(
+            "a cache is not kept in a file where several processes share the layers of a model: "
+            "each has a part of it"
+        )
 
 
 def _path(path: Any) -> Path:

@@ -8,18 +8,21 @@ around it and else as its model does by default.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
+
+T = TypeVar("T")
 
 # per context, hence per thread: two callers of one model do not see each other's choice
 _adapter_in_use: ContextVar[bool | None] = ContextVar("adapter_in_use", default=None)
 
 
 @contextmanager
-def use_adapter(enabled: bool):
-    """Within it, adapted layers that are called apply their adapter, or do not."""
+def use_adapter(enabled: bool | None):
+    """Within it, adapted layers that are called apply their adapter, or do not; None: as if nothing
+    was said."""
     token = _adapter_in_use.set(enabled)
     try:
         yield
@@ -27,7 +30,7 @@ def use_adapter(enabled: bool):
         _adapter_in_use.reset(token)
 
 
-def adapter_in_use(default: bool) -> bool:
+def adapter_in_use(default: T) -> bool | T:
     """What `use_adapter` says around this, or else the default."""
     chosen = _adapter_in_use.get()
     return default if chosen is None else chosen

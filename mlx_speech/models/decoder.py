@@ -37,6 +37,7 @@ from .config import (
     Width,
 )
 from .initialization import init_weights
+from .leader import LedModel
 
 
 class Scales(NamedTuple):
@@ -234,9 +235,11 @@ class DecoderModel(PretrainedModel):
 
     Attributes:
         sharding_group: the ranks that share the layers; None if this process has all of them.
+        leader: has the other ranks run their shares with this one; None: each does so by itself.
     """
 
     sharding_group: ShardingGroup | None = None
+    leader: LedModel | None = None
 
     base_model_prefix = ""
     tied_head = None
@@ -359,7 +362,8 @@ class DecoderModel(PretrainedModel):
         """
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
-        x = self.norm(self.run_stack(x, cache, mask, position_ids, states, weights))
+        run = self.run_stack if self.leader is None else self.leader.run_stack
+        x = self.norm(run(x, cache, mask, position_ids, states, weights))
         if states is not None:
             states.append(x)
         return x
@@ -419,7 +423,8 @@ class DecoderModel(PretrainedModel):
 
     def make_cache(self, left_padding: LeftPadding = None, **options: Any) -> list[KVCache]:
         """An empty cache, one entry a layer; see `mlx_speech.layers.cache.make_cache`."""
-        return make_cache(self.config.num_hidden_layers, left_padding, **options)
+        cache = make_cache(self.config.num_hidden_layers, left_padding, **options)
+        return cache if self.leader is None else self.leader.recorded(cache, left_padding, options)
 
     def _input_embeds(self, input_ids: Any, inputs_embeds: Any) -> mx.array:
         if (input_ids is None) == (inputs_embeds is None):

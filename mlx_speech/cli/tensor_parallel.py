@@ -1,0 +1,93 @@
+"""--tensor-parallel: rank 0 does what a command line asks for, the others follow it."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from .. import __version__
+from ..auto import AutoConfig
+from ..checkpoint.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, weight_files
+from ..checkpoint.hub import resolve_adapter, resolve_checkpoint
+from ..distributed.bus import attended
+from ..distributed.digests import folder_digests
+from ..distributed.group import Group
+from ..loading import load, load_shard
+from ..models.leader import Leader, follow
+from .console import Console
+from .ranks import start_group
+
+
+def run_shared(args: argparse.Namespace, console: Console, work: Callable[[], int]) -> int:
+    """Do the work on rank 0, and what it takes of that on others; the exit status.
+
+    Args:
+        args: gets a `leader`, by which `load_named` loads.
+
+    Raises:
+        DistributedError: a rank is lost, or is not like the others.
+    """
+    group = start_group(console)
+    if group is None:
+        return work()
+    if group.rank:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what that is to do, rank 0 decides
+        follow(group, lambda told: _load(group, load_shard, **told, progress=False))
+        return 0
+    args.leader = Leader(group)
+    try:
+        return work()
+    finally:
+        args.leader.close()
+
+
+def load_shared(leader: Leader, model: str, *, progress: bool, **options: Any) -> tuple[Any, Any]:
+    """As `load`, on rank 0; the others load their shards.
+
+    Raises:
+        DistributedError: a rank is lost or fails, or has other files or versions.
+    """
+    told = {"model": model, **options}
+
+    def load_own() -> tuple[Any, Any]:
+        loaded = _load(leader.group, load, **told, progress=progress)
+        return loaded, loaded[0].get_decoder()
+
+    return leader.load(told, load_own)
+
+
+def _load(
+    group: Group,
+    load_own: Callable[..., Any],
+    model: str,
+    *,
+    revision: str | None,
+    adapter: str | None,
+    dtype: str | None,
+    progress: bool,
+) -> Any:
+    """What this rank has of a model, if all have the same files, and compute in the same type."""
+    with attended(group):
+        folder = resolve_checkpoint(model, revision=revision, progress=progress)
+        AutoConfig.from_pretrained(folder).check_sharding(group.size)
+        facts = {"mlx_speech": __version__, "mlx": mx.__version__} | _digests(folder, "the model")
+        if adapter is not None:
+            own = resolve_adapter(adapter, progress=progress)
+            facts |= _digests(own, "the adapter")
+    group.check_same(facts)
+    with attended(group):
+        options = {"revision": revision, "adapter": adapter, "dtype": dtype, "progress": progress}
+        loaded = load_own(model, tensor_group=group.distributed, **options)
+        part = loaded[0] if isinstance(loaded, tuple) else loaded
+    group.check_same({"the type of numbers, which --dtype sets,": str(part.dtype).split(".")[-1]})
+    return loaded
+
+
+def _digests(folder: Path, what: str) -> dict[str, str]:
+    names = ["config.json", *weight_files(folder), ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+    return {f"{name} of {what}": known for name, known in folder_digests(folder, names).items()}
