@@ -33,6 +33,7 @@ def started_ranks(
     *,
     absent: Sequence[int] = (),
     env: Mapping[str, str] | None = None,
+    stdin: int = subprocess.DEVNULL,
 ) -> Iterator[dict[int, subprocess.Popen]]:
     """Processes by rank, killed at the end.
 
@@ -41,6 +42,7 @@ def started_ranks(
             `{rank}` in them becomes the rank.
         folder: for the hostfile.
         absent: ranks that never start.
+        stdin: of each, as of `Popen`.
     """
     hostfile = folder / f"hosts-{os.urandom(4).hex()}.json"
     hostfile.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
@@ -54,7 +56,7 @@ def started_ranks(
                 [sys.executable, *arguments],
                 env={**os.environ, **ours, **(env or {})},
                 cwd=ROOT,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -65,7 +67,7 @@ def started_ranks(
         for process in started:
             process.kill()
             process.wait()
-            for stream in (process.stdout, process.stderr):
+            for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
 

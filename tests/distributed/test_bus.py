@@ -102,3 +102,26 @@ def test_a_rank_that_dies_or_hangs(tmp_path, killed, number):
         os.kill(processes.pop(killed).pid, number)
         for process in processes.values():
             check_ended(process)
+
+
+def test_attended(tmp_path):
+    """Ranks wait for the slowest as long as it takes, and learn what goes wrong in another."""
+    code = """
+    from mlx_speech.distributed.bus import attended
+    with attended(group):
+        time.sleep(group.rank * 4)
+    say(group.broadcast(b"all" if group.rank == 0 else b""))
+    try:
+        with attended(group):
+            if group.rank == 1:
+                raise ValueError("no such file")
+    except (DistributedError, ValueError) as error:
+        say(error)
+    """
+    results = run_ranks(
+        program(BUS.replace("bus.start()", "") + code), 2, tmp_path, env={"LIMIT": "3"}
+    )
+    assert results == [
+        (0, "b'all'\nrank 1 has failed: no such file\n", ""),
+        (0, "b'all'\nno such file\n", ""),
+    ]

@@ -16,8 +16,12 @@ ADAPTED = ["0.self_attn.q_proj", "1.self_attn.v_proj", "1.self_attn.o_proj", "0.
 def cases(tmp_path_factory) -> dict[str, dict]:
     """Where models and their adapters are, and whether they take audio."""
     folder, found = tmp_path_factory.mktemp("models"), {}
+    # the frequencies of one are of how long each row's prompt is
+    long = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 6}
+    long |= {"short_factor": [1.0] * 16, "long_factor": [8.0] * 16, "factor": 32.0}
     for family in ("granite", "llama", "jais2", "speech"):
-        path = save(random_model(family), folder / family)
+        changes = {"rope_parameters": long} if family == "llama" else {}
+        path = save(random_model(family, **changes), folder / family)
         found[family] = {"folder": str(path), "adapter": None, "audio": family == "speech"}
     decoder_adapter(folder / "speech", random_model("speech"), ADAPTED)
     edit_json(folder / "speech" / "config.json", has_lora_adapter=True)

@@ -1,0 +1,240 @@
+"""`--tensor-parallel`: the first of several processes does what one does, and others follow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, edit_json
+from ranks import SECONDS, finished, free_ports, run_ranks, started_ranks
+
+from mlx_speech.cli import chat, generate, transcribe
+
+AUDIO = ROOT / "tests" / "data" / "audio"
+RECORDINGS = [str(AUDIO / f"{name}.flac") for name in ("espeak_03", "festival_13", "flite_08")]
+#: with a short time limit, and pings that come often
+PROGRAM = """
+import sys
+from mlx_speech.cli import ranks
+from mlx_speech.models import leader
+started = ranks.start_group
+def start_group(console):
+    group = started(console)
+    group.timeout = 8.0
+    return group
+ranks.start_group = start_group
+leader.SECONDS_BETWEEN_PINGS = 0.2
+from mlx_speech.cli.chat import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def alone(*arguments: str, said: str = "") -> tuple[int, str, str]:
+    """What one process prints."""
+    env = {name: value for name, value in os.environ.items() if name != "MLX_RANK"}
+    command = [sys.executable, "-m", *arguments]
+    how = {"capture_output": True, "text": True, "cwd": ROOT, "timeout": SECONDS}
+    done = subprocess.run(command, input=said, env=env, **how)
+    return done.returncode, done.stdout, done.stderr
+
+
+def launched(*arguments: str, said: str = "") -> tuple[str, str]:
+    """What two print that mlx.launch starts, which does not tell how they end."""
+    launch = "from mlx._distributed_utils.launch import main; main()"
+    how = ["-n", "2", "--backend", "ring", "--starting-port", str(free_ports(1)[0])]
+    command = [sys.executable, "-c", launch, *how, "--", sys.executable, "-m", *arguments]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, errors = process.communicate(said, timeout=SECONDS)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    lines = (line for line in errors.splitlines() if not line.startswith("[ring]"))
+    return printed, "".join(f"{line}\n" for line in lines)
+
+
+def rounded(folder: Path) -> dict[str, object]:
+    """What files hold, probabilities as far as sums in another order leave them alone."""
+
+    def parsed(pairs: list) -> dict:
+        inexact = ("avg_logprob", "probability")
+        return {name: round(value, 4) if name in inexact else value for name, value in pairs}
+
+    return {
+        path.name: json.loads(path.read_text(), object_pairs_hook=parsed)
+        if path.suffix == ".json"
+        else path.read_bytes()
+        for path in folder.iterdir()
+    }
+
+
+def test_transcribe(tmp_path):
+    """Files are written by the first alone, and are those of one process; so is what it says."""
+    options = ["--model", str(TINY), "-f", "all", "--word-timestamps", *RECORDINGS, "nowhere.wav"]
+    one = alone("mlx_speech.transcribe", *options, "-o", str(tmp_path / "one"))
+    command = ["-m", "mlx_speech.transcribe", *options, "--tensor-parallel"]
+    led, follower = run_ranks([*command, "-o", str(tmp_path / "{rank}")], 2, tmp_path)
+    assert led[:2] == one[:2] == (1, "")
+    assert [line.split(" (")[0] for line in led[2].splitlines()] == [
+        line.split(" (")[0] for line in one[2].splitlines()
+    ]
+    assert follower == (0, "", "")
+    assert not (tmp_path / "1").exists()
+    assert rounded(tmp_path / "0") == rounded(tmp_path / "one")
+    again = [*command, "-o", str(tmp_path / "0"), "--resume"]  # loads nothing
+    led, follower = run_ranks(again, 2, tmp_path)
+    assert led[0] == 1
+    assert "3 skipped" in led[2]
+    assert follower == (0, "", "")
+
+
+def test_generate(tmp_path):
+    options = ["--model", str(TINY), "--prompt", "the radio", "--num-beams", "3", "--quiet"]
+    one = alone("mlx_speech.generate", *options)
+    assert one[1].strip()
+    led = run_ranks(["-m", "mlx_speech.generate", *options, "--tensor-parallel"], 2, tmp_path)
+    assert led == [one, (0, "", "")]
+
+
+def test_chat(tmp_path):
+    """Lines that come through mlx.launch, which gives them to all."""
+    lines = ["Hello there", "What is it?", f"/audio {RECORDINGS[0]}", "/reset", "Hello there"]
+    said = "".join(f"{line}\n" for line in [*lines, f"/save {tmp_path / 'chat'}", "/quit"])
+    options = ["--model", str(TINY), "--max-tokens", "12", "--max-kv-size", "80"]
+    _, printed, errors = alone("mlx_speech.chat", *options, said=said)
+    (tmp_path / "chat").unlink()
+    led = launched("mlx_speech.chat", *options, "--tensor-parallel", said=said)
+    assert led[0] == printed
+    refused = "error: a cache is not kept in a file where several processes share the layers of a "
+    ours = [line for line in led[1].splitlines() if "Node with rank" not in line]
+    assert ours == [*errors.splitlines()[:-1], f"{refused}model: each has a part of it"]
+
+
+@contextmanager
+def chatting(folder: Path) -> Iterator[dict[int, subprocess.Popen]]:
+    """Two processes after a first reply; nothing more is said to them."""
+    command = ["-c", PROGRAM, "--model", str(TINY), "--max-tokens", "3", "--tensor-parallel"]
+    with (
+        started_ranks([*command, "--quiet"], 2, folder, stdin=subprocess.PIPE) as processes,
+        ExitStack() as inputs,
+    ):
+        processes[0].stdin.write("Hello there\n")
+        processes[0].stdin.flush()
+        assert processes[0].stdout.readline()
+        for process in processes.values():
+            inputs.enter_context(process.stdin)
+            process.stdin = None  # or `communicate` would close it
+        yield processes
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_lost(tmp_path, lost, number):
+    """While nothing is computed; the other ends within the limit, with one line."""
+    with chatting(tmp_path) as processes:
+        os.kill(processes.pop(lost).pid, number)
+        (other,) = processes.values()
+        status, _, said = finished(other)
+    who = "error: rank 1: " if lost == 0 else "error: "
+    reasons = ["the connection to another rank was lost", "nothing came from another rank for 8 s"]
+    assert status == 1
+    assert said.startswith(tuple(who + reason for reason in reasons))
+    assert said.count("\n") == 1
+
+
+def test_interrupted(tmp_path):
+    """Ctrl-C, which all processes get: what becomes of it is for the first to say."""
+    with chatting(tmp_path) as processes:
+        for rank in (1, 0):
+            os.kill(processes[rank].pid, signal.SIGINT)
+        ended = [finished(process) for process in processes.values()]
+    assert ended == [(130, "", "interrupted\n"), (0, "", "")]
+
+
+IN_FOLDER = """
+import os, sys
+os.chdir(sys.argv.pop(1))
+from mlx_speech.cli.generate import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def failures(tmp_path: Path, size: int, *options: str, folder: str = ".") -> list[str]:
+    """What each rank says that does not get as far as computing."""
+    options = ("--prompt", "x", "--tensor-parallel", *options)
+    ranks = run_ranks(["-c", IN_FOLDER, folder, *options], size, tmp_path)
+    assert [(status, printed) for status, printed, _ in ranks] == [(1, "")] * size
+    assert all(said.count("\n") == 1 for *_, said in ranks)
+    return [said for *_, said in ranks]
+
+
+def test_models_that_cannot_be_shared(tmp_path):
+    first, *others = failures(tmp_path, 3, "--model", str(TINY))
+    heads = "granite has 2 KV heads: tensor parallelism takes 2 processes, not 3\n"
+    assert first == f"error: {heads}"
+    assert others == [f"error: rank {rank}: {heads}" for rank in (1, 2)]
+
+
+def test_ranks_that_are_not_the_same(tmp_path, tiny_copy):
+    """Other files at the same place, or none."""
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+    os.symlink(TINY, tmp_path / "0" / "model")
+    os.rename(tiny_copy, tmp_path / "1" / "model")
+    edit_json(tmp_path / "1" / "model" / "config.json", architectures=["another"])
+    where = {"folder": str(tmp_path / "{rank}")}
+    first, other = failures(tmp_path, 2, "--model", "./model", **where)
+    assert first.startswith("error: config.json of the model is another on rank 1 (")
+    assert other == first.replace("error: ", "error: rank 1: ")
+    os.remove(tmp_path / "1" / "model" / "config.json")
+    first, other = failures(tmp_path, 2, "--model", "./model", **where)
+    assert other.startswith("error: rank 1: ")
+    assert first == other.replace("error: rank 1: ", "error: rank 1 has failed: ")
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("generate", ["--prompt", "x"], "several processes share one model: add --tensor-parallel"),
+        ("chat", [], "several processes share one model: add --tensor-parallel"),
+        (
+            "chat",
+            ["--tensor-parallel", "--chat-model", "x"],
+            "--chat-model is run by mlx-lm in one process: leave out --tensor-parallel",
+        ),
+    ],
+)
+def test_wrong_usage(tmp_path, command, options, message):
+    first, other = run_ranks(["-m", f"mlx_speech.{command}", *options], 2, tmp_path)
+    assert first[:2] == other[:2] == (2, "")
+    assert first[2].endswith(f"error: {message}\n")
+    assert other[2] == f"error: rank 1: {message}\n"
+
+
+def test_one_process(monkeypatch, capsys):
+    monkeypatch.delenv("MLX_RANK", raising=False)
+    for module, needed in ((generate, ["--prompt", "x"]), (transcribe, ["a.wav"]), (chat, [])):
+        with pytest.raises(SystemExit) as ended:
+            module.main(["--tensor-parallel", *needed])
+        assert ended.value.code == 2
+        name = module.__name__.rpartition(".")[2]
+        launch = f"mlx.launch -n 2 -- python -m mlx_speech.{name} --tensor-parallel ...\n"
+        assert capsys.readouterr().err.endswith(
+            f"--tensor-parallel is for several processes: {launch}"
+        )
