@@ -10,7 +10,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import AudioError, ContextLengthError, InputError, MlxSpeechError
+from ..errors import (
+    AudioError,
+    ContextLengthError,
+    DistributedError,
+    InputError,
+    MlxSpeechError,
+)
 from . import common
 from .console import Console, display_name
 from .streams import StandardOutputError, decode_utf8, need_standard_output, read_lines
@@ -149,7 +155,7 @@ class Chat:
             elif text.strip():
                 self._say(text.strip())
             return True
-        except StandardOutputError:
+        except (StandardOutputError, DistributedError):
             raise  # the next replies would be lost alike
         except (MlxSpeechError, OSError) as error:
             self.console.error(error)

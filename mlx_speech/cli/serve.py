@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import re
-import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -39,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     text += f"(default: $MLX_SPEECH_MODEL, else {common.SPEECH_MODEL})"
     models = group("models")
     add(models, {"--model MODEL": {"help": text, "action": "append", "dest": "models"}})
-    common.add_options(models, "--revision", "--adapter", "--dtype")
+    common.add_options(models, "--revision", "--adapter", "--dtype", "--tensor-parallel")
     keep = "give a model up that nobody has used for so many seconds (default: never)"
     add(models, {"--keep-alive S": keep})
     network = {
@@ -110,15 +109,11 @@ def run(args: argparse.Namespace, console: Console, models: dict[str, str]) -> i
             from ..server.wyoming import wyoming
         except ImportError:
             raise InputError("--wyoming needs wyoming: pip install 'mlx-speech[wyoming]'") from None
-    from ..loading import load
     from ..server.engine import Engine
     from ..server.models import ModelStore
 
     def loader(name: str) -> tuple[Any, Any]:
-        start = time.perf_counter()
-        loaded = load(models[name], **common.loading_options(args, console))
-        console.detail(f"{name}: loaded in {time.perf_counter() - start:.1f} s")
-        return loaded
+        return common.load_named(args, console, models[name])
 
     _show_log(console.verbose)
     allow_open_files()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
-from ..errors import InputError, MlxSpeechError, UnsupportedOptionError
+from ..errors import DistributedError, InputError, MlxSpeechError, UnsupportedOptionError
 from ..output.subtitles import speaker_label
 from ..output.writers import FORMATS, to_txt
 from ..transcription.transcript import Transcript, TranscriptionDelta
@@ -111,7 +111,7 @@ class Run:
             for index, job in enumerate(jobs, 1):
                 try:
                     self._transcribe_one(job, loaded, progress, index)
-                except (UnsupportedOptionError, StandardOutputError):
+                except (UnsupportedOptionError, DistributedError, StandardOutputError):
                     raise  # the others would fail alike
                 except (MlxSpeechError, OSError) as error:
                     self._fail(job.input.source, error)

@@ -66,13 +66,13 @@ class Leader:
 
     Args:
         group: which is its own until then. A rank that is lost while nothing is run ends the
-            process as one that is silent does.
+            process as one that is silent does, and so at last does one that is lost meanwhile.
     """
 
     def __init__(self, group: Group):
         self.group = group
         self._lock = threading.Lock()
-        self._broken = False
+        self._failure: DistributedError | None = None
         self._ended = threading.Event()
         self._used = True  # since the last ping
         self._models = itertools.count()
@@ -91,7 +91,7 @@ class Leader:
             DistributedError: a rank is lost or fails.
         """
         number = next(self._models)
-        with self._together(leaves_halfway=True):
+        with self._together(loads=True):
             self._send({"do": "load", "model": number, "told": told})
             loaded, decoder = load()
         decoder.leader = LedModel(self, number, decoder)
@@ -125,38 +125,46 @@ class Leader:
         """Tell the others that this is the end."""
         self._ended.set()
         self._pings.join()
-        if not self._broken:
+        if self._failure is None:
             with self._together():
                 self._send({"do": "end"})
 
     @contextmanager
-    def _together(self, leaves_halfway: bool = False) -> Iterator[None]:
+    def _together(self, loads: bool = False) -> Iterator[None]:
         """Around what all ranks do; where it fails in this one alone, nothing follows it."""
-        with self._lock, nullcontext() if leaves_halfway else uninterrupted():
-            if self._broken:
-                raise DistributedError(_FAILED)
+        # what a model takes may be long, and is never gone on with
+        with self._lock, nullcontext() if loads else uninterrupted():
+            if self._failure is not None:
+                raise DistributedError(str(self._failure))
             self._used = True
-            self._broken = True
             try:
                 yield
-            except MlxSpeechError as error:
-                # what is wrong with what was asked is found by all, before anything is computed
-                self._broken = leaves_halfway or isinstance(error, DistributedError)
+            except DistributedError as error:
+                self._failure = error
                 raise
-            self._broken = False
+            except BaseException as error:
+                # what is wrong with what was asked is found by all, before anything is computed
+                if loads or not isinstance(error, MlxSpeechError):
+                    self._failure = DistributedError(_FAILED)
+                raise
 
     def _send(self, command: dict[str, Any], arrays: dict[str, mx.array] | None = None) -> None:
         dropped = [self._dropped.popleft() for _ in range(len(self._dropped))]
         self.group.broadcast(_packed({**command, "dropped": dropped}, arrays or {}))
 
     def _ping(self) -> None:
+        failed = False
         try:
             while not self._ended.wait(SECONDS_BETWEEN_PINGS):
-                if self._used or self._broken:
+                if self._failure is not None:
+                    if failed:  # since the last time, and who was told of it has not ended
+                        self.group.on_silence(str(self._failure))
+                    failed = True
+                elif self._used:
                     self._used = False
-                    continue
-                with self._together():
-                    self._send({"do": "nothing"})
+                else:
+                    with self._together():
+                        self._send({"do": "nothing"})
         except DistributedError as error:
             self.group.on_silence(str(error))
         finally:

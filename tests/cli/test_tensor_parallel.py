@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from conftest import ROOT, TINY, edit_json
 from ranks import SECONDS, finished, free_ports, run_ranks, started_ranks
 
+import mlx_speech
 from mlx_speech.cli import chat, generate, transcribe
 
 AUDIO = ROOT / "tests" / "data" / "audio"
@@ -31,8 +34,8 @@ def start_group(console):
     return group
 ranks.start_group = start_group
 leader.SECONDS_BETWEEN_PINGS = 0.2
-from mlx_speech.cli.chat import main
-sys.exit(main(sys.argv[1:]))
+main = __import__(f"mlx_speech.cli.{sys.argv[1]}", fromlist=["main"]).main
+sys.exit(main(sys.argv[2:]))
 """
 
 
@@ -129,9 +132,11 @@ def test_chat(tmp_path):
 @contextmanager
 def chatting(folder: Path) -> Iterator[dict[int, subprocess.Popen]]:
     """Two processes after a first reply; nothing more is said to them."""
-    command = ["-c", PROGRAM, "--model", str(TINY), "--max-tokens", "3", "--tensor-parallel"]
+    options = ["--model", str(TINY), "--max-tokens", "3", "--tensor-parallel", "--quiet"]
     with (
-        started_ranks([*command, "--quiet"], 2, folder, stdin=subprocess.PIPE) as processes,
+        started_ranks(
+            ["-c", PROGRAM, "chat", *options], 2, folder, stdin=subprocess.PIPE
+        ) as processes,
         ExitStack() as inputs,
     ):
         processes[0].stdin.write("Hello there\n")
@@ -165,6 +170,43 @@ def test_interrupted(tmp_path):
             os.kill(processes[rank].pid, signal.SIGINT)
         ended = [finished(process) for process in processes.values()]
     assert ended == [(130, "", "interrupted\n"), (0, "", "")]
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[tuple[dict[int, subprocess.Popen], httpx.Client]]:
+    options = ["--model", str(TINY), "--port", "0", "--tensor-parallel"]
+    with started_ranks(["-c", PROGRAM, "serve", *options], 2, folder) as processes:
+        said = iter(processes[0].stderr.readline, "")
+        url = next(line.split()[-1] for line in said if line.startswith("serving "))
+        with httpx.Client(base_url=url, timeout=SECONDS) as client:
+            yield processes, client
+
+
+def test_serve(tmp_path, tiny):
+    """Requests that come together are answered by the engine's thread, as by one process."""
+    with serving(tmp_path) as (processes, client):
+
+        def transcribed(path: str) -> str:
+            files = {"file": Path(path).read_bytes()}
+            form = {"model": TINY.name}
+            return client.post("/v1/audio/transcriptions", data=form, files=files).json()["text"]
+
+        with ThreadPoolExecutor(3) as pool:
+            texts = list(pool.map(transcribed, RECORDINGS))
+        processes[0].send_signal(signal.SIGTERM)
+        ended = [finished(process) for process in processes.values()]
+    assert texts == [mlx_speech.transcribe(path, tiny).text for path in RECORDINGS]
+    assert [status for status, *_ in ended] == [0, 0]
+    assert ended[1] == (0, "", "")
+
+
+def test_a_server_without_its_follower(tmp_path):
+    """It ends, though nobody but a request has noticed it."""
+    with serving(tmp_path) as (processes, _):
+        processes[1].kill()
+        status, _, said = finished(processes[0])
+    assert status == 1
+    assert said.endswith("it has ended, or its machine or the network has\n")
 
 
 IN_FOLDER = """
