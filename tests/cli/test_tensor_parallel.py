@@ -280,3 +280,11 @@ def test_one_process(monkeypatch, capsys):
         assert capsys.readouterr().err.endswith(
             f"--tensor-parallel is for several processes: {launch}"
         )
+
+
+def test_the_readme_has_what_is_calculated():
+    script = ROOT / "tests" / "benchmarks" / "tensor_parallel.py"
+    tables = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert tables.stdout.count("| 4.1-2b |") == 7
+    document = (ROOT / "mlx_speech" / "README.md").read_text()
+    assert all(table in document for table in tables.stdout.split("\n\n"))
