@@ -145,9 +145,9 @@ def build_parser() -> argparse.ArgumentParser:
     output = group("output")
     formats = f"{','.join(FORMATS)} or all of them (default: txt)"
     add(output, {"-f --output-format F": formats}, action="extend", type=_formats)
-    fields = ", ".join(f"{{{name}}}" for name in NAME_FIELDS)
+    fields = " ".join(f"{{{name}}}" for name in NAME_FIELDS)
     add(output, {"-o --output-dir DIR": "write files there (default: here)"})
-    add(output, {"--output-name NAME": f"name of the files, with {fields} in it"})
+    add(output, {"--output-name NAME": fields})
     existing = {
         "--overwrite": "replace existing files",
         "--resume": "skip recordings whose files are there",
