@@ -44,7 +44,8 @@ def test_gather(tmp_path, size):
         mine = bytes([65 + group.rank]) * (length * group.rank)
         gathered = group.gather(mine)
         assert gathered == [bytes([65 + r]) * (length * r) for r in range(group.size)], length
-    assert group.broadcast(b"from " + bytes([48 + group.rank])) == b"from 0"
+    for length in (0, 1, 3, 70_000):
+        assert group.broadcast(bytes([255 - group.rank]) * length) == b"\\xff" * length
     say(group.rank, group.size)
     """
     results = run_ranks(program(code), size, tmp_path)
