@@ -30,6 +30,7 @@ from ..layers.cache_journal import CacheJournal, CacheMirror
 from ..layers.lora import adapter_in_use, use_adapter
 
 SECONDS_BETWEEN_PINGS = 5.0  #: while nothing is run
+_PROMPT_POSITIONS = 64  # so many are of a prompt, whose buffers no later pass can use
 
 T = TypeVar("T")
 
@@ -283,6 +284,8 @@ def _run(
     with group.waiting(), use_adapter(command["adapter"]):
         x = layers.run_stack(arrays["x"], cache, mask, arrays.get("position_ids"))
         mx.eval(x, [layer.state for layer in cache or ()])
+    if x.shape[1] >= _PROMPT_POSITIONS:
+        mx.clear_cache()
     if cache is not None:
         cache[0].prompt_lengths = None  # rank 0 has those that are right
 
