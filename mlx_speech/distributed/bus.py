@@ -46,10 +46,10 @@ class Bus:
     def __init__(self, group: Group):
         self.group = group
         self._outbox = bytearray()
-        self._inbox: queue.Queue[Message | DistributedError] = queue.Queue()
+        self._inbox: queue.Queue[Message | Exception] = queue.Queue()
         self._wake = threading.Event()
         self._lock = threading.Lock()
-        self._failure: DistributedError | None = None
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="bus", daemon=True)
 
     def start(self) -> None:
@@ -73,7 +73,7 @@ class Bus:
             received = self._inbox.get(timeout=timeout)
         except queue.Empty:
             return None
-        if isinstance(received, DistributedError):
+        if isinstance(received, Exception):
             self._failure = received
             raise received
         return received
@@ -118,7 +118,7 @@ class Bus:
                             raise DistributedError(f"rank {rank} has failed: {content['failed']}")
                         else:
                             self._inbox.put(Message(rank, content[0], data))
-        except DistributedError as error:
+        except Exception as error:
             self._inbox.put(error)
         finally:
             mx.clear_streams()  # or the process may abort at exit

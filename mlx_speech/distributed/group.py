@@ -2,13 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Self
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
@@ -19,14 +21,31 @@ from .launched import rank_of_launch
 #: how long a rank waits for the others before it takes one for lost
 TIMEOUT_SECONDS = 60.0
 
+_MAGIC = 0x6D6C7820  # what is gathered begins with
 _BACKENDS = ("[ring]", "[jaccl]", "[mpi]", "[nccl]")  # how their errors begin
 
 _LOST = "the connection to another rank was lost: it has ended, or its machine or the network has"
 _SILENT = "nothing came from another rank for {seconds:.0f} s: it hangs, or the network does"
 _ABSENT = "the ranks did not all start within {seconds:.0f} s: see what the others say"
+# ends a process that says no more, for longer than it said last, from without: MLX may wait for
+# other ranks while it holds Python's lock (0.32.4 does in `clear_cache`)
+_GRACE_SECONDS = 3.0
+_GUARD = """
+import os, select, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+limit = None
+while select.select([0], [], [], limit)[0]:
+    told = os.read(0, 1 << 16).split()
+    if not told:
+        sys.exit()
+    limit = None if told[-1] == b"-" else float(told[-1])
+os.write(2, f"error: {sys.argv[2]}\\n".encode())
+os.kill(int(sys.argv[1]), signal.SIGKILL)
+"""
 # ends the process that holds the other end of its standard input, unless it lets go in time
 _WATCHDOG = """
 import os, select, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 if not select.select([sys.stdin], [], [], float(sys.argv[2]))[0]:
     os.write(2, f"error: {sys.argv[3]}\\n".encode())
     os.kill(int(sys.argv[1]), signal.SIGKILL)
@@ -62,7 +81,13 @@ class Group:
         self.on_silence = on_silence
         self._deadline: float | None = None
         self._lost = False
+        self._gathered = 0  # so many times
+        self._streams: dict[int, mx.Stream] = {}  # of threads
         self._changed = threading.Condition()
+        who = f"rank {self.rank}: " if self.rank else ""
+        message = who + _SILENT.format(seconds=timeout)
+        arguments = [sys.executable, "-ISc", _GUARD, str(os.getpid()), message]
+        self._guard = subprocess.Popen(arguments, stdin=subprocess.PIPE)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     @classmethod
@@ -80,7 +105,10 @@ class Group:
         message = _ABSENT.format(seconds=timeout)
         # MLX waits for the others while it holds Python's lock: no thread could end that
         arguments = [sys.executable, "-ISc", _WATCHDOG, str(os.getpid()), str(timeout), message]
-        with subprocess.Popen(arguments, stdin=subprocess.PIPE) as watchdog:
+        with (
+            subprocess.Popen(arguments, stdin=subprocess.PIPE) as watchdog,
+            _ended_by_signals_at_once(),
+        ):
             try:
                 distributed = mx.distributed.init()
             except (RuntimeError, ValueError) as error:
@@ -103,20 +131,36 @@ class Group:
             DistributedError: one is lost. Nothing can be gathered after that.
         """
         with self.waiting():
-            # of this thread's own: a stream belongs to one
-            sizes = mx.distributed.all_gather(
-                mx.array([len(data)], mx.int64), group=self.distributed, stream=mx.cpu
-            )
-            lengths: list[int] = sizes.tolist()  # type: ignore[assignment]
+            self._gathered += 1
+            head = np.array([[_MAGIC, self._gathered, len(data), zlib.crc32(data)]])
+            heads = self._gather_rows(head)
+            # a rank that ends meanwhile is told of in the next collective: this one gives anything
+            if (heads[:, :2] != head[:, :2]).any():
+                raise self._loss()
+            lengths, sums = heads[:, 2].tolist(), heads[:, 3].tolist()
             if not any(lengths):
                 return [b""] * self.size
             padded = np.zeros((1, max(lengths)), np.uint8)
             padded[0, : len(data)] = np.frombuffer(data, np.uint8)
-            gathered = mx.distributed.all_gather(
-                mx.array(padded), group=self.distributed, stream=mx.cpu
-            )
-            rows = np.array(gathered)
-        return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
+            rows = self._gather_rows(padded)
+        gathered = [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
+        if [zlib.crc32(each) for each in gathered] != sums:
+            raise self._loss()
+        return gathered
+
+    def _gather_rows(self, row: np.ndarray) -> np.ndarray:
+        # a stream of its own, and of this thread's, to which streams belong: what else this process
+        # computes would wait for the other ranks, and hold Python's lock meanwhile
+        if (thread := threading.get_ident()) not in self._streams:
+            self._streams[thread] = mx.new_stream(mx.cpu)
+        how: dict[str, Any] = {"group": self.distributed, "stream": self._streams[thread]}
+        gathered = mx.distributed.all_gather(mx.array(row), **how)
+        mx.eval(gathered)  # which lets other threads run, as NumPy would not
+        return np.array(gathered)
+
+    def _loss(self) -> DistributedError:
+        self._lost = True
+        return DistributedError(_LOST)
 
     def broadcast(self, data: bytes = b"") -> bytes:
         """What rank 0 gives; every rank has to call it, and errors are as of `gather`."""
@@ -147,8 +191,7 @@ class Group:
         except RuntimeError as error:
             if not str(error).startswith(_BACKENDS):
                 raise
-            self._lost = True
-            raise DistributedError(_LOST) from error
+            raise self._loss() from error
         finally:
             self._set_deadline(None)
 
@@ -162,14 +205,13 @@ class Group:
         Raises:
             DistributedError: they do not; the same on every rank.
         """
-        ours, *others = (json.loads(said) for said in self.gather(json.dumps(dict(facts)).encode()))
-        for rank, theirs in enumerate(others, 1):
-            for name in dict.fromkeys([*ours, *theirs]):
-                first, other = ours.get(name), theirs.get(name)
-                if first != other:
-                    raise DistributedError(_difference(rank, name, first, other))
+        check_same([json.loads(said) for said in self.gather(json.dumps(dict(facts)).encode())])
 
     def _set_deadline(self, deadline: float | None) -> None:
+        assert self._guard.stdin is not None
+        told = "-" if deadline is None else str(self.timeout + _GRACE_SECONDS)
+        with suppress(OSError):  # it has been killed
+            os.write(self._guard.stdin.fileno(), f"{told}\n".encode())
         with self._changed:
             self._deadline = deadline
             self._changed.notify()
@@ -183,6 +225,31 @@ class Group:
                     continue
                 self._deadline = None
             self.on_silence(_SILENT.format(seconds=self.timeout))
+
+
+@contextmanager
+def _ended_by_signals_at_once() -> Iterator[None]:
+    """Within it Ctrl-C and SIGTERM end the process, without Python, which could do nothing."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    main = threading.current_thread() is threading.main_thread()
+    left = (None, signal.SIG_IGN)
+    changed = [each for each in signals if main and signal.getsignal(each) not in left]
+    handlers = [signal.signal(each, signal.SIG_DFL) for each in changed]
+    try:
+        yield
+    finally:
+        for each, handler in zip(changed, handlers, strict=True):
+            signal.signal(each, handler)
+
+
+def check_same(facts: Sequence[Mapping[str, str]]) -> None:
+    """The same, given the facts of all ranks."""
+    ours, *others = facts
+    for rank, theirs in enumerate(others, 1):
+        for name in dict.fromkeys([*ours, *theirs]):
+            first, other = ours.get(name), theirs.get(name)
+            if first != other:
+                raise DistributedError(_difference(rank, name, first, other))
 
 
 def _difference(rank: int, name: str, first: str | None, other: str | None) -> str:
