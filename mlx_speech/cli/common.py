@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from .. import __version__
 from ..distributed.launched import rank_of_launch
 from ..errors import InputError, MlxSpeechError, one_line
 from .console import Console, as_option
+from .ranks import leave
 from .streams import (
     StandardOutputError,
     flushed_standard_output,
@@ -222,6 +224,29 @@ def run_command(
     Raises:
         SystemExit: wrong usage, --help, or a signal that ends the program.
     """
+    try:
+        status = _status(parser, check_usage, work, argv, distributed)
+    except SystemExit as error:
+        if rank_of_launch() is None or not isinstance(error.code, int):
+            raise
+        status = error.code
+    except Exception:
+        if rank_of_launch() is None:
+            raise
+        traceback.print_exc()
+        status = 1
+    if rank_of_launch() is not None:
+        leave(status)
+    return status
+
+
+def _status(
+    parser: argparse.ArgumentParser,
+    check_usage: Callable[[argparse.ArgumentParser, argparse.Namespace], T],
+    work: Callable[[argparse.Namespace, Console, T], int],
+    argv: list[str] | None,
+    distributed: bool,
+) -> int:
     open_standard_streams()
     console = Console()
     try:
@@ -323,7 +348,7 @@ def need_tensor_parallel(parser: argparse.ArgumentParser, args: argparse.Namespa
 def loading_options(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """What the command line says to `load` beside the model's name."""
     named = {name: getattr(args, name) for name in ("revision", "adapter", "dtype")}
-    return {**named, "progress": not console.quiet}
+    return {**named, "progress": not (console.quiet or rank_of_launch())}
 
 
 #: metavar of an argument -> what a shell completes it with

@@ -76,16 +76,20 @@ class Console:
         """
         if self.debug:
             traceback.print_exception(error)
-        message = str(error)
-        if isinstance(error, MlxSpeechError):
-            message = error.spelled(lambda n: as_option(n) if n in self._options else n)
-        elif isinstance(error, OSError) and error.strerror:
-            message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        message = self.spelled(error)
         if source is not None and display_name(source) not in message:
             message = f"{display_name(source)}: {message}"
         who = f"rank {self._rank}: " if self._rank else ""
         print(one_line(f"error: {who}{message}"), file=sys.stderr, flush=True)
         return 1
+
+    def spelled(self, error: Exception) -> str:
+        """What is told of an error, in terms of the command line."""
+        if isinstance(error, MlxSpeechError):
+            return error.spelled(lambda n: as_option(n) if n in self._options else n)
+        if isinstance(error, OSError) and error.strerror:
+            return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return str(error)
 
     @contextmanager
     def showing_warnings(self) -> Iterator[None]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ..distributed.launched import rank_of_launch
 from ..errors import DistributedError
 from .console import Console
+from .streams import filter_standard_error
 
 if TYPE_CHECKING:
     from ..distributed.group import Group
@@ -26,9 +29,22 @@ def start_group(console: Console) -> Group | None:
         return None
     from ..distributed.group import Group
 
-    return Group.start(partial(_end, console))
+    group = Group.start(partial(_end, console))
+    if group is not None:
+        # of a rank that has ended, MLX tells ten times, and we once
+        filter_standard_error("[ring]")
+    return group
 
 
-def _end(console: Console, message: str) -> None:
+def leave(status: int) -> NoReturn:
+    """End this process, though a thread of it may be in the middle of something, for which Python
+    would wait, or MLX abort the process."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(status)
+
+
+def _end(console: Console, message: str) -> NoReturn:
     console.error(DistributedError(message))
-    os._exit(1)  # the main thread waits in C++
+    leave(1)  # the main thread may wait in C++

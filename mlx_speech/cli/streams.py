@@ -3,11 +3,21 @@
 import codecs
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 from ..errors import InputError
+
+# passes on lines but those that begin so, until nobody can write any more
+_FILTER = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+for line in sys.stdin.buffer:
+    if not line.startswith(sys.argv[1].encode()):
+        os.write(2, line)
+"""
 
 
 class StandardOutputError(OSError):
@@ -40,7 +50,7 @@ def open_standard_streams() -> None:
 class _Stream(io.TextIOWrapper):
     """Another object for an open stream."""
 
-    def __init__(self, stream: io.TextIOWrapper, errors: str | None):
+    def __init__(self, stream: io.TextIOWrapper, errors: str | None, *kept: object):
         super().__init__(
             stream.buffer,
             stream.encoding,
@@ -48,7 +58,7 @@ class _Stream(io.TextIOWrapper):
             line_buffering=stream.line_buffering,
             write_through=stream.write_through,
         )
-        self._other = stream  # which would close the stream when it goes
+        self._kept = (stream, *kept)  # which would close their streams when they go
 
     def _failing(self) -> AbstractContextManager[None]:
         """What is around writing."""
@@ -90,6 +100,19 @@ def flushed_standard_output() -> Iterator[None]:
     finally:
         if sys.stdout is not None:
             sys.stdout.flush()
+
+
+def filter_standard_error(prefix: str) -> None:
+    """Leave out of standard error the lines of libraries in C++ that begin so; Python's own go
+    there as ever. A process of its own does that, which also passes on why this one has crashed."""
+    arguments = [sys.executable, "-ISc", _FILTER, prefix]
+    own = os.dup(2)
+    passing = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert passing.stdin is not None
+    os.dup2(passing.stdin.fileno(), 2)
+    passing.stdin.close()
+    stream = open(own, "w", 1, sys.stderr.encoding, "backslashreplace")  # noqa: SIM115
+    sys.stderr = _StandardError(stream, stream.errors, sys.stderr, passing)
 
 
 def need_standard_output(remedy: str = "open it") -> None:
