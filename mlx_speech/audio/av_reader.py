@@ -147,6 +147,20 @@ def _read_track(
             ) from None
 
 
+def promised_duration(file: io.FileIO) -> float | None:
+    """The seconds that the header of a file promises; None where it does not tell."""
+    import av
+
+    how: dict[str, Any] = {"options": _FILE, "metadata_errors": "replace"}
+    with (
+        _log(),
+        suppress(av.FFmpegError, OSError, ValueError),
+        av.open(_BoundedFile(file), **how) as container,
+    ):
+        return container.duration / 1_000_000 if container.duration else None
+    return None
+
+
 class _BoundedFile:
     """A file without the zeros behind its frames, with sizes that are known, from its beginning.
 

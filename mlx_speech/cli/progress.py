@@ -4,7 +4,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any
 
 from ..errors import one_line
 
@@ -12,7 +13,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress:
-    """Shows one recording after the other.
+    """Shows one recording after the other, or all of them at once.
 
     Args:
         total: how many there are.
@@ -21,30 +22,44 @@ class Progress:
     """
 
     def __init__(self, total: int, *, silent: bool, bar: bool):
-        self._total, self._silent, self._bar = total, silent, bar
+        self._total, self._silent, self._with_bar = total, silent, bar
         self._told = time.monotonic()
-        #: the recording in work, and the seconds of it that are done and that there are
+        self._bar: Any = None  # that is shown
+        #: what is in work, and the seconds of it that are done and that there are
         self.name, self.done, self.duration = "", 0.0, 0.0
 
-    @contextmanager
-    def recording(self, index: int, name: str) -> Iterator[Callable[[float, float], None]]:
+    def recording(
+        self, index: int, name: str
+    ) -> AbstractContextManager[Callable[[float, float], None]]:
         """Within it one recording is in work; gives what to call with the seconds of it that are
         done and that there are."""
+        return self._showing(name, f"[{index}/{self._total}] {name}" if self._total > 1 else name)
+
+    def everything(self, first: str) -> AbstractContextManager[Callable[[float, float], None]]:
+        """The same for all of them together.
+
+        Args:
+            first: the name of the first, which is told where there are no others.
+        """
+        title = f"{self._total} recordings" if self._total > 1 else first
+        return self._showing(title, title)
+
+    @contextmanager
+    def _showing(self, name: str, title: str) -> Iterator[Callable[[float, float], None]]:
         self.name, self.done, self.duration = name, 0.0, 0.0
-        title = f"[{index}/{self._total}] {name}" if self._total > 1 else name
-        start, bar = time.monotonic(), None
+        start = time.monotonic()
 
         def update(done: float, duration: float) -> None:
-            nonlocal bar
             self.done, self.duration = done, duration
             now = time.monotonic()
             speed = done / max(now - start, 1e-3)
             if self._silent:
                 pass
-            elif self._bar:
-                bar = bar or _bar(title, duration)
-                bar.set_postfix_str(f"{speed:.1f} x real time", refresh=False)
-                bar.update(done - bar.n)
+            elif self._with_bar:
+                self._bar = self._bar or _bar(title, duration)
+                self._bar.set_postfix_str(f"{speed:.1f} x real time", refresh=False)
+                self._bar.total = duration
+                self._bar.update(done - self._bar.n)
             elif now - self._told >= SECONDS_BETWEEN_LINES and done:
                 self._told = now
                 left = f"{speed:.1f} x real time, {clock((duration - done) / speed)} left"
@@ -54,8 +69,18 @@ class Progress:
         try:
             yield update
         finally:
-            if bar is not None:
-                bar.close()
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Within it something else may be printed: there is no bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        yield
+        if self._bar is not None:
+            self._bar.refresh()
 
 
 def _bar(title: str, duration: float):

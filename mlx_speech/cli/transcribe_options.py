@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..distributed.launched import rank_of_launch
 from ..output.subtitles import SubtitleOptions
 from ..output.writers import FORMATS, NAME_FIELDS, output_name
 from . import common
@@ -204,6 +205,14 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
 
     What the library has rules for is checked by those, and told in terms of the options.
     """
+    if rank_of_launch() is not None:
+        for given, name in (
+            (args.live, "--live"),
+            (args.stream, "--stream"),
+            ("-" in args.audio, "-"),
+        ):
+            if given:
+                parser.error(f"{name} is for one process: leave it out, or mlx.launch")
     if args.live:
         check_live_options(parser, args)
     elif not args.audio:

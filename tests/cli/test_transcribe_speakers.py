@@ -11,7 +11,8 @@ from small_plus import make_plus
 
 from mlx_speech import Segment, Transcript
 from mlx_speech.cli.progress import clock
-from mlx_speech.cli.transcribe import main, print_deltas
+from mlx_speech.cli.transcribe import main
+from mlx_speech.cli.transcribe_run import print_deltas
 from mlx_speech.transcription import pipeline
 from mlx_speech.transcription.transcript import TranscriptionDelta
 
@@ -42,7 +43,7 @@ def plus(tmp_path_factory):
     ],
 )
 def test_word_timestamps_leaves_recordings_alone(cli, transcribed, args, wanted, monkeypatch):
-    monkeypatch.setattr("mlx_speech.cli.transcribe.Run._check_words", lambda *_: None)
+    monkeypatch.setattr("mlx_speech.cli.transcribe_run.Run.check_words", lambda *_: None)
     assert cli(*args)[0] == 0
     ((source, options),) = transcribed
     assert (source, options["word_timestamps"]) == (str(GATE), wanted)
