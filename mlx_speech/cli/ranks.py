@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
@@ -14,6 +15,7 @@ from .console import Console
 from .streams import filter_standard_error
 
 if TYPE_CHECKING:
+    from ..distributed.bus import Bus
     from ..distributed.group import Group
 
 
@@ -29,7 +31,7 @@ def start_group(console: Console) -> Group | None:
         return None
     from ..distributed.group import Group
 
-    group = Group.start(partial(_end, console))
+    group = Group.start(partial(end, console))
     if group is not None:
         # of a rank that has ended, MLX tells ten times, and we once
         filter_standard_error("[ring]")
@@ -45,6 +47,23 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _end(console: Console, message: str) -> NoReturn:
+@contextmanager
+def exchanging(group: Group) -> Iterator[Bus]:
+    """A bus among the ranks, which is closed at the end. Where an error or a signal ends this rank,
+    the others are told why."""
+    from ..distributed.bus import Bus
+
+    bus = Bus(group)
+    bus.start()
+    try:
+        yield bus
+    except BaseException as error:
+        bus.fail(str(error) if isinstance(error, Exception) else "it was interrupted")
+        raise
+    bus.close()
+
+
+def end(console: Console, message: str) -> NoReturn:
+    """End at once, as another rank is silent."""
     console.error(DistributedError(message))
     leave(1)  # the main thread may wait in C++

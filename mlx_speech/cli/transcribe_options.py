@@ -206,10 +206,11 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Us
     What the library has rules for is checked by those, and told in terms of the options.
     """
     if rank_of_launch() is not None:
+        alone = not args.tensor_parallel  # where rank 0 does not do all of it
         for given, name in (
-            (args.live, "--live"),
-            (args.stream, "--stream"),
-            ("-" in args.audio, "-"),
+            (args.live and alone, "--live"),
+            (args.stream and alone, "--stream"),
+            ("-" in args.audio, "-"),  # which mlx.launch never ends
         ):
             if given:
                 parser.error(f"{name} is for one process: leave it out, or mlx.launch")

@@ -8,7 +8,7 @@ import json
 import queue
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import DistributedError
-from .group import Group
+from .group import Group, check_same
 
 SECONDS_BETWEEN_ROUNDS = 0.1  #: while nobody says anything
 _PART_BYTES = 1 << 20  # of what a rank has to say in one round
@@ -77,6 +77,21 @@ class Bus:
             self._failure = received
             raise received
         return received
+
+    def check_same(self, facts: Mapping[str, str]) -> None:
+        """As `Group.check_same`, but takes whatever time the others need before they call it. It
+        has to be the first that a rank says.
+
+        Raises:
+            DistributedError: ranks do not work with the same; a rank is lost, or has failed.
+        """
+        self.post(dict(facts))
+        said: dict[int, Mapping[str, str]] = {}
+        while len(said) < self.group.size:
+            message = self.receive()
+            assert message is not None, "there is no timeout"
+            said[message.rank] = message.content
+        check_same([said[rank] for rank in range(self.group.size)])
 
     def fail(self, reason: str) -> None:
         """Tell the others that this rank cannot go on, and end; they get a `DistributedError`."""

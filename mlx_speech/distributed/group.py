@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import DistributedError
 from .launched import rank_of_launch
+from .memory import CACHE_BYTES
 
 #: how long a rank waits for the others before it takes one for lost
 TIMEOUT_SECONDS = 60.0
@@ -122,6 +123,7 @@ class Group:
                 reason = "MLX was built without the backend that launched it"
                 raise DistributedError(f"rank {launched} is alone: {reason}")
             return None
+        mx.set_cache_limit(CACHE_BYTES)  # see `clear_cache`, as it waits likewise
         return cls(distributed, on_silence, timeout)
 
     def gather(self, data: bytes = b"") -> list[bytes]:
@@ -189,7 +191,7 @@ class Group:
         try:
             yield
         except RuntimeError as error:
-            if not str(error).startswith(_BACKENDS):
+            if not tells_loss(error):
                 raise
             raise self._loss() from error
         finally:
@@ -240,6 +242,12 @@ def _ended_by_signals_at_once() -> Iterator[None]:
     finally:
         for each, handler in zip(changed, handlers, strict=True):
             signal.signal(each, handler)
+
+
+def tells_loss(error: BaseException) -> bool:
+    """Whether an error is what MLX says where a rank is lost. Any thread may get it that computes,
+    whatever that is: of all that wait for MLX just then, it tells one."""
+    return isinstance(error, RuntimeError) and str(error).startswith(_BACKENDS)
 
 
 def check_same(facts: Sequence[Mapping[str, str]]) -> None:

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..distributed.memory import clear_cache
 from ..errors import InputError
 from ..fields import fitted
 from ..generation.config import Count
@@ -166,7 +167,7 @@ class CausalLM(PretrainedModel):
                 states.append(x[:, max(0, first - start) :])
             if done < length or prompt_progress_callback is not None:
                 mx.eval([layer.state for layer in cache])
-                mx.clear_cache()
+                clear_cache()
             if prompt_progress_callback is not None and start < max(ends):
                 prompt_progress_callback(min(done, max(ends)), max(ends))
         places = mx.array(kept) - first

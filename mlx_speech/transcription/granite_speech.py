@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 
 from ..audio import Recording
+from ..distributed.memory import clear_cache
 from ..errors import ContextLengthError, UnsupportedOptionError
 from ..layers.ctc import best_labels, distinct
 from ..models.conformer import BLANK
@@ -102,7 +103,7 @@ class EncodedOnce(ABC):
                 frames.drop(needed)
             evaluate(*encoded)
             held += needed
-            mx.clear_cache()
+            clear_cache()
             yield None
             if finder.ended:
                 return

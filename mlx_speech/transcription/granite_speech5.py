@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..audio import Recording
+from ..distributed.memory import clear_cache
 from ..layers.ctc import best_labels, distinct
 from ..models.conformer_stream import reach_frames
 from ..models.conformer_window import Halos
@@ -100,7 +101,7 @@ class GraniteSpeech5Transcription:
             needed = finder.start // subsampling - held
             labels, logprobs = labels[needed:], logprobs[needed:]
             held += needed
-            mx.clear_cache()
+            clear_cache()
             yield None
             if finder.ended:
                 return

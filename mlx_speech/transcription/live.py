@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..audio.live import RecentSamples, SampleStream
+from ..distributed.memory import clear_cache
 from ..errors import InputError
 from ..fields import Range, fitted
 from ..models.silero_vad import WINDOW_SAMPLES
@@ -259,7 +260,7 @@ class LiveTranscriber:
         """Wait for speech in the frames from one on."""
         self._turn, self._free = None, first
         self._encoder.stop()
-        mx.clear_cache()
+        clear_cache()
 
     def _forget(self) -> None:
         """Let go of what nothing that comes can need."""

@@ -11,11 +11,10 @@ from functools import partial
 from itertools import chain, groupby
 from typing import Any, Self, TypeVar
 
-import mlx.core as mx
-
 from ..audio import SAMPLING_RATE, Recording, open_recording
 from ..audio.load import AudioSource
 from ..audio.recording import Channel, chosen_track
+from ..distributed.memory import clear_cache
 from ..errors import InputError
 from ..fields import fitted
 from ..models.silero_vad import SileroVAD
@@ -344,7 +343,7 @@ class Job:
     def finish(self, chunks: Sequence[AudioChunk]) -> None:
         """Some chunks have become texts."""
         self.regions += [region for chunk in chunks for region in chunk.regions]
-        mx.clear_cache()
+        clear_cache()
 
     def spoken(self) -> Generator[AudioChunk | None, None, None]:
         """The chunks in which somebody speaks: a decoder has words for any sound. None as in
