@@ -97,6 +97,24 @@ class MlxSpeechError(Exception):
         values = {name: to if value == path else value for name, value in values.items()}
         return self.about(template, **values)
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON has it; `from_dict` is the inverse."""
+        kinds = (kind.__name__ for kind in type(self).__mro__)
+        kind = next(name for name in kinds if name in _kinds())  # the nearest that is known here
+        data: dict[str, Any] = {"kind": kind, "message": super().__str__()}
+        if self._about is not None:
+            template, values = self._about
+            data["about"] = template, {name: _as_json(value) for name, value in values.items()}
+        return data
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> "MlxSpeechError":
+        error = _kinds()[data["kind"]](data["message"])
+        if "about" in data:
+            template, values = data["about"]
+            error._about = template, values
+        return error
+
     def spelled(self, spell: Callable[[str], str]) -> str:
         """The message, with each option called what `spell` makes of its name."""
         if self._about is None:
@@ -111,6 +129,17 @@ def _filled(template: str, values: dict[str, Any], option: str, spell: Callable[
             return spell(name)
 
     return template.format_map(Fields(values, option=spell(option)))
+
+
+def _kinds() -> dict[str, type[MlxSpeechError]]:
+    """The classes of this module by name."""
+    kinds = [kind for kind in globals().values() if isinstance(kind, type)]
+    return {kind.__name__: kind for kind in kinds if issubclass(kind, MlxSpeechError)}
+
+
+def _as_json(value: Any) -> Any:
+    """The same, or what a message would say of it."""
+    return value if isinstance(value, str | int | float | list | None) else str(value)
 
 
 class AudioError(MlxSpeechError):

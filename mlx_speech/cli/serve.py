@@ -10,11 +10,20 @@ import re
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from .. import __version__
+from ..errors import DistributedError, InputError
 from . import common
-from .console import Console
+from .console import Console, as_option
+from .ranks import end, exchanging, start_group
+
+if TYPE_CHECKING:
+    from ..distributed.bus import Bus
+    from ..server.dispatcher import Dispatcher
+    from ..server.models import ModelStore
+
+_ANSWER_SECONDS = 2  # for clients to be told that a rank is silent
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,19 +106,12 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> di
 
 
 def run(args: argparse.Namespace, console: Console, models: dict[str, str]) -> int:
-    """Serve until a signal ends it."""
+    """Serve until a signal ends it; of several ranks, rank 0."""
     try:
-        from ..server.app import ServerOptions, build_app
-        from ..server.run import Server, address_of, allow_open_files, bound_socket
+        from ..server.run import allow_open_files
     except ImportError as error:
         wanted = "the server needs {name}: pip install 'mlx-speech[server]'"
         raise InputError(wanted.format(name=error.name)) from None
-    if args.wyoming is not None:
-        try:
-            from ..server.wyoming import wyoming
-        except ImportError:
-            raise InputError("--wyoming needs wyoming: pip install 'mlx-speech[wyoming]'") from None
-    from ..server.engine import Engine
     from ..server.models import ModelStore
 
     def loader(name: str) -> tuple[Any, Any]:
@@ -118,7 +120,36 @@ def run(args: argparse.Namespace, console: Console, models: dict[str, str]) -> i
     _show_log(console.verbose)
     allow_open_files()
     store = ModelStore(list(models), args.keep_alive, loader)
-    engine = Engine(store, batch_size=args.batch_size, max_requests=args.max_requests)
+    group = None if args.tensor_parallel else start_group(console)
+    if group is None:
+        return _serve(args, console, models, store)
+    with exchanging(group) as bus:
+        if group.rank == 0:
+            return _serve(args, console, models, store, bus)
+        return _follow(args, models, store, bus)
+
+
+def _serve(
+    args: argparse.Namespace,
+    console: Console,
+    models: dict[str, str],
+    store: ModelStore,
+    bus: Bus | None = None,
+) -> int:
+    """Speak HTTP, with other ranks to compute as well, if there are some."""
+    from ..server.app import ServerOptions, build_app
+    from ..server.dispatcher import Dispatcher
+    from ..server.engine import Engine
+    from ..server.run import Server, address_of, bound_socket
+
+    if args.wyoming is not None:
+        try:
+            from ..server.wyoming import wyoming
+        except ImportError:
+            raise InputError("--wyoming needs wyoming: pip install 'mlx-speech[wyoming]'") from None
+    dispatcher = None if bus is None else Dispatcher(bus)
+    limits = {"batch_size": args.batch_size, "max_requests": args.max_requests}
+    engine = Engine(store, **limits, dispatcher=dispatcher)
     options = ServerOptions(
         api_key=args.api_key,
         origins=args.origins,
@@ -133,6 +164,9 @@ def run(args: argparse.Namespace, console: Console, models: dict[str, str]) -> i
             where.append(f"serving Home Assistant at {address_of(other, 'tcp')}")
             beside = wyoming(engine, other)
         store.load(store.names[0])  # before the engine's thread, which Ctrl-C could not end
+        if dispatcher is not None:
+            dispatcher.bus.check_same(_facts(args, models, store))
+            dispatcher.bus.group.on_silence = partial(_lose, dispatcher, console)
         stopping = "finishing what is being worked on; Ctrl-C again ends at once"
         app = build_app(engine, options, beside)
 
@@ -142,7 +176,58 @@ def run(args: argparse.Namespace, console: Console, models: dict[str, str]) -> i
 
         server = Server(app, ready, partial(console.note, stopping), lambda: engine.failed)
         server.run(sockets=[listener])
+    if dispatcher is not None and dispatcher.error is not None:
+        raise dispatcher.error
     return int(engine.failed)
+
+
+def _follow(args: argparse.Namespace, models: dict[str, str], store: ModelStore, bus: Bus) -> int:
+    """Work for rank 0 until it ends."""
+    from ..server.engine import Engine
+    from ..server.worker import Worker, ended_by_rank_0
+
+    store.load(store.names[0])
+    with ended_by_rank_0():
+        bus.check_same(_facts(args, models, store))
+        Worker(bus, Engine(store, batch_size=args.batch_size)).run()
+    return 0
+
+
+def _lose(dispatcher: Dispatcher, console: Console, message: str) -> None:
+    """Another rank is silent, and the thread that waits for it can do nothing any more."""
+    dispatcher.lose(DistributedError(message))
+    time.sleep(_ANSWER_SECONDS)
+    end(console, message)
+
+
+def _facts(args: argparse.Namespace, models: dict[str, str], store: ModelStore) -> dict[str, str]:
+    """What has to be the same on all ranks, see `Group.check_same`. Models of the Hub that are not
+    loaded yet are known by their names alone."""
+    import mlx.core as mx
+
+    from ..checkpoint.folder import ADAPTER_CONFIG, SEPARATE_WEIGHTS, SMALL_FILES, weight_files
+    from ..checkpoint.hub import resolve_adapter
+    from ..distributed.digests import folder_digests
+
+    facts = {"mlx_speech": __version__, "mlx": mx.__version__, "--model": ", ".join(models)}
+    facts |= {as_option(name): str(getattr(args, name)) for name in ("revision", "dtype")}
+    folders: list[tuple[str, Path, list[str]]] = []
+    for name, given in models.items():
+        loaded = store.loaded(name)
+        folder = Path(given) if loaded is None else loaded[0].folder
+        if folder.is_dir():
+            small = {path.name for kind in SMALL_FILES for path in folder.glob(kind)}
+            small = {file for file in small if not file.startswith(".")}
+            folders.append(
+                (name, folder, sorted({*small, *SEPARATE_WEIGHTS, *weight_files(folder)}))
+            )
+    if args.adapter is not None:
+        folder = resolve_adapter(args.adapter, progress=False)
+        folders.append((args.adapter, folder, [ADAPTER_CONFIG, *SEPARATE_WEIGHTS]))
+    for name, folder, files in folders:
+        digests = folder_digests(folder, files)
+        facts |= {f"{file} of {name}": digest for file, digest in digests.items()}
+    return facts
 
 
 def _show_log(verbose: bool) -> None:

@@ -122,6 +122,8 @@ async def health(request: Request) -> Response:
     if engine.failed:
         status = "failed"
     told = {"status": status, "requests": engine.requests, "models": states}
+    if engine.dispatcher is not None:
+        told["ranks"] = len(engine.dispatcher.seconds)
     return JSONResponse(told, 503 if engine.failed else 200)
 
 

@@ -5,15 +5,16 @@ the event loop hands requests over, and gets events back.
 """
 
 import asyncio
+import io
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Hashable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -21,8 +22,10 @@ from ..audio import Recording
 from ..audio.load import AudioSource
 from ..transcription.pipeline import BATCH_SIZE, Job, prepare, run
 from ..transcription.segment_decoder import SegmentDecoder
+from .dispatcher import Dispatcher
 from .models import ModelStore
 from .recording_task import Event, RecordingTask
+from .reply import Reply, StoppedError
 from .shared_batch import DecodedTogether, DraftedTogether, SharedBatch
 
 T = TypeVar("T")
@@ -31,49 +34,6 @@ logger = logging.getLogger(__name__)
 
 class BusyError(Exception):
     """So many requests are being worked on, or wait, that another one has no place."""
-
-
-class StoppedError(Exception):
-    """The engine has stopped, or is about to."""
-
-
-class Reply(Generic[T]):
-    """What a request gets, from the engine's thread to the event loop that it was made on."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Callable[[], T]] = asyncio.Queue()
-        self.closed = False
-
-    def put(self, event: T) -> None:
-        """Hand an event over; called by the engine's thread, as are the next two."""
-        self._send(lambda: event)
-
-    def fail(self, error: Exception) -> None:
-        """No more events come, and this is why."""
-
-        def raise_error() -> T:
-            raise error
-
-        self._send(raise_error)
-
-    def end(self) -> None:
-        """No more events come."""
-        self.fail(StopAsyncIteration())
-
-    def _send(self, event: Callable[[], T]) -> None:
-        if not (self.closed or self._loop.is_closed()):
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-
-    def close(self) -> None:
-        """Nobody waits for events any more: the engine gives the request up at its next step."""
-        self.closed = True
-
-    def __aiter__(self) -> AsyncIterator[T]:
-        return self
-
-    async def __anext__(self) -> T:
-        return (await self._events.get())()
 
 
 @dataclass(eq=False)
@@ -111,10 +71,18 @@ class Engine:
     Args:
         batch_size: chunks that are decoded together.
         max_requests: that may be worked on, or wait, at the same time.
+        dispatcher: gives recordings to other ranks, if there are some.
     """
 
-    def __init__(self, models: ModelStore, *, batch_size: int = BATCH_SIZE, max_requests: int = 64):
-        self.models = models
+    def __init__(
+        self,
+        models: ModelStore,
+        *,
+        batch_size: int = BATCH_SIZE,
+        max_requests: int = 64,
+        dispatcher: Dispatcher | None = None,
+    ):
+        self.models, self.dispatcher = models, dispatcher
         self.max_requests = max_requests
         self.requests = 0  #: that have a place
         self.busy_seconds = 0.0  #: that the thread has worked so far
@@ -132,10 +100,13 @@ class Engine:
     def start(self) -> None:
         """Begin to work."""
         self._thread.start()
+        if self.dispatcher is not None:
+            self.dispatcher.start(self._fail)
 
     @property
     def failed(self) -> bool:
-        """Whether the thread has ended by itself, as it never should: nothing works any more."""
+        """Whether the thread has ended by itself, as it never should, or another rank has: nothing
+        works any more."""
         return self._failed
 
     async def stop(self) -> None:
@@ -144,6 +115,8 @@ class Engine:
             self._stopping = True
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
+        if self.dispatcher is not None:
+            await self.dispatcher.stop()
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
@@ -217,6 +190,11 @@ class Engine:
             self._batches[key] = kind(self._batch_size)
         self._batches[key].add(task)
 
+    def _fail(self) -> None:
+        with self._changed:
+            self._stopping = self._failed = True
+            self._changed.notify()
+
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify()
@@ -237,8 +215,7 @@ class Engine:
                 self.busy_seconds += time.perf_counter() - start
         except BaseException as error:
             logger.critical("the thread that computes has failed", exc_info=error)
-            with self._changed:
-                self._stopping = self._failed = True
+            self._fail()
         finally:
             self._give_up()
             mx.clear_streams()  # or the process may abort at exit
@@ -280,6 +257,7 @@ class Lease:
     def __init__(self, engine: Engine, name: str):
         self._engine, self.name = engine, name
         self._replies: list[Reply] = []
+        self._works = ExitStack()
 
     async def call(self, function: Callable[[Any, Any], T]) -> T:
         """What a function of (model, processor) returns, or raises."""
@@ -303,13 +281,22 @@ class Lease:
         *,
         streaming: bool = False,
     ) -> Reply[Event]:
-        """A recording's texts, and at last its transcript.
+        """A recording's texts, and at last its transcript; of a file perhaps by another rank.
 
         Args:
             audio, opened: see `prepare`. The engine closes `opened`.
             arguments: further ones of `prepare`.
             streaming: texts are to come as they become certain, and not only with their segments.
         """
+        dispatcher = self._engine.dispatcher
+        if dispatcher is not None and isinstance(audio, io.FileIO):
+            rank = self._works.enter_context(dispatcher.work(opened.duration))
+            if rank != 0:
+                opened.close()
+                remote = dispatcher.reply(rank)
+                self._replies.append(remote)
+                await remote.begin(self.name, audio, arguments, streaming)
+                return remote
         reply: Reply[Event] = self._reply()
         begin = partial(self._begin, reply, audio, opened, arguments, streaming)
         await self._engine.call(begin)
@@ -334,6 +321,7 @@ class Lease:
         """Give up what was begun."""
         for reply in self._replies:
             reply.close()
+        self._works.close()
 
     def _reply(self) -> Reply:
         self._replies.append(Reply())

@@ -8,9 +8,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 
+from ..distributed.group import tells_loss
 from ..errors import AudioError, CheckpointError, HubError, MlxSpeechError, one_line
-from .engine import BusyError, StoppedError
+from .engine import BusyError
 from .models import UnknownModelError
+from .reply import StoppedError
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +98,8 @@ def as_request_error(error: BaseException, **fields: str) -> RequestError:
         case BusyError():
             message = "the server is busy: try again"
             return RequestError(message, 429, code="rate_limit_exceeded")
+        case RuntimeError() if tells_loss(error):
+            return as_request_error(StoppedError())
         case StoppedError():
             return RequestError("the server is shutting down", 503, code="shutting_down")
         case TimeoutError():

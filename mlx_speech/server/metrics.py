@@ -1,11 +1,12 @@
 """`GET /metrics`: what the server has done so far, as text for Prometheus."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import mlx.core as mx
 
 from ..transcription.transcript import Transcript
+from .dispatcher import Dispatcher
 from .engine import Engine
 
 MEDIA_TYPE = "text/plain; version=0.0.4"
@@ -40,8 +41,10 @@ class Metrics:
             self._accepted += transcript.drafts.accepted
 
     def text(self, engine: Engine) -> str:
-        """All of them, and what the engine and MLX tell of themselves."""
+        """All of them, and what the engine and MLX tell of themselves; memory is rank 0's."""
         busy, audio = engine.busy_seconds, self._audio_seconds + engine.live_seconds
+        if (dispatcher := engine.dispatcher) is not None:
+            busy += sum(dispatcher.busy_seconds)
         speed = audio / busy if busy else 0.0
         loaded: dict[Labels, float] = {
             (("model", name),): float(engine.models.loaded(name) is not None)
@@ -55,6 +58,7 @@ class Metrics:
             *_one("audio_seconds_total", "counter", "Transcribed.", audio),
             *_one("busy_seconds_total", "counter", "Time of the engine's thread.", busy),
             *_one("speed", "gauge", "Seconds of audio in one of the engine's.", speed),
+            *([] if dispatcher is None else _of_ranks(dispatcher)),
             *_one("draft_tokens_total", "counter", "Tokens drafted.", self._drafted),
             *_one("draft_tokens_accepted_total", "counter", "Of these, kept.", self._accepted),
             *_metric("model_loaded", "gauge", "1 where it is.", loaded),
@@ -63,6 +67,15 @@ class Metrics:
             *_one("memory_cache_bytes", "gauge", "Kept for arrays.", mx.get_cache_memory()),
         ]
         return "".join(f"{line}\n" for line in lines)
+
+
+def _of_ranks(dispatcher: Dispatcher) -> Iterable[str]:
+    def by_rank(values: Sequence[float]) -> dict[Labels, float]:
+        return {(("rank", str(rank)),): value for rank, value in enumerate(values)}
+
+    recordings, seconds = by_rank(dispatcher.recordings), by_rank(dispatcher.seconds)
+    yield from _metric("rank_recordings_total", "counter", "Given to each rank.", recordings)
+    yield from _metric("rank_audio_seconds", "gauge", "That each has in work.", seconds)
 
 
 def _one(name: str, kind: str, text: str, value: float) -> Iterable[str]:

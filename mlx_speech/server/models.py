@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
 
-import mlx.core as mx
-
+from ..distributed.memory import clear_cache
 from ..errors import InputError
 from ..loading import load
 
@@ -130,7 +129,7 @@ class ModelStore:
             for name in still:
                 self._entries[name].loaded, self._entries[name].state = None, "unloaded"
             gc.collect()  # modules refer to each other
-            mx.clear_cache()
+            clear_cache()
 
     def seconds_to_unload(self) -> float | None:
         """When there will be an idle one, as far as is known."""

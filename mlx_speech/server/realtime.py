@@ -14,13 +14,14 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..transcription.live import LiveEvent
-from .engine import BusyError, Engine, StoppedError
+from .engine import BusyError, Engine
 from .errors import RequestError, as_request_error, error_response
 from .json_body import parse_json
 from .live import MAX_AUDIO_BYTES, LiveStream, live_stream
 from .models import UnknownModelError
 from .realtime_items import Conversation, new_id
 from .realtime_session import Session, Transcription
+from .reply import StoppedError
 
 logger = logging.getLogger(__name__)
 

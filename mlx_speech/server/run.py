@@ -109,7 +109,8 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or self._failed()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._stopping()
+        if not self._failed():
+            self._stopping()
         await super().shutdown(sockets)
 
 

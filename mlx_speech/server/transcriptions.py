@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -14,14 +14,14 @@ from ..processing.request import TranscriptionRequest
 from ..transcription.transcript import Transcript
 from . import answers
 from .capabilities import fitted_request
-from .engine import Reply
 from .errors import as_request_error
 from .event_stream import EventStream
 from .forms import read_form
 from .metrics import Metrics
 from .recording_task import Event
+from .reply import Reply
 from .transcription_form import Task, TranscriptionForm
-from .work import Uploaded, working
+from .work import OpenFile, working
 
 
 async def transcriptions(request: Request) -> Response:
@@ -39,7 +39,7 @@ async def _respond(request: Request, task: Task) -> Response:
         engine = await stack.enter_async_context(working(request))
         asked = TranscriptionForm.of(await stack.enter_async_context(read_form(request)), task)
         name = engine.models.resolve(asked.model or engine.models.names[0])
-        file = Uploaded(asked.file)
+        file = OpenFile(cast(IO[bytes], asked.file.file))
         recording = await file.decoded()
         lease = await stack.enter_async_context(engine.lease(name))
 

@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import mlx.core as mx
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from ..audio import Recording, open_recording
@@ -32,13 +31,17 @@ async def working(request: Request) -> AsyncIterator[Engine]:
         yield engine
 
 
-class Uploaded(io.FileIO):
-    """A file that was uploaded, on disk, where it has no name. It is closed when nobody has it any
-    more, and not with its request: a thread that is decoding it then would go on with whatever file
-    gets its number next."""
+class OpenFile(io.FileIO):
+    """A recording's file on disk, where it has no name. It is closed when nobody has it any more,
+    and not with its request: a thread that is decoding it then would go on with whatever file gets
+    its number next.
 
-    def __init__(self, upload: UploadFile):
-        super().__init__(os.dup(upload.file.fileno()))
+    Args:
+        file: the same, which may be closed.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        super().__init__(os.dup(file.fileno()))
 
     async def decoded(self) -> Recording:
         """Its samples; errors as of `open_recording`."""

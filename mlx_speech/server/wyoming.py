@@ -30,10 +30,11 @@ from ..fields import fitted
 from ..processing.request import TranscriptionRequest
 from ..transcription.live import LiveEvent
 from .capabilities import capabilities
-from .engine import Engine, StoppedError
+from .engine import Engine
 from .errors import as_request_error
 from .live import MAX_AUDIO_BYTES, LiveStream, live_stream
 from .raw_audio import Encoding, RawFormat, SamplingRate
+from .reply import StoppedError
 
 logger = logging.getLogger(__name__)
 

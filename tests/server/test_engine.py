@@ -5,6 +5,7 @@ import threading
 import weakref
 from itertools import count
 
+import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ import mlx_speech
 from mlx_speech.audio import open_recording
 from mlx_speech.errors import InputError, MlxSpeechError
 from mlx_speech.processing.request import TranscriptionRequest
-from mlx_speech.server import models
-from mlx_speech.server.engine import BusyError, Engine, StoppedError
+from mlx_speech.server.engine import BusyError, Engine
 from mlx_speech.server.models import ModelStore, UnknownModelError
+from mlx_speech.server.reply import StoppedError
 from mlx_speech.transcription import drafted_batch
 
 NAME = "tiny"
@@ -291,7 +292,7 @@ class TestModels:
         model, gone, told = [nn.Identity()], threading.Event(), []
         alive = weakref.ref(model[0])
         store = ModelStore([NAME], keep_alive=0, loader=lambda name: (model.pop(), None))
-        monkeypatch.setattr(models.mx, "clear_cache", lambda: told.append(alive() is None))
+        monkeypatch.setattr(mx, "clear_cache", lambda: told.append(alive() is None))
 
         def steps(model, processor):
             yield 1
