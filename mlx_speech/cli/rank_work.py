@@ -31,18 +31,17 @@ from typing import Any, Self
 
 import mlx.core as mx
 
-from .. import __version__
-from ..checkpoint.folder import ADAPTER_CONFIG, SEPARATE_WEIGHTS, SMALL_FILES, weight_files
 from ..checkpoint.hub import resolve_adapter, resolve_checkpoint
 from ..distributed.bus import Bus, Message
-from ..distributed.digests import digest, folder_digests
-from ..distributed.group import Group
+from ..distributed.digests import digest
+from ..distributed.group import Group, as_loss
 from ..distributed.schedule import TaskQueue
 from ..errors import DistributedError, MlxSpeechError, UnsupportedOptionError, one_line
 from ..transcription.parts import Part
 from .common import load_named, loading_options
 from .console import Console, display_name
 from .inputs import ADDRESS
+from .ranks import folder_facts, version_facts
 from .transcribe_options import Usage
 
 #: a rank that has got no farther for so long is taken for hung; and for so much of the length of
@@ -130,7 +129,7 @@ class Worker:
                 call()
                 self._limit = None
         except Exception as error:
-            self.failure = error
+            self.failure = as_loss(error)
         finally:
             mx.clear_streams()  # or the process may abort at exit
 
@@ -273,21 +272,13 @@ def facts(
         MlxSpeechError: there is no such model, or no such adapter.
     """
     asked = json.dumps([usage.options, args.dtype], default=str, sort_keys=True)
-    found = {"mlx_speech": __version__, "mlx": mx.__version__, "what is asked for": asked}
+    found = {**version_facts(), "what is asked for": asked}
     hub = loading_options(args, console)
     folder = resolve_checkpoint(args.model, revision=args.revision, progress=hub["progress"])
-    small = {
-        path.relative_to(folder).as_posix() for kind in SMALL_FILES for path in folder.glob(kind)
-    }
-    small = {name for name in small if not name.startswith(".")}
-    names = sorted(small - {ADAPTER_CONFIG}) + weight_files(folder) + list(SEPARATE_WEIGHTS)
-    for name, known in folder_digests(folder, [*names, ADAPTER_CONFIG]).items():
-        found[f"{name} of {args.model}"] = known
+    found |= folder_facts(args.model, folder)
     if args.adapter is not None:
         adapter = resolve_adapter(args.adapter, progress=hub["progress"])
-        names = [ADAPTER_CONFIG, *SEPARATE_WEIGHTS]
-        for name, known in folder_digests(adapter, names).items():
-            found[f"{name} of {args.adapter}"] = known
+        found |= folder_facts(args.adapter, adapter)
     for source in sources:
         if not ADDRESS.match(source) and (told := digest(source)):
             found[display_name(source)] = told

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from .. import __version__
 from ..distributed.launched import rank_of_launch
 from ..errors import DistributedError
 from .console import Console
@@ -36,6 +38,26 @@ def start_group(console: Console) -> Group | None:
         # of a rank that has ended, MLX tells ten times, and we once
         filter_standard_error("[ring]")
     return group
+
+
+def version_facts() -> dict[str, str]:
+    """What all ranks need to be alike, see `Group.check_same`: their versions."""
+    import mlx.core as mx
+
+    return {"mlx_speech": __version__, "mlx": mx.__version__}
+
+
+def folder_facts(name: str, folder: Path) -> dict[str, str]:
+    """Likewise of the files of a model or an adapter, by what it is called."""
+    from ..checkpoint.folder import SEPARATE_WEIGHTS, SMALL_FILES, weight_files
+    from ..distributed.digests import folder_digests
+
+    small = {
+        path.relative_to(folder).as_posix() for kind in SMALL_FILES for path in folder.glob(kind)
+    }
+    small = {file for file in small if not file.startswith(".")}
+    files = sorted({*small, *weight_files(folder), *SEPARATE_WEIGHTS})
+    return {f"{file} of {name}": known for file, known in folder_digests(folder, files).items()}
 
 
 def leave(status: int) -> NoReturn:

@@ -7,16 +7,16 @@ import logging
 import math
 import os
 import re
+import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..errors import DistributedError, InputError
 from . import common
 from .console import Console, as_option
-from .ranks import end, exchanging, start_group
+from .ranks import end, exchanging, folder_facts, start_group, version_facts
 
 if TYPE_CHECKING:
     from ..distributed.bus import Bus
@@ -203,30 +203,17 @@ def _lose(dispatcher: Dispatcher, console: Console, message: str) -> None:
 def _facts(args: argparse.Namespace, models: dict[str, str], store: ModelStore) -> dict[str, str]:
     """What has to be the same on all ranks, see `Group.check_same`. Models of the Hub that are not
     loaded yet are known by their names alone."""
-    import mlx.core as mx
-
-    from ..checkpoint.folder import ADAPTER_CONFIG, SEPARATE_WEIGHTS, SMALL_FILES, weight_files
     from ..checkpoint.hub import resolve_adapter
-    from ..distributed.digests import folder_digests
 
-    facts = {"mlx_speech": __version__, "mlx": mx.__version__, "--model": ", ".join(models)}
+    facts = {**version_facts(), "--model": ", ".join(models)}
     facts |= {as_option(name): str(getattr(args, name)) for name in ("revision", "dtype")}
-    folders: list[tuple[str, Path, list[str]]] = []
     for name, given in models.items():
         loaded = store.loaded(name)
         folder = Path(given) if loaded is None else loaded[0].folder
         if folder.is_dir():
-            small = {path.name for kind in SMALL_FILES for path in folder.glob(kind)}
-            small = {file for file in small if not file.startswith(".")}
-            folders.append(
-                (name, folder, sorted({*small, *SEPARATE_WEIGHTS, *weight_files(folder)}))
-            )
+            facts |= folder_facts(name, folder)
     if args.adapter is not None:
-        folder = resolve_adapter(args.adapter, progress=False)
-        folders.append((args.adapter, folder, [ADAPTER_CONFIG, *SEPARATE_WEIGHTS]))
-    for name, folder, files in folders:
-        digests = folder_digests(folder, files)
-        facts |= {f"{file} of {name}": digest for file, digest in digests.items()}
+        facts |= folder_facts(args.adapter, resolve_adapter(args.adapter, progress=False))
     return facts
 
 

@@ -5,22 +5,16 @@ from __future__ import annotations
 import argparse
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
-from .. import __version__
 from ..auto import AutoConfig
-from ..checkpoint.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, weight_files
 from ..checkpoint.hub import resolve_adapter, resolve_checkpoint
 from ..distributed.bus import attended
-from ..distributed.digests import folder_digests
 from ..distributed.group import Group
 from ..loading import load, load_shard
 from ..models.leader import Leader, follow
 from .console import Console
-from .ranks import start_group
+from .ranks import folder_facts, start_group, version_facts
 
 
 def run_shared(args: argparse.Namespace, console: Console, work: Callable[[], int]) -> int:
@@ -75,10 +69,10 @@ def _load(
     with attended(group):
         folder = resolve_checkpoint(model, revision=revision, progress=progress)
         AutoConfig.from_pretrained(folder).check_sharding(group.size)
-        facts = {"mlx_speech": __version__, "mlx": mx.__version__} | _digests(folder, "the model")
+        facts = version_facts() | folder_facts(model, folder)
         if adapter is not None:
             own = resolve_adapter(adapter, progress=progress)
-            facts |= _digests(own, "the adapter")
+            facts |= folder_facts(adapter, own)
     group.check_same(facts)
     with attended(group):
         options = {"revision": revision, "adapter": adapter, "dtype": dtype, "progress": progress}
@@ -86,8 +80,3 @@ def _load(
         part = loaded[0] if isinstance(loaded, tuple) else loaded
     group.check_same({"the type of numbers, which --dtype sets,": str(part.dtype).split(".")[-1]})
     return loaded
-
-
-def _digests(folder: Path, what: str) -> dict[str, str]:
-    names = ["config.json", *weight_files(folder), ADAPTER_CONFIG, ADAPTER_WEIGHTS]
-    return {f"{name} of {what}": known for name, known in folder_digests(folder, names).items()}

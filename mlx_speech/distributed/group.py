@@ -118,12 +118,12 @@ class Group:
                 ) from error
             finally:
                 watchdog.kill()
+        mx.set_cache_limit(CACHE_BYTES)  # see `clear_cache`, as it waits likewise
         if distributed.size() == 1:
             if launched:
                 reason = "MLX was built without the backend that launched it"
                 raise DistributedError(f"rank {launched} is alone: {reason}")
             return None
-        mx.set_cache_limit(CACHE_BYTES)  # see `clear_cache`, as it waits likewise
         return cls(distributed, on_silence, timeout)
 
     def gather(self, data: bytes = b"") -> list[bytes]:
@@ -169,10 +169,31 @@ class Group:
         if self.rank:
             data = b""
         with self.waiting():
-            length = self._all_sum(mx.array(len(data), mx.int64)).item()
+            self._gathered += 1
             # of zeros, where it is not known: in a ring less is sent so than by gathering it
+            head = mx.zeros(4, mx.int64)
+            if self.rank == 0:
+                head = mx.array([_MAGIC, self._gathered, len(data), zlib.crc32(data)], mx.int64)
+            magic, number, length, checksum = self._all_sum(head).tolist()
+            if (magic, number) != (_MAGIC, self._gathered):
+                raise self._loss()
+            if not length:
+                return b""
             known = np.frombuffer(data, np.uint8) if data else np.zeros(length, np.uint8)
-            return np.array(self._all_sum(mx.array(known))).tobytes() if length else b""
+            told = np.array(self._all_sum(mx.array(known))).tobytes()
+        if zlib.crc32(told) != checksum:
+            raise self._loss()
+        return told
+
+    def confirm(self) -> None:
+        """Check that no rank was lost in what was computed together before, which gives anything
+        then; every rank has to call it, and errors are as of `gather`."""
+        with self.waiting():
+            self._gathered += 1
+            if self._all_sum(mx.array(self._gathered, mx.int64)).item() != (
+                self._gathered * self.size
+            ):
+                raise self._loss()
 
     def _all_sum(self, x: mx.array) -> mx.array:
         return mx.distributed.all_sum(x, group=self.distributed, stream=mx.cpu)
@@ -248,6 +269,11 @@ def tells_loss(error: BaseException) -> bool:
     """Whether an error is what MLX says where a rank is lost. Any thread may get it that computes,
     whatever that is: of all that wait for MLX just then, it tells one."""
     return isinstance(error, RuntimeError) and str(error).startswith(_BACKENDS)
+
+
+def as_loss(error: Exception) -> Exception:
+    """The same, but what tells of a lost rank as our own error."""
+    return DistributedError(_LOST) if tells_loss(error) else error
 
 
 def check_same(facts: Sequence[Mapping[str, str]]) -> None:

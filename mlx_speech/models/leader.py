@@ -121,6 +121,7 @@ class Leader:
             self._send({"do": "run", **command, "journal": journal.take()}, arrays)
             with self.group.waiting():
                 compute()
+            self.group.confirm()
 
     def close(self) -> None:
         """Tell the others that this is the end."""
@@ -284,6 +285,7 @@ def _run(
     with group.waiting(), use_adapter(command["adapter"]):
         x = layers.run_stack(arrays["x"], cache, mask, arrays.get("position_ids"))
         mx.eval(x, [layer.state for layer in cache or ()])
+    group.confirm()
     if x.shape[1] >= _PROMPT_POSITIONS:
         mx.clear_cache()
     if cache is not None:
