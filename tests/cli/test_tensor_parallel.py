@@ -242,7 +242,7 @@ def test_ranks_that_are_not_the_same(tmp_path, tiny_copy):
     edit_json(tmp_path / "1" / "model" / "config.json", architectures=["another"])
     where = {"folder": str(tmp_path / "{rank}")}
     first, other = failures(tmp_path, 2, "--model", "./model", **where)
-    assert first.startswith("error: config.json of the model is another on rank 1 (")
+    assert first.startswith("error: config.json of ./model is another on rank 1 (")
     assert other == first.replace("error: ", "error: rank 1: ")
     os.remove(tmp_path / "1" / "model" / "config.json")
     first, other = failures(tmp_path, 2, "--model", "./model", **where)
@@ -286,5 +286,5 @@ def test_the_readme_has_what_is_calculated():
     script = ROOT / "tests" / "benchmarks" / "tensor_parallel.py"
     tables = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert tables.stdout.count("| 4.1-2b |") == 7
-    document = (ROOT / "mlx_speech" / "README.md").read_text()
+    document = (ROOT / "mlx_speech" / "distributed" / "README.md").read_text()
     assert all(table in document for table in tables.stdout.split("\n\n"))
