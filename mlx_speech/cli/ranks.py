@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..distributed.bus import Bus
     from ..distributed.group import Group
 
+_OF_SOCKETS = r"\[ring\]|^ (was closed by the peer|failed with errno \d+)$|^$"
+
 
 def start_group(console: Console) -> Group | None:
     """The group of all ranks; None where this process is alone.
@@ -35,8 +37,8 @@ def start_group(console: Console) -> Group | None:
 
     group = Group.start(partial(end, console))
     if group is not None:
-        # of a rank that has ended, MLX tells ten times, and we once
-        filter_standard_error("[ring]")
+        # of a rank that has ended, threads of MLX tell ten times, in pieces that mix, and we once
+        filter_standard_error(_OF_SOCKETS)
     return group
 
 

@@ -10,12 +10,13 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 
 from ..errors import InputError
 
-# passes on lines but those that begin so, until nobody can write any more
+# passes on lines but those in which this is found, until nobody can write any more
 _FILTER = """
-import os, signal, sys
+import os, re, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
+unwanted = re.compile(sys.argv[1].encode())
 for line in sys.stdin.buffer:
-    if not line.startswith(sys.argv[1].encode()):
+    if not unwanted.search(line):
         os.write(2, line)
 """
 
@@ -102,10 +103,11 @@ def flushed_standard_output() -> Iterator[None]:
             sys.stdout.flush()
 
 
-def filter_standard_error(prefix: str) -> None:
-    """Leave out of standard error the lines of libraries in C++ that begin so; Python's own go
-    there as ever. A process of its own does that, which also passes on why this one has crashed."""
-    arguments = [sys.executable, "-ISc", _FILTER, prefix]
+def filter_standard_error(unwanted: str) -> None:
+    """Leave out of standard error the lines of libraries in C++ in which a regular expression is
+    found; Python's own go there as ever. A process of its own does that, which also passes on why
+    this one has crashed."""
+    arguments = [sys.executable, "-ISc", _FILTER, unwanted]
     own = os.dup(2)
     passing = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert passing.stdin is not None

@@ -83,7 +83,7 @@ class Group:
         self._deadline: float | None = None
         self._lost = False
         self._gathered = 0  # so many times
-        self._streams: dict[int, mx.Stream] = {}  # of threads
+        self._own = threading.local()  # a stream of each thread
         self._changed = threading.Condition()
         who = f"rank {self.rank}: " if self.rank else ""
         message = who + _SILENT.format(seconds=timeout)
@@ -153,9 +153,9 @@ class Group:
     def _gather_rows(self, row: np.ndarray) -> np.ndarray:
         # a stream of its own, and of this thread's, to which streams belong: what else this process
         # computes would wait for the other ranks, and hold Python's lock meanwhile
-        if (thread := threading.get_ident()) not in self._streams:
-            self._streams[thread] = mx.new_stream(mx.cpu)
-        how: dict[str, Any] = {"group": self.distributed, "stream": self._streams[thread]}
+        if not hasattr(self._own, "stream"):
+            self._own.stream = mx.new_stream(mx.cpu)
+        how: dict[str, Any] = {"group": self.distributed, "stream": self._own.stream}
         gathered = mx.distributed.all_gather(mx.array(row), **how)
         mx.eval(gathered)  # which lets other threads run, as NumPy would not
         return np.array(gathered)
