@@ -30,14 +30,29 @@ def run_shared(args: argparse.Namespace, console: Console, work: Callable[[], in
     if group is None:
         return work()
     if group.rank:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what that is to do, rank 0 decides
-        follow(group, lambda told: _load(group, load_shard, **told, progress=False))
+        _follow(group)
         return 0
     args.leader = Leader(group)
     try:
         return work()
     finally:
         args.leader.close()
+
+
+def _follow(group: Group) -> None:
+    """Do what rank 0 says, until it ends: what signals are to do that all ranks get, it decides,
+    such as to finish what a server works on. Only what is being loaded SIGTERM ends at once."""
+    terminate = signal.getsignal(signal.SIGTERM)
+
+    def load_own(told: dict[str, Any]) -> Any:
+        signal.signal(signal.SIGTERM, terminate)
+        try:
+            return _load(group, load_shard, **told, progress=False)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    follow(group, load_own)
 
 
 def load_shared(leader: Leader, model: str, *, progress: bool, **options: Any) -> tuple[Any, Any]:
