@@ -9,7 +9,14 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 
 from ..distributed.group import tells_loss
-from ..errors import AudioError, CheckpointError, HubError, MlxSpeechError, one_line
+from ..errors import (
+    AudioError,
+    CheckpointError,
+    DistributedError,
+    HubError,
+    MlxSpeechError,
+    one_line,
+)
 from .engine import BusyError
 from .models import UnknownModelError
 from .reply import StoppedError
@@ -85,6 +92,8 @@ def as_request_error(error: BaseException, **fields: str) -> RequestError:
             return as_request_error(full)
         case AudioError():
             return RequestError(str(error), 400, "file", "invalid_audio")
+        case DistributedError():
+            return as_request_error(StoppedError())  # the log says why, as the server ends
         case MlxSpeechError():
             named: list[str] = []
             names = {**_FIELDS, **fields}

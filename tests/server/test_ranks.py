@@ -282,6 +282,12 @@ def test_a_rank_that_is_lost(run):
     assert run(work) == (True, "rank 1 is lost")
 
 
+def test_what_a_client_is_told_where_ranks_share_layers():
+    """It is no fault of the client that one is lost."""
+    wrong = as_request_error(DistributedError("the connection to another rank was lost"))
+    assert (wrong.status, wrong.code) == (503, "shutting_down")
+
+
 def full_disk():
     try:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
