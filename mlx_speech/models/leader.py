@@ -141,13 +141,13 @@ class Leader:
             self._used = True
             try:
                 yield
-            except DistributedError as error:
-                self._failure = error
-                raise
-            except BaseException as error:
+            except MlxSpeechError as error:
                 # what is wrong with what was asked is found by all, before anything is computed
-                if loads or not isinstance(error, MlxSpeechError):
-                    self._failure = DistributedError(_FAILED)
+                if loads or isinstance(error, DistributedError):
+                    self._failure = DistributedError(str(error))
+                raise
+            except BaseException:
+                self._failure = DistributedError(_FAILED)
                 raise
 
     def _send(self, command: dict[str, Any], arrays: dict[str, mx.array] | None = None) -> None:
