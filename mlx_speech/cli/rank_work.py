@@ -36,7 +36,7 @@ from ..distributed.bus import Bus, Message
 from ..distributed.digests import digest
 from ..distributed.group import Group, as_loss
 from ..distributed.schedule import TaskQueue
-from ..errors import DistributedError, MlxSpeechError, UnsupportedOptionError, one_line
+from ..errors import DistributedError, MlxSpeechError, UnsupportedOptionError
 from ..transcription.parts import Part
 from .common import load_named, loading_options
 from .console import Console, display_name
@@ -168,9 +168,7 @@ class RankWork:
                 self.bus.post(["end"])
             self.bus.close()
         else:
-            signalled = isinstance(error, SystemExit)
-            reason = "a signal has ended it" if signalled else str(error) or repr(error)
-            self.bus.fail(one_line(reason))
+            self.bus.fail(error)
         self._worker.stop()
 
     def follow(self) -> None:

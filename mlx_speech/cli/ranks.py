@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -17,7 +16,6 @@ from .console import Console
 from .streams import filter_standard_error
 
 if TYPE_CHECKING:
-    from ..distributed.bus import Bus
     from ..distributed.group import Group
 
 _OF_SOCKETS = r"\[ring\]|^ (was closed by the peer|failed with errno \d+)$|^$"
@@ -69,22 +67,6 @@ def leave(status: int) -> NoReturn:
         with suppress(OSError):
             stream.flush()
     os._exit(status)
-
-
-@contextmanager
-def exchanging(group: Group) -> Iterator[Bus]:
-    """A bus among the ranks, which is closed at the end. Where an error or a signal ends this rank,
-    the others are told why."""
-    from ..distributed.bus import Bus
-
-    bus = Bus(group)
-    bus.start()
-    try:
-        yield bus
-    except BaseException as error:
-        bus.fail(str(error) if isinstance(error, Exception) else "it was interrupted")
-        raise
-    bus.close()
 
 
 def end(console: Console, message: str) -> NoReturn:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DistributedError, InputError
 from . import common
 from .console import Console, as_option
-from .ranks import end, exchanging, folder_facts, start_group, version_facts
+from .ranks import end, folder_facts, start_group, version_facts
 
 if TYPE_CHECKING:
     from ..distributed.bus import Bus
@@ -123,6 +123,8 @@ def run(args: argparse.Namespace, console: Console, models: dict[str, str]) -> i
     group = None if args.tensor_parallel else start_group(console)
     if group is None:
         return _serve(args, console, models, store)
+    from ..distributed.bus import exchanging
+
     with exchanging(group) as bus:
         if group.rank == 0:
             return _serve(args, console, models, store, bus)

@@ -3,7 +3,6 @@
 import codecs
 import io
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -107,6 +106,8 @@ def filter_standard_error(unwanted: str) -> None:
     """Leave out of standard error the lines of libraries in C++ in which a regular expression is
     found; Python's own go there as ever. A process of its own does that, which also passes on why
     this one has crashed."""
+    import subprocess
+
     arguments = [sys.executable, "-ISc", _FILTER, unwanted]
     own = os.dup(2)
     passing = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)

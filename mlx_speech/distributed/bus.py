@@ -15,7 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..errors import DistributedError
+from ..errors import DistributedError, one_line
 from .group import Group, check_same
 
 SECONDS_BETWEEN_ROUNDS = 0.1  #: while nobody says anything
@@ -93,8 +93,11 @@ class Bus:
             said[message.rank] = message.content
         check_same([said[rank] for rank in range(self.group.size)])
 
-    def fail(self, reason: str) -> None:
-        """Tell the others that this rank cannot go on, and end; they get a `DistributedError`."""
+    def fail(self, error: BaseException) -> None:
+        """Tell the others what ends this rank, and end; they get a `DistributedError`."""
+        reason = one_line(str(error) or repr(error))
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            reason = "a signal has ended it"
         self._post({"failed": reason})
         self.close()
 
@@ -140,6 +143,20 @@ class Bus:
 
 
 @contextmanager
+def exchanging(group: Group) -> Iterator[Bus]:
+    """A bus among the ranks, which is closed at the end, for which they wait for each other. Where
+    something is raised in it, the others are told, and do not wait."""
+    bus = Bus(group)
+    bus.start()
+    try:
+        yield bus
+    except BaseException as error:
+        bus.fail(error)
+        raise
+    bus.close()
+
+
+@contextmanager
 def attended(group: Group) -> Iterator[None]:
     """Around what takes each rank a time of its own, such as reading a model, all ranks being at
     the same: they know meanwhile that the others are there, and wait for each other at its end.
@@ -147,14 +164,8 @@ def attended(group: Group) -> Iterator[None]:
     Raises:
         DistributedError: a rank is lost, or something was raised in it.
     """
-    bus = Bus(group)
-    bus.start()
-    try:
+    with exchanging(group) as bus:
         yield
-    except BaseException as error:
-        bus.fail(str(error) or "interrupted")
-        raise
-    bus.close()
     bus.receive(0)
 
 

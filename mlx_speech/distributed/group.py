@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import DistributedError
 from .launched import rank_of_launch
 from .memory import CACHE_BYTES
+from .signals import SIGNALS
 
 #: how long a rank waits for the others before it takes one for lost
 TIMEOUT_SECONDS = 60.0
@@ -113,16 +114,14 @@ class Group:
             try:
                 distributed = mx.distributed.init()
             except (RuntimeError, ValueError) as error:
-                raise DistributedError(
-                    f"rank {launched} does not reach the others: {error}"
-                ) from error
+                raise DistributedError(f"the other ranks cannot be reached: {error}") from error
             finally:
                 watchdog.kill()
         mx.set_cache_limit(CACHE_BYTES)  # see `clear_cache`, as it waits likewise
         if distributed.size() == 1:
             if launched:
-                reason = "MLX was built without the backend that launched it"
-                raise DistributedError(f"rank {launched} is alone: {reason}")
+                reason = "MLX was built without the backend that launched this one"
+                raise DistributedError(f"there are no other ranks: {reason}")
             return None
         return cls(distributed, on_silence, timeout)
 
@@ -252,11 +251,10 @@ class Group:
 
 @contextmanager
 def _ended_by_signals_at_once() -> Iterator[None]:
-    """Within it Ctrl-C and SIGTERM end the process, without Python, which could do nothing."""
-    signals = (signal.SIGINT, signal.SIGTERM)
+    """Within it signals end the process, without Python, which could do nothing."""
     main = threading.current_thread() is threading.main_thread()
     left = (None, signal.SIG_IGN)
-    changed = [each for each in signals if main and signal.getsignal(each) not in left]
+    changed = [each for each in SIGNALS if main and signal.getsignal(each) not in left]
     handlers = [signal.signal(each, signal.SIG_DFL) for each in changed]
     try:
         yield

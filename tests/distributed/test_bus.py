@@ -69,7 +69,7 @@ def test_a_rank_that_fails(tmp_path):
     code = """
     if group.rank == 1:
         bus.post("before")
-        bus.fail("the disk is full")
+        bus.fail(OSError("the disk is full"))
     else:
         say(bus.receive().content)
         for _ in range(2):
