@@ -60,6 +60,7 @@ class _Recording:
     results: of those of its parts that are done, by where they begin.
     at: task -> seconds of it that are done.
     transcript, error: what came of it; both, where only its plot failed.
+    settled: whether nothing more is to come.
     """
 
     job: Job
@@ -72,11 +73,12 @@ class _Recording:
     took: float = 0.0
     transcript: Transcript | None = None
     error: Exception | None = None
+    settled: bool = False
 
     @property
-    def settled(self) -> bool:
-        """Whether nothing more is to come."""
-        return self.transcript is not None or self.error is not None
+    def done(self) -> float:
+        """How many seconds of it are."""
+        return sum(self.at.values())
 
 
 @dataclass
@@ -90,6 +92,8 @@ class ParallelRun(Run):
     _recordings: list[_Recording] = field(default_factory=list)
     _told: int = 0  # of them
     _tasks: int = 0  # so many there are
+    _at: float = 0.0  # seconds that are done, of all
+    _duration: float = 0.0
     _progress: Progress | None = None
     _writing: Any = field(default_factory=threading.RLock)
 
@@ -97,6 +101,7 @@ class ParallelRun(Run):
         """Have all recordings transcribed; false if Ctrl-C ended it."""
         work = self.work
         self._recordings = self._prepared(jobs)
+        self._duration = sum(recording.seconds for recording in self._recordings)
         if self.args.word_timestamps:
             self.check_words(*work.loaded)
         tasks = self._planned()
@@ -193,6 +198,7 @@ class ParallelRun(Run):
         if kind in ("at", "done", "failed"):
             task = Task.from_dict(rest[0])
             recording = self._recordings[task.recording]
+            done, seconds = recording.done, recording.seconds
             with self._writing:
                 if recording.settled:
                     pass  # of a recording one part of which has failed
@@ -207,9 +213,9 @@ class ParallelRun(Run):
                     recording.memory = max(recording.memory, rest[2])
                     self._add(recording, task, json.loads(message.data))
                 self._tell()
-            known = self._recordings
-            done = sum(sum(recording.at.values()) for recording in known)
-            update(done, max(done, sum(recording.seconds for recording in known)))
+            self._at += recording.done - done
+            self._duration += recording.seconds - seconds
+            update(self._at, max(self._at, self._duration))
 
     def _add(self, recording: _Recording, task: Task, result: dict[str, Any]) -> None:
         """What came of a task, with which all may be there."""
@@ -221,11 +227,12 @@ class ParallelRun(Run):
         if len(recording.results) < len(recording.numbers):
             return
         results = [recording.results[begin] for begin in sorted(recording.results)]
+        recording.results = {}
         transcript = join(results)
         if transcript.text or not results[0].other_tracks:
             self._settle(recording, transcript)
             return
-        recording.numbers, recording.results, recording.at = [], {}, {}
+        recording.numbers, recording.at = [], {}
         whole = self._numbered(Task(0, task.recording, recording.seconds))
         self.work.bus.post(["tasks", whole.to_dict()])
 
@@ -237,7 +244,7 @@ class ParallelRun(Run):
     ) -> None:
         """All of a recording is there: write it."""
         recording.took = time.monotonic() - (recording.started or time.monotonic())
-        done = sum(recording.at.values()) if transcript is None else transcript.duration
+        done = recording.done if transcript is None else transcript.duration
         recording.at, recording.seconds = {0: done}, done
         if transcript is not None:
             try:
@@ -246,7 +253,7 @@ class ParallelRun(Run):
                 self.draw(recording.job, transcript)
             except (MlxSpeechError, OSError) as failure:
                 error = failure
-        recording.error = error
+        recording.error, recording.settled = error, True
 
     def _tell(self) -> None:
         """Say what has become of those recordings before which none is open."""
@@ -272,6 +279,7 @@ class ParallelRun(Run):
                 self.fail(job.input.source, recording.error)
             elif transcript is not None:
                 self.report(job, transcript, Effort(recording.took, recording.memory))
+        recording.transcript = None  # of thousands, none is kept in memory
 
     def _ended(self, end: Callable[[str], object], message: str) -> None:
         """A rank is silent: tell what is done, and end. A file that is being written will be."""
