@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .. import __version__
 from ..distributed.launched import rank_of_launch
-from ..errors import InputError, MlxSpeechError, one_line
+from ..errors import DistributedError, InputError, MlxSpeechError, one_line
 from .console import Console, as_option
 from .ranks import leave
 from .streams import (
@@ -272,6 +272,11 @@ def _status(
     except KeyboardInterrupt:
         console.say("interrupted")
         return 130
+    except SystemExit as error:
+        if error.code == 128 + signal.SIGTERM and rank_of_launch() is not None:
+            ended = "SIGTERM has ended it, as mlx.launch sends where another rank has ended"
+            console.error(DistributedError(ended))
+        raise
     except StandardOutputError as error:
         # a reader that went away has seen enough
         return 1 if error.errno == errno.EPIPE else console.error(error)
