@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +15,14 @@ from pathlib import Path
 
 from conftest import ROOT
 
+from mlx_speech.cli.ranks import OF_SOCKETS
+
 SECONDS = 120  #: that a process may take on a slow machine
+#: what a rank says of one that is lost: MLX mostly notices it, but may wait for it in vain
+LOST = (
+    "(the connection to another rank was lost: it has ended, or its machine or the network has"
+    r"|nothing came from another rank for \d+ s: it hangs, or the network does)\n"
+)
 
 
 def free_ports(number: int) -> list[int]:
@@ -52,6 +61,7 @@ def started_ranks(
             arguments = [argument.replace("{rank}", str(rank)) for argument in command]
             path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
             ours = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hostfile), "PYTHONPATH": path}
+            ours["IMPATIENT"] = str(folder / "impatient")
             process = subprocess.Popen(
                 [sys.executable, *arguments],
                 env={**os.environ, **ours, **(env or {})},
@@ -73,13 +83,43 @@ def started_ranks(
 
 
 def finished(process: subprocess.Popen) -> tuple[int, str, str]:
-    """Its exit status, what it printed, and what it said, without what MLX says of its sockets."""
+    """Its exit status, what it printed, and what it said."""
     printed, said = process.communicate(timeout=SECONDS)
+    return process.returncode, printed, said
+
+
+def without_sockets(result: tuple[int, str, str]) -> tuple[int, str, str]:
+    """What `finished` gives, for programs that use a group as it is: without what MLX says of its
+    sockets, which command lines leave out themselves."""
+    status, printed, said = result
     lines = said.splitlines(keepends=True)
-    return process.returncode, printed, "".join(x for x in lines if not x.startswith("[ring]"))
+    return status, printed, "".join(line for line in lines if not re.search(OF_SOCKETS, line))
 
 
 def run_ranks(command: Sequence[str], size: int, folder: Path, **how) -> list[tuple[int, str, str]]:
     """What becomes of each rank; see `started_ranks` and `finished`."""
     with started_ranks(command, size, folder, **how) as processes:
         return [finished(process) for process in processes.values()]
+
+
+def run_bare_ranks(*args, **how) -> list[tuple[int, str, str]]:
+    """The same; see `without_sockets`."""
+    return [without_sockets(result) for result in run_ranks(*args, **how)]
+
+
+def be_impatient(folder: Path) -> None:
+    """Tell ranks that were started with this folder, and import `impatient`, to wait for others 5 s
+    only."""
+    (folder / "impatient").touch()
+
+
+def check_loss(result: tuple[int, str, str], rank: int, before: str = "") -> None:
+    """A command line has ended as another rank was lost, with one line that says so.
+
+    Args:
+        before: a regular expression of what it said before.
+    """
+    status, printed, said = result
+    assert (status in (1, -signal.SIGKILL), printed) == (True, "")  # by itself, or by its guard
+    who = f"error: rank {rank}: " if rank else "error: "
+    assert re.fullmatch(before + re.escape(who) + LOST, said), said

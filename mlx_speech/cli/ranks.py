@@ -18,7 +18,11 @@ from .streams import filter_standard_error
 if TYPE_CHECKING:
     from ..distributed.group import Group
 
-_OF_SOCKETS = r"\[ring\]|^ (was closed by the peer|failed with errno \d+)$|^$"
+#: lines that are of MLX's sockets, see below, or are nothing but pieces of them
+OF_SOCKETS = (
+    r"\[ring\]|^(Socket|was closed by the peer|(Receiving from|Sending to) socket"
+    r"|failed with errno|[ \d])*$"
+)
 
 
 def start_group(console: Console) -> Group | None:
@@ -36,7 +40,7 @@ def start_group(console: Console) -> Group | None:
     group = Group.start(partial(end, console))
     if group is not None:
         # of a rank that has ended, threads of MLX tell ten times, in pieces that mix, and we once
-        filter_standard_error(_OF_SOCKETS)
+        filter_standard_error(OF_SOCKETS)
     return group
 
 

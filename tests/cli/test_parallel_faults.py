@@ -8,14 +8,15 @@ import signal
 import time
 
 import pytest
+from commands import Caller
 from conftest import TINY, edit_json
 from parallel import AUDIO, contents, on_call, started, transcribed
-from ranks import finished
+from ranks import SECONDS, be_impatient, check_loss, finished
+
+from mlx_speech.cli.transcribe import main
 
 NAMES = ("espeak_00", "espeak_06", "festival_12", "flite_08")
 RECORDINGS = [AUDIO / f"{name}.flac" for name in NAMES]
-LOST = "the connection to another rank was lost: it has ended, or its machine or the network has\n"
-SILENT = "nothing came from another rank for 15 s: it hangs, or the network does\n"
 #: functions that a rank is in at the start, while it encodes, and while it decodes
 MOMENTS = {
     "start": "mlx_speech.loading:load",
@@ -24,41 +25,24 @@ MOMENTS = {
 }
 
 
-def prefix(rank: int) -> str:
-    return f"error: rank {rank}: " if rank else "error: "
-
-
-def short_time_limit(seconds: int = 15) -> str:
-    """Code: a rank that says nothing for so long is taken for lost."""
-    return f"""
-from mlx_speech.cli import parallel
-start_group = parallel.start_group
-def started(console):
-    group = start_group(console)
-    group.timeout = {seconds}
-    return group
-parallel.start_group = started
-from mlx_speech.distributed import group
-group._SILENT = group._SILENT.replace("{{seconds:.0f}}", "{seconds}")
-"""
+@pytest.fixture
+def cli(monkeypatch, capsys) -> Caller:
+    return Caller(main, monkeypatch, capsys)
 
 
 def check_others(processes, killed: int) -> None:
-    """All but one have ended with one line: most find their connection lost, some in vain wait."""
+    """All but one have ended with one line."""
     for rank, process in processes.items():
         if rank != killed:
-            status, printed, said = finished(process)
-            assert (status in (1, -signal.SIGKILL), printed) == (True, "")
-            assert said in (prefix(rank) + LOST, prefix(rank) + SILENT)
+            check_loss(finished(process), rank)
 
 
-def check_resumed(folder, said_before: str = "") -> None:
-    """With --resume what is missing comes, and what was there stays; as of one process."""
+def check_resumed(folder, cli) -> None:
+    """With --resume what is missing comes, and what was there stays."""
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert all(path.suffix == ".txt" for path in before)  # nothing half written
-    args = [*RECORDINGS, "-o", folder, "--resume"]
-    first, other = transcribed(args, 2, folder.parent)
-    assert (first[0], first[1], other) == (0, "", (0, "", ""))
+    first = cli(*RECORDINGS, "-o", folder, "--resume")
+    assert first[:2] == (0, "")
     skipped = f", {len(before)} skipped\n" if before else "\n"
     assert first[2].startswith(f"{4 - len(before)} of 4 done")
     assert first[2].endswith(skipped)
@@ -71,8 +55,11 @@ def check_resumed(folder, said_before: str = "") -> None:
     }
 
 
-def killed(moment: str, rank: int, folder, size: int = 2) -> None:
-    """A rank is killed at a moment, at which, but for the start, others have done something."""
+@pytest.mark.parametrize(("moment", "rank"), [("start", 2), ("encoding", 0), ("decoding", 1)])
+def test_one_of_three_is_killed(tmp_path, cli, moment, rank):
+    """At a moment at which, but for the start, others have done something."""
+    folder = tmp_path / "out"
+    folder.mkdir()
     wait = "" if moment == "start" else f"while not os.listdir('{folder}'): time.sleep(0.01)"
     die = f"""
 import time
@@ -80,44 +67,27 @@ def die():
     {wait}
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    code = short_time_limit() + die + on_call(rank, MOMENTS[moment], "die()")
-    args = [*RECORDINGS, "-o", folder, "--quiet"]
-    with started(args, size, folder.parent, code) as processes:
+    code = "import impatient" + die + on_call(rank, MOMENTS[moment], "die()")
+    with started([*RECORDINGS, "-o", folder, "--quiet"], 3, tmp_path, code) as processes:
+        assert processes[rank].wait(SECONDS) == -signal.SIGKILL
+        be_impatient(tmp_path)
         check_others(processes, rank)
-        assert processes[rank].wait(60) == -signal.SIGKILL
     assert bool(os.listdir(folder)) == bool(wait)
+    check_resumed(folder, cli)
 
 
-@pytest.mark.parametrize(("moment", "rank"), [("encoding", 0), ("decoding", 1)])
-def test_a_rank_is_killed(tmp_path, moment, rank):
-    (tmp_path / "out").mkdir()
-    killed(moment, rank, tmp_path / "out")
-    check_resumed(tmp_path / "out")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", range(3))
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_any_of_three_is_killed_at_any_moment(tmp_path, moment, rank):
-    (tmp_path / "out").mkdir()
-    killed(moment, rank, tmp_path / "out", 3)
-    check_resumed(tmp_path / "out")
-
-
-@pytest.mark.parametrize("rank", range(2))
-def test_a_rank_that_hangs_as_a_whole(tmp_path, rank):
-    """As one whose machine sleeps: it ends for the others, and by its own guard when it wakes."""
-    stop = on_call(rank, MOMENTS["decoding"], "os.kill(os.getpid(), signal.SIGSTOP)")
-    with started(RECORDINGS, 2, tmp_path, short_time_limit() + stop) as processes:
-        hung = processes.pop(rank)
-        other, process = processes.popitem()
-        status, _, said = finished(process)
-        assert status in (1, -signal.SIGKILL)  # by itself, or by its guard
-        assert said in (prefix(other) + SILENT, prefix(other) + LOST)
-        hung.send_signal(signal.SIGCONT)
-        status, _, said = finished(hung)
-        assert status in (1, -signal.SIGKILL)
-        assert said in (prefix(rank) + LOST, prefix(rank) + SILENT)
+def test_a_rank_that_hangs_as_a_whole(tmp_path):
+    """As one whose machine sleeps: it ends for the others, and by itself when it wakes."""
+    stop = "import impatient" + on_call(
+        1, MOMENTS["decoding"], "os.kill(os.getpid(), signal.SIGSTOP)"
+    )
+    with started(RECORDINGS, 2, tmp_path, stop) as processes:
+        how = os.waitid(os.P_PID, processes[1].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        assert how.si_status == signal.SIGSTOP
+        be_impatient(tmp_path)
+        check_loss(finished(processes[0]), 0)
+        processes[1].send_signal(signal.SIGCONT)
+        check_loss(finished(processes[1]), 1)
 
 
 def test_a_worker_that_hangs(tmp_path):
@@ -147,7 +117,7 @@ def test_a_rank_with_a_fault(tmp_path):
     assert other[2].endswith("KeyError: 'secret'\n")
 
 
-def test_a_full_disk_on_one_rank(tmp_path):
+def test_a_full_disk_on_one_rank(tmp_path, cli):
     """Its recordings fail, which do not fit in memory; others are done."""
     code = """
 import resource
@@ -165,11 +135,11 @@ if rank == 1:
     assert count.endswith(f", {len(errors)} failed")
     assert failed.count(".flac") == len(errors)
     assert len(contents(tmp_path / "out")) == 4 - len(errors)
-    check_resumed(tmp_path / "out")
+    check_resumed(tmp_path / "out", cli)
 
 
 @pytest.mark.parametrize("rank", range(2))
-def test_interrupted(tmp_path, rank):
+def test_interrupted(tmp_path, cli, rank):
     """Ctrl-C goes to all ranks; what was done is kept."""
     # rank 1 stays in its first recording, and rank 0 comes to its last
     code = on_call(1, "mlx_speech.transcription.pipeline:transcribe", "import time; time.sleep(50)")
@@ -186,7 +156,7 @@ def test_interrupted(tmp_path, rank):
         assert "interrupted at 0:00:0" in said
         assert said.endswith("; --resume goes on from there\n")
         assert finished(processes[1]) == (0, "", "")
-    check_resumed(tmp_path / "out")
+    check_resumed(tmp_path / "out", cli)
 
 
 class TestDifferences:

@@ -70,6 +70,31 @@ def test_bar(wait, capsys):
     assert capsys.readouterr().err.endswith("\r")  # nothing of it stays
 
 
+@pytest.mark.parametrize(("total", "title"), [(3, "3 recordings"), (1, "a.wav")])
+def test_everything(wait, capsys, total, title):
+    shown = Progress(total, silent=False, bar=False)
+    with shown.everything("a.wav") as update:
+        wait(60)
+        update(60, 120)
+    expected = f"{title}: 0:01:00 of 0:02:00, 1.0 x real time, 0:01:00 left\n"
+    assert capsys.readouterr().err == expected
+    assert (shown.name, shown.done, shown.duration) == (title, 60, 120)
+
+
+def test_hidden(wait, capsys):
+    """What is printed meanwhile has a line of its own; then the bar is there again."""
+    shown = Progress(2, silent=False, bar=True)
+    with shown.hidden():  # there is none yet
+        pass
+    assert capsys.readouterr().err == ""
+    with shown.everything("a.wav") as update:
+        update(50, 200)
+        assert "2 recordings: " in capsys.readouterr().err
+        with shown.hidden():
+            assert capsys.readouterr().err.strip() == ""
+        assert "2 recordings:  25%|" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0, "0:00:00"), (59.6, "0:01:00"), (3600 * 11 + 61, "11:01:01")]
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 
 import commands
 import pytest
@@ -94,6 +96,31 @@ class TestFullDisk:
     def test_a_reader_of_messages_that_goes_away(self):
         line = f"(CLI {GATE} nowhere.wav --verbose; echo $?) 2>&1 >&3 3>&- | true"
         assert commands.shell(f"exec 3>&1; {line}", "transcribe")[1] == "unlock the back gate\n1\n"
+
+
+def test_filtered_standard_error():
+    """What MLX's threads say of sockets, in pieces that mix, is left out; all else passes, and what
+    Python says with it."""
+    program = """
+import os, sys
+from mlx_speech.cli.ranks import OF_SOCKETS
+from mlx_speech.cli.streams import filter_standard_error
+filter_standard_error(OF_SOCKETS)
+for piece in (
+    "[ring] Socket 3 was closed by the peer\\n",
+    "[ring] ", "Socket", " ", "[ring] Socket 1", "2", " was closed by the peer", "\\n",
+    " was closed by the peer", "\\n", "3 was closed by the peer was closed by the peer\\n", "\\n",
+    "terminate called\\n", "12 Socket failed with errno 104\\n", "a socket failed with errno 1\\n",
+    "the end",
+):
+    os.write(2, piece.encode())
+os.close(2)
+print("error: no", file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    lines = ["a socket failed with errno 1", "error: no", "terminate called", "the end"]
+    assert sorted(done.stderr.replace("the end", "the end\n").split("\n")) == ["", *lines]
 
 
 class TestByteOrderMark:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from conftest import ROOT, edit_json
-from ranks import run_ranks
+from ranks import run_bare_ranks
 from sharded import decoder_adapter, random_model, save
 
 ADAPTED = ["0.self_attn.q_proj", "1.self_attn.v_proj", "1.self_attn.o_proj", "0.mlp.down_proj"]
@@ -40,7 +40,7 @@ def test_as_in_one_process(cases, tmp_path, size, names):
     wanted = {name: {**cases[name], "every": size == 2 and name == "granite"} for name in names}
     (tmp_path / "cases.json").write_text(json.dumps(wanted))
     script = str(ROOT / "tests" / "led_rank.py")
-    ranks = run_ranks([script, str(tmp_path / "cases.json")], size, tmp_path)
+    ranks = run_bare_ranks([script, str(tmp_path / "cases.json")], size, tmp_path)
     assert [(status, said) for status, _, said in ranks] == [(0, "")] * size
     found, *followed = [json.loads(printed) for _, printed, _ in ranks]
     messages = found.pop("refused")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from adapters import train
 from conftest import ROOT, edit_json
-from ranks import run_ranks
+from ranks import run_bare_ranks
 from sharded import decoder_adapter, random_model, save
 from tiny_nar import checkpoint as nar_checkpoint
 
@@ -72,7 +72,7 @@ def test_what_processes_compute_together(cases, tmp_path, size):
     wanted = cases if size == 2 else {name: cases[name] for name in OF_THREE}
     (tmp_path / "cases.json").write_text(json.dumps(wanted))
     script = str(ROOT / "tests" / "sharded_rank.py")
-    ranks = run_ranks([script, str(tmp_path / "cases.json")], size, tmp_path)
+    ranks = run_bare_ranks([script, str(tmp_path / "cases.json")], size, tmp_path)
     assert [status for status, *_ in ranks] == [0] * size, "\n".join(said for *_, said in ranks)
     found = json.loads(ranks[0][1])
     calls = found.pop("calls")
