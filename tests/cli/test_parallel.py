@@ -42,9 +42,9 @@ def test_seven_for_two(cli, tmp_path):
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
-def test_one_for_three(cli, tmp_path):
+def test_one_for_two(cli, tmp_path):
     """On standard output."""
-    check_same(transcribed([GATE], 3, tmp_path), cli(GATE))
+    check_same(transcribed([GATE], 2, tmp_path), cli(GATE))
 
 
 def test_more_than_one_text_on_standard_output(cli, tmp_path):
@@ -100,7 +100,7 @@ def test_resume_and_overwrite(cli, tmp_path):
     (tmp_path / "flite_08.txt").write_text("precious\n")
     args = [*recordings, "-o", tmp_path, "--verbose"]
     shutil.copytree(tmp_path, tmp_path.parent / "one")
-    for more in (["--resume"], ["--resume"], [], ["--overwrite"]):
+    for more in (["--resume"], [], ["--overwrite"]):
         one = cli(*recordings, "-o", tmp_path.parent / "one", "--verbose", *more)
         results = transcribed([*args, *more], 2, tmp_path.parent)
         told = one[2].replace(str(tmp_path.parent / "one"), str(tmp_path))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from commands import Caller
 from conftest import ROOT, TINY, edit_json
 from ranks import (
     SECONDS,
@@ -41,13 +42,13 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def alone(*arguments: str, said: str = "") -> tuple[int, str, str]:
-    """What one process prints."""
-    env = {name: value for name, value in os.environ.items() if name != "MLX_RANK"}
-    command = [sys.executable, "-m", *arguments]
-    how = {"capture_output": True, "text": True, "cwd": ROOT, "timeout": SECONDS}
-    done = subprocess.run(command, input=said, env=env, **how)
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture
+def alone(monkeypatch, capsys):
+    """What one process prints, given the module of a command line and its arguments."""
+    monkeypatch.delenv("MLX_RANK", raising=False)
+    return lambda module, *arguments, said="": Caller(module.main, monkeypatch, capsys)(
+        *arguments, stdin=said
+    )
 
 
 def launched(*arguments: str, said: str = "") -> tuple[str, str]:
@@ -88,10 +89,10 @@ def rounded(folder: Path) -> dict[str, object]:
     }
 
 
-def test_transcribe(tmp_path):
+def test_transcribe(tmp_path, alone):
     """Files are written by the first alone, and are those of one process; so is what it says."""
     options = ["--model", str(TINY), "-f", "all", "--word-timestamps", *RECORDINGS, "nowhere.wav"]
-    one = alone("mlx_speech.transcribe", *options, "-o", str(tmp_path / "one"))
+    one = alone(transcribe, *options, "-o", str(tmp_path / "one"))
     command = ["-m", "mlx_speech.transcribe", *options, "--tensor-parallel"]
     led, follower = run_ranks([*command, "-o", str(tmp_path / "{rank}")], 2, tmp_path)
     assert led[:2] == one[:2] == (1, "")
@@ -108,20 +109,20 @@ def test_transcribe(tmp_path):
     assert follower == (0, "", "")
 
 
-def test_generate(tmp_path):
+def test_generate(tmp_path, alone):
     options = ["--model", str(TINY), "--prompt", "the radio", "--num-beams", "3", "--quiet"]
-    one = alone("mlx_speech.generate", *options)
+    one = alone(generate, *options)
     assert one[1].strip()
     led = run_ranks(["-m", "mlx_speech.generate", *options, "--tensor-parallel"], 2, tmp_path)
     assert led == [one, (0, "", "")]
 
 
-def test_chat(tmp_path):
+def test_chat(tmp_path, alone):
     """Lines that come through mlx.launch, which gives them to all."""
     lines = ["Hello there", "What is it?", f"/audio {RECORDINGS[0]}", "/reset", "Hello there"]
     said = "".join(f"{line}\n" for line in [*lines, f"/save {tmp_path / 'chat'}", "/quit"])
     options = ["--model", str(TINY), "--max-tokens", "12", "--max-kv-size", "80"]
-    _, printed, errors = alone("mlx_speech.chat", *options, said=said)
+    _, printed, errors = alone(chat, *options, said=said)
     (tmp_path / "chat").unlink()
     led = launched("mlx_speech.chat", *options, "--tensor-parallel", said=said)
     assert led[0] == printed
@@ -255,7 +256,6 @@ def test_ranks_that_are_not_the_same(tmp_path, tiny_copy):
     ("command", "options", "message"),
     [
         ("generate", ["--prompt", "x"], "several processes share one model: add --tensor-parallel"),
-        ("chat", [], "several processes share one model: add --tensor-parallel"),
         (
             "chat",
             ["--tensor-parallel", "--chat-model", "x"],

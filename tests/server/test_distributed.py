@@ -243,16 +243,15 @@ class TestFaults:
             wrong = "generation_config.json of tiny is another on rank 1"
             assert re.fullmatch(rf"error: {who}{wrong} \(\w+\) than on rank 0 \(\w+\)\n", said)
 
-    @pytest.mark.parametrize("rank", range(2))
-    def test_a_rank_that_cannot_load_its_model(self, tmp_path, rank):
+    def test_a_rank_that_cannot_load_its_model(self, tmp_path):
         for each in range(2):
             shutil.copytree(TINY, tmp_path / str(each) / "tiny")
-        (tmp_path / str(rank) / "tiny" / "model.safetensors").unlink()
+        (tmp_path / "1" / "tiny" / "model.safetensors").unlink()
         command = [*SERVE, "--model", str(tmp_path / "{rank}" / "tiny")]
         results = run_ranks(command, 2, tmp_path, env=environment())
         for each, (status, printed, said) in enumerate(results):
             who = f"rank {each}: " if each else ""
-            failed = "" if each == rank else f"rank {rank} has failed: "
+            failed = "" if each else "rank 1 has failed: "
             assert (status, printed) == (1, "")
             assert said.startswith(f"error: {who}{failed}")
             assert "no model.safetensors" in said
