@@ -41,7 +41,7 @@ while select.select([0], [], [], limit)[0]:
     if not told:
         sys.exit()
     limit = None if told[-1] == b"-" else float(told[-1])
-os.write(2, f"error: {sys.argv[2]}\\n".encode())
+os.write(2, f"error: {sys.argv[2]}\\n".format(seconds=limit - float(sys.argv[3])).encode())
 os.kill(int(sys.argv[1]), signal.SIGKILL)
 """
 # ends the process that holds the other end of its standard input, unless it lets go in time
@@ -87,8 +87,8 @@ class Group:
         self._own = threading.local()  # a stream of each thread
         self._changed = threading.Condition()
         who = f"rank {self.rank}: " if self.rank else ""
-        message = who + _SILENT.format(seconds=timeout)
-        arguments = [sys.executable, "-ISc", _GUARD, str(os.getpid()), message]
+        given = str(os.getpid()), who + _SILENT, str(_GRACE_SECONDS)
+        arguments = [sys.executable, "-ISc", _GUARD, *given]
         self._guard = subprocess.Popen(arguments, stdin=subprocess.PIPE)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
