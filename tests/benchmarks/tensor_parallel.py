@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CALLS_A_LAYER, CALLS_OF_COMMAND = 2, 2
+#: calls in a pass; of a command: how long it is, what it is, and that all ranks have done it
+CALLS_A_LAYER, CALLS_OF_COMMAND = 2, 3
 BITS = {16: 16.0, 4: 4.5}  #: with scales and biases of groups of 64
 #: seconds that a call takes, by what carries it: measured by others, see the README
 LATENCIES = {"TCP": 300e-6, "JACCL": 40e-6}
@@ -52,9 +53,9 @@ class Decoder:
 
     def sent_bytes(self, positions: int, macs: int) -> float:
         """What each Mac sends and receives in a pass, in 16 bits: a sum by a ring, 2 (N - 1) / N of
-        the states."""
+        the states, which a command has once."""
         states = positions * self.hidden * 2
-        return 2 * (macs - 1) / macs * states * self.calls
+        return 2 * (macs - 1) / macs * states * (CALLS_A_LAYER * self.layers + 1)
 
     def step_seconds(self, bits: int, bandwidth: float, macs: int = 1, latency: float = 0) -> float:
         """Of one token."""
