@@ -33,6 +33,11 @@ DECODERS = DATA / "decoders"
 TRANSCRIBE = "can you transcribe the speech into a written format?"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first, or one processor would idle while another does the last of them."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def find_recording(name: str) -> Path:
     """A recording by its name in the reference, `synthetic/...` or `human/...`; the human ones are
     not ours to bundle and are tested where they lie beside the checkout."""
