@@ -33,7 +33,7 @@ import mlx.core as mx
 
 from ..checkpoint.hub import resolve_adapter, resolve_checkpoint
 from ..distributed.bus import Bus, Message
-from ..distributed.digests import digest
+from ..distributed.digests import digest, version_facts
 from ..distributed.group import Group, as_loss
 from ..distributed.schedule import TaskQueue
 from ..errors import DistributedError, MlxSpeechError, UnsupportedOptionError
@@ -41,7 +41,7 @@ from ..transcription.parts import Part
 from .common import load_named, loading_options
 from .console import Console, display_name
 from .inputs import ADDRESS
-from .ranks import folder_facts, version_facts
+from .ranks import folder_facts
 from .transcribe_options import Usage
 
 #: a rank that has got no farther for so long is taken for hung; and for so much of the length of

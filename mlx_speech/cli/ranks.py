@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from .. import __version__
 from ..distributed.launched import rank_of_launch
 from ..errors import DistributedError
 from .console import Console
@@ -44,15 +43,9 @@ def start_group(console: Console) -> Group | None:
     return group
 
 
-def version_facts() -> dict[str, str]:
-    """What all ranks need to be alike, see `Group.check_same`: their versions."""
-    import mlx.core as mx
-
-    return {"mlx_speech": __version__, "mlx": mx.__version__}
-
-
 def folder_facts(name: str, folder: Path) -> dict[str, str]:
-    """Likewise of the files of a model or an adapter, by what it is called."""
+    """What all ranks need to be alike, see `Group.check_same`: the files of a model or an adapter,
+    by what it is called."""
     from ..checkpoint.folder import SEPARATE_WEIGHTS, SMALL_FILES, weight_files
     from ..distributed.digests import folder_digests
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DistributedError, InputError
 from . import common
 from .console import Console, as_option
-from .ranks import end, folder_facts, start_group, version_facts
+from .ranks import end, folder_facts, start_group
 
 if TYPE_CHECKING:
     from ..distributed.bus import Bus
@@ -206,6 +206,7 @@ def _facts(args: argparse.Namespace, models: dict[str, str], store: ModelStore) 
     """What has to be the same on all ranks, see `Group.check_same`. Models of the Hub that are not
     loaded yet are known by their names alone."""
     from ..checkpoint.hub import resolve_adapter
+    from ..distributed.digests import version_facts
 
     facts = {**version_facts(), "--model": ", ".join(models)}
     facts |= {as_option(name): str(getattr(args, name)) for name in ("revision", "dtype")}

@@ -10,11 +10,12 @@ from typing import Any
 from ..auto import AutoConfig
 from ..checkpoint.hub import resolve_adapter, resolve_checkpoint
 from ..distributed.bus import attended
+from ..distributed.digests import version_facts
 from ..distributed.group import Group
 from ..loading import load, load_shard
 from ..models.leader import Leader, follow
 from .console import Console
-from .ranks import folder_facts, start_group, version_facts
+from .ranks import folder_facts, start_group
 
 
 def run_shared(args: argparse.Namespace, console: Console, work: Callable[[], int]) -> int:

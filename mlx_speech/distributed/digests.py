@@ -1,12 +1,21 @@
-"""What tells files apart without reading all of them: whether ranks work with the same."""
+"""What tells versions apart, and files without reading all of them: whether ranks work with the
+same."""
 
 import hashlib
 import os
 import stat
+from importlib.metadata import version
 from pathlib import Path
+
+from .. import __version__
 
 _WHOLE_BYTES = 1 << 20  # files that are no larger are read whole
 _END_BYTES = 1 << 16  # of larger ones, at their beginning and end
+
+
+def version_facts() -> dict[str, str]:
+    """What has to be the same on all ranks, see `Group.check_same`: versions."""
+    return {"mlx_speech": __version__, "mlx": version("mlx")}
 
 
 def digest(path: str | os.PathLike) -> str | None:

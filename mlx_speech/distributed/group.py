@@ -60,7 +60,7 @@ class Group:
     What waits for other ranks cannot be interrupted, as MLX waits for them in C++, and where one
     dies it mostly says so at once, but may wait for ever. So what takes longer than `timeout` ends
     the process: `on_silence` is called from a thread of its own with a message, and should not
-    return.
+    return. If it does, as by default, another process tells the message and kills this one.
 
     Args:
         distributed: MLX's own group.
@@ -75,7 +75,7 @@ class Group:
     def __init__(
         self,
         distributed: mx.distributed.Group,
-        on_silence: Callable[[str], object],
+        on_silence: Callable[[str], object] = lambda message: None,
         timeout: float = TIMEOUT_SECONDS,
     ):
         self.distributed = distributed
@@ -94,7 +94,9 @@ class Group:
 
     @classmethod
     def start(
-        cls, on_silence: Callable[[str], object], timeout: float = TIMEOUT_SECONDS
+        cls,
+        on_silence: Callable[[str], object] = lambda message: None,
+        timeout: float = TIMEOUT_SECONDS,
     ) -> Self | None:
         """The group that this process was launched in; None if it is alone.
 

@@ -168,10 +168,6 @@ class _Recorded(KVCache):
         return copy.copy(self)  # that shares no array either
 
 
-class _RecordedKVCache(_Recorded):
-    pass
-
-
 class _RecordedRotatingKVCache(_Recorded, RotatingKVCache):
     pass
 
@@ -181,7 +177,7 @@ class _RecordedQuantizedKVCache(_Recorded, QuantizedKVCache):
 
 
 _RECORDED: dict[type[KVCache], type[_Recorded]] = {
-    KVCache: _RecordedKVCache,
+    KVCache: _Recorded,
     RotatingKVCache: _RecordedRotatingKVCache,
     QuantizedKVCache: _RecordedQuantizedKVCache,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import mlx.core as mx
 
-from .. import __version__
+from ..distributed.digests import version_facts
 from ..distributed.launched import rank_of_launch
 from ..errors import InputError
 from .options import FineTuneOptions
@@ -63,7 +62,7 @@ class Ranks:
             return cls(None)
         from ..distributed.group import Group
 
-        return cls(Group.start(_end))
+        return cls(Group.start())
 
     def __enter__(self) -> Self:
         return self
@@ -148,7 +147,7 @@ class Ranks:
         if options.batch_size % self.size:
             rule = f"a multiple of {self.size}, as each of {self.size} ranks has a share of a batch"
             raise InputError.must_be("batch_size", options.batch_size, rule)
-        versions = {"mlx_speech": __version__, "mlx": version("mlx"), "mlx-lm": version("mlx-lm")}
+        versions = {**version_facts(), "mlx-lm": version("mlx-lm")}
         chosen = {name: each for name, each in asdict(options).items() if name not in _LOCAL}
         self.check_same(versions | chosen)
 
@@ -156,8 +155,3 @@ class Ranks:
 def digest_of(content: Any) -> str:
     """A short hash of what JSON can say."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
-
-
-def _end(message: str) -> None:
-    os.write(2, f"error: {message}\n".encode())
-    os._exit(1)  # the main thread waits in C++

@@ -99,8 +99,7 @@ def load_state(
     high, low = arrays[_RANDOM].reshape(-1, 2)[ranks.rank].tolist()
     mx.random.seed((high << 32) | low)
     mx.eval(trainable.state, optimizer.state)
-    validations = [ValLossReport(**each) for each in told["validations"]]
-    return Progress(told["step"], tuple(validations))
+    return _progress(told)
 
 
 def _read_state(
@@ -112,7 +111,7 @@ def _read_state(
     try:
         arrays, metadata = mx.load(str(path), return_metadata=True)  # type: ignore[misc]
         told = json.loads(metadata["training"])
-        _ = told["step"], [ValLossReport(**each) for each in told["validations"]]
+        _progress(told)  # or it raises
         before = told["options"] | {name: told[name] for name in ("model", "rows", "ranks")}
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
@@ -127,6 +126,11 @@ def _read_state(
     if shapes != {name: array.shape for name, array in expected.items()}:
         raise CheckpointError(f"{path} is damaged: its tensors are not those of this training")
     return arrays, told
+
+
+def _progress(told: dict[str, Any]) -> Progress:
+    validations = (ValLossReport(**each) for each in told["validations"])
+    return Progress(told["step"], tuple(validations))
 
 
 def _of_steps(options: FineTuneOptions) -> dict[str, Any]:

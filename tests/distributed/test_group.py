@@ -204,3 +204,20 @@ def test_what_tells_of_a_loss():
     for error in (RuntimeError("[metal] no memory"), ValueError("[ring] x"), KeyError("[ring]")):
         assert not tells_loss(error)
         assert as_loss(error) is error
+
+
+def test_nobody_is_asked_to_end_it(tmp_path):
+    """The process beside it does, as where Python cannot."""
+    code = """
+    import time
+    group.on_silence = type(group).__init__.__defaults__[0]  # as where none is given
+    group.gather()
+    if group.rank:
+        time.sleep(1000)
+    group.timeout = 1.0
+    group.gather()
+    """
+    with started_ranks(program(code), 2, tmp_path) as processes:
+        result = without_sockets(finished(processes[0]))
+    silent = "nothing came from another rank for 1 s: it hangs, or the network does"
+    assert result == (-signal.SIGKILL, "", f"error: {silent}\n")
