@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class _Parser(common.Parser):
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
         given = list(sys.argv[1:] if args is None else args)
-        for index, (arg, following) in enumerate(zip(given, [*given[1:], ""], strict=True)):
+        for index, (arg, following) in enumerate(zip_longest(given, given[1:], fillvalue="")):
             if arg == "--":
                 break
             short = len(arg) > len("--") and "--word-timestamps".startswith(arg)

@@ -140,6 +140,11 @@ class TestWrongInput:
         assert (status, out) == (2, "")
         assert message in err
 
+    def test_nothing_at_all(self, cli):
+        status, out, err = cli()
+        assert (status, out) == (2, "")
+        assert err.endswith("error: the following arguments are required: AUDIO\n")
+
     def test_reader_that_goes_away(self):
         """`... | head -1` is no reason for a traceback."""
         command = f"CLI {GATE} {DIGITS} {GATE} | head -c 1"
