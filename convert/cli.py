@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from mlx_speech.checkpoint.quantization import MODES, RECIPES
 from mlx_speech.cli.common import (
     Parser,
+    add_about_options,
     add_console_options,
     add_options,
     explicit_options,
@@ -53,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--q-bits", type=_bits, metavar="N[,N...]", help=text)
     text = "weights that share a scale (default: 64, or what --q-mode has)"
     add("--q-group-size", type=int, choices=(32, 64, 128), help=text)
-    add("--q-mode", choices=MODES, default="affine", help="(default: affine)")
+    add("--q-mode", choices=MODES, default="affine", help="how they are stored (default: affine)")
     recipes = (f"{name} {'-'.join(map(str, vars(r).values()))}" for name, r in RECIPES.items())
     text = (
         "bits of encoder, projector, decoder and what is sensitive in the decoder: "
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_learning_options(parser)
     add_publish_options(parser)
     add_console_options(parser)
+    add_about_options(parser)
     return parser
 
 

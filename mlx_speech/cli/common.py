@@ -359,7 +359,7 @@ def loading_options(args: argparse.Namespace, console: Console) -> dict[str, Any
 #: metavar of an argument -> what a shell completes it with
 _COMPLETED = {
     **dict.fromkeys(("AUDIO", "DATA", "FILE"), "FILE"),
-    **dict.fromkeys(("DIR", "MODEL", "PATH"), "DIRECTORY"),
+    **dict.fromkeys(("DIR", "FOLDER", "MODEL", "PATH"), "DIRECTORY"),
 }
 
 
@@ -380,6 +380,6 @@ class _PrintCompletion(argparse.Action):
             if action.metavar in _COMPLETED:
                 action.complete = getattr(shtab, _COMPLETED[action.metavar])
         # of the installed command, which is what is typed
-        parser.prog = parser.prog.replace("python -m mlx_speech.", "mlx-speech-")
+        parser.prog = f"mlx-speech-{parser.prog.split()[-1].rpartition('.')[2]}"
         sys.stdout.write(shtab.complete(parser, values))
         parser.exit()

@@ -18,7 +18,7 @@ GATE = DATA / "audio" / "flite_08.flac"
 MODULES = ["transcribe", "generate", "chat"]
 
 
-@pytest.mark.parametrize("module", [*MODULES, "benchmark", "finetune"])
+@pytest.mark.parametrize("module", [*MODULES, "benchmark", "convert", "finetune", "serve"])
 def test_version(module):
     assert commands.run(module, "--version") == (0, f"mlx_speech {mlx_speech.__version__}\n", "")
 
@@ -57,6 +57,7 @@ class TestCompletion:
         assert sorted(self.complete(tmp_path, "transcribe", "ta")) == ["talk.wav", "talks"]
         assert self.complete(tmp_path, "transcribe", "-o", "ta") == ["talks"]
         assert self.complete(tmp_path, "transcribe", "--dtype", "bf") == ["bfloat16"]
+        assert self.complete(tmp_path, "convert", "--mlx-path", "ta") == ["talks"]
 
     @pytest.mark.parametrize(
         ("shell", "sign"), [("zsh", "#compdef mlx-speech-transcribe"), ("fish", "complete -c")]
