@@ -5,6 +5,7 @@ python examples/demo.py
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ RECORDING = "flite_11.flac"
 
 
 def main() -> int:
+    argparse.ArgumentParser(description="Transcribe a bundled recording.").parse_args()
     transcript = mlx_speech.transcribe(AUDIO / RECORDING, mlx_speech.load(MODEL))
     lines = (AUDIO / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     (said,) = (row["text"] for row in map(json.loads, lines) if row["file"] == RECORDING)

@@ -8,6 +8,8 @@ the adapter off, or by --chat-model, in one conversation. --say speaks each sent
 while the next ones are still being written.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import queue
@@ -19,7 +21,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 
-from mlx_speech import ChatSession, MlxSpeechError, UnsupportedOptionError, load
+import mlx_speech
+from mlx_speech import MlxSpeechError, UnsupportedOptionError
 
 #: what ends a sentence, up to where the next one begins
 SENTENCE_END = re.compile(r"[.!?…]+[\"')\]”’»]*\s+|\n+")
@@ -45,7 +48,7 @@ def main() -> int:
         # before the model, which takes longer: is there a microphone?
         turns = ((path, {}) for path in args.audio) if args.audio else microphone()
         options = {"chat_model": args.chat_model, "system": args.system_prompt}
-        session = ChatSession(*load(args.model), **options)
+        session = mlx_speech.ChatSession(*mlx_speech.load(args.model), **options)
         failures = [source for source in turns if not turn(session, *source, say=args.say)]
         return 1 if failures else 0
     except KeyboardInterrupt:
@@ -55,7 +58,7 @@ def main() -> int:
         return 1
 
 
-def turn(session: ChatSession, audio, options: dict, *, say: bool) -> bool:
+def turn(session: mlx_speech.ChatSession, audio, options: dict, *, say: bool) -> bool:
     """Transcribe a recording and print the reply as it comes; returns whether that went well."""
     try:
         said = session.transcribe(audio, **options).text
@@ -114,7 +117,7 @@ class Speaker:
                     self._saying.terminate()
                 self._saying.communicate(sentence.encode())
 
-    def __enter__(self) -> "Speaker":
+    def __enter__(self) -> Speaker:
         return self
 
     def __exit__(self, kind: type | None, *error) -> None:
