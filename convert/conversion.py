@@ -19,7 +19,6 @@ from mlx_speech.files import clean_up, replacing_folder
 from mlx_speech.models.base import PretrainedModel
 
 from .card import model_card
-from .learned import check_learning, learn
 from .methods import check_options
 from .plan import Conversion, Learned, Plan, Row
 from .source import OpenModel, Source, open_model
@@ -138,6 +137,8 @@ def convert(
     further = None if adapter is None else resolve_adapter(adapter, progress=progress)
     source = Source.find(path_or_repo, revision, values=not dry_run, progress=progress)
     if method != "rtn":
+        from .learned import check_learning, learn
+
         check_learning(method, source.config, calibration)
     asked: dict[str, Any] = {"group_size": q_group_size, "mode": q_mode, "recipe": quant_predicate}
     with writing(mlx_path, source.folder), ExitStack() as stack:

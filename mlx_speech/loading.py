@@ -1,17 +1,18 @@
 """The registry of families, and `load`: a path or repository id -> model and processor."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
-
-import mlx.core as mx
+from typing import TYPE_CHECKING, Any
 
 from .checkpoint.folder import read_json
 from .checkpoint.hub import resolve_adapter, resolve_checkpoint, take_hub_options
-from .checkpoint.options import LoadingOptions
-from .checkpoint.weights import load_layers
 from .errors import CheckpointError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,9 @@ def load_shard(
     Returns:
         A `DecoderModel` without embeddings and final norm, for its `run_stack`.
     """
+    from .checkpoint.options import LoadingOptions
+    from .checkpoint.weights import load_layers
+
     if adapter is not None:
         adapter = resolve_adapter(adapter, progress=progress)
     folder = resolve_checkpoint(path_or_repo, revision=revision, progress=progress)

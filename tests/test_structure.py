@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -120,37 +119,3 @@ def test_all_packages_are_installed():
     packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
     packages = {f"mlx_speech.{name}" if name == "convert" else name for name in packages}
     assert set(re.findall(r'"(.+?)"', listed[1])) == packages
-
-
-HEAVY = {"mlx_lm", "torch", "transformers", "matplotlib"}
-
-
-def test_a_transcript_needs_no_training_stack():
-    """mlx-lm costs seconds to import, since it imports transformers."""
-    code = (
-        "import sys\n"
-        "import mlx_speech\n"
-        "for name in mlx_speech.__all__: getattr(mlx_speech, name)\n"
-        "model = mlx_speech.load('examples/tiny-granite-speech')\n"
-        "text = mlx_speech.transcribe('tests/data/audio/espeak_05.flac', model).text\n"
-        f"print(bool(text), sorted({HEAVY} & sys.modules.keys()))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert done.stdout == "True []\n"
-
-
-@pytest.mark.parametrize(
-    "command", ["transcribe", "chat", "generate", "benchmark", "finetune", "convert"]
-)
-def test_help_imports_nothing_heavy(command):
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = ['{command}', '--help']\n"
-        f"try: runpy.run_module('mlx_speech.{command}', run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        f"print(sorted({HEAVY | {'mlx', 'numpy', 'av', 'huggingface_hub'}} & sys.modules.keys()))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"

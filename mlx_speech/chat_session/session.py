@@ -1,9 +1,11 @@
 """`ChatSession`: a conversation whose cache lives from turn to turn."""
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, InputError
 from ..fields import fitted
@@ -12,9 +14,10 @@ from ..generation.prefix_cache import PrefixCache
 from ..generation.protocols import GenerativeModel
 from ..generation.text import GenerationResponse, prompt_ids, stream_generate
 from ..layers.cache import KVCache
-from ..transcription.pipeline import transcribe
-from ..transcription.transcript import Transcript
 from .chat_model import ChatModel, OwnChatModel, as_chat_model
+
+if TYPE_CHECKING:
+    from ..transcription.transcript import Transcript
 
 Replies = Generator[GenerationResponse, None, None]  #: the pieces of a reply, as they come
 REPLY_TOKENS = 512  #: limit on a reply, where nothing is said and the context has room
@@ -82,6 +85,8 @@ class ChatSession:
         Raises:
             UnsupportedOptionError: the model is not a speech model.
         """
+        from ..transcription.pipeline import transcribe
+
         return transcribe(audio, (self.model, self.processor), **options)
 
     listen = transcribe  #: the same by its older name

@@ -252,12 +252,13 @@ def weight_headers(
     Raises:
         CheckpointError, HubError: as `resolve_checkpoint` for weights.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import SafetensorsParsingError
-
     repo_id, commit = os.fspath(path_or_repo), folder.name
     if os.path.isdir(os.path.expanduser(repo_id)):
         return {}
+
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
+
     missing = _missing(folder, _weights_of(repo_id, folder))
     if any(name.endswith(".bin") for name in missing):
         _fetch_weights(repo_id, folder, progress, {})

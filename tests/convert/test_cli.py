@@ -52,18 +52,10 @@ class TestUse:
         )
         assert lines[1].startswith("  in groups of 32, 32 inputs are no multiple of 64: ")
 
-    def test_help_names_every_recipe_and_imports_nothing_heavy(self):
-        code = (
-            "import sys\n"
-            "from convert.cli import main\n"
-            "try: main(['--help'])\n"
-            "except SystemExit: print(sorted({'mlx.core', 'numpy'} & set(sys.modules)))"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        assert done.stdout.endswith("[]\n")
-        assert all(name in done.stdout for name in RECIPES)
+    def test_help_names_every_recipe(self, call):
+        status, out, _ = call("--help")
+        assert status == 0
+        assert all(name in out for name in RECIPES)
 
     def test_plain_four_bits_of_a_speech_model_say_what_they_are(self, call, tmp_path):
         arguments = ("--hf-path", TINY, "--mlx-path", tmp_path / "out", "-q", "--dry-run")
