@@ -1,13 +1,17 @@
 """Regular expressions out of files, which may be crafted so that they take forever."""
 
+from __future__ import annotations
+
 import math
 import re
 from functools import lru_cache
 from time import perf_counter
-
-import regex
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    import regex
 
 _SECONDS = 2.0  # of matching; milliseconds are usual
 _LONGEST = 10_000  # characters of an expression
@@ -34,7 +38,7 @@ class Patterns:
         """
         try:
             _compiled(expression)
-        except (ValueError, re.error, regex.error, RecursionError, OverflowError) as error:
+        except (ValueError, re.error, RecursionError, OverflowError) as error:
             rule = f"a regular expression that can be compiled ({error})"
             raise InputError.must_be(field, expression, rule) from error
 
@@ -58,10 +62,15 @@ class Patterns:
 
 @lru_cache
 def _compiled(expression: str) -> regex.Pattern[str]:
+    import regex
+
     if len(expression) > _LONGEST:
         raise ValueError(f"it has more than {_LONGEST} characters")
     # the syntax is that of this library; regex has more, such as recursion
     re.compile(expression)
     if math.prod(max(int(n), 1) for n in re.findall(r"\{([0-9]+)", expression)) > _MOST_REPETITIONS:
         raise ValueError(f"it has more than {_MOST_REPETITIONS} repetitions")
-    return regex.compile(expression)
+    try:
+        return regex.compile(expression)
+    except regex.error as error:
+        raise ValueError(str(error)) from error

@@ -32,6 +32,7 @@ def test_whole_names(expression, matches):
         ("(", "unterminated subpattern"),
         ("*", "nothing to repeat"),
         ("(?R)", "unknown extension"),
+        ("a{e", "expected }"),  # which Python's own library compiles
         ("a" * 10_001, "more than 10000 characters"),
         ("a{1000000000}", "more than 10000 repetitions"),
         ("(((a{99}){99}){99})+", "more than 10000 repetitions"),
