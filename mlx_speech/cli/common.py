@@ -329,7 +329,8 @@ def load_named(
     Args:
         model: another than --model names.
     """
-    model, options = model or args.model, loading_options(args, console)
+    model = args.model if model is None else model
+    options = loading_options(args, console)
     start = time.perf_counter()
     if "leader" in args:
         from .tensor_parallel import load_shared

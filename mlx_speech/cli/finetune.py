@@ -46,9 +46,11 @@ def run(args: argparse.Namespace, console: Console, usage: None) -> int:
     need_standard_output()
     settings = read_settings(args)
     options = settings.options
+    from ..training.data import check_data
     from ..training.ranks import Ranks
     from ..training.target import check_target, clear_target
 
+    check_data(Path(settings.data))
     ranks = Ranks(start_group(console))
     ranks.check_options(options)
     folder = Path(options.adapter_path)

@@ -213,7 +213,8 @@ def read_settings(args: argparse.Namespace) -> Settings:
         merged["optimizer_config"] = config[optimizer] or {}
     others = {name: merged.pop(name, None) for name in _OTHERS}
     others["overwrite"] = bool(others["overwrite"])
-    others["model"] = others["model"] or os.environ.get("MLX_SPEECH_MODEL") or common.SPEECH_MODEL
+    if others["model"] is None:
+        others["model"] = os.environ.get("MLX_SPEECH_MODEL") or common.SPEECH_MODEL
     if others["data"] is None:
         raise InputError.about("{data} names the recordings to train on; give it", option="data")
     return Settings(**others, options=FineTuneOptions(**merged))

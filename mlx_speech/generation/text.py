@@ -146,7 +146,7 @@ def text_tokenizer(processor: Any) -> TextTokenizer:
     tokenizer = getattr(processor, "tokenizer", processor)
     if not isinstance(tokenizer, TextTokenizer):
         what = f"a {type(processor).__name__} does not serve a model that answers texts"
-        raise InputError(f"{what}; give the processor that load returned with the model")
+        raise InputError(f"{what}; choose one, and the processor that load returns with it")
     return tokenizer
 
 

@@ -172,9 +172,8 @@ def read_splits(path: Path) -> dict[str, Rows]:
             `load_data` takes.
         UnsupportedOptionError: a library is missing.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist: give the file or folder of the data")
-    found = _read_folder(path) if path.is_dir() else {"train": _read_single(path)}
+    check_data(path)
+    found = _read_folder(path) if path.is_dir() else {"train": read_file(path)}
     validation = next((name for name in _VALIDATION if name in found), None)
     splits = {"train": found.get("train", Rows())}
     if validation is not None:
@@ -185,10 +184,12 @@ def read_splits(path: Path) -> dict[str, Rows]:
     return splits
 
 
-def _read_single(path: Path) -> Rows:
-    if path.suffix.lower() not in SUFFIXES:
+def check_data(path: Path) -> None:
+    """Raises `InputError` for what is no folder, and no file of a kind that `load_data` takes."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give the file or folder of the data")
+    if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path} is not data: that is in .jsonl or .csv files, or folders")
-    return read_file(path)
 
 
 def _read_folder(folder: Path) -> dict[str, Rows]:

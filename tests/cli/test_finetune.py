@@ -279,6 +279,17 @@ class TestRefused:
         one_line(cli(*args), told)
         assert not (tmp_path / "mine").exists()
 
+    def test_no_data(self, cli, tmp_path):
+        """Before a model is fetched for it."""
+        gate = AUDIO / "flite_08.flac"
+        for data, told in ((tmp_path / "x", "x does not exist"), (gate, "is not data: that is")):
+            one_line(cli("--data", data, "--model", "nobody/has-this"), told)
+
+    def test_a_model_without_a_name(self, cli, data, tmp_path):
+        """Is not the default."""
+        args = ["--data", data, "--adapter-path", tmp_path / "mine", "--model", ""]
+        one_line(cli(*args), "'' is not the name of a Hub repository")
+
     def test_what_no_training_wrote_stays(self, cli, data, tiny_copy):
         before = files(tiny_copy)
         for more in ([], ["--overwrite"]):

@@ -166,7 +166,8 @@ class TestErrors:
         commands.one_line(cli("--host", host, "--port", 0), f"cannot serve at '{host}', port 0")
 
     def test_the_first_model_must_load(self, cli, tmp_path):
-        commands.one_line(cli("--port", 0, "--model", tmp_path), str(tmp_path))
+        for model, words in ((tmp_path, str(tmp_path)), ("", "'' is not the name of a Hub repo")):
+            commands.one_line(cli("--port", 0, "--model", model), words)
 
     @pytest.mark.parametrize(
         ("args", "words"),
