@@ -95,6 +95,26 @@ def test_readme_has_every_example():
         assert f"`{folder.name}`" in README or folder.name == "__pycache__"
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "status", "told"),
+    [
+        *((name, ["--nonsense"], 2, "error: ") for name in ("chat", "demo", "stream")),
+        *((name, ["nowhere", "hello"], 1, "error: there is no ") for name in ("chat", "stream")),
+    ],
+)
+def test_failures_are_one_line(name, args, status, told):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / f"{name}.py", *args],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert (done.returncode, done.stdout) == (status, "")
+    *usage, said = done.stderr.splitlines()
+    assert said.removeprefix(f"{name}.py: ").startswith(told)
+    assert all(line.startswith("usage: ") for line in usage)
+
+
 class TestVoiceChat:
     def test_failures_are_one_line_and_the_others_are_transcribed(self):
         status, out, err = voice_chat("nowhere.wav", AUDIO / "flite_08.flac")
