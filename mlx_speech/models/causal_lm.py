@@ -16,7 +16,8 @@ from ..layers.cache import CACHE_OPTIONS, KVCache, LeftPadding
 from ..layers.model_output import ModelOutput, can_return_tuple
 from ..layers.token_ids import as_mlx
 from .base import PretrainedModel
-from .decoder import DecoderConfig, DecoderModel, DecoderOptions
+from .decoder import DecoderModel, DecoderOptions
+from .decoder_config import DecoderConfig
 from .initialization import init_weights
 from .loss import causal_lm_loss
 

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from .causal_lm import CausalLM
 from .config import Epsilon, Scale
-from .decoder import DecoderConfig, DecoderModel, Scales
+from .decoder import DecoderModel
+from .decoder_config import DecoderConfig, Scales
 
 
 @dataclass(kw_only=True)

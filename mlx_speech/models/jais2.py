@@ -9,7 +9,8 @@ import mlx.nn as nn
 from ..fields import TokenId
 from .causal_lm import CausalLM
 from .config import Epsilon, Factor, Positions, VocabSize, Width
-from .decoder import DecoderConfig, DecoderModel
+from .decoder import DecoderModel
+from .decoder_config import DecoderConfig
 
 
 @dataclass(kw_only=True)

@@ -14,7 +14,8 @@ from ..layers.token_ids import as_mlx
 from .base import PretrainedModel
 from .causal_lm import CausalLM
 from .config import Epsilon
-from .decoder import DecoderConfig, DecoderModel, DecoderOptions
+from .decoder import DecoderModel, DecoderOptions
+from .decoder_config import DecoderConfig
 from .initialization import init_weights
 from .loss import sequence_classification_loss
 
