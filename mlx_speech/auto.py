@@ -9,6 +9,7 @@ from .errors import InputError, UnsupportedOptionError
 from .loading import ARCHITECTURES, Architecture, architecture
 from .models.config import PretrainedConfig, read_config
 from .processing.auto_tokenizer import AutoTokenizer
+from .processing.processor import Processor
 
 
 def _model_type(path_or_repo: Any, options: dict[str, Any]) -> Any:
@@ -30,10 +31,17 @@ def _family_of(path_or_repo: Any, options: dict[str, Any]) -> Architecture | Non
     named = [part.get(key) for part in parts for key in keys]
     for row in ARCHITECTURES.values():
         if row.is_speech:
-            kinds = row.processor_class, row.processor_class.extractor_class
-            if any(kind.__name__ in named for kind in kinds):
+            kinds = row.processor_class, _extractor_class(row)
+            if any(kind is not None and kind.__name__ in named for kind in kinds):
                 return row
     return None
+
+
+def _extractor_class(row: Architecture | None) -> Any:
+    """The class of a speech family's feature extractor; None: there is none, or not by itself."""
+    if row is None or not row.is_speech or not issubclass(row.processor_class, Processor):
+        return None
+    return row.processor_class.extractor_class
 
 
 class _Auto:
@@ -172,9 +180,8 @@ class AutoFeatureExtractor(_Auto):
         Raises:
             UnsupportedOptionError: the model takes no audio.
         """
-        row = _family_of(pretrained_model_name_or_path, options)
-        if row is None or not row.is_speech:
+        kind = _extractor_class(_family_of(pretrained_model_name_or_path, options))
+        if kind is None:
             what = "has no feature extractor, as a speech model or its processor would"
             raise UnsupportedOptionError(f"{pretrained_model_name_or_path}: {what}")
-        kind = row.processor_class.extractor_class
         return kind.from_pretrained(pretrained_model_name_or_path, **options)

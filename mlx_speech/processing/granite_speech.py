@@ -181,6 +181,16 @@ class GraniteSpeechProcessor(Processor):
         """Id of the token that stands for audio."""
         return self.tokenizer.convert_tokens_to_ids(self.audio_token)
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """See `SpeechProcessor`."""
+        return self.prompts.languages
+
+    @property
+    def target_languages(self) -> tuple[str, ...]:
+        """See `SpeechProcessor`."""
+        return self.prompts.targets
+
     def text_language(self, request: TranscriptionRequest) -> str | None:
         """Code of the language that the text will be in, if a request asks for one.
 

@@ -25,6 +25,7 @@ class PlainProcessor(Processor, ABC):
 
     title: ClassVar[str]
     languages: ClassVar[tuple[str, ...]]
+    target_languages = ()
 
     @classmethod
     def from_pretrained(

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import mlx.core as mx
 
@@ -31,6 +31,7 @@ class Speech2TextProcessor(Processor):
     """
 
     extractor_class, tokenizer_class = Speech2TextFeatureExtractor, Speech2TextTokenizer
+    languages: ClassVar[tuple[str, ...]] = ()  #: checkpoints do not say which were spoken
 
     def __init__(
         self,
@@ -66,6 +67,11 @@ class Speech2TextProcessor(Processor):
         data = read_json(folder, required=False)
         frames = Speech2TextConfig.from_dict(data).max_source_positions if data else None
         return cls(extractor, tokenizer, max_seconds=frames and frames * SHIFT_MS / 1000)
+
+    @property
+    def target_languages(self) -> list[str]:
+        """See `SpeechProcessor`."""
+        return self.tokenizer.langs
 
     def text_language(self, request: TranscriptionRequest) -> str | None:
         """Code of the language that the text will be in, if a request asks for one.

@@ -6,25 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import InputError, UnsupportedOptionError
-from ..processing.granite_speech import GraniteSpeechProcessor
-from ..processing.plain_processor import PlainProcessor
 from ..processing.prompts import LANGUAGES, find_language
 from ..processing.request import TranscriptionRequest
-from ..processing.speech_to_text import Speech2TextProcessor
 from ..transcription.family import SpeechFamily
 from ..transcription.preparation import speech_family
 
 _LONGEST_TERM_WORDS = 5
-
-
-def spoken_languages(processor: Any) -> Sequence[str]:
-    """Codes of the languages that a model was trained on; none where it does not say."""
-    match processor:
-        case GraniteSpeechProcessor():
-            return processor.prompts.languages
-        case PlainProcessor():
-            return processor.languages
-    return ()
 
 
 def capabilities(model: Any, processor: Any) -> dict[str, Any] | None:
@@ -42,12 +29,9 @@ def capabilities(model: Any, processor: Any) -> dict[str, Any] | None:
     def can(**asked: Any) -> bool:
         return _refusal(family, TranscriptionRequest(**asked)) is None
 
-    targets: Sequence[str] = list(LANGUAGES)
-    if isinstance(processor, Speech2TextProcessor):
-        targets = processor.tokenizer.langs
     return {
-        "languages": list(spoken_languages(processor)),
-        "target_languages": [t for t in targets if can(task="translate", target_language=t)],
+        "languages": list(processor.languages),
+        "target_languages": list(processor.target_languages),
         "punctuate": can(punctuate=True),
         "keywords": can(keywords=["word"]),
         "speakers": can(tags="speakers"),
@@ -90,13 +74,13 @@ def fitted_request(
     if words and family.ctc_vocabulary is None:
         message = "{word_timestamps}: the model cannot tell when words were said"
         raise UnsupportedOptionError.about(message, option="word_timestamps")
-    spoken = _checked_languages(languages, spoken_languages(processor))
+    spoken = _checked_languages(languages, processor.languages)
     tagged = replace(request, tags="speakers") if speakers else request
     told = [*spoken, None] if len(spoken) == 1 else [None]
     for candidate in _candidates(tagged, told, [True, False] if punctuate is None else [punctuate]):
         if error := _refusal(family, candidate):
             continue
-        known = spoken if len(spoken) == 1 else spoken_languages(processor)
+        known = spoken if len(spoken) == 1 else processor.languages
         language = known[0] if len(known) == 1 else None
         return replace(candidate, tags=None), request.target_language or language
     assert error is not None
