@@ -41,17 +41,13 @@ def decoding_bytes(model: Any) -> int:
 
 
 def decoder_bits(model: nn.Module) -> int:
-    """Bits of most of the decoder's layers, or of all where there is no decoder."""
+    """Bits of most linear layers of the decoder, or of all where it has none."""
     modules = model.named_modules()
-    layers = [m for path, m in modules if path and part_of(path) == "decoder"]
-    layers = layers or [m for _, m in modules]
-    bits: Counter[int] = Counter()
-    for layer in layers:
-        if isinstance(layer, nn.QuantizedLinear):
-            bits[layer.bits] += 1
-        elif isinstance(layer, nn.Linear):
-            bits[8 * layer.weight.dtype.size] += 1
-    return bits.most_common(1)[0][0]
+    linear = [(p, m) for p, m in modules if isinstance(m, nn.Linear | nn.QuantizedLinear)]
+    layers = [m for path, m in linear if part_of(path) == "decoder"] or [m for _, m in linear]
+    quantized = [layer.bits for layer in layers if isinstance(layer, nn.QuantizedLinear)]
+    whole = [8 * m.weight.dtype.size for m in layers if isinstance(m, nn.Linear)]
+    return Counter(quantized + whole).most_common(1)[0][0]
 
 
 def encoder_flops(model: Any, features: mx.array) -> int:

@@ -10,24 +10,52 @@ import numpy as np
 import pytest
 from conftest import DATA, ROOT
 
-from mlx_speech import UnsupportedOptionError, load, load_audio, stream_transcribe, transcribe
-from mlx_speech.loading import ARCHITECTURES, Architecture
+from mlx_speech import (
+    AutoFeatureExtractor,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    LiveTranscriber,
+    UnsupportedOptionError,
+    load,
+    load_audio,
+    loading,
+    models,
+    processing,
+    stream_transcribe,
+    transcribe,
+    transcription,
+)
+from mlx_speech.cli.released import list_models
+from mlx_speech.processing.protocols import SpeechProcessor
+from mlx_speech.profiling.profile import profile_model
+from mlx_speech.server.capabilities import capabilities
 from mlx_speech.transcription.family import ChunkDecoder, GenerativeFamily
 
-ROW = Architecture(
-    models=("toy_family.model:ToyModel",),
-    processor="toy_family.processing:ToyProcessor",
-    transcription="toy_family.transcription:ToyTranscription",
-)
+CONTRIBUTING = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
 
 
 @pytest.fixture
-def toy(tmp_path, monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, "toy", ROW)
-    config = {"model_type": "toy", "architectures": ["ToyModel"], "eos_token_id": 0}
+def folder(tmp_path, monkeypatch):
+    """A checkpoint, in a house that has three more files and the row that CONTRIBUTING shows."""
+    for package in (models, processing, transcription):
+        name = package.__name__.rpartition(".")[2]
+        files = ROOT / "tests" / "toy_family" / name
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(files)])
+    (row,) = re.findall(r'^   ("x": .*),$', CONTRIBUTING, re.MULTILINE)
+    row = row.replace('"x"', '"toy"').replace('"X', '"Toy')
+    for name, family in eval(f"{{{row}}}", vars(loading)).items():
+        monkeypatch.setitem(loading.ARCHITECTURES, name, family)
+    config = {"model_type": "toy", "vocab_size": 27, "eos_token_id": 0}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    mx.save_safetensors(str(tmp_path / "model.safetensors"), {"boundary": mx.array([3.0])})
-    return load(tmp_path)
+    weights = {"encoder.weight": mx.array([[1.0]]), "encoder.bias": mx.array([-3.0])}
+    weights["embed_tokens.weight"] = 50 * mx.eye(27)
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), weights)
+    return tmp_path
+
+
+@pytest.fixture
+def toy(folder):
+    return load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +81,46 @@ def test_it_streams(toy, sentences):
     assert "".join(delta.text for delta in deltas) == "short long short"
 
 
-def test_what_it_cannot_do(toy, sentences):
-    with pytest.raises(UnsupportedOptionError, match="toys do not translate"):
-        transcribe(sentences, toy, sampling_rate=16000, task="translate", target_language="fr")
-    with pytest.raises(UnsupportedOptionError, match="toys do not translate"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "translate", "target_language": "fr"}, "translation"),
+        ({"language": "fr"}, "language"),
+        ({"prompt": "Write numbers."}, "takes no instruction"),
+        ({"keywords": ["Ada"]}, "keywords"),
+        ({"punctuate": True}, "punctuation"),
+        ({"speakers": True}, "speakers"),
+        ({"ctc_only": True}, "CTC head"),
+        ({"skip_editor": True}, "edit drafts"),
+    ],
+)
+def test_what_it_cannot_do(toy, sentences, options, message):
+    with pytest.raises(UnsupportedOptionError, match=message):
+        transcribe(sentences, toy, sampling_rate=16000, **options)
+    with pytest.raises(UnsupportedOptionError, match=message):
         # when it is called, not when the first text is taken
-        stream_transcribe(
-            sentences, toy, sampling_rate=16000, task="translate", target_language="fr"
-        )
+        stream_transcribe(sentences, toy, sampling_rate=16000, **options)
 
 
-def test_it_is_listed(toy):
-    from mlx_speech.cli.released import list_models
+def test_it_is_no_live_model(toy):
+    with pytest.raises(UnsupportedOptionError, match="CTC head"):
+        LiveTranscriber(toy)
 
+
+def test_everybody_else_knows_it(folder, toy):
     assert "toy" in list_models()
+    assert type(AutoModelForSpeechSeq2Seq.from_pretrained(folder)) is type(toy[0])
+    assert type(AutoProcessor.from_pretrained(folder)) is type(toy[1])
+    with pytest.raises(UnsupportedOptionError, match="no feature extractor"):
+        AutoFeatureExtractor.from_pretrained(folder)
+    said = {"languages": ["en"], "target_languages": [], "punctuate": False, "keywords": False}
+    assert capabilities(*toy) == {**said, "speakers": False, "words": False, "live": False}
+
+
+def test_how_fast_it_is(toy):
+    profile = profile_model(toy, [str(DATA / "audio" / "espeak_06.flac")], 1e9, runs=1)
+    assert profile.decoding[0].batch == 1
+    assert profile.encoding.seconds > 0
 
 
 def members(protocol) -> set[str]:
@@ -76,8 +130,9 @@ def members(protocol) -> set[str]:
 
 
 def test_what_contributing_says_of_a_family():
-    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
-    table = re.findall(r"^   \| `(\w+)", text, re.MULTILINE)
-    assert sorted(table) == sorted({*members(GenerativeFamily), "__init__"})
-    (decoder,) = re.findall(r"A `ChunkDecoder` of its own.*?\n\n", text, re.DOTALL)
+    rows = re.findall(r"^   \| `(\w+)", CONTRIBUTING, re.MULTILINE)
+    processor = rows[: rows.index("__init__")]
+    assert sorted(processor) == sorted({*members(SpeechProcessor), "from_pretrained"})
+    assert sorted(rows[len(processor) :]) == sorted({*members(GenerativeFamily), "__init__"})
+    (decoder,) = re.findall(r"A `ChunkDecoder` of its own.*?\n\n", CONTRIBUTING, re.DOTALL)
     assert members(ChunkDecoder) <= set(re.findall(r"`(\w+)", decoder))

@@ -1,9 +1,12 @@
+"""How it transcribes: cut by energy, written token by token."""
+
 from __future__ import annotations
 
-from mlx_speech.errors import UnsupportedOptionError
-from mlx_speech.transcription.chunks import ENERGY_HALO, energy_chunks
-from mlx_speech.transcription.parts import WHOLE
-from mlx_speech.transcription.segment_decoder import generative_decoder
+from ..errors import UnsupportedOptionError
+from .chunks import ENERGY_HALO, energy_chunks
+from .live_encoder import NO_LIVE_TEXT
+from .parts import WHOLE
+from .segment_decoder import generative_decoder
 
 
 class ToyTranscription:
@@ -12,25 +15,23 @@ class ToyTranscription:
     halo = ENERGY_HALO
 
     def __init__(self, model, processor):
-        self.model, self.processor = model, processor
+        self._model, self._processor = model, processor
         self.sampling_rate = processor.sampling_rate
 
     def text_language(self, request, *, for_decoder=True):
-        if request.task == "translate":
-            raise UnsupportedOptionError("task: toys do not translate")
-        return "en"
+        return self._processor.text_language(request)
 
     def can_draft(self, request):
         return False
 
     def decoder(self, how):
-        return generative_decoder(self.model, self.processor, self, how)
+        return generative_decoder(self._model, self._processor, self, how)
 
     def chunks(self, recording, options, *, for_alignment, drafts, for_decoder, part=WHOLE):
         return energy_chunks(recording, options, part=part)
 
     def live_encoder(self):
-        raise UnsupportedOptionError("toys write nothing at once")
+        raise UnsupportedOptionError(NO_LIVE_TEXT)
 
     def chunk_inputs(self, chunks, request):
-        return self.processor([chunk.duration for chunk in chunks])
+        return self._processor.speech_inputs([chunk.audio for chunk in chunks], request)
