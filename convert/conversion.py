@@ -287,7 +287,8 @@ def result_config(source: Source, opened: OpenModel, result: Conversion) -> dict
     """The result's config.json: the source's, and what is different."""
     config = {name: value for name, value in source.config.items() if name != CONVERTED_BY}
     config.setdefault("base_model", result.source)
-    config["tie_word_embeddings"] = opened.model.config.tie_word_embeddings
+    if opened.model.tied_head is not None:
+        config["tie_word_embeddings"] = opened.model.config.tie_word_embeddings
     if result.fused_adapter is not None:
         config["has_lora_adapter"] = False
         config["fused_adapter"] = result.fused_adapter

@@ -1,4 +1,4 @@
-"""A family is three files and a row: one from outside the package transcribes like the others."""
+"""A family is three files and a row: with these alone, a toy does what the others do."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import DATA, ROOT
+from mlx_speech.convert import convert
 
 from mlx_speech import (
     AutoFeatureExtractor,
@@ -115,6 +116,12 @@ def test_everybody_else_knows_it(folder, toy):
         AutoFeatureExtractor.from_pretrained(folder)
     said = {"languages": ["en"], "target_languages": [], "punctuate": False, "keywords": False}
     assert capabilities(*toy) == {**said, "speakers": False, "words": False, "live": False}
+
+
+def test_it_is_converted(folder, sentences, tmp_path):
+    convert(folder, tmp_path / "converted", dtype="float16", progress=False)
+    transcript = transcribe(sentences, tmp_path / "converted", sampling_rate=16000)
+    assert transcript.text == "short long short"
 
 
 def test_how_fast_it_is(toy):
