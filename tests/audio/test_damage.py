@@ -184,7 +184,7 @@ class TestDamage:
         path = write(tmp_path / "filled.mp3", data)
         assert remarks(path)
         for limit in ("_FEW_DOUBTS", "_MOST_DOUBTS"):
-            monkeypatch.setattr(f"mlx_speech.audio.av_reader.{limit}", 0)
+            monkeypatch.setattr(f"mlx_speech.audio.av_track.{limit}", 0)
         assert remarks(path) == []
 
     def test_another_recording_behind_the_end(self, tmp_path):
