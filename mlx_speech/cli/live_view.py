@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
-from ..output.line_breaking import columns, one_line
+from ..output.line_breaking import collapse_spaces, columns
 from ..output.writers import segment_data
 from ..transcription.live import LiveEvent
 
@@ -25,7 +25,7 @@ def print_event(event: LiveEvent) -> None:
 
 def print_segment(event: LiveEvent) -> None:
     """The text of a segment, once it is final."""
-    if event.kind == "corrected" and (text := one_line(event.text)):
+    if event.kind == "corrected" and (text := collapse_spaces(event.text)):
         print(text, flush=True)
 
 
@@ -61,7 +61,7 @@ class LiveLine:
 
 def cut_to(certain: str, uncertain: str, width: int) -> tuple[str, str]:
     """The end of a text in two parts, as much of it as fits so many columns."""
-    certain, whole = one_line(certain), one_line(certain + uncertain)
+    certain, whole = collapse_spaces(certain), collapse_spaces(certain + uncertain)
     start = 0
     if columns(whole) > width:
         # a column is the mark's

@@ -20,7 +20,7 @@ _NOT_FIRST = set(
 _NOT_LAST = set("\xa0\u202f\u2060([{'\"‘“«（［｛〔〈《「『【〘〖￥＄￡$£¥€")
 
 
-def one_line(text: str) -> str:
+def collapse_spaces(text: str) -> str:
     """The text with every run of white space or control characters as one space, none around it.
 
     No-break spaces inside stay as they are.

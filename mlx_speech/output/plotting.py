@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import InputError, UnsupportedOptionError
 from ..files import check_name, replacing
-from .line_breaking import columns, one_line
+from .line_breaking import collapse_spaces, columns
 from .subtitles import speaker_label
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _draw_segments(row: Axes, segments: list[Segment], fonts: list[str]) -> None
     for segment in segments:
         start, end = max(segment.start, left), min(segment.end, right)
         if start < end:
-            text = speaker_label(segment.speaker) + one_line(segment.text)
+            text = speaker_label(segment.speaker) + collapse_spaces(segment.text)
             text = _fitting(text, (end - start) * _columns_per_second(row))
             _text(row, start, bottom + height / 2, text, fonts, "segment text")
 
@@ -189,7 +189,7 @@ def _draw_words(row: Axes, segments: list[Segment], fonts: list[str]) -> None:
     spans: list[list[Extent]] = [[] for _ in WORD_LANES]
     free = [-math.inf] * len(WORD_LANES)
     for number, word in enumerate(words):
-        text, start = one_line(word.text), max(word.start, left)
+        text, start = collapse_spaces(word.text), max(word.start, left)
         end = max(word.end, start + columns(text) / _columns_per_second(row))
         lane = next((k for k, until in enumerate(free) if until <= start), None)
         if lane is None:

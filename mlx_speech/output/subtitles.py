@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ..errors import InputError
 from ..transcription.transcript import Segment, Transcript, Word
-from .line_breaking import columns, is_rtl, line_breaks, one_line
+from .line_breaking import collapse_spaces, columns, is_rtl, line_breaks
 
 #: an underline waits for the next word over pauses up to this, in s, instead of flickering
 LONGEST_HOLD = 0.3
@@ -129,7 +129,7 @@ def subtitle_cues(
     Raises:
         InputError: an option needs the times of words, and no segment has any.
     """
-    segments = [segment for segment in transcript.segments if one_line(segment.text)]
+    segments = [segment for segment in transcript.segments if collapse_spaces(segment.text)]
     if options.needs_words and segments and not any(segment.words for segment in segments):
         message = "{option} needs the times of words, which this transcript does not have; "
         message += "transcribe with {word_timestamps}"
@@ -169,7 +169,7 @@ _Line = list[_Piece]
 
 def _pieces(segment: Segment) -> tuple[list[_Piece], bool]:
     """A segment's text in pieces, and whether their times are those of words."""
-    text = one_line(segment.text)
+    text = collapse_spaces(segment.text)
     breaks = line_breaks(text)
     words = _located(text, breaks, segment.words)
     timed = bool(words)
@@ -196,7 +196,7 @@ def _located(text: str, breaks: list[int], words: list[Word]) -> list[tuple[int,
     found: list[tuple[int, float, float]] = []
     position = 0
     for word in words:
-        spelled = one_line(word.text)
+        spelled = collapse_spaces(word.text)
         first = text.find(spelled, position)
         if not spelled or first < 0 or any(c.isalnum() for c in text[position:first]):
             return []

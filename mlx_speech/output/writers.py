@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..transcription.transcript import Segment, Transcript, Word
-from .line_breaking import one_line
+from .line_breaking import collapse_spaces
 from .subtitles import SubtitleOptions, speaker_label, to_srt, to_vtt
 
 #: what the template of a file's name may hold
@@ -18,7 +18,7 @@ NAME_FIELDS = ("stem", "name", "parent", "model", "language", "task")
 
 def to_txt(transcript: Transcript) -> str:
     """The bare text: a line for each segment that has any, with its speaker where one is known."""
-    lines = ((speaker_label(s.speaker), one_line(s.text)) for s in transcript.segments)
+    lines = ((speaker_label(s.speaker), collapse_spaces(s.text)) for s in transcript.segments)
     return "".join(f"{label}{text}\n" for label, text in lines if text)
 
 
@@ -28,7 +28,7 @@ def to_tsv(transcript: Transcript) -> str:
     rows = [
         [f"{round(1000 * s.start)}", f"{round(1000 * s.end)}", text, _speaker(s)]
         for s in transcript.segments
-        if (text := one_line(s.text))
+        if (text := collapse_spaces(s.text))
     ]
     columns = 4 if any(segment.speaker is not None for segment in transcript.segments) else 3
     table = [["start", "end", "text", "speaker"], *rows]

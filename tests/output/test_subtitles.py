@@ -15,7 +15,7 @@ from conftest import DATA
 from small_transcripts import dialogue, many_scripts, segment, spoken, transcript
 
 from mlx_speech.errors import InputError
-from mlx_speech.output.line_breaking import columns, line_breaks, one_line
+from mlx_speech.output.line_breaking import collapse_spaces, columns, line_breaks
 from mlx_speech.output.subtitles import SubtitleOptions, subtitle_cues, to_srt, to_vtt
 
 WRAPPED = SubtitleOptions(max_line_width=16)
@@ -183,7 +183,7 @@ class TestLines:
         assert subtitle.content == "one 00:00:01,000 -> 00:00:02,000 two three four"
         (caption,) = parse_vtt(to_vtt(transcript(said)))
         assert unescape(caption.text) == "one 00:00:01,000 --> 00:00:02,000 two three four"
-        assert one_line(" a \n\x07 b\xa0! ") == "a b\xa0!"
+        assert collapse_spaces(" a \n\x07 b\xa0! ") == "a b\xa0!"
 
     def test_arrows_of_any_length(self):
         assert "-->" not in to_srt(transcript(segment("a ---> b -->> c", 0, 1))).split("\n")[2]
