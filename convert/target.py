@@ -12,7 +12,7 @@ from typing import Any
 from mlx_speech import __version__
 from mlx_speech.checkpoint.folder import APPLE_DOUBLE, read_json
 from mlx_speech.errors import CheckpointError, InputError
-from mlx_speech.files import already_exists, check_name
+from mlx_speech.files import already_exists, check_name, why_no_folder
 
 from .plan import Conversion, size
 
@@ -44,13 +44,10 @@ def check_target(target: Path, source: str | os.PathLike, overwrite: bool) -> No
     """
     check_name(target)
     place = Path(os.path.realpath(target))
-    there = next(path for path in (place, *place.parents) if os.path.lexists(path))
-    wrong = ""
+    wrong = why_no_folder(target)
     if Path.cwd().is_relative_to(place):
         wrong = "is, or holds, the current folder"
-    elif not there.is_dir():
-        wrong = "is a file" if there == place else f"is to be below the file {there}"
-    elif Path(os.path.realpath(os.path.expanduser(source))).is_relative_to(place):
+    elif not wrong and Path(os.path.realpath(os.path.expanduser(source))).is_relative_to(place):
         wrong = "is, or holds, the model to be converted"
     if wrong:
         raise InputError.about(f"{{target}} {wrong}; give another {{mlx_path}}", target=target)

@@ -13,7 +13,7 @@ Catch `MlxSpeechError` to catch all of them. Anything else that escapes the libr
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,6 +48,12 @@ def shortened(text: str, length: int) -> str:
     if len(text) <= length:
         return text
     return f"{text[: length // 2]}…{text[len(text) - (length - 1 - length // 2) :]}"
+
+
+def first_few(names: Sequence[str], most: int = 3) -> str:
+    """Names for a message, with commas between them, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class MlxSpeechError(Exception):

@@ -45,6 +45,15 @@ def _limit(folder: Path, kind: str) -> int:
     return limit if limit > 0 else _LIMITS[kind]
 
 
+def why_no_folder(path: Path) -> str:
+    """Why a path can be none of a folder, as it is a file or below one; nothing if it can."""
+    place = Path(os.path.realpath(path))
+    there = next(each for each in (place, *place.parents) if os.path.lexists(each))
+    if there.is_dir():
+        return ""
+    return "is a file" if there == place else f"is to be below the file {there}"
+
+
 def already_exists(path: Path) -> InputError:
     """What is said where a file or folder may not be replaced."""
     return InputError.about("{path} exists already; {overwrite} replaces it", path=path)

@@ -14,7 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
 
-from ..errors import CheckpointError, HubError, MlxSpeechError, UnsupportedOptionError
+from ..errors import (
+    CheckpointError,
+    HubError,
+    MlxSpeechError,
+    UnsupportedOptionError,
+    first_few,
+)
 from ..fields import fit_items
 from .folder import (
     ADAPTER_CONFIG,
@@ -371,8 +377,7 @@ def _uncached(
 def _lacks(missing: list[str]) -> str:
     if not missing:
         return "the local cache does not hold it"
-    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-    return f"the local cache lacks {', '.join(missing[:3])}{more}"
+    return f"the local cache lacks {first_few(missing)}"
 
 
 @contextmanager

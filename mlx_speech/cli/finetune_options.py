@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from ..errors import InputError
+from ..errors import InputError, first_few
 from ..fields import fitted
 from ..training.options import NUM_LAYERS, OPTIMIZERS, FineTuneOptions, FineTuneType
 from . import common
@@ -255,7 +254,7 @@ def _known(stored: dict[Any, Any]) -> dict[str, Any]:
     stored.pop("test_batches", None)  # of `test`
     unknown += [str(name) for name in stored if name not in _NAMES and name not in _OTHERS]
     if unknown:
-        raise InputError(f"unknown: {_listed(unknown)}; --help lists the options")
+        raise InputError(f"unknown: {first_few(unknown)}; --help lists the options")
     merged = stored | {_LORA[name]: value for name, value in lora.items()}
     for name in _SIZES:
         if isinstance(value := merged.get(name), str):
@@ -269,10 +268,6 @@ def _known(stored: dict[Any, Any]) -> dict[str, Any]:
     # what is wrong with the values of the file is told with its name
     FineTuneOptions(**{k: v for k, v in merged.items() if k not in (*_OTHERS, "optimizer_config")})
     return merged
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _loader() -> Any:

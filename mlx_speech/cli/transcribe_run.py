@@ -6,7 +6,13 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
-from ..errors import DistributedError, InputError, MlxSpeechError, UnsupportedOptionError
+from ..errors import (
+    DistributedError,
+    InputError,
+    MlxSpeechError,
+    UnsupportedOptionError,
+    first_few,
+)
 from ..output.subtitles import speaker_label
 from ..output.writers import FORMATS, to_txt
 from ..transcription.transcript import Transcript, TranscriptionDelta
@@ -205,9 +211,8 @@ class Run:
         for remark in transcript.remarks:
             self.console.warn(f"{name}: {remark}")
         if cut := [clock(s.start) for s in transcript.segments if s.truncated]:
-            more = f" and {len(cut) - 5} more" if len(cut) > 5 else ""
             self.console.warn(
-                f"{name}: the text was cut off in the segments at {', '.join(cut[:5])}{more}: they "
+                f"{name}: the text was cut off in the segments at {first_few(cut, 5)}: they "
                 "ran into the limit, which --max-tokens raises, or repeated themselves"
             )
         for segment in transcript.segments:

@@ -1,12 +1,11 @@
 """The folder that training writes: what may lie there before, and what may be replaced."""
 
-import os
 from pathlib import Path
 
 from ..checkpoint.card import CARD
 from ..checkpoint.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, APPLE_DOUBLE
-from ..errors import InputError
-from ..files import HIDDEN, already_exists, check_name
+from ..errors import InputError, first_few
+from ..files import HIDDEN, already_exists, check_name, why_no_folder
 from .data import CACHE_FOLDER
 from .state import STATE_FILE, check_resumable
 
@@ -27,13 +26,10 @@ def check_target(folder: Path, *, resume: bool = False, overwrite: bool = False)
         InputError: something is there that stays, or nothing to go on with.
     """
     check_name(folder)
-    place = Path(os.path.realpath(folder))
-    there = next(path for path in (place, *place.parents) if os.path.lexists(path))
-    if not there.is_dir():
-        wrong = "is a file" if there == place else f"is to be below the file {there}"
+    if wrong := why_no_folder(folder):
         message = "{adapter_path} {folder} {wrong}; give another"
         raise InputError.about(message, option="adapter_path", folder=str(folder), wrong=wrong)
-    held = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     held = [n for n in held if n != CACHE_FOLDER and not any(map(Path(n).match, _INCIDENTAL))]
     if resume:
         check_resumable(folder)
@@ -59,7 +55,6 @@ def clear_target(folder: Path) -> None:
 
 
 def _foreign(folder: Path, names: list[str]) -> InputError:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     message = "{folder} holds what no training wrote: {names}; give another {adapter_path}"
-    listed = ", ".join(names[:3]) + more
-    return InputError.about(message, option="adapter_path", folder=str(folder), names=listed)
+    values = {"folder": str(folder), "names": first_few(names)}
+    return InputError.about(message, option="adapter_path", **values)
