@@ -1,4 +1,5 @@
-"""The layers of the package: imports run downward only, and in no circle, wherever they stand."""
+"""The layers of the package: imports run downward only, and in no circle, wherever they stand; and
+where files belong."""
 
 from __future__ import annotations
 
@@ -111,6 +112,28 @@ def test_no_file_outgrows_its_subject():
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 450
     }
     assert long == {}
+
+
+#: what is no mirror of the package: against the reference, against damage, by the watch
+APART = {"parity", "fuzz", "benchmarks"}
+#: tests of the whole trip, which no module has to itself
+TRIP = {"cases", "hour", "invented_text", "tiny_models"}
+
+
+def test_tests_mirror_the_package():
+    """tests/<folder>/test_<module>.py, or test_<module>_<subject>.py where that is much; but for
+    the page of the server, which is one file."""
+    astray = []
+    for path in sorted((ROOT / "tests").glob("*/**/test_*.py")):
+        top, *inner, _ = path.relative_to(ROOT / "tests").parts
+        folder = ROOT.joinpath("convert" if top == "convert" else f"mlx_speech/{top}", *inner)
+        if top in APART or folder.name == "page":
+            continue
+        subject = path.stem.removeprefix("test_")
+        modules = {each.stem for each in folder.glob("*.py")}
+        if not (subject in TRIP or any(f"{subject}_".startswith(f"{m}_") for m in modules)):
+            astray.append(str(path.relative_to(ROOT)))
+    assert astray == []
 
 
 def test_all_packages_are_installed():
