@@ -80,7 +80,11 @@ class RecentSamples:
         self.size += len(samples)
 
     def read(self, start: int, end: int) -> mx.array:
-        """Samples `[start:end]` of all that have come, none of which are forgotten."""
+        """Samples `[start:end]` of all that have come: (n,), float32.
+
+        Raises:
+            IndexError: some are forgotten.
+        """
         oldest = self.size - len(self._samples)
         if start < oldest:
             raise IndexError(f"samples from {start} on are wanted, kept are those from {oldest} on")

@@ -189,7 +189,11 @@ def _array_blocks(array: np.ndarray | mx.array) -> Iterator[np.ndarray]:
 
 
 def as_floats(array: np.ndarray | mx.array) -> np.ndarray:
-    """The same in float32, full scale 1."""
+    """The same in float32, full scale 1.
+
+    Raises:
+        AudioError: it is of no type that samples have.
+    """
     if isinstance(array, mx.array):
         # NumPy has no bfloat16.
         floating = mx.issubdtype(array.dtype, mx.floating)

@@ -230,6 +230,14 @@ def refuse_integers(peak: float, whole_numbers: bool, name: str) -> None:
 
 
 def checked_rate(rate, what: str) -> float:
+    """A sampling rate in Hz.
+
+    Args:
+        what: it is, for a message.
+
+    Raises:
+        AudioError: it is none.
+    """
     # Below 1000, somebody meant kilohertz, and the result would be a thousand times too long.
     if isinstance(rate, numbers.Real) and 1000 <= rate <= 10_000_000:  # type: ignore[operator]
         return float(rate)

@@ -277,7 +277,11 @@ def as_loss(error: Exception) -> Exception:
 
 
 def check_same(facts: Sequence[Mapping[str, str]]) -> None:
-    """The same, given the facts of all ranks."""
+    """The same, given the facts of all ranks.
+
+    Raises:
+        DistributedError: a rank has others; says which, and what.
+    """
     ours, *others = facts
     for rank, theirs in enumerate(others, 1):
         for name in dict.fromkeys([*ours, *theirs]):

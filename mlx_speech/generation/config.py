@@ -262,6 +262,9 @@ class GenerationConfig(UnsupportedOptions):
         (and its `text_config`). Whether to sample is left to the caller: chat defaults in that file
         are not meant for speech. `max_length` is read for encoder-decoders only, where it bounds
         the answer; others state their whole context there.
+
+        Raises:
+            CheckpointError: one of them makes no sense.
         """
         data, file = (stored, "generation_config.json") if stored else (model_config, "config.json")
         text_config = model_config.get("text_config")

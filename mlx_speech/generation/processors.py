@@ -152,7 +152,10 @@ def no_bad_words(words: Sequence[Sequence[int]], vocab_size: int) -> LogitsProce
 
 
 def prefix_constrained(allowed: AllowedTokens, num_beams: int) -> LogitsProcessor:
-    """Leave only those tokens possible that a function allows; it reads them, and so waits."""
+    """Leave only those tokens possible that a function allows; it reads them, and so waits.
+
+    The processor raises `InputError` where these are none.
+    """
 
     def process(tokens: mx.array, scores: mx.array) -> mx.array:
         vocab_size, masks = scores.shape[-1], []
@@ -169,7 +172,7 @@ def prefix_constrained(allowed: AllowedTokens, num_beams: int) -> LogitsProcesso
 
 
 def checked(process: LogitsProcessor) -> LogitsProcessor:
-    """A caller's function, whose result has to be scores as well."""
+    """A caller's function; `InputError` where its result is no scores of the same shape."""
 
     def checking(tokens: mx.array, scores: mx.array) -> mx.array:
         result: Any = as_mlx(process(tokens, scores))

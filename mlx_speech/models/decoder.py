@@ -316,7 +316,11 @@ class DecoderModel(PretrainedModel):
         return self
 
     def share_layers(self, group: ShardingGroup) -> None:
-        """Keep what this rank has of the layers; nothing is computed before it is used."""
+        """Keep what this rank has of the layers; nothing is computed before it is used.
+
+        Raises:
+            InputError: that was done already.
+        """
         if self.sharding_group is not None:
             raise InputError("the layers of this model are shared out already")
         for module in self.modules():

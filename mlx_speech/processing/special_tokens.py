@@ -258,7 +258,11 @@ class SpecialTokens:
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[Any]) -> Any:
         """Id of a token, or ids of several, or of rows of them; the unknown token's for what is
-        none."""
+        none.
+
+        Raises:
+            InputError: one is no text.
+        """
         if not isinstance(tokens, str):
             if not isinstance(tokens, list | tuple):
                 raise InputError(f"a token is text, not {type(tokens).__name__}")

@@ -43,7 +43,11 @@ class Form:
             self._values.setdefault(name, []).append(value)
 
     def file(self, name: str) -> UploadFile:
-        """A file, which must be there."""
+        """A file.
+
+        Raises:
+            RequestError: there is none, or more than one.
+        """
         match self._values.pop(name, []):
             case [UploadFile() as file]:
                 return file
@@ -52,7 +56,11 @@ class Form:
         raise RequestError(f"{name} must be one file", 400, name)
 
     def text(self, name: str) -> str | None:
-        """A text; None where there is none, or it is empty."""
+        """A text; None where there is none, or it is empty.
+
+        Raises:
+            RequestError: there are several.
+        """
         values = self._texts(name)
         if len(values) > 1:
             raise RequestError(f"{name} is given {len(values)} times", 400, name)
@@ -63,7 +71,11 @@ class Form:
         return [text for text in self._texts(f"{name}[]") + self._texts(name) if text]
 
     def choices(self, name: str, known: Sequence[str]) -> list[str]:
-        """Texts that are among those that are known."""
+        """Texts that are among those that are known.
+
+        Raises:
+            RequestError: one is not.
+        """
         texts = self.texts(name)
         for text in texts:
             if text not in known:

@@ -29,7 +29,7 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
 
 
 def parse_json(text: bytes | str) -> dict[str, Any]:
-    """As `read_json`, of what was read."""
+    """As `read_json`, of what was read; raises what that does."""
     try:
         text = text if isinstance(text, str) else text.decode()
         data = json.loads(text, parse_constant=_refuse_constant)

@@ -46,6 +46,7 @@ def arguments_to_json(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def arguments_from_json(data: dict[str, Any]) -> dict[str, Any]:
+    """See `arguments_to_json`."""
     return {
         name: _DATACLASSES[name](**value) if name in _DATACLASSES else value
         for name, value in data.items()
@@ -53,7 +54,7 @@ def arguments_from_json(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def event_to_json(event: Event) -> dict[str, Any]:
-    """`event_from_json` is the inverse."""
+    """An event of a transcription; `event_from_json` is the inverse."""
     if isinstance(event, Transcript):
         return {"transcript": event.to_dict()}
     segment = None if event.segment is None else event.segment.to_dict()
@@ -61,6 +62,7 @@ def event_to_json(event: Event) -> dict[str, Any]:
 
 
 def event_from_json(data: dict[str, Any]) -> Event:
+    """See `event_to_json`."""
     if "transcript" in data:
         return Transcript.from_dict(data["transcript"])
     segment = None if data["segment"] is None else Segment.from_dict(data["segment"])
