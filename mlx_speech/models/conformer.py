@@ -6,10 +6,13 @@ frames and carries Shaw's relative positions (https://arxiv.org/abs/1803.02155).
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..errors import UnsupportedOptionError
+from ..fields import fitted
 from ..layers.attention import merge_heads, scaled_dot_product_attention, split_heads
 
 BLANK = 0  #: label of a CTC head that stands for nothing
@@ -169,6 +172,14 @@ class ConformerBlock(nn.Module, ABC):
     def convolve(self, x: mx.array, gated: mx.array, halo: bool = False) -> mx.array:
         """The half that looks at neighbouring frames; `gated` has more of them with `halo`. Where
         the convolution has a stride, there are fewer frames after it."""
+
+
+def refuse_attentions(output_attentions: Any) -> None:
+    """Raises `UnsupportedOptionError` where attention weights are asked for, and `InputError` where
+    nobody knows what is."""
+    if fitted("output_attentions", output_attentions, bool | None):
+        message = "{option}: the encoder attends within blocks of frames, and gives no weights"
+        raise UnsupportedOptionError.about(message, option="output_attentions")
 
 
 def fold_batch_norm(kernel: mx.array, weights: dict[str, mx.array], norm: str):

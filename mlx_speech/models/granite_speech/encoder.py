@@ -7,8 +7,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...errors import InputError, UnsupportedOptionError
-from ...fields import fitted
+from ...errors import InputError
 from ...layers.activations import glu, silu
 from ...layers.model_output import ModelOutput, asked, can_return_tuple
 from ...layers.token_ids import check_array
@@ -31,6 +30,7 @@ from ..conformer import (
     FrameMask,
     batch_norm_of_bias,
     fold_batch_norm,
+    refuse_attentions,
 )
 
 
@@ -223,9 +223,7 @@ class GraniteSpeechCTCEncoder(nn.Module):
             InputError: the shapes are wrong, or there are no such lengths.
             UnsupportedOptionError: attention weights are asked for.
         """
-        if fitted("output_attentions", output_attentions, bool | None):
-            message = "{option}: the encoder attends within blocks of frames, and gives no weights"
-            raise UnsupportedOptionError.about(message, option="output_attentions")
+        refuse_attentions(output_attentions)
         shape = "recordings", "frames", self.config.input_dim
         features = check_array(hidden_states, "input_features", mx.floating, shape)
         batch, num_frames, _ = features.shape

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...errors import UnsupportedOptionError
-from ...fields import fitted
 from ...layers.activations import ACTIVATIONS, glu, silu
 from ...layers.model_output import ModelOutput, asked, can_return_tuple
 from ...layers.token_ids import check_array, real_frames
@@ -18,6 +16,7 @@ from ..conformer import (
     FrameMask,
     batch_norm_of_bias,
     fold_batch_norm,
+    refuse_attentions,
 )
 from .config import GraniteSpeech5EncoderConfig
 
@@ -158,9 +157,7 @@ class GraniteSpeech5Encoder(nn.Module):
             InputError: the shapes are wrong, or the mask is none.
             UnsupportedOptionError: attention weights are asked for.
         """
-        if fitted("output_attentions", output_attentions, bool | None):
-            message = "{option}: the encoder attends within blocks of frames, and gives no weights"
-            raise UnsupportedOptionError.about(message, option="output_attentions")
+        refuse_attentions(output_attentions)
         shape = "recordings", "frames", self.config.input_size
         features = check_array(input_features, "input_features", mx.floating, shape)
         real = real_frames(attention_mask, *features.shape[:2])
