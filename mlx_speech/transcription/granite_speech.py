@@ -9,11 +9,10 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 
 from ..audio import Recording
-from ..distributed.memory import clear_cache
 from ..errors import ContextLengthError, UnsupportedOptionError
 from ..layers.ctc import best_labels, distinct
 from ..models.conformer import BLANK
-from ..models.conformer_stream import Frames, evaluate, reach_frames
+from ..models.conformer_stream import reach_frames
 from ..models.conformer_window import Halos
 from ..models.granite_speech.model import GraniteSpeechForConditionalGeneration
 from ..models.granite_speech.pooling import bpe_labels
@@ -22,9 +21,10 @@ from ..processing.log_mel import PART_FRAMES
 from ..processing.prompts import language_code
 from ..processing.request import TranscriptionRequest
 from .alignment import frame_levels
-from .chunks import AudioChunk, ChunkOptions, Samples, SpanFinder, with_samples
+from .chunks import AudioChunk, ChunkOptions, Samples, SpanFinder
 from .ctc import SPACE, CTCVocabulary
 from .ctc_text import CTCText, bpe_text, character_text, written
+from .encoded_chunks import encoded_chunks
 from .family import ChunkDecoder, Decoding
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .live_encoder import NO_LIVE_TEXT, LiveEncoder
@@ -79,34 +79,22 @@ class EncodedOnce(ABC):
         which some heads mutter."""
         wanted = {"for_alignment": for_alignment, "drafts": drafts, "for_decoder": for_decoder}
         extractor = self._processor.audio_processor
-        held = first = self.halo.start(part)  # the first frame of `encoded`
-        window = extractor.projector_window_size
-        finder = SpanFinder(options, window, part=part, first=first)
+        first = self.halo.start(part)
+        finder = SpanFinder(options, extractor.projector_window_size, part=part, first=first)
         space = None if self.ctc_vocabulary is None else SPACE
         stream = self._model.encode_stream()
-        encoded = hidden, logits, non_blank = Frames(), Frames(), Frames()
-        highest = yield from extractor.scan(recording)
-        pushes = extractor.stream(recording, first=first, highest=highest)
-        for features, samples, last in with_samples(pushes, recording, first):
+
+        def encode(features: mx.array, last: bool) -> tuple[Encoded, SpeechActivity]:
             output = stream.push(features, last=last)
-            letters = ctc_vad(output.ctc_logits[0], space=space)
-            hidden.append(output.last_hidden_state)
-            logits.append(output.ctc_logits)
-            non_blank.append(output.non_blank[..., None])
-            evaluate(*encoded)
-            for span in finder.push(samples, letters, last=last):
-                inside = slice(span.start - held, span.end - held)
-                own = Encoded(hidden[inside], logits[inside], non_blank[inside][:, 0])
-                yield self.chunk(span, recording, own, **wanted)
-            needed = finder.start - held
-            for frames in encoded:
-                frames.drop(needed)
-            evaluate(*encoded)
-            held += needed
-            clear_cache()
-            yield None
-            if finder.ended:
-                return
+            non_blank = output.non_blank[..., None]
+            new = Encoded(output.last_hidden_state, output.ctc_logits, non_blank)
+            return new, ctc_vad(output.ctc_logits[0], space=space)
+
+        def make_chunk(span: Span, kept: list[mx.array]) -> AudioChunk:
+            hidden, logits, non_blank = (part[: span.end - span.start] for part in kept)
+            return self.chunk(span, recording, Encoded(hidden, logits, non_blank[:, 0]), **wanted)
+
+        return encoded_chunks(recording, extractor, finder, encode, make_chunk, first=first)
 
     @property
     def halo(self) -> Halo:

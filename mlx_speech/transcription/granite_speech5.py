@@ -11,7 +11,6 @@ import mlx.core as mx
 import numpy as np
 
 from ..audio import Recording
-from ..distributed.memory import clear_cache
 from ..layers.ctc import best_labels, distinct
 from ..models.conformer_stream import reach_frames
 from ..models.conformer_window import Halos
@@ -19,10 +18,11 @@ from ..models.granite_speech5.model import GraniteSpeech5ForCTC, refuse_options
 from ..processing.granite_speech5 import GraniteSpeech5Processor
 from ..processing.request import TranscriptionRequest
 from .alignment import frame_levels
-from .chunks import AudioChunk, ChunkOptions, Samples, SpanFinder, with_samples
+from .chunks import AudioChunk, ChunkOptions, Samples, SpanFinder
 from .ctc import SubwordVocabulary
 from .ctc_decoder import CTCDecoder
 from .ctc_text import subword_text, written
+from .encoded_chunks import encoded_chunks
 from .family import ChunkDecoder, Decoding
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .live_encoder import LiveEncoder
@@ -75,36 +75,28 @@ class GraniteSpeech5Transcription:
         subsampling = self._model.config.encoder_config.subsampling
         first = self.halo.start(part)
         finder = SpanFinder(options, subsampling, part=part, first=first, blank=True)
-        stream = self._model.encode_stream()
+        stream, blank = self._model.encode_stream(), self.ctc_vocabulary.blank
         writer = _Writer(self.ctc_vocabulary, subsampling)
-        frames = told = 0
-        labels, logprobs = np.zeros(0, int), np.zeros(0, np.float32)
-        held = first // subsampling  # of the head: the first frame of these
-        extractor = self._processor.feature_extractor
-        highest = yield from extractor.scan(recording, PART_FRAMES)
-        pushes = extractor.stream(recording, PART_FRAMES, first=first, highest=highest)
-        for features, samples, last in with_samples(pushes, recording, first):
-            frames += len(features)
+
+        def encode(features: mx.array, last: bool) -> tuple[list[mx.array], SpeechActivity]:
             (logits,) = self._model.logits(stream.push(features, last=last))
-            letters = head_activity(logits, self.ctc_vocabulary.blank, subsampling)
-            told += len(letters)
-            if last:  # the head has nothing for what does not fill a frame of its own
-                rest = frames - told
-                letters += SpeechActivity(np.zeros(rest, bool), np.zeros(rest, np.float32))
-            new_labels, new_logprobs = best_labels(logits)
-            labels = np.append(labels, np.array(new_labels, int))
-            logprobs = np.append(logprobs, np.array(new_logprobs, np.float32))
-            for span in finder.push(samples, letters, last=last):
-                begin = span.start // subsampling - held
-                wrote = labels[begin:], logprobs[begin:]
-                yield writer.chunk(span, recording, *wrote, for_alignment=for_alignment)
-            needed = finder.start // subsampling - held
-            labels, logprobs = labels[needed:], logprobs[needed:]
-            held += needed
-            clear_cache()
-            yield None
-            if finder.ended:
-                return
+            new = [mx.array(each)[None, :, None] for each in best_labels(logits)]
+            return new, head_activity(logits, blank, subsampling)
+
+        def make_chunk(span: Span, kept: list[mx.array]) -> AudioChunk:
+            labels, logprobs = (np.array(each[:, 0]) for each in kept)
+            return writer.chunk(span, recording, labels, logprobs, for_alignment=for_alignment)
+
+        return encoded_chunks(
+            recording,
+            self._processor.feature_extractor,
+            finder,
+            encode,
+            make_chunk,
+            first=first,
+            push_frames=PART_FRAMES,
+            stride=subsampling,
+        )
 
     @property
     def halo(self) -> Halo:
