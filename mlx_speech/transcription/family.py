@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from ..audio import Recording
 from ..errors import InputError
-from ..generation.protocols import Detokenizes
 from ..processing.request import Tags, TranscriptionRequest
 from .chunks import AudioChunk, ChunkOptions
 from .ctc import Vocabulary
@@ -18,12 +17,6 @@ from .transcript import Segment, TranscriptionDelta
 Decoded = list[tuple[AudioChunk, list[Segment]]]
 #: who tells the times of words: alignment with the CTC head, or the model by tags in its answers
 WordTimes = Literal["ctc", "tags"]
-
-
-class SpeechProcessor(Protocol):
-    """What every family's processor has."""
-
-    tokenizer: Detokenizes
 
 
 @dataclass(frozen=True)

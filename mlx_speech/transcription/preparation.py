@@ -10,9 +10,10 @@ from ..fields import fitted
 from ..generation.protocols import GenerativeModel
 from ..loading import architecture, load
 from ..models.base import PretrainedModel
+from ..processing.protocols import SpeechProcessor
 from ..processing.request import TranscriptionRequest
 from .ctc_decoder import check_ctc_only
-from .family import ChunkDecoder, Decoding, SpeechFamily, SpeechProcessor, WordTimes
+from .family import ChunkDecoder, Decoding, SpeechFamily, WordTimes
 
 #: what `load` takes, or what it returned
 Model = str | os.PathLike | tuple[GenerativeModel, SpeechProcessor]

@@ -15,11 +15,12 @@ from ..generation.protocols import GenerativeModel
 from ..generation.repetition import find_loop
 from ..generation.speculative import Speculation
 from ..generation.streaming import answer_text, stream_text
+from ..processing.protocols import SpeechProcessor
 from .alignment import word_probabilities
 from .chunks import AudioChunk
 from .ctc_decoder import CTCDecoder
 from .drafted_batch import DraftedBatch, DraftedRow, Trimmed
-from .family import ChunkDecoder, Decoded, Decoding, GenerativeFamily, SpeechProcessor
+from .family import ChunkDecoder, Decoded, Decoding, GenerativeFamily
 from .transcript import Segment, TranscriptionDelta
 from .words import place_words, words_of
 
