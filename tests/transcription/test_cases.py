@@ -5,12 +5,14 @@ The values were checked with ffmpeg and sox. `A` and `B` are what the voices say
 
 from __future__ import annotations
 
+import av
 import numpy as np
 import pytest
 from conftest import DATA
 from media import make
 
 from mlx_speech import AudioError, InputError, load_audio, stream_transcribe, transcribe
+from mlx_speech.audio import SAMPLING_RATE
 from mlx_speech.transcription.pipeline import prepare
 
 CASES = DATA / "cases"
@@ -76,8 +78,16 @@ def test_what_is_cut_short_is_an_error(cases):
         load_audio(cases / "cut2.w64")
 
 
-def test_what_is_damaged_is_named_and_the_rest_transcribed(tiny):
-    transcript = transcribe(CASES / "bad_l.m4a", tiny, chunk_duration=9, min_silence=0.4)
+def test_what_is_damaged_is_named_and_the_rest_transcribed(tiny, tmp_path):
+    speech = np.array(load_audio(DATA / "audio" / "long.flac")[: 35 * SAMPLING_RATE])
+    path = make(tmp_path / "talk.m4a", speech)
+    with av.open(str(path)) as container:
+        packets = (packet for packet in container.demux(audio=0) if packet.size)
+        at = next(packet.pos for packet in packets if packet.pts * packet.time_base >= 30)
+    data = bytearray(path.read_bytes())
+    data[at : at + 40] = np.random.default_rng(1).bytes(40)
+    path.write_bytes(data)
+    transcript = transcribe(path, tiny, chunk_duration=9, min_silence=0.4)
     assert len(transcript.segments) == 9
     assert transcript.segments[7].text == "what is the weather in cairo tonight"
     assert transcript.segments[8].text == "remind me to feed the cat on monday"
