@@ -52,6 +52,13 @@ async def events_of(engine, path, streaming=False, **arguments):
         return [event async for event in reply]
 
 
+@pytest.fixture(scope="module")
+def alone(tiny):
+    """What each of several recordings gives alone."""
+    paths = [AUDIO / "long.flac", *SHORT]
+    return {path: mlx_speech.transcribe(path, tiny, word_timestamps=True) for path in paths}
+
+
 def check_equal(transcript, expected):
     """The same, but for how what is decoded together is rounded."""
     assert (transcript.text, transcript.regions) == (expected.text, expected.regions)
@@ -65,22 +72,19 @@ def check_equal(transcript, expected):
 
 
 class TestTranscription:
-    @pytest.mark.parametrize("streaming", [False, True])
-    @pytest.mark.parametrize("batch_size", [1, 3, 8])
+    @pytest.mark.parametrize(("batch_size", "streaming"), [(1, True), (3, False), (8, True)])
     def test_recordings_together_give_what_each_gives_alone(
-        self, store, tiny, streaming, batch_size
+        self, store, alone, streaming, batch_size
     ):
-        paths = [AUDIO / "long.flac", *SHORT]
         words = {"word_timestamps": True}
 
         async def work(engine):
-            return await asyncio.gather(*(events_of(engine, p, streaming, **words) for p in paths))
+            return await asyncio.gather(*(events_of(engine, p, streaming, **words) for p in alone))
 
-        for path, events in zip(paths, run(store, work, batch_size=batch_size), strict=True):
+        for path, events in zip(alone, run(store, work, batch_size=batch_size), strict=True):
             *deltas, transcript = events
-            alone = mlx_speech.transcribe(path, tiny, **words)
-            check_equal(transcript, alone)
-            assert "".join(delta.text for delta in deltas) == alone.text
+            check_equal(transcript, alone[path])
+            assert "".join(delta.text for delta in deltas) == alone[path].text
             assert [d.segment for d in deltas if d.segment] == transcript.segments
 
     def test_text_streams_before_its_segment_ends(self, store):
