@@ -77,9 +77,10 @@ class Caller:
         monkeypatch.setenv("MLX_SPEECH_MODEL", str(TINY))
         self._main, self._monkeypatch, self._capsys = main, monkeypatch, capsys
 
-    def __call__(self, *args, stdin: str = "") -> tuple[int, str, str]:
+    def __call__(self, *args, stdin: str | bytes = "") -> tuple[int, str, str]:
         """Exit status, standard output, standard error."""
-        self._monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        self._monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
         try:
             status = self._main([str(a) for a in args])
         except SystemExit as error:

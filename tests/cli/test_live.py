@@ -73,6 +73,11 @@ class InputStream:
 """
 
 
+@pytest.fixture
+def cli(monkeypatch, capsys) -> Caller:
+    return Caller(main, monkeypatch, capsys)
+
+
 @pytest.fixture(scope="module")
 def spoken() -> bytes:
     """A sentence as samples of 16 bits at 16 kHz."""
@@ -100,11 +105,11 @@ class TestStandardInput:
         assert out.startswith(DIGITS)
         assert out.count("\n") == out.count("set a timer for eleven seconds\n") == 2
 
-    def test_another_rate(self):
-        assert run("transcribe", "--live", "--rate", 48000, "-", stdin=as_pcm(48000))[1] == DIGITS
+    def test_another_rate(self, cli):
+        assert cli("--live", "--rate", 48000, "-", stdin=as_pcm(48000))[1] == DIGITS
 
-    def test_events(self, spoken):
-        status, out, _ = run("transcribe", "--live", "--json-events", "-", stdin=spoken)
+    def test_events(self, cli, spoken):
+        status, out, _ = cli("--live", "--json-events", "-", stdin=spoken)
         events = [json.loads(line) for line in out.splitlines()]
         assert status == 0
         assert (events[0]["type"], events[0]["segment"]) == ("started", 0)
@@ -114,30 +119,30 @@ class TestStandardInput:
         assert events[-1]["text"] + "\n" == DIGITS
         assert 4 < events[-1]["end"] < 5
 
-    def test_files(self, spoken, tmp_path):
+    def test_files(self, cli, spoken, tmp_path):
         formats = "-f", "srt,json", "-o", tmp_path, "--word-timestamps"
-        assert run("transcribe", "--live", *formats, "-", stdin=spoken) == (0, DIGITS, "")
+        assert cli("--live", *formats, "-", stdin=spoken) == (0, DIGITS, "")
         assert DIGITS in (tmp_path / "stdin.srt").read_text()
         data = json.loads((tmp_path / "stdin.json").read_text())
         assert data["text"] + "\n" == DIGITS
         assert [word["word"] for word in data["segments"][0]["words"]] == DIGITS.split()
         assert data["duration"] == pytest.approx(len(spoken) / 32000, abs=1e-3)
-        again = run("transcribe", "--live", *formats, "-", stdin=spoken)
+        again = cli("--live", *formats, "-", stdin=spoken)
         one_line(again, "exists")
 
-    def test_half_a_sample(self, spoken):
-        status, out, err = run("transcribe", "--live", "-", stdin=spoken + b"x")
+    def test_half_a_sample(self, cli, spoken):
+        status, out, err = cli("--live", "-", stdin=spoken + b"x")
         assert (status, out) == (0, DIGITS)
         assert err.startswith("warning: standard input ends within a sample")
         assert err.count("\n") == 1
 
-    def test_nothing(self, tmp_path):
-        result = run("transcribe", "--live", "-", "-o", tmp_path, stdin=b"")
+    def test_nothing(self, cli, tmp_path):
+        result = cli("--live", "-", "-o", tmp_path, stdin=b"")
         one_line(result, "standard input is empty")
         assert list(tmp_path.iterdir()) == []
 
-    def test_silence(self):
-        assert run("transcribe", "--live", "-", stdin=bytes(64000)) == (0, "", "")
+    def test_silence(self, cli):
+        assert cli("--live", "-", stdin=bytes(64000)) == (0, "", "")
 
     def test_reader_that_goes_away(self, spoken, tmp_path):
         (tmp_path / "two.pcm").write_bytes(spoken + bytes(32000) + spoken)
@@ -228,8 +233,8 @@ class TestMicrophone:
         (("talk.wav", "--device", 1), "--device is for --live"),
     ],
 )
-def test_usage_errors(monkeypatch, capsys, arguments, message):
-    status, out, err = Caller(main, monkeypatch, capsys)(*arguments, "--model", "./nowhere")
+def test_usage_errors(cli, arguments, message):
+    status, out, err = cli(*arguments, "--model", "./nowhere")
     assert (status, out) == (2, "")
     assert message in err
 
