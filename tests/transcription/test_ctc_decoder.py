@@ -35,10 +35,18 @@ REFERENCE = json.loads((DATA / "reference" / "tiny_granite_reference.json").read
 RECORDINGS = sorted(REFERENCE)
 
 
-@pytest.fixture(params=["of tokens", "of characters"])
+@pytest.fixture(scope="module", params=["of tokens", "of characters"])
 def head(request, tiny, tiny_without_bpe):
     """The bundled checkpoint, which writes by its BPE head, or if it has none by the other one."""
     return tiny if request.param == "of tokens" else tiny_without_bpe
+
+
+@pytest.fixture(scope="module")
+def long_text(head):
+    """What it writes of a long recording, and the progress that was told."""
+    done = []
+    options = {"ctc_only": True, "word_timestamps": True, **CUTS}
+    return transcribe(LONG, head, progress=lambda *at: done.append(at), **options), done
 
 
 def joined(*names: str) -> mx.array:
@@ -77,10 +85,10 @@ class TestText:
         own = REFERENCE[name]["ctc"]
         assert word_errors(own, transcript.text) <= (1 if len(own) < 3 else 0.3 * len(own.split()))
 
-    def test_sentences_of_a_long_recording(self, head):
+    def test_sentences_of_a_long_recording(self, long_text):
         lines = map(json.loads, (AUDIO / "manifest.jsonl").read_text().splitlines())
         (known,) = (line["segments"] for line in lines if line["file"] == LONG.name)
-        transcript = transcribe(LONG, head, ctc_only=True, **CUTS)
+        transcript, _ = long_text
         assert transcript.text == " ".join(segment.text for segment in transcript.segments)
         assert len(transcript.segments) == len(known)
         errors = 0
@@ -112,9 +120,8 @@ class TestText:
         assert "".join(delta.text for delta in deltas) == transcript.text
         assert [delta.segment for delta in deltas] == transcript.segments
 
-    def test_progress(self, head):
-        done = []
-        transcribe(LONG, head, ctc_only=True, progress=lambda *at: done.append(at), **CUTS)
+    def test_progress(self, long_text):
+        _, done = long_text
         assert len(done) > 3
         assert done == sorted(done)
         assert done[-1][0] == done[-1][1]
@@ -142,8 +149,8 @@ def test_neither_decoder_nor_projector(head, monkeypatch):
 
 
 class TestWords:
-    def test_lie_in_their_segments(self, head):
-        transcript = transcribe(LONG, head, ctc_only=True, word_timestamps=True, **CUTS)
+    def test_lie_in_their_segments(self, long_text):
+        transcript, _ = long_text
         for segment in transcript.segments:
             assert " ".join(word.text for word in segment.words) == segment.text
             times = [time for word in segment.words for time in (word.start, word.end)]

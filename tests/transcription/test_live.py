@@ -145,9 +145,10 @@ class TestAsOffline:
 
     @pytest.mark.slow
     def test_pieces_of_a_long_recording(self, tiny):
-        samples = recording("long.flac")
+        samples = recording("long.flac")[: 40 * RATE]
         whole = pushed(LiveTranscriber(tiny, **CUTS), samples, samples.size)
-        for size in (320, 1600, RATE, None):
+        assert len(texts(whole)) > 5
+        for size in (320, None):
             assert pushed(LiveTranscriber(tiny, **CUTS), samples, size) == whole
 
 
