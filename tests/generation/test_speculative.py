@@ -51,9 +51,12 @@ def check_cache(model, cache, row, ids):
             assert mx.abs(found[row, :, : ids.shape[1]] - part[0]).max().item() < 1e-5
 
 
-@pytest.mark.parametrize("num_draft_tokens", [1, 3, 6])
 @pytest.mark.parametrize("amount", [0.0, 0.02, 0.05, 1.0])
-@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.4}], ids=str)
+@pytest.mark.parametrize(
+    ("options", "num_draft_tokens"),
+    [({}, 1), ({}, 6), ({"repetition_penalty": 1.4}, 3)],
+    ids=str,
+)
 def test_same_answer(options, amount, num_draft_tokens):
     """Tokens and log-probabilities, with a draft that is always, sometimes or hardly right."""
     model = random_decoder()
