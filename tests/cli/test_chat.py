@@ -54,11 +54,11 @@ class TestReplies:
         told = "".join(lines(e["prompt"], "/reset") for e in entries)
         assert cli("--quiet", stdin=told) == (0, lines(*(e["reply"] for e in entries)), "")
 
-    def test_a_pipe(self):
+    def test_a_pipe(self, cli):
         """Replies on standard output, and nothing else anywhere: no prompt, no greeting."""
         assert run("chat", stdin=b"good night\n") == (0, "sleep well.\n", "")
-        assert run("chat", stdin=b"\n  \r\ngood night") == (0, "sleep well.\n", "")
-        assert run("chat") == (0, "", "")
+        assert cli(stdin="\n  \r\ngood night") == (0, "sleep well.\n", "")
+        assert cli() == (0, "", "")
 
     def test_turns_are_one_conversation(self, cli, tiny):
         session = mlx_speech.ChatSession(*tiny)
@@ -161,11 +161,11 @@ class TestCommands:
         assert err.startswith("error: a granite model is not a speech model")
         assert err.count("\n") == 1
 
-    def test_save_and_load(self, tmp_path):
+    def test_save_and_load(self, cli, tmp_path):
         """In another process the conversation goes on as if it had not been interrupted."""
         file = tmp_path / "evening.chat"
         told = lines("good night", f"/save {file}", LIGHT)
-        status, out, err = run("chat", "--verbose", stdin=told.encode())
+        status, out, err = cli("--verbose", stdin=told)
         assert status == 0
         assert f"saved to {file}\n" in err
         said, expected = out.splitlines()

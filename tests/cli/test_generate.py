@@ -225,10 +225,10 @@ class TestWrongInput:
             terminal.expect("give --prompt TEXT, or a text on standard input")
             assert terminal.wait() == 2
 
-    def test_not_text(self):
+    def test_not_text(self, cli):
         one_line(run("generate", stdin=b"caf\xe9\n"), "standard input is not UTF-8 text")
         for option in ("--prompt", "--system-prompt"):
-            result = run("generate", "-p", "hello", option, "caf\udce9")
+            result = cli("-p", "hello", option, "caf\udce9")
             one_line(result, "the text has a lone surrogate")
 
     def test_models_that_are_not_there(self, cli):

@@ -30,12 +30,12 @@ def cli(monkeypatch, capsys) -> Caller:
     return Caller(main, monkeypatch, capsys)
 
 
-def test_only_the_transcript_on_standard_output():
+def test_only_the_transcript_on_standard_output(cli):
     status, out, err = run("transcribe", GATE, DIGITS)
     assert (status, out) == (0, "unlock the back gate\neight three seven seven\n")
     assert re.fullmatch(r"2 of 2 done \(0:00:0\d of audio, [\d.]+ x real time\)\n", err)
-    assert run("transcribe", GATE) == (0, "unlock the back gate\n", "")
-    assert run("transcribe", GATE, DIGITS, "--quiet") == (status, out, "")
+    assert cli(GATE) == (0, "unlock the back gate\n", "")
+    assert cli(GATE, DIGITS, "--quiet") == (status, out, "")
 
 
 def test_demo(reference):

@@ -99,7 +99,7 @@ def recordings(tmp_path_factory):
     """Of several lengths and kinds."""
     folder = tmp_path_factory.mktemp("audio")
     samples, rate = soundfile.read(LONG, dtype="float32")
-    soundfile.write(folder / "talk.flac", samples[: 21 * rate], rate)
+    soundfile.write(folder / "talk.flac", samples[: 13 * rate], rate)
     soundfile.write(folder / "silence.wav", np.zeros(32000), 16000)
     quiet = np.random.default_rng(1).normal(0, 0.002, 4 * rate).astype(np.float32)
     media.make(folder / "tracks.mka", quiet, samples[: 4 * rate], rate=rate)
