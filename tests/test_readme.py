@@ -107,6 +107,7 @@ class TestCommands:
 
 
 class TestSession:
+    @pytest.mark.slow
     def test_output_is_as_shown(self, tmp_path):
         """All commands of the first README in one shell, and what stands below each."""
         (session,) = blocks(READMES[0], "console")

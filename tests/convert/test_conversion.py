@@ -230,6 +230,7 @@ class TestOutput:
         )
 
 
+@pytest.mark.slow
 def test_word_errors(quantized, reference):
     """8 bits change no word; 4 bits cost at most 3 points, measured against what was spoken."""
     models = {result.bits: load_model(result.folder) for result in quantized}

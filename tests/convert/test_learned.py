@@ -59,6 +59,7 @@ def losses(results, tmp_path_factory) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "share"), [("gptq", 0.6), ("dwq", 0.55), ("dynamic", 0.5)])
 def test_closer_than_rounding_to_nearest(results, losses, method, share):
     """At the same size, and over others than it learned from."""
@@ -66,6 +67,7 @@ def test_closer_than_rounding_to_nearest(results, losses, method, share):
     assert losses[method] < share * losses["rtn"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "least"), [("awq", 8), ("gptq", 4 * 7), ("dwq", 4 * 7)])
 def test_stored_as_what_is_rounded(results, method, least):
     """Same settings, other values in the decoder's linear layers and in no other part."""
@@ -80,6 +82,7 @@ def test_stored_as_what_is_rounded(results, method, least):
     load_model(folders[1])
 
 
+@pytest.mark.slow
 def test_only_awq_changes_the_adapter(results):
     def stored(method: str) -> bytes:
         return (results[method].folder / "adapter_model.safetensors").read_bytes()
@@ -130,6 +133,7 @@ def test_a_further_adapter_is_learned_with(tmp_path, monkeypatch):
     assert_close(found[0][:, : prompt.shape[1]], embedded)
 
 
+@pytest.mark.slow
 def test_what_it_took_is_told(results):
     learned = results["gptq"].learned
     assert learned.recordings == len(CALIBRATION)
@@ -145,6 +149,7 @@ def test_what_it_took_is_told(results):
     assert "Method" not in (results["rtn"].folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_dynamic_chooses_in_all_parts(results):
     result = results["dynamic"]
     assert result.recipe == "dynamic"
@@ -228,6 +233,7 @@ def test_an_adapter_between_two_layers_is_left_alone():
     ]
 
 
+@pytest.mark.slow
 def test_mlx_lm_is_left_as_it_was(results):
     """With its bars, for who else uses it."""
     import tqdm

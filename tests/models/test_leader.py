@@ -31,6 +31,7 @@ def cases(tmp_path_factory) -> dict[str, dict]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "names"),
     [(2, ["granite", "llama", "jais2", "speech", "4bit"]), (3, ["granite"])],

@@ -151,6 +151,7 @@ def one(tiny, tiny_s2t):
         yield url
 
 
+@pytest.mark.slow
 class TestThree:
     def test_answers_are_those_of_one_process(self, three, one, recordings):
         def answer(url, case):

@@ -39,6 +39,7 @@ def data_with_letters(tiny, tmp_path_factory):
     return read_data(tmp_path_factory.mktemp("data"), *tiny, train_ctc_head=True)
 
 
+@pytest.mark.slow
 def test_it_learns(data, tmp_path, capsys):
     """What is said in four recordings, in a few steps; and what is told of that."""
     schedule = {"name": "linear_schedule", "arguments": [1e-3, 5e-4, 20], "warmup": 2}
