@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache, partial
+from itertools import cycle
 
 import mlx.core as mx
 import pytest
@@ -141,9 +142,9 @@ class TestSame:
         check_same(drafted, long_greedy)
         assert "".join(delta.text for delta in deltas) == drafted.text
 
-    @pytest.mark.parametrize("kind", ["tokens", "char"])
-    @pytest.mark.parametrize("name", RECORDINGS)
+    @pytest.mark.parametrize(("name", "kind"), [*zip(RECORDINGS, cycle(["tokens", "char"]))])
     def test_ids_in_bfloat16(self, half, name, kind):
+        """With one head and the other in turn."""
         models, greedy_ids = half
         path = find_recording(name)
         drafted = transcribe(path, models[kind])

@@ -155,10 +155,15 @@ def without_probabilities(segment: Segment) -> Segment:
     return replace(segment, avg_logprob=0.0, words=words)
 
 
-def test_long_recording(tiny):
+@pytest.fixture(scope="module")
+def whole(tiny) -> Transcript:
+    """What is said in the long recording, its sentences one by one."""
+    return transcribe(LONG, tiny.loaded, batch_size=1, word_timestamps=True, **CUTS)
+
+
+def test_long_recording(tiny, whole):
     """Each sentence found once, in batches of any size."""
     options = {"word_timestamps": True, **CUTS}
-    whole = transcribe(LONG, tiny.loaded, batch_size=1, **options)
     for batch_size in (3, 8):
         found = transcribe(LONG, tiny.loaded, batch_size=batch_size, **options)
         assert_same(found, whole)
@@ -172,7 +177,7 @@ def test_long_recording(tiny):
     assert errors < 0.1 * len(LINES[LONG.name]["text"].split())
 
 
-def test_stream(tiny):
+def test_stream(tiny, whole):
     """The pieces are the transcript's text, whose segments come one by one."""
     options = {"word_timestamps": True, **CUTS}
 
@@ -180,7 +185,7 @@ def test_stream(tiny):
         yield (yield from stream_transcribe(LONG, tiny.loaded, **options))
 
     *deltas, found = streaming()
-    assert_same(found, transcribe(LONG, tiny.loaded, **options))
+    assert_same(found, whole)
     assert "".join(delta.text for delta in deltas) == found.text
     assert [delta.segment for delta in deltas] == found.segments
 
