@@ -64,7 +64,7 @@ def started_ranks(
             ours["IMPATIENT"] = str(folder / "impatient")
             process = subprocess.Popen(
                 [sys.executable, *arguments],
-                env={**os.environ, **ours, **(env or {})},
+                env={**os.environ, **(env or {}), **ours},
                 cwd=ROOT,
                 stdin=stdin,
                 stdout=subprocess.PIPE,
