@@ -108,7 +108,14 @@ class TestSamples:
 
 
 class TestMemory:
-    @pytest.mark.parametrize("by", ["file", "standard input", "header without length"])
+    @pytest.mark.parametrize(
+        "by",
+        [
+            "file",
+            "standard input",
+            pytest.param("header without length", marks=pytest.mark.slow),
+        ],
+    )
     def test_flat_however_long(self, tmp_path, monkeypatch, by):
         """NumPy's and Python's own memory while a file is read, against a fourth of it."""
         peaks = []

@@ -53,6 +53,7 @@ def test_more_than_one_text_on_standard_output(cli, tmp_path):
     check_same(transcribed(args, 2, tmp_path), cli(*args))
 
 
+@pytest.mark.slow
 def test_a_long_recording_in_parts(cli, tmp_path, monkeypatch):
     """All three ranks have one."""
     monkeypatch.setattr(parts, "SECTION_FRAMES", 1500)
