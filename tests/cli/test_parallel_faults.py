@@ -84,7 +84,9 @@ def test_a_rank_that_hangs_as_a_whole(tmp_path):
     stop = "import impatient" + on_call(
         1, MOMENTS["decoding"], "os.kill(os.getpid(), signal.SIGSTOP)"
     )
-    with started(RECORDINGS, 2, tmp_path, stop) as processes:
+    # to a folder: what the other has done by then would be printed
+    args = [*RECORDINGS, "-o", tmp_path / "out", "--quiet"]
+    with started(args, 2, tmp_path, stop) as processes:
         how = os.waitid(os.P_PID, processes[1].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         assert how.si_status == signal.SIGSTOP
         be_impatient(tmp_path)
