@@ -76,10 +76,10 @@ $(VENV)/lint.stamp: pyproject.toml | $(BIN)/python
 
 # torchaudio, which the reference's feature extractor imports, has no build for this torch; its
 # Python part works once its compiled part is out of the way. Of mlx-audio a model that transformers
-# lacks is needed, which does without what the whole of it depends on.
+# lacks is needed, and of silero-vad one, which do without what the whole of these depends on.
 $(VENV)/parity.stamp: $(VENV)/test.stamp
 	$(PIP) --editable '.[test,parity]'
-	$(PIP) --no-deps torchaudio==2.11.0 mlx-audio==0.6.2
+	$(PIP) --no-deps torchaudio==2.11.0 mlx-audio==0.6.2 silero-vad==6.2.3
 	rm -f $(VENV)/lib/python3.*/site-packages/torchaudio/lib/*.so
 	touch $@
 

@@ -65,6 +65,8 @@ def check_live_options(parser: argparse.ArgumentParser, args: argparse.Namespace
 
     if given := _given(args, WHOLE):
         parser.error(f"--live: {given} is for recordings that are whole; leave it out")
+    if args.vad is False:
+        parser.error("--live: --no-vad is for recordings that are whole; leave it out")
     if args.audio not in ([], ["-"]):
         parser.error("--live takes the microphone, or raw samples on standard input (-)")
     if args.audio and args.device is not None:

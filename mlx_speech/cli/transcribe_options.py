@@ -30,7 +30,7 @@ from .streams import need_standard_output
 #: subtitles
 READING = ("audio_track", "channel")
 REQUEST = ("language", "task", "target_language", "punctuate", "keywords", "prompt")
-CHUNKING = ("chunk_duration", "min_silence")
+CHUNKING = ("chunk_duration", "min_silence", "vad", "vad_threshold")
 DECODING = ("speakers", "word_timestamps", "ctc_only", "skip_editor")
 SEGMENTS = (*DECODING, *CHUNKING, "batch_size", "draft")
 SUBTITLES = ("max_line_width", "max_line_count", "max_words_per_line", "highlight_words")
@@ -85,9 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m mlx_speech.transcribe",
         usage="%(prog)s [options] AUDIO...",
-        description="Transcribe or translate recordings with Granite Speech or Speech2Text.",
-        epilog="Text goes to standard output unless files are asked for. Exit status: 1 if a "
-        "recording failed, 2 for wrong usage, 130 after Ctrl-C (--live: the second).",
+        description="Transcribe or translate recordings: to standard output, unless to files.",
+        epilog="Exit status: 1 if a recording failed, 2 for wrong usage, 130 after Ctrl-C.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
         add_help=False,
     )
@@ -142,7 +141,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--min-silence S": "pause that ends one, in s (default: 1); live: 0.5",
         "--batch-size N": "segments decoded at a time (default: 8)",
     }
-    add(group("long recordings"), segments)
+    long = group("long recordings")
+    add(long, segments)
+    without = {"help": "decode all of it, silence and noise too", "action": "store_false"}
+    gate = {
+        "--vad-threshold P": "how likely speech has to be (default: 0.5)",
+        "--no-vad": {**without, "dest": "vad", "default": None},
+    }
+    add(long.add_mutually_exclusive_group(), gate)
 
     output = group("output")
     formats = f"{','.join(FORMATS)} or all of them (default: txt)"
@@ -158,12 +164,12 @@ def build_parser() -> argparse.ArgumentParser:
     add(output, {"--stream": "print the text as it is decoded"})
     add(output, {"--plot FILE": "draw sound, pauses, segments and words to a .png"})
     subtitles = {
-        "--max-line-width N": "columns in a line",
+        "--max-line-width N": "of srt and vtt: columns in a line",
         "--max-line-count N": "lines at a time, with --max-line-width",
         "--max-words-per-line N": "words at a time",
         "--highlight-words": "underline each word as it is said",
     }
-    add(group("subtitles (srt and vtt)"), subtitles)
+    add(output, subtitles)
 
     generation = group("generation")
     add_shared(generation, "--max-tokens", help="limit for a segment (default: by its length)")

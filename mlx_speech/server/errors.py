@@ -28,6 +28,7 @@ _FIELDS = {
     "speakers": "response_format",
     "word_timestamps": "timestamp_granularities[]",
     "min_silence": "chunking_strategy[silence_duration_ms]",
+    "vad_threshold": "chunking_strategy[threshold]",
     "max_new_tokens": "max_tokens",
     "stop_strings": "stop",
 }

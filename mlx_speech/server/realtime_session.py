@@ -8,6 +8,7 @@ from ..errors import InputError, UnsupportedOptionError
 from ..fields import Range, fit_items, fitted
 from ..processing.request import TranscriptionRequest
 from ..transcription.live import PREFIX_SECONDS
+from ..transcription.vad import VAD_THRESHOLD
 from .capabilities import prompt_terms
 from .errors import RequestError
 from .raw_audio import Encoding, RawFormat, SamplingRate
@@ -69,7 +70,7 @@ class ServerVAD:
     interrupt."""
 
     type: Literal["server_vad"] = "server_vad"
-    threshold: Annotated[float, Range(0, 1)] = 0.5
+    threshold: Annotated[float, Range(0, 1)] = VAD_THRESHOLD
     prefix_padding_ms: Annotated[int, Range(0, 5000)] = round(1000 * PREFIX_SECONDS)
     silence_duration_ms: Annotated[int, Range(100, 60_000)] = 500
     create_response: Literal[False] = False
@@ -79,7 +80,7 @@ class ServerVAD:
     def live_options(self) -> dict[str, Any]:
         """Arguments of `LiveTranscriber`."""
         return {
-            "speech_threshold": self.threshold,
+            "vad_threshold": self.threshold,
             "prefix_padding": self.prefix_padding_ms / 1000,
             "min_silence": self.silence_duration_ms / 1000,
         }

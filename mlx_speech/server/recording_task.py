@@ -47,7 +47,7 @@ class RecordingTask:
         self._begin(next(self._tracks))
 
     def _begin(self, track: Job) -> None:
-        self._track, self._chunks = track, track.spoken()
+        self._track, self._chunks = track, track.parts
         self._taken, self._exhausted = 0, False
         self._segments: list[Segment] = []
         self._texts: dict[int, str] = {}  # of chunks that are not whole yet: what is not out

@@ -6,8 +6,9 @@ Those of OpenAI's documentation mean here:
   it: they detect it themselves.
 - `prompt`: names and terms to expect, as `keywords[]`, with commas between them. There is no model
   here that takes up the style of a text, so that sentences are refused.
-- `chunking_strategy`: recordings are always cut where nobody speaks; of `server_vad` the pause that
-  ends a segment can be chosen.
+- `chunking_strategy`: recordings are always cut where nobody speaks; of `server_vad` can be chosen
+  `threshold`, the probability of speech at which it begins, and `silence_duration_ms`, the pause
+  that ends a segment.
 - `temperature`: 0 takes the likeliest tokens, and never more than that.
 - `stream`: events for `json`, `verbose_json` and `diarized_json`.
 
@@ -15,8 +16,8 @@ Two are ours: `punctuate`, which is true where a model can, and `target_language
 What cannot be honoured is refused, and so are fields that nobody knows.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Self
 
 from starlette.datastructures import UploadFile
 
@@ -35,7 +36,11 @@ _STREAMED: tuple[Format, ...] = ("json", *_TIMED)
 _UNSUPPORTED = dict.fromkeys(
     ("known_speaker_names", "known_speaker_references"), "speakers are called A, B and so on"
 )
-_PAUSE = "chunking_strategy[silence_duration_ms]"
+#: of `server_vad`: the library's name, the unit of that, and what it must be
+_CHOSEN = {
+    "threshold": ("vad_threshold", 1, "a probability"),
+    "silence_duration_ms": ("min_silence", 1000, "milliseconds, at least 100"),
+}
 
 
 @dataclass
@@ -125,12 +130,17 @@ def _chunking(form: Form) -> ChunkOptions:
     if kind not in ("auto", "server_vad"):
         message = f"chunking_strategy is {kind!r}, but must be 'auto' or of type 'server_vad'"
         raise RequestError(message, 400, "chunking_strategy")
-    pause = strategy.pop("silence_duration_ms", None)
-    for name in strategy:
-        param = f"chunking_strategy[{name}]"
-        raise RequestError(f"{param} cannot be chosen, but {_PAUSE} can", 400, param)
-    try:
-        return ChunkOptions() if pause is None else ChunkOptions(min_silence=float(pause) / 1000)
-    except ValueError:
-        message = f"{_PAUSE} is {pause!r}, but must be milliseconds, at least 100"
-        raise RequestError(message, 400, _PAUSE) from None
+    options = ChunkOptions()
+    for field, value in strategy.items():
+        param = f"chunking_strategy[{field}]"
+        if field not in _CHOSEN:
+            message = f"{param} cannot be chosen, but {' and '.join(_CHOSEN)} can"
+            raise RequestError(message, 400, param)
+        name, unit, what = _CHOSEN[field]
+        try:
+            chosen: dict[str, Any] = {name: float(value) / unit}
+            options = replace(options, **chosen)
+        except ValueError:
+            message = f"{param} is {value!r}, but must be {what}"
+            raise RequestError(message, 400, param) from None
+    return options

@@ -15,18 +15,18 @@ from .ctc_text import CTCText
 from .frames import FRAME_SAMPLES, FRAMES_PER_SECOND
 from .parts import WHOLE, Halo, OwnSpeech, Part
 from .segmenter import Segmenter, Span
-from .vad import SILENCE_DBFS, EnergyVAD, SpeechActivity, SpeechRegions
+from .vad import REACH_FRAMES, SILENCE_DBFS, VAD_THRESHOLD, RecordingVAD, SpeechActivity, widened
 
 #: speech sets in and fades out too faintly to stand out: up to these frames of it are missed.
 #: Times of segments are given with them; pauses are taken as they are detected, longer than they
 #: are by as much, so that none that must end a segment is missed
-ONSET_PADDING_FRAMES = 7
-RELEASE_PADDING_FRAMES = 9
+ONSET_PADDING_FRAMES = 9
+RELEASE_PADDING_FRAMES = 6
 BatchSize = Annotated[int, Range(1)]  #: segments that are decoded together
 #: a recording of fewer has no whole window of any family's features (25 ms): there is no speech
 SHORTEST_SAMPLES = 400
-#: of what has no encoder; the energy VAD looks at half a minute at a time
-ENERGY_HALO = Halo(push_frames=1500)
+#: of what has no encoder, half a minute of which is read at a time
+VAD_HALO = Halo(push_frames=1500)
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,17 @@ class ChunkOptions:
     chunk_duration: the longest segment, in seconds; no more than the model takes.
     min_silence: shortest pause that ends a segment, in seconds (see `Segmenter` for very short
         speech); no less than the model's window is.
+    vad: leave out what is no speech; else all is taken for speech.
+    vad_threshold: the probability of speech at which it begins.
 
     Raises:
-        InputError: one of them is no number of seconds that makes sense.
+        InputError: one of them makes no sense.
     """
 
     chunk_duration: Annotated[float, Range(1)] = 30.0
     min_silence: Annotated[float, Range(0.1)] = 1.0
+    vad: bool = True
+    vad_threshold: Annotated[float, Range(0, 1)] = VAD_THRESHOLD
 
     def __post_init__(self):
         fit_fields(self)
@@ -109,8 +113,8 @@ class AudioChunk:
 
 
 class SpanFinder:
-    """Where to cut a recording that is still coming in: what the energy of its samples tells, and a
-    CTC head if there is one, goes through `SpeechRegions` to the segmenter.
+    """Where to cut a recording that is still coming in: where Silero VAD, and the letters of a CTC
+    head if there is one, leave a pause.
 
     Args:
         window: see `Segmenter`.
@@ -131,10 +135,11 @@ class SpanFinder:
     ):
         self._segmenter = options.segmenter(window, first)
         self._own = OwnSpeech(part, first, self._segmenter.apart)
-        self._blank, self._written = blank, np.zeros(0, bool)  # of frames still to be cut
-        self._energy, self._regions = EnergyVAD(), SpeechRegions()
-        # what the head and the energy say of frames of which the other has not said anything yet
-        self._letters, self._sound = SpeechActivity.none(), SpeechActivity.none()
+        self._blank, self._all = blank, not options.vad
+        self._vad = RecordingVAD(options.vad_threshold, first)
+        # what the head and the VAD say of the frames that were not cut yet, and of a few before
+        self._letters, self._detected = SpeechActivity.none(), np.zeros(0, bool)
+        self._before = 0
 
     @property
     def start(self) -> int:
@@ -152,21 +157,23 @@ class SpanFinder:
         """Take in the next samples; returns the spans that are now certain.
 
         Args:
-            letters: what the head says of the next frames; without a head what the energy does.
+            letters: what the head says of the next frames; without a head what the VAD does.
             last: the recording ends with them.
         """
-        sound = self._energy.push(samples)
+        activity = self._vad.push(samples)
         if last:
-            sound += self._energy.finish()
-        self._letters += sound if letters is None else letters
-        self._sound += sound
-        known = min(len(self._letters), len(self._sound))
-        sounds = self._sound[:known].speech
-        speech = self._regions.push(self._letters[:known], sounds, last=last)
-        self._written = np.append(self._written, self._letters[:known].speech & self._blank)
-        self._letters, self._sound = self._letters[known:], self._sound[known:]
-        written, self._written = np.split(self._written, [len(speech)])
-        spans = self._segmenter.push(self._own.push(speech, written))
+            activity += self._vad.finish()
+        self._letters += activity if letters is None else letters
+        self._detected = np.append(self._detected, activity.speech | self._all)
+        known = min(len(self._letters), self._detected.size)
+        speech = widened(self._detected[:known], self._letters.speech[:known])
+        certain = slice(self._before, max(self._before, known - (0 if last else REACH_FRAMES)))
+        told = SpeechActivity(speech, self._letters.level[:known])[certain]
+        written = self._letters.speech[certain] & self._blank
+        forgotten = max(0, certain.stop - REACH_FRAMES)
+        self._letters, self._detected = self._letters[forgotten:], self._detected[forgotten:]
+        self._before = certain.stop - forgotten
+        spans = self._segmenter.push(self._own.push(told, written))
         if last:
             spans += self._segmenter.finish()
         return [replace(span, section=self._own.section(span.first)) for span in spans]
@@ -189,20 +196,20 @@ def with_samples(
         yield part, recording.read(start * FRAME_SAMPLES, stop), last
 
 
-def energy_chunks(
+def vad_chunks(
     recording: Recording,
     options: ChunkOptions,
     max_seconds: float | None = None,
     part: Part = WHOLE,
 ) -> Iterator[AudioChunk | None]:
-    """Chunks of samples, cut by the energy of the sound alone; `audio` is (samples,). See also
+    """Chunks of samples, cut by Silero VAD alone; `audio` is (samples,). See also
     `SpeechFamily.chunks`.
 
     Args:
         max_seconds: longest chunk that the model takes, if that is bounded.
     """
     longest = min(options.chunk_duration, max_seconds or options.chunk_duration)
-    first = ENERGY_HALO.start(part)
+    first = VAD_HALO.start(part)
     finder = SpanFinder(replace(options, chunk_duration=longest), 1, part=part, first=first)
     for samples, last in _pushes(recording, first):
         for span in finder.push(samples, last=last):
@@ -216,12 +223,11 @@ def energy_chunks(
             return
 
 
-def why_empty(duration: float, peak: float, other_regions: int, segments: int) -> str:
+def why_empty(duration: float, peak: float, segments: int) -> str:
     """Why a recording gave no text.
 
     Args:
         duration, peak: of the recording: seconds, and its greatest magnitude.
-        other_regions: how many of its sounds stood out, and were not speech.
         segments: how many were decoded.
     """
     if round(duration * SAMPLING_RATE) < SHORTEST_SAMPLES:
@@ -230,17 +236,12 @@ def why_empty(duration: float, peak: float, other_regions: int, segments: int) -
         return "it is silent"
     if segments:
         return f"the model found no words in what may be speech ({segments} segments)"
-    if other_regions:
-        return f"no speech was found in what stands out from its noise ({other_regions} sounds)"
-    decibels = 20 * math.log10(peak)
-    return (
-        f"nothing stands out from its noise floor as speech would (its peak is {decibels:.0f} dBFS)"
-    )
+    return f"no speech was detected in it (its peak is {20 * math.log10(peak):.0f} dBFS)"
 
 
 def _pushes(recording: Recording, first: int) -> Iterator[tuple[mx.array, bool]]:
     """The samples from the `first` frame on, some at a time, and whether each are the last."""
-    size = ENERGY_HALO.push_frames * FRAME_SAMPLES
+    size = VAD_HALO.push_frames * FRAME_SAMPLES
     start = first * FRAME_SAMPLES
     while start < recording.size:
         end = (start // size + 1) * size

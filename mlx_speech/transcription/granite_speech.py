@@ -74,9 +74,8 @@ class EncodedOnce(ABC):
         for_decoder: bool = True,
         part: Part = WHOLE,
     ) -> Iterator[AudioChunk | None]:
-        """Where to cut, and whether there is anything to decode, is what the encoder's CTC head
-        says; the sound's energy has to agree that there is more than silence or steady noise, over
-        which some heads mutter."""
+        """Cut where Silero VAD detects no speech, and the encoder's CTC head writes no letters
+        beside some."""
         wanted = {"for_alignment": for_alignment, "drafts": drafts, "for_decoder": for_decoder}
         extractor = self._processor.audio_processor
         first = self.halo.start(part)

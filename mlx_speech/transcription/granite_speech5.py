@@ -71,7 +71,7 @@ class GraniteSpeech5Transcription:
         part: Part = WHOLE,
     ) -> Iterator[AudioChunk | None]:
         """The recording is encoded once, whatever its cuts. Where to cut it is what the CTC head
-        says, four frames of 20 ms at a time; the sound's energy has to agree."""
+        says where Silero VAD detects speech, four frames of 20 ms at a time."""
         subsampling = self._model.config.encoder_config.subsampling
         first = self.halo.start(part)
         finder = SpanFinder(options, subsampling, part=part, first=first, blank=True)

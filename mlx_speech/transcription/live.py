@@ -28,7 +28,7 @@ from .pipeline import DEFAULT_MODEL
 from .preparation import Model, prepare_decoding
 from .segmenter import MARGIN_FRAMES, Span
 from .transcript import Segment
-from .vad import RELEASE_FRAMES
+from .vad import LATE_FRAMES, VAD_THRESHOLD
 
 HOP_SAMPLES = 5 * WINDOW_SAMPLES  #: samples that are looked at together, 0.16 s
 #: seconds of audio before speech was detected that go with it
@@ -74,7 +74,7 @@ class LiveTranscriber:
         chunk_duration: after so many seconds of speech without a pause that ends it a segment is
             cut, in the longest pause that there is.
         min_silence: shortest pause that ends a segment, in seconds.
-        speech_threshold: probability at which somebody speaks, as Silero VAD sees it.
+        vad_threshold: the probability of speech at which it begins.
         prefix_padding: so many seconds before speech was detected go with it.
         turn_detection: without it no pause ends a segment; `commit` does.
         draft, ctc_only, skip_editor, options: as for `transcribe`.
@@ -104,7 +104,7 @@ class LiveTranscriber:
         word_timestamps: bool | WordTimes = False,
         chunk_duration: float = 20.0,
         min_silence: float = 0.5,
-        speech_threshold: float = 0.5,
+        vad_threshold: float = VAD_THRESHOLD,
         prefix_padding: float = PREFIX_SECONDS,
         turn_detection: bool = True,
         draft: bool = True,
@@ -113,7 +113,7 @@ class LiveTranscriber:
         **options: Any,
     ):
         cuts = ChunkOptions(chunk_duration, min_silence)
-        threshold = fitted("speech_threshold", speech_threshold, Annotated[float, Range(0, 1)])
+        threshold = fitted("vad_threshold", vad_threshold, Annotated[float, Range(0, 1)])
         prefix = fitted("prefix_padding", prefix_padding, Annotated[float, Range(0, 5)])
         self._prefix_frames = round(prefix * FRAMES_PER_SECOND)
         self._turn_detection = fitted("turn_detection", turn_detection, bool)
@@ -270,7 +270,7 @@ class LiveTranscriber:
             first = self._vad.earliest_onset(self._free) - self._prefix_frames
             first -= self._encoder.span_frames
         first = max(0, first)
-        self._vad.forget(first - RELEASE_FRAMES)
+        self._vad.forget(first - LATE_FRAMES)
         self._samples.forget(self._encoder.needed_samples(first))
 
 

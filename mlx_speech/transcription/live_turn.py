@@ -3,12 +3,14 @@ the CTC head writes of them."""
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from .alignment import split_words
 from .frames import FRAMES_PER_SECOND
 from .live_encoder import LiveEncoder
 from .live_vad import LiveVAD
 from .segmenter import MARGIN_FRAMES, Segmenter, Span
-from .vad import RELEASE_FRAMES, SpeechActivity, spread
+from .vad import LATE_FRAMES, SpeechActivity, widened
 
 #: speech that has become too long is cut within this part of it, so that there are places to choose
 #: from, and none is so near its end that the rest would be too short
@@ -22,7 +24,7 @@ class LiveTurn:
     """Speech without a pause that ends it, in one segment, or several where it is long.
 
     Speech are the frames where Silero VAD detects it, and letters of the CTC head within
-    `RELEASE_FRAMES` of these.
+    `LATE_FRAMES` of these.
 
     Args:
         first: the frame to begin with, in which nobody speaks yet.
@@ -80,10 +82,10 @@ class LiveTurn:
 
     def _activity(self, first: int, end: int) -> SpeechActivity:
         letters = self._encoder.activity(first, end)
-        known = max(self._begin, first - RELEASE_FRAMES)
+        known = max(self._begin, first - LATE_FRAMES)
         detected = self._vad.speech(known, end)
-        near = spread(detected, RELEASE_FRAMES, RELEASE_FRAMES)[first - known :]
-        return replace(letters, speech=detected[first - known :] | letters.speech & near)
+        heads = np.pad(letters.speech, (first - known, 0))
+        return replace(letters, speech=widened(detected, heads)[first - known :])
 
     def _absolute(self, spans: list[Span]) -> list[Span]:
         """Spans of the segmenter, counted from the beginning of the audio."""

@@ -7,11 +7,8 @@ from ..audio import SAMPLING_RATE
 from ..models.silero_vad import WINDOW_SAMPLES, SileroVAD
 from ..models.silero_vad.model import State
 from .frames import FRAME_SAMPLES, runs
-from .vad import SILENCE_DBFS, SPEECH_DBFS, SPEECH_WINDOWS
+from .vad import HYSTERESIS, SILENCE_DBFS, gain, onsets
 
-#: the probability at which speech goes on is so much less than the one at which it begins
-HYSTERESIS = 0.15
-_MOST_GAIN_DB = 40.0
 #: what was louder than now counts for the gain, half as much after so many seconds
 _HALF_LIFE_SECONDS = 1.0
 
@@ -19,8 +16,8 @@ _HALF_LIFE_SECONDS = 1.0
 class LiveVAD:
     """Silero VAD on audio at `SAMPLING_RATE` that is still coming in.
 
-    As it is less and less sure of quiet speech, it is given that louder: by what brings the latest
-    seconds to `SPEECH_DBFS`.
+    As it is less and less sure of quiet speech, it is given that louder, as the latest seconds need
+    it.
 
     Args:
         threshold: the probability of speech at which it begins.
@@ -44,8 +41,7 @@ class LiveVAD:
         power = np.square(samples, dtype=np.float64).reshape(-1, WINDOW_SAMPLES).mean(axis=1)
         kept = 0.5 ** (samples.size / SAMPLING_RATE / _HALF_LIFE_SECONDS)
         self._power = max(float(power.mean()), kept * self._power)
-        gain_db = min(SPEECH_DBFS - 10 * np.log10(self._power + 1e-12), _MOST_GAIN_DB)
-        given = mx.array(samples * np.float32(10 ** (gain_db / 20)))
+        given = mx.array(samples * gain(self._power))
         probabilities, state = self._silero(given, self._state)
         mx.eval(probabilities, state)
         self._state = state
@@ -56,15 +52,15 @@ class LiveVAD:
 
     def onset(self, first: int) -> int | None:
         """Where somebody has begun to speak in the frames from one on, if so."""
-        for start, end in self._runs(first):
-            if end - start >= SPEECH_WINDOWS:
-                return self._frame(start)
-        return None
+        skipped = self._skipped(first)
+        found = onsets(self._begins[skipped:])
+        return self._frame(skipped + found[0]) if found else None
 
     def earliest_onset(self, first: int) -> int:
         """The earliest frame that `onset` may give once more has come."""
-        found = self._runs(first)
-        if len(found) and found[-1][1] == len(self._begins):
+        skipped = self._skipped(first)
+        found = (runs(self._begins[skipped:]) + skipped).tolist()
+        if found and found[-1][1] == len(self._begins):
             return self._frame(found[-1][0])
         return self._frame(len(self._begins))
 
@@ -80,10 +76,9 @@ class LiveVAD:
         self._begins, self._goes_on = self._begins[number:].copy(), self._goes_on[number:].copy()
         self._first += number
 
-    def _runs(self, first: int) -> list[list[int]]:
-        """Windows in a row, from a frame on, in which speech may begin."""
-        skipped = max(0, -(-first * FRAME_SAMPLES // WINDOW_SAMPLES) - self._first)
-        return (runs(self._begins[skipped:]) + skipped).tolist()
+    def _skipped(self, first: int) -> int:
+        """Windows that are there before a frame."""
+        return max(0, -(-first * FRAME_SAMPLES // WINDOW_SAMPLES) - self._first)
 
     def _frame(self, window: int) -> int:
         return (self._first + window) * WINDOW_SAMPLES // FRAME_SAMPLES

@@ -14,7 +14,6 @@ from .transcript import Segment, Transcript
 class PartResult:
     """What a process gives of a part of a recording; times in seconds of the whole.
 
-    other_regions: start and end of what may have been speech and was other sound.
     duration, peak, remarks, audio_track: of the whole recording.
     other_tracks: whether others of its audio tracks are to be tried, if this has no text.
     For the rest see `Transcript`.
@@ -22,7 +21,6 @@ class PartResult:
 
     segments: list[Segment]
     regions: list[tuple[float, float]]
-    other_regions: list[tuple[float, float]]
     language: str | None
     duration: float
     peak: float
@@ -37,9 +35,8 @@ class PartResult:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         segments = [Segment.from_dict(segment) for segment in data["segments"]]
-        names = "regions", "other_regions"
-        regions = {name: [(start, end) for start, end in data[name]] for name in names}
-        return cls(**{**data, **regions, "segments": segments})
+        regions = [(start, end) for start, end in data["regions"]]
+        return cls(**{**data, "regions": regions, "segments": segments})
 
 
 def join(results: Sequence[PartResult]) -> Transcript:
@@ -50,8 +47,7 @@ def join(results: Sequence[PartResult]) -> Transcript:
     text = " ".join(segment.text for segment in segments if segment.text)
     remarks = list(first.remarks)
     if not text:
-        others = sum(len(result.other_regions) for result in results)
-        why = why_empty(first.duration, first.peak, others, len(segments))
+        why = why_empty(first.duration, first.peak, len(segments))
         remarks.append(f"no text: {why}")
     regions = [region for result in results for region in result.regions]
     rest = first.language, first.duration, segments, regions, remarks, first.audio_track

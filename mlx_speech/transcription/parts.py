@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .frames import FRAMES_PER_SECOND, runs
-from .vad import NOISE_FLOOR_FRAMES, REACH_FRAMES, SMOOTHING_FRAMES, SpeechActivity
+from .vad import BLOCK_FRAMES, REACH_FRAMES, WARM_UP_FRAMES, SpeechActivity
 
 SECTION_FRAMES = 30000  #: ten minutes: a batch that has to end sooner costs a percent or more
 #: of what is gone through for a part, its own share is four fifths at least
@@ -86,15 +86,13 @@ class Halo:
         later up to and in the first push in which it gives anything; from the next on it computes
         what it does for the whole recording in the same shapes. All that matters comes after that.
         """
-        floor = NOISE_FLOOR_FRAMES + SMOOTHING_FRAMES
-        return (
-            REACH_FRAMES + self.push_frames + max(floor, self.reach_frames + 2 * self.block_frames)
-        )
+        encoder = self.push_frames + self.reach_frames + 2 * self.block_frames
+        return REACH_FRAMES + max(encoder, BLOCK_FRAMES + WARM_UP_FRAMES)
 
     @property
     def least_part(self) -> float:
         """The least sensible length of a part, in seconds, given that much beyond its ends."""
-        after = self.reach_frames + self.push_frames
+        after = max(self.reach_frames + self.push_frames, 2 * BLOCK_FRAMES)
         return _SHARE * (self._before + self.block_frames + after) / FRAMES_PER_SECOND
 
 

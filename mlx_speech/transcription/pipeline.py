@@ -11,13 +11,12 @@ from functools import partial
 from itertools import chain, groupby
 from typing import Any, Self, TypeVar
 
-from ..audio import SAMPLING_RATE, Recording, open_recording
+from ..audio import Recording, open_recording
 from ..audio.load import AudioSource
 from ..audio.recording import Channel, chosen_track
 from ..distributed.memory import clear_cache
 from ..errors import InputError
 from ..fields import fitted
-from ..models.silero_vad import SileroVAD
 from ..processing.request import TranscriptionRequest
 from .chunks import SHORTEST_SAMPLES, AudioChunk, BatchSize, ChunkOptions
 from .family import ChunkDecoder, WordTimes
@@ -26,7 +25,6 @@ from .part_results import PartResult, join
 from .parts import WHOLE, Part
 from .preparation import Model, prepare_decoding
 from .transcript import Segment, Transcript, TranscriptionDelta
-from .vad import has_speech
 
 DEFAULT_MODEL = "ibm-granite/granite-speech-4.1-2b"
 
@@ -54,6 +52,8 @@ def transcribe(
     word_timestamps: bool | WordTimes = False,
     chunk_duration: float = ChunkOptions.chunk_duration,
     min_silence: float = ChunkOptions.min_silence,
+    vad: bool = True,
+    vad_threshold: float = ChunkOptions.vad_threshold,
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
     max_new_tokens: int | None = None,
@@ -119,7 +119,7 @@ def transcribe(
     batch_size = fitted("batch_size", batch_size, BatchSize | None) or BATCH_SIZE
     asked = task, language, target_language, punctuate, prompt, keywords, prefix_text
     request = TranscriptionRequest(*asked)
-    chunking = ChunkOptions(chunk_duration, min_silence)
+    chunking = ChunkOptions(chunk_duration, min_silence, vad, vad_threshold)
     options["max_new_tokens"] = max_new_tokens
     reading = {"sampling_rate": sampling_rate, "audio_track": audio_track, "channel": channel}
     words: dict[str, Any] = {"speakers": speakers, "word_timestamps": word_timestamps}
@@ -147,6 +147,8 @@ def stream_transcribe(
     word_timestamps: bool | WordTimes = False,
     chunk_duration: float = ChunkOptions.chunk_duration,
     min_silence: float = ChunkOptions.min_silence,
+    vad: bool = True,
+    vad_threshold: float = ChunkOptions.vad_threshold,
     progress: Progress | None = None,
     max_new_tokens: int | None = None,
     draft: bool = True,
@@ -163,7 +165,7 @@ def stream_transcribe(
     """
     asked = task, language, target_language, punctuate, prompt, keywords, prefix_text
     request = TranscriptionRequest(*asked)
-    chunking = ChunkOptions(chunk_duration, min_silence)
+    chunking = ChunkOptions(chunk_duration, min_silence, vad, vad_threshold)
     options["max_new_tokens"] = max_new_tokens
     reading = {"sampling_rate": sampling_rate, "audio_track": audio_track, "channel": channel}
     words: dict[str, Any] = {"speakers": speakers, "word_timestamps": word_timestamps}
@@ -222,7 +224,7 @@ def _arguments(asked: dict[str, Any]) -> dict[str, Any]:
     return {
         "reading": taken("sampling_rate", "audio_track", "channel"),
         "request": TranscriptionRequest(**taken(*said)),
-        "chunking": ChunkOptions(**taken("chunk_duration", "min_silence")),
+        "chunking": ChunkOptions(**taken("chunk_duration", "min_silence", "vad", "vad_threshold")),
         **how,
         "options": rest,
     }
@@ -263,13 +265,12 @@ def with_text(transcripts: list[Transcript]) -> Transcript:
 class Job:
     """A recording and what is to be done with it; `prepare` makes it.
 
-    find_chunks: finds the parts of it that may have speech, as they are asked for.
-    decoder: makes segments of those that have.
+    find_chunks: finds the parts of it that have speech, as they are asked for.
+    decoder: makes segments of them.
     language: code of the text's, if one was asked for.
     other_track: reads another audio track, and makes a decoder for it, unless one was chosen.
     part: of the recording, that chunks are found in.
-    regions, other_regions: start and end, in seconds, of each stretch of speech so far, and of what
-        may have been speech and was other sound.
+    regions: start and end, in seconds, of each stretch of speech so far.
     """
 
     recording: Recording
@@ -279,18 +280,16 @@ class Job:
     other_track: Callable[[int], tuple[Recording, ChunkDecoder]] | None = None
     part: Part = WHOLE
     regions: list[tuple[float, float]] = field(default_factory=list)
-    other_regions: list[tuple[float, float]] = field(default_factory=list)
 
     @property
-    def parts(self) -> Iterable[AudioChunk | None]:
+    def parts(self) -> Generator[AudioChunk | None, None, None]:
         """See `SpeechFamily.chunks`; found as they are asked for."""
-        if self.recording.size < max(SHORTEST_SAMPLES, self.part.begin * FRAME_SAMPLES):
-            return ()
-        return self.find_chunks(self.recording)
+        if self.recording.size >= max(SHORTEST_SAMPLES, self.part.begin * FRAME_SAMPLES):
+            yield from self.find_chunks(self.recording)
 
     @property
     def chunks(self) -> Iterable[AudioChunk]:
-        """The parts of the recording that may have speech, likewise."""
+        """The parts of the recording that have speech, likewise."""
         return (chunk for chunk in self.parts if chunk is not None)
 
     def tracks(self) -> Iterator[Self]:
@@ -301,8 +300,7 @@ class Job:
         for number in range(self.recording.track + 1, self.recording.tracks + 1):
             recording, decoder = self.other_track(number)
             recording.remarks.append(chosen_track(recording, "with speech"))
-            fresh = replace(self, recording=recording, decoder=decoder)
-            yield replace(fresh, regions=[], other_regions=[])
+            yield replace(self, recording=recording, decoder=decoder, regions=[])
 
     def batches(
         self, batch_size: int, progress: Progress | None = None
@@ -311,9 +309,8 @@ class Job:
         section; returns the segments."""
         segments: list[Segment] = []
         with self._progress(progress) as done:
-            chunks = (chunk for chunk in self.spoken() if chunk is not None)
             apart = self.decoder.independent
-            sections = groupby(chunks, lambda chunk: apart and chunk.section)
+            sections = groupby(self.chunks, lambda chunk: apart and chunk.section)
             decode = partial(self.decoder.decode, batch_size=batch_size)
             for decoded in chain.from_iterable(decode(section) for _, section in sections):
                 done([chunk for chunk, _ in decoded])
@@ -345,30 +342,13 @@ class Job:
         self.regions += [region for chunk in chunks for region in chunk.regions]
         clear_cache()
 
-    def spoken(self) -> Generator[AudioChunk | None, None, None]:
-        """The chunks in which somebody speaks: a decoder has words for any sound. None as in
-        `SpeechFamily.chunks`."""
-        silero = SileroVAD.bundled()
-        for chunk in self.parts:
-            if chunk is None:
-                yield None
-                continue
-            start = round(chunk.begin * SAMPLING_RATE)
-            samples = self.recording.read(start, start + round(chunk.duration * SAMPLING_RATE))
-            if has_speech(samples, silero):
-                yield chunk
-            else:
-                self.other_regions += chunk.regions
-
     def stream(
         self, progress: Progress | None = None
     ) -> Generator[TranscriptionDelta, None, list[Segment]]:
         """The text piece by piece, chunk by chunk; returns the segments."""
         segments: list[Segment] = []
         with self._progress(progress) as done:
-            for chunk in self.spoken():
-                if chunk is None:
-                    continue
+            for chunk in self.chunks:
                 gap = " " if any(segment.text for segment in segments) else ""
                 segments += yield from self.decoder.stream(chunk, gap)
                 done([chunk])
@@ -384,7 +364,6 @@ class Job:
         return PartResult(
             segments,
             self.regions,
-            self.other_regions,
             self.language,
             recording.duration,
             recording.peak,

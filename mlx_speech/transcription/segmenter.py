@@ -65,8 +65,8 @@ class _Stretch:
 
 
 class Segmenter:
-    """Cuts a recording into spans where nobody speaks, while its activity (`SpeechRegions`) is
-    still coming in.
+    """Cuts a recording into spans where nobody speaks, while its activity is still
+    coming in.
 
     Every frame with speech is in exactly one span. Spans are in order, do not overlap, and start
     and end at multiples of `window`, save that the last may end where the recording does; long

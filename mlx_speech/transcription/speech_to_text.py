@@ -1,4 +1,4 @@
-"""Transcription with Speech2Text: cut by the energy of the sound, encoded chunk by chunk."""
+"""Transcription with Speech2Text: cut by Silero VAD, encoded chunk by chunk."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from ..errors import UnsupportedOptionError
 from ..models.speech_to_text.model import Speech2TextForConditionalGeneration
 from ..processing.request import TranscriptionRequest
 from ..processing.speech_to_text import Speech2TextProcessor
-from .chunks import ENERGY_HALO, AudioChunk, ChunkOptions, energy_chunks
+from .chunks import VAD_HALO, AudioChunk, ChunkOptions, vad_chunks
 from .ctc import CTCVocabulary
 from .family import ChunkDecoder, Decoding
 from .live_encoder import NO_LIVE_TEXT, LiveEncoder
@@ -21,7 +21,7 @@ class Speech2TextTranscription:
 
     ctc_vocabulary: CTCVocabulary | None = None  #: there is no CTC head to align words with
     edits = False
-    halo = ENERGY_HALO
+    halo = VAD_HALO
 
     def __init__(self, model: Speech2TextForConditionalGeneration, processor: Speech2TextProcessor):
         self._model, self._processor = model, processor
@@ -48,7 +48,7 @@ class Speech2TextTranscription:
         for_decoder: bool = True,
         part: Part = WHOLE,
     ) -> Iterator[AudioChunk | None]:
-        return energy_chunks(recording, options, self._processor.max_seconds, part)
+        return vad_chunks(recording, options, self._processor.max_seconds, part)
 
     def live_encoder(self) -> LiveEncoder:
         raise UnsupportedOptionError(NO_LIVE_TEXT)

@@ -1,8 +1,7 @@
 """Voice activity detection (VAD), encoder frame by encoder frame (20 ms each).
 
-Energy and CTC heads tell where there may be speech, and where to cut. What energy takes for speech
-may be music, and what a head writes over a siren is no word; whether anybody speaks at all in what
-was cut, Silero VAD tells.
+Silero VAD tells where somebody speaks, whatever else sounds. Where an encoder has a CTC head, its
+letters beside that are speech too.
 """
 
 from dataclasses import dataclass
@@ -13,29 +12,27 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ..models.silero_vad import WINDOW_SAMPLES, SileroVAD
-from .frames import FRAME_SAMPLES
+from .frames import FRAME_SAMPLES, runs
 
-SILENCE_DBFS = -80.0  #: quieter frames are silent: RMS from 200 to 6400 Hz, where full scale is 1
-CONTRAST_DB = 5.0  #: what speech is above the noise floor, at least
-NOISE_FLOOR_FRAMES = 150  #: the noise floor is the level that a fifth of these (3 s) are below
-NOISE_FLOOR_QUANTILE = 0.2
-SHORTEST_FRAMES = 25  #: a recording of less frames (half a second) has nothing to contrast with
-SMOOTHING_FRAMES = 5  #: clicks of less than half as many frames are smoothed away
-ONSET_FRAMES = 18  #: sound is speech from so many frames before a letter
-RELEASE_FRAMES = 16  #: to so many after one
-#: letters are at most a second from their sound, or they are none; nor does any
-#: frame depend on what is farther away
+SILENCE_DBFS = -80.0  #: an RMS of less is silence, where full scale is 1
+#: speech begins where Silero VAD is surer than this for so many windows in a row, 0.16 s
+VAD_THRESHOLD = 0.5
+ONSET_WINDOWS = 5
+HYSTERESIS = 0.15  #: and goes on, and may have begun before that, where it is less sure by this
+BEFORE_ONSET_WINDOWS = 32  #: but no more than so many before, a second
+LINK_WINDOWS = 6  #: fewer than these between two that have speech, 0.2 s, have it too
+#: frames of a recording that Silero VAD is given together, and those before that it is given too
+BLOCK_FRAMES = 1600
+WARM_UP_FRAMES = 400
+#: letters so many frames before speech, and behind it, belong to it: heads write some early
+EARLY_FRAMES, LATE_FRAMES = 4, 16
+#: what is said of a frame depends on letters, and on other frames, no farther away; a second
 REACH_FRAMES = 50
-#: those that go on with what was said before have no more frames of silence than this before them
-LINK_FRAMES = 12
-#: somebody speaks where Silero VAD is surer than this, its authors' threshold, for so many windows
-#: in a row (0.13 s). In speech 10 dB over noise it is so of every single digit; one melody in 20
-#: has such a stretch, and of three windows one in 8
-SPEECH_PROBABILITY = 0.5
-SPEECH_WINDOWS = 4
-SPEECH_DBFS = -20.0  #: RMS that it is given: from 40 dB less on, it is less and less sure
-CHECKED_WINDOWS = 32  #: windows that it is given together, a second; the first that speak suffice
-OCTAVES = (4, 8, 16, 32, 64, 128)  #: edges of the octaves from 200 to 6400 Hz, in bins of 50 Hz
+#: RMS that Silero VAD is given, that of the loudest 0.16 s within a second, on either side: of
+#: 40 dB less it is less and less sure
+_SPEECH_DBFS = -17.0
+_MOST_GAIN_DB = 40.0
+_LEVEL_SAMPLES, _LEVELS = 5 * WINDOW_SAMPLES, 6
 
 
 @dataclass(frozen=True)
@@ -89,149 +86,119 @@ def ctc_vad(ctc_logits: mx.array, blank: int = 0, space: int | None = None) -> S
     return SpeechActivity(np.array(speech), np.array(level))
 
 
-def has_speech(samples: mx.array, silero: SileroVAD) -> bool:
-    """Whether somebody speaks in (n,) samples at 16 kHz, however loud or quiet they are."""
-    samples = samples.astype(mx.float32)
-    samples = samples - samples.mean()
-    gain = 10 ** (SPEECH_DBFS / 20) / (mx.sqrt(mx.square(samples).mean()) + 1e-9)
-    step = CHECKED_WINDOWS * WINDOW_SAMPLES
-    state, in_a_row = None, 0
-    for start in range(0, samples.size, step):
-        probabilities, state = silero(gain * samples[start : start + step], state)
-        for probability in probabilities.tolist():
-            in_a_row = in_a_row + 1 if probability > SPEECH_PROBABILITY else 0
-            if in_a_row == SPEECH_WINDOWS:
-                return True
-    return False
+class RecordingVAD:
+    """Where somebody speaks in a recording, while its samples are still coming in.
 
-
-class EnergyVAD:
-    """What the energy of the samples tells, while they are still coming in.
-
-    A frame has speech where its RMS between 200 and 6400 Hz is above `SILENCE_DBFS`, and its level
-    is at least `CONTRAST_DB` above the noise floor both of the 3 s up to it and of the 3 s from it
-    on: speech has gaps and weak sounds everywhere, noise and hum have none, not even where they set
-    in or end. The level is the mean of the dBFS of five octaves, so that noise of any colour is as
-    steady, and speech stands out in the octaves where the noise is weak. RMS and level are medians
-    over five frames.
+    Silero VAD is given blocks of `BLOCK_FRAMES`, each with `WARM_UP_FRAMES` before it and two
+    seconds behind it, and remembers nothing else: what is said of a frame depends on no more than
+    that, in parts of a recording as in the whole.
 
     Each frame is of 20 ms; n samples have n / 320 of them, rounded as the Granite encoder's.
+
+    Args:
+        threshold: the probability of speech at which it begins.
+        first: the frame that the samples begin with.
     """
 
-    def __init__(self):
-        self._samples = np.zeros(0, np.float32)  # the latest
-        self._new = 0  # of them are in no frame yet
-        self._decibels = np.zeros((0, 2), np.float32)  # level and RMS of the latest frames
-        self._oldest = 0  # the frame of the first of these
-        self._done = 0  # frames told about
+    def __init__(self, threshold: float = VAD_THRESHOLD, first: int = 0):
+        self._threshold, self._silero = threshold, SileroVAD.bundled()
+        self._told = first
+        # from a window's first sample on
+        self._begin = -(-first * FRAME_SAMPLES // WINDOW_SAMPLES) * WINDOW_SAMPLES
+        self._skipped = self._begin - first * FRAME_SAMPLES
+        self._samples = np.zeros(0, np.float32)
 
     def push(self, samples: mx.array | np.ndarray) -> SpeechActivity:
         """Take in the next samples, (n,); returns the activity of the frames that are now certain,
-        which is the latest 3 s too late. Memory grows with the samples of one push."""
-        samples = np.concatenate([self._samples, np.asarray(samples, np.float32)])
-        first = self._samples.size - self._new
-        whole = (samples.size - first) // FRAME_SAMPLES * FRAME_SAMPLES
-        self._add(samples[first : first + whole])
-        # a frame of samples stays: the recording's last frame may need some of them again
-        self._samples = samples[max(0, first + whole - FRAME_SAMPLES) :]
-        self._new = samples.size - first - whole
-        return self._certain(
-            self._oldest + len(self._decibels) - SMOOTHING_FRAMES // 2 - NOISE_FLOOR_FRAMES + 1
-        )
+        whose `level` is the probability of speech."""
+        skipped = min(self._skipped, samples.size)
+        self._skipped -= skipped
+        self._samples = np.append(self._samples, np.asarray(samples[skipped:], np.float32))
+        activity = SpeechActivity.none()
+        while self._begin + self._samples.size >= _behind(following := self._block_end):
+            activity += self._block(following)
+        return activity
 
     def finish(self) -> SpeechActivity:
         """The recording ends here; returns the activity of the remaining frames."""
-        if 2 * self._new >= FRAME_SAMPLES:
-            # zeros after the end would make a step, which sounds; earlier samples do not
-            latest = self._samples[-FRAME_SAMPLES:]
-            self._add(np.pad(latest, (FRAME_SAMPLES - latest.size, 0)))
-        return self._certain(self._oldest + len(self._decibels))
+        size = self._begin - self._skipped + self._samples.size
+        end, activity = (size + FRAME_SAMPLES // 2) // FRAME_SAMPLES, SpeechActivity.none()
+        while self._told < end:
+            activity += self._block(min(self._block_end, end))
+        return activity
 
-    def _add(self, samples: np.ndarray) -> None:
-        """Level and RMS of whole frames."""
-        window = np.hanning(FRAME_SAMPLES + 1)[:-1].astype(np.float32)
-        spectrum = np.fft.rfft(samples.reshape(-1, FRAME_SAMPLES) * window)
-        power = np.square(np.abs(spectrum[:, : OCTAVES[-1]])) * (
-            2 / FRAME_SAMPLES / np.square(window).sum()
-        )
-        octaves = np.add.reduceat(power, OCTAVES[:-1], axis=1) + 1e-13
-        decibels = 10 * np.log10([np.exp(np.log(octaves).mean(axis=1)), octaves.sum(axis=1)])
-        self._decibels = np.concatenate([self._decibels, decibels.T.astype(np.float32)])
+    @property
+    def _block_end(self) -> int:
+        return (self._told // BLOCK_FRAMES + 1) * BLOCK_FRAMES
 
-    def _certain(self, end: int) -> SpeechActivity:
-        """The activity of the frames from the last call's up to `end`."""
-        start, self._done = self._done, max(self._done, end)
-        if self._done == start:
-            return SpeechActivity.none()
-        reach = SMOOTHING_FRAMES // 2
-        around = np.pad(self._decibels, ((reach, reach), (0, 0)), mode="reflect")
-        around = np.sort(sliding_window_view(around, SMOOTHING_FRAMES, axis=0), axis=-1)
-        level, rms = around[..., reach].T.copy()
-        size = min(NOISE_FLOOR_FRAMES, level.size)
-        rank = int(NOISE_FLOOR_QUANTILE * size)
-        floor = np.partition(sliding_window_view(level, size), rank, axis=1)[:, rank]
-        frames = np.arange(start, self._done) - self._oldest
-        speech = rms[frames] > SILENCE_DBFS
-        if self._oldest + level.size >= SHORTEST_FRAMES:
-            past = floor[np.maximum(frames - size + 1, 0)]
-            future = floor[np.minimum(frames, floor.size - 1)]
-            speech &= level[frames] >= np.maximum(past, future) + CONTRAST_DB
-        needed = max(self._oldest, self._done - NOISE_FLOOR_FRAMES - SMOOTHING_FRAMES)
-        self._decibels = self._decibels[needed - self._oldest :]
-        self._oldest = needed
-        return SpeechActivity(speech, level[frames])
+    def _block(self, end: int) -> SpeechActivity:
+        """The activity of the frames of a block that were not told of yet, up to `end`."""
+        block = self._told // BLOCK_FRAMES * BLOCK_FRAMES
+        begin = max(self._begin, (block - WARM_UP_FRAMES) * FRAME_SAMPLES)
+        around = self._samples[begin - self._begin : _behind(end) - self._begin]
+        given, sounds = _levelled(around)
+        probabilities = np.array(self._silero(mx.array(given))[0]) * sounds
+        speech = _speech(probabilities, self._threshold)
+        middles = np.arange(self._told, end) * FRAME_SAMPLES + FRAME_SAMPLES // 2 - begin
+        windows = (middles // WINDOW_SAMPLES).clip(0, max(0, speech.size - 1))
+        self._told = end
+        needed = max(self._begin, (end - WARM_UP_FRAMES) * FRAME_SAMPLES)
+        self._samples = self._samples[needed - self._begin :].copy()
+        self._begin = needed
+        if not speech.size:  # a part's first frames, which are of another
+            return SpeechActivity(np.zeros(windows.size, bool), np.zeros(windows.size, np.float32))
+        return SpeechActivity(speech[windows], probabilities[windows])
 
 
-class SpeechRegions:
-    """The speech regions that a CTC head detects, while it and the energy are still coming in.
+def _behind(end: int) -> int:
+    """The sample up to which Silero VAD looks to tell about the frames up to `end`."""
+    looked_at = end * FRAME_SAMPLES + BEFORE_ONSET_WINDOWS * WINDOW_SAMPLES
+    return looked_at + _LEVELS * _LEVEL_SAMPLES
 
-    The head's letters are peaks: they tell what is speech, the energy how far it reaches. Speech
-    are the frames with sound from `ONSET_FRAMES` before a letter to `RELEASE_FRAMES` after one, and
-    letters without sound, which noise may hide. Of these do not count: those that sound follows
-    within `REACH_FRAMES` and that do not go on with earlier sound (`LINK_FRAMES`, from letter to
-    letter), since heads may place the first letters of a word before it; and those that have no
-    sound within `REACH_FRAMES` on either side, since some mutter over noise.
-    """
 
-    def __init__(self):
-        self._letters, self._sound = SpeechActivity.none(), np.zeros(0, bool)
-        self._before = 0  # frames at their beginning that were told about already
+def _levelled(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Samples, (n,), as Silero VAD is to be given them, and whether there is more than silence
+    around each of its windows, (ceil(n / 512),)."""
+    if not samples.size:
+        return samples, np.zeros(0, bool)
+    filled = np.pad(samples - samples.mean(), (0, -samples.size % _LEVEL_SAMPLES))
+    parts = filled.reshape(-1, _LEVEL_SAMPLES)
+    powers = np.square(parts, dtype=np.float64).mean(axis=1)
+    around = sliding_window_view(np.pad(powers, _LEVELS), 2 * _LEVELS + 1).max(axis=1)
+    given = (parts * gain(around)[:, None]).reshape(-1)[: samples.size]
+    sounds = np.repeat(around > 10 ** (SILENCE_DBFS / 10), _LEVEL_SAMPLES // WINDOW_SAMPLES)
+    return given, sounds[: -(-samples.size // WINDOW_SAMPLES)]
 
-    def push(
-        self, letters: SpeechActivity, sound: np.ndarray, last: bool = False
-    ) -> SpeechActivity:
-        """Take in the next frames; returns what is now certain, `REACH_FRAMES` frames late.
 
-        Args:
-            letters: what the head says of n frames.
-            sound: (n,) what the energy tells of them.
-            last: the recording ends with them.
+def gain(power: np.ndarray | float) -> np.ndarray:
+    """What sound of a power is multiplied by for Silero VAD, float32."""
+    decibels = _SPEECH_DBFS - 10 * np.log10(np.asarray(power) + 1e-12)
+    return (10 ** (np.minimum(decibels, _MOST_GAIN_DB) / 20)).astype(np.float32)
 
-        Returns:
-            `speech` is what the class describes, `level` that of the letters.
-        """
-        self._letters += letters
-        self._sound = np.concatenate([self._sound, sound])
-        detected = self._letters.speech & spread(self._sound, REACH_FRAMES, REACH_FRAMES)
-        speech = spread(detected, ONSET_FRAMES, RELEASE_FRAMES) & self._sound
-        silence = ~spread(detected | self._sound, 0, LINK_FRAMES)
-        goes_on = spread(self._sound, 0, REACH_FRAMES) & (_latest(self._sound) > _latest(silence))
-        speech |= detected & (goes_on | ~spread(self._sound, REACH_FRAMES, 0))
-        end = len(self._letters) - (0 if last else REACH_FRAMES)
-        certain = slice(self._before, max(self._before, end))
-        result = SpeechActivity(speech[certain], self._letters.level[certain])
-        forgotten = max(0, certain.stop - REACH_FRAMES)
-        self._letters, self._sound = self._letters[forgotten:], self._sound[forgotten:]
-        self._before = certain.stop - forgotten
-        return result
+
+def _speech(probabilities: np.ndarray, threshold: float) -> np.ndarray:
+    """Whether each window has speech."""
+    speech, goes_on = np.zeros(probabilities.size, bool), probabilities > threshold - HYSTERESIS
+    for start, end in runs(~goes_on).tolist():
+        if start > 0 and end < goes_on.size and end - start < LINK_WINDOWS:
+            goes_on[start:end] = True
+    for start, end in runs(goes_on).tolist():
+        if found := onsets(probabilities[start:end] > threshold):
+            speech[start + max(0, found[0] - BEFORE_ONSET_WINDOWS) : end] = True
+    return speech
+
+
+def onsets(begins: np.ndarray) -> list[int]:
+    """Windows where speech begins, given those where it may, (n,)."""
+    return [start for start, end in runs(begins).tolist() if end - start >= ONSET_WINDOWS]
+
+
+def widened(speech: np.ndarray, letters: np.ndarray) -> np.ndarray:
+    """Speech, (n,), with what letters of a CTC head, (n,), are near it."""
+    return speech | letters & spread(speech, EARLY_FRAMES, LATE_FRAMES)
 
 
 def spread(mask: np.ndarray, before: int, after: int) -> np.ndarray:
     """True also `before` frames before and `after` frames after each that is."""
     total = np.concatenate([[0], np.cumsum(np.pad(mask, (after, before)))])
     return total[before + after + 1 :] > total[: mask.size]
-
-
-def _latest(mask: np.ndarray) -> np.ndarray:
-    """Of each frame the latest one up to it that is, -1 if there is none."""
-    return np.maximum.accumulate(np.where(mask, np.arange(mask.size), -1))

@@ -11,6 +11,7 @@ THIRD_PARTY_WARNINGS = (
     "ignore:Could not find a config file in:UserWarning:peft",
     "ignore:At least one mel filterbank has all zero values:UserWarning:torchaudio",
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers",
+    "ignore:`torch.jit.load` is:DeprecationWarning",
     # from 5.24 on, where it is `cache`
     "ignore:`past_key_values` is deprecated:FutureWarning",
 )

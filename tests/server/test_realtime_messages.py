@@ -310,7 +310,7 @@ class TestSettings:
             ["Babbage", "Byron", "Ada"],
         ]
         assert {made["min_silence"] for made in scripted.options} == {0.8}
-        assert {made["speech_threshold"] for made in scripted.options} == {0.7}
+        assert {made["vad_threshold"] for made in scripted.options} == {0.7}
         assert {made["prefix_padding"] for made in scripted.options} == {0.6}
 
     @pytest.mark.parametrize(

@@ -70,8 +70,9 @@ class TestHonoured:
         "kind", [("chunking_strategy[type]", "server_vad"), ("chunking_strategy", "server_vad")]
     )
     def test_chunking(self, kind):
-        form = asked(kind, ("chunking_strategy[silence_duration_ms]", "500"))
-        assert form.chunking.min_silence == 0.5
+        pause = ("chunking_strategy[silence_duration_ms]", "500")
+        form = asked(kind, pause, ("chunking_strategy[threshold]", "0.7"))
+        assert (form.chunking.min_silence, form.chunking.vad_threshold) == (0.5, 0.7)
 
     @pytest.mark.parametrize(
         ("values", "words", "segments"),
@@ -121,7 +122,10 @@ class TestRefused:
             ),
             ([("chunking_strategy", "vad")], "chunking_strategy"),
             ([("chunking_strategy[type]", "semantic_vad")], "chunking_strategy"),
-            ([("chunking_strategy[threshold]", "0.5")], "chunking_strategy[threshold]"),
+            *(
+                ([("chunking_strategy[threshold]", value)], "chunking_strategy[threshold]")
+                for value in ("high", "1.1", "-1", "nan")
+            ),
             (
                 [("chunking_strategy[prefix_padding_ms]", "300")],
                 "chunking_strategy[prefix_padding_ms]",

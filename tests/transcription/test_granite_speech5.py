@@ -163,14 +163,15 @@ def scripted(pair, monkeypatch):
     stream = Scripted(labels, model.config.vocab_size)
     monkeypatch.setattr(model, "encode_stream", lambda: stream)
     monkeypatch.setattr(model, "logits", stream.logits)
-    monkeypatch.setattr("mlx_speech.transcription.pipeline.has_speech", lambda *_: True)
     return samples
 
 
 class TestWords:
     def test_they_are_where_they_sound(self, pair, scripted):
         """Labels stand for 80 ms; where it is quiet is told by the sound, to 20 ms."""
-        transcript = transcribe(scripted, pair, sampling_rate=16000, word_timestamps=True)
+        transcript = transcribe(
+            scripted, pair, sampling_rate=16000, vad=False, word_timestamps=True
+        )
         assert transcript.text == " ".join(SPOKEN)
         words = [word for segment in transcript.segments for word in segment.words]
         assert [word.text for word in words] == list(SPOKEN)
@@ -201,11 +202,11 @@ class TestWords:
         assert (np.quantile(errors, 0.8, axis=0) <= 0.1).all()
 
     def test_without_being_asked_for_there_are_none(self, pair, scripted):
-        transcript = transcribe(scripted, pair, sampling_rate=16000)
+        transcript = transcribe(scripted, pair, sampling_rate=16000, vad=False)
         assert not any(segment.words for segment in transcript.segments)
 
     def test_streaming_gives_the_same(self, pair, scripted):
-        deltas = stream_transcribe(scripted, pair, sampling_rate=16000)
+        deltas = stream_transcribe(scripted, pair, sampling_rate=16000, vad=False)
         assert "".join(delta.text for delta in deltas) == " ".join(SPOKEN)
 
     @settings(max_examples=60, deadline=None)
@@ -259,13 +260,12 @@ class TestWords:
             labels += [*before, label, *([label] if number % 3 == 0 else [])]
         samples = random.normal(size=round(len(labels) * LABEL_S * 16000)).astype(np.float32)
         samples *= np.repeat(random.uniform(0.01, 0.5, len(labels)), 1280).astype(np.float32)
-        monkeypatch.setattr("mlx_speech.transcription.pipeline.has_speech", lambda *_: True)
         counts = set()
         for duration in (2, 3, 5):
             stream = Scripted(labels, model.config.vocab_size)
             monkeypatch.setattr(model, "encode_stream", lambda stream=stream: stream)
             monkeypatch.setattr(model, "logits", stream.logits)
-            options = {"chunk_duration": duration, "min_silence": 9.0, "word_timestamps": True}
+            options = {"chunk_duration": duration, "vad": False, "word_timestamps": True}
             transcript = transcribe(samples, pair, sampling_rate=16000, **options)
             assert transcript.text == text
             counts.add(len(transcript.segments))

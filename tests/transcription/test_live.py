@@ -200,7 +200,7 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"speech_threshold": 2}, "speech_threshold is 2, but must be"),
+            ({"vad_threshold": 2}, "vad_threshold is 2, but must be"),
             ({"prefix_padding": -1}, "prefix_padding is -1"),
             ({"turn_detection": 1}, "turn_detection is 1, but must be true or false"),
             ({"min_silence": 0}, "min_silence is 0"),

@@ -33,7 +33,7 @@ class TestPauses:
 
     def test_threshold(self, tiny):
         """Nobody speaks where Silero VAD has to be surer than it ever is."""
-        assert pushed(LiveTranscriber(tiny, speech_threshold=1.0), recording()) == []
+        assert pushed(LiveTranscriber(tiny, vad_threshold=1.0), recording()) == []
 
 
 class TestCommit:

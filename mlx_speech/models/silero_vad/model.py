@@ -10,6 +10,7 @@ from typing import Self
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 WINDOW_SAMPLES = 512  #: samples of a window, at 16 kHz
 _CONTEXT_SAMPLES = 64  #: of the window before, which each is given
@@ -17,9 +18,10 @@ _REFLECTED_SAMPLES = 64  #: mirrored at its end
 _FFT_SIZE, _HOP_SAMPLES = 256, 128
 _BINS = _FFT_SIZE // 2 + 1
 _WIDTH = 128
+_TOGETHER = 1024  #: windows whose frames are computed at a time, so that memory does not grow
 _WEIGHTS = Path(__file__).with_name("silero_vad_v6_16k.safetensors")
 
-#: the last samples, (64,), and the LSTM's hidden and cell state, (128,) each
+#: the last samples, (..., 64), and the LSTM's hidden and cell state, (..., 128) each
 State = tuple[mx.array, mx.array, mx.array]
 
 
@@ -60,28 +62,64 @@ class SileroVAD(nn.Module):
         """Probabilities of speech, and what the net remembers of the samples.
 
         Args:
-            samples: (n,) at 16 kHz, full scale -1 to 1.
+            samples: (n,) at 16 kHz, full scale -1 to 1; or (batch, n) of several recordings, the
+                shorter ones with zeros behind them.
             state: what the samples before left; those were whole windows.
 
         Returns:
-            (ceil(n / 512),) float32, the last window filled up with zeros; and the state.
+            (ceil(n / 512),) or (batch, ceil(n / 512)) float32, the last window filled up with
+            zeros; and the state.
         """
-        context, hidden, cell = state or (mx.zeros(_CONTEXT_SAMPLES), None, None)
-        count = -(-samples.size // WINDOW_SAMPLES)
-        filled = mx.pad(samples, (0, count * WINDOW_SAMPLES - samples.size))
-        joined = mx.concatenate([context, filled])
-        size = _CONTEXT_SAMPLES + WINDOW_SAMPLES
-        windows = mx.as_strided(joined, (count, size), (WINDOW_SAMPLES, 1))
-        hiddens, cells = self.lstm(self._frames(windows), hidden, cell)
-        logits = self.final_conv(nn.relu(hiddens)[:, None])
-        state = (joined[-_CONTEXT_SAMPLES:], hiddens[-1], cells[-1])
-        return mx.sigmoid(logits).reshape(-1), state
+        batch = samples.shape[:-1]
+        context, hidden, cell = state or (
+            mx.zeros((*batch, _CONTEXT_SAMPLES)),
+            mx.zeros((*batch, _WIDTH)),
+            mx.zeros((*batch, _WIDTH)),
+        )
+        rest = -samples.shape[-1] % WINDOW_SAMPLES
+        filled = mx.pad(samples, [*[(0, 0) for _ in batch], (0, rest)])
+        probabilities = [mx.zeros((*batch, 0))]
+        for start in range(0, filled.shape[-1], _TOGETHER * WINDOW_SAMPLES):
+            part = filled[..., start : start + _TOGETHER * WINDOW_SAMPLES]
+            joined = mx.concatenate([context, part], axis=-1)
+            hiddens, hidden, cell = self._recur(self._frames(joined), hidden, cell)
+            logits = self.final_conv(nn.relu(hiddens)[..., None, :].reshape(-1, 1, _WIDTH))
+            probabilities.append(mx.sigmoid(logits).reshape(hiddens.shape[:-1]))
+            mx.eval(probabilities)
+            context = part[..., -_CONTEXT_SAMPLES:]
+        return mx.concatenate(probabilities, axis=-1), (context, hidden, cell)
 
-    def _frames(self, windows: mx.array) -> mx.array:
-        """(windows, 576) samples -> (windows, 128)."""
-        mirrored = windows[:, -2 : -2 - _REFLECTED_SAMPLES : -1]
-        spectrum = self.stft_conv(mx.concatenate([windows, mirrored], axis=1)[..., None])
+    def _frames(self, samples: mx.array) -> mx.array:
+        """(..., 64 + n) samples of whole windows, with those before -> (..., windows, 128)."""
+        count = (samples.shape[-1] - _CONTEXT_SAMPLES) // WINDOW_SAMPLES
+        starts = WINDOW_SAMPLES * mx.arange(count)[:, None]
+        windows = samples[..., starts + mx.arange(_CONTEXT_SAMPLES + WINDOW_SAMPLES)]
+        mirrored = windows[..., -2 : -2 - _REFLECTED_SAMPLES : -1]
+        given = mx.concatenate([windows, mirrored], axis=-1)
+        spectrum = self.stft_conv(given.reshape(-1, given.shape[-1], 1))
         frames = mx.sqrt(mx.square(spectrum[..., :_BINS]) + mx.square(spectrum[..., _BINS:]))
         for convolution in (self.conv1, self.conv2, self.conv3, self.conv4):
             frames = nn.relu(convolution(frames))
-        return frames[:, 0]
+        return frames.reshape(*windows.shape[:-1], _WIDTH)
+
+    def _recur(
+        self, frames: mx.array, hidden: mx.array, cell: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """The LSTM over (..., windows, 128); returns its hidden states, alike, and the last ones.
+
+        NumPy takes the steps: each is so small that calling MLX for it takes several times as long.
+        """
+        # sigmoid(x) is tanh(x / 2) / 2 + 1 / 2, so that one call serves all gates
+        scale = np.repeat(np.array([0.5, 0.5, 1.0, 0.5], np.float32), _WIDTH)
+        share, shift = scale, np.float32(1) - scale
+        inputs = scale * np.array(mx.addmm(self.lstm.bias, frames, self.lstm.Wx.T))
+        weights = np.array(self.lstm.Wh.T) * scale
+        latest, memory = np.array(hidden), np.array(cell)
+        hiddens = np.empty(frames.shape, np.float32)
+        for index in range(frames.shape[-2]):
+            gates = share * np.tanh(inputs[..., index, :] + latest @ weights) + shift
+            taken, kept, new, given = np.split(gates, 4, axis=-1)
+            memory = kept * memory + taken * new
+            latest = given * np.tanh(memory)
+            hiddens[..., index, :] = latest
+        return mx.array(hiddens), mx.array(latest), mx.array(memory)

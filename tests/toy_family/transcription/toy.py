@@ -1,9 +1,9 @@
-"""How it transcribes: cut by energy, written token by token."""
+"""How it transcribes: cut by Silero VAD, written token by token."""
 
 from __future__ import annotations
 
 from ..errors import UnsupportedOptionError
-from .chunks import ENERGY_HALO, energy_chunks
+from .chunks import VAD_HALO, vad_chunks
 from .live_encoder import NO_LIVE_TEXT
 from .parts import WHOLE
 from .segment_decoder import generative_decoder
@@ -12,7 +12,7 @@ from .segment_decoder import generative_decoder
 class ToyTranscription:
     ctc_vocabulary = None
     edits = False
-    halo = ENERGY_HALO
+    halo = VAD_HALO
 
     def __init__(self, model, processor):
         self._model, self._processor = model, processor
@@ -28,7 +28,7 @@ class ToyTranscription:
         return generative_decoder(self._model, self._processor, self, how)
 
     def chunks(self, recording, options, *, for_alignment, drafts, for_decoder, part=WHOLE):
-        return energy_chunks(recording, options, part=part)
+        return vad_chunks(recording, options, part=part)
 
     def live_encoder(self):
         raise UnsupportedOptionError(NO_LIVE_TEXT)
