@@ -92,6 +92,9 @@ def transcribe(
         chunk_duration: the longest segment, in seconds; no more than the model takes.
         min_silence: shortest pause that ends a segment, in seconds; speech under 0.5 s goes with a
             neighbour across up to twice that.
+        vad: leave out what is no speech, as Silero VAD has it; else all is decoded, and models have
+            words for any sound.
+        vad_threshold: the probability of speech at which it begins.
         batch_size: segments that are decoded together; more take more memory, and less time. The
             texts do not depend on it, unless tokens are sampled.
         progress: called with (seconds that are done, those of the recording) before the first

@@ -1,20 +1,22 @@
-"""How many sounds that are no speech get a text, how many words of speech are lost, and what
-asking Silero VAD about each chunk costs: with it, and as it would be without.
+"""How many sounds that are no speech get a text, how many words of speech over noise are lost, and
+what Silero VAD costs: with it, and with all decoded.
 
-    python tests/benchmarks/invented_text.py [--sounds 100] [--seed 0] [--speech FOLDER]
+    python tests/benchmarks/invented_text.py [--sounds 1000] [--seed 0] [--speech FOLDER]
 
 The sounds are those of `tests/sounds.py`, 0.02 to 60 s, -60 to 0 dBFS. The speech is that of a
-folder's recordings, clean and 10 dB over noise; a word is lost where a text would have had it.
+folder's recordings, clean and over white noise and babble; words are lost where the text has more
+errors than that of the whole recording.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import mlx.core as mx
 import numpy as np
@@ -23,71 +25,84 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from sounds import LIVELY, RATE, STEADY, over, sounds
 
 from mlx_speech import load, load_audio, transcribe
-from mlx_speech.transcription import pipeline
-from mlx_speech.transcription.vad import has_speech
+from mlx_speech.models.silero_vad import SileroVAD
+from mlx_speech.transcription.vad import RecordingVAD
+from mlx_speech.transcription.word_errors import word_errors
 
 ROOT = Path(__file__).parents[2]
 MODELS = {"Granite Speech": "tiny-granite-speech", "Speech2Text": "tiny-s2t"}
 
 
-class Recorder:
-    """Stands in for `has_speech`: lets all pass, and keeps what it says and how long it took."""
-
-    def __init__(self):
-        self.answers: list[bool] = []
-        self.seconds = 0.0  # of the CPU
-
-    def __call__(self, samples, silero) -> bool:
-        start = time.process_time()
-        self.answers.append(has_speech(samples, silero))
-        self.seconds += time.process_time() - start
-        return True
-
-    def words(self, samples: np.ndarray, model) -> tuple[int, int]:
-        """Words that the model writes, all and those in chunks with speech."""
-        self.answers.clear()
-        with mock.patch.object(pipeline, "has_speech", self):
-            transcript = transcribe(samples, model, sampling_rate=RATE, num_beams=1)
-        counts = [len(segment.text.split()) for segment in transcript.segments]
-        return sum(counts), sum(np.array(counts, int)[self.answers])
+def has_speech(samples: np.ndarray) -> bool:
+    vad = RecordingVAD()
+    return (vad.push(samples) + vad.finish()).speech.any()
 
 
-def speech(folder: Path, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Recordings, each clean and over noise; babble is of all of them."""
-    files = [path for path in sorted(folder.rglob("*.*")) if path.suffix in (".flac", ".wav")]
-    clean = [np.array(load_audio(path)) for path in files]
-    everybody = np.concatenate(clean)
-    for index, samples in enumerate(clean):
-        yield "clean", samples
-        random = np.random.default_rng([seed, index])
-        for name, slope in (("white", 0.0), ("pink", 1.0), ("babble", everybody)):
-            if samples.any():
-                yield name, over(samples, slope, 10, random)
+def recordings(folder: Path) -> Iterator[tuple[np.ndarray, str]]:
+    """Those of a folder that a model takes as a whole, and the texts that its manifests tell."""
+    for manifest in sorted(folder.rglob("manifest.jsonl")):
+        for entry in map(json.loads, manifest.read_text().splitlines()):
+            path = manifest.parent / entry["file"]
+            if entry["text"] and entry["seconds"] < 30 and path.exists():
+                yield np.array(load_audio(path)), entry["text"]
+
+
+def over_noises(clean: list[np.ndarray], seed: int) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """The recordings, clean and over noise; babble is of all of them."""
+    yield "clean", clean
+    for name, background in (("white noise", 0.0), ("babble", np.concatenate(clean))):
+        for decibels in (15, 10, 5):
+            random = np.random.default_rng([seed, decibels])
+            mixed = [over(samples, background, decibels, random) for samples in clean]
+            yield f"{name} at {decibels} dB", mixed
+
+
+def seconds_for_an_hour() -> tuple[float, float]:
+    """Of the model alone, and of all of the VAD, on noise; seconds of this machine."""
+    samples = np.random.default_rng(0).normal(0, 0.1, 600 * RATE).astype(np.float32)
+    silero, vad, times = SileroVAD.bundled(), RecordingVAD(), []
+    for run in (lambda: mx.eval(silero(mx.array(samples))[0]), lambda: vad.push(samples)):
+        start = time.perf_counter()
+        run()
+        times.append(6 * (time.perf_counter() - start))
+    return times[0], times[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--sounds", type=int, default=100, help="of each kind (default 100)")
+    parser.add_argument("--sounds", type=int, default=1000, help="of each kind (default 1000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--speech", type=Path, default=ROOT / "tests" / "data" / "audio")
     args = parser.parse_args()
-    for family, folder in MODELS.items():
-        model = load(ROOT / "examples" / folder, dtype=mx.float32)
-        for name, makers in (("steady", STEADY), ("lively", LIVELY)):
-            found = [
-                Recorder().words(sound.samples, model)
-                for sound in sounds(makers, args.sounds, args.seed)
-            ]
-            without, kept = (np.count_nonzero(counts) for counts in zip(*found, strict=True))
-            print(f"{family}: {kept} of {args.sounds} {name} sounds get a text, {without} without")
-        recorder, written, audio = Recorder(), {}, 0.0
-        for kind, samples in speech(args.speech, args.seed):
-            audio += samples.size / RATE
-            written.setdefault(kind, []).append(recorder.words(samples, model))
-        for kind, counts in written.items():
-            words, kept = np.sum(counts, axis=0)
-            print(f"{family}: {words - kept} of {words} words are lost of {kind} speech")
-        print(f"{family}: {recorder.seconds / audio * 3600:.1f} CPU seconds for an hour of speech")
+    alone, whole = seconds_for_an_hour()
+    print(f"an hour: {alone:.1f} s for Silero VAD, {whole:.1f} s with all that goes with it")
+    models = {
+        name: load(ROOT / "examples" / folder, dtype=mx.float32) for name, folder in MODELS.items()
+    }
+    for kind, makers in (("steady", STEADY), ("lively", LIVELY)):
+        found = [s for s in sounds(makers, args.sounds, args.seed) if has_speech(s.samples)]
+        print(f"{len(found)} of {args.sounds} {kind} sounds are taken for speech")
+        for name, model in models.items():
+            texts = Counter(
+                sound.kind
+                for sound in found
+                if transcribe(sound.samples, model, sampling_rate=RATE, num_beams=1).text
+            )
+            print(f"  {name}: {texts.total()} of {args.sounds} get a text {dict(texts)}")
+    clean, texts = zip(*recordings(args.speech), strict=True)
+    words = sum(len(text.split()) for text in texts)
+    for kind, mixed in over_noises(list(clean), args.seed):
+        for name, model in models.items():
+            errors, empty = {}, 0
+            for vad in (True, False):
+                options = {"sampling_rate": RATE, "num_beams": 1, "vad": vad}
+                found = [transcribe(samples, model, **options).text for samples in mixed]
+                errors[vad] = sum(map(word_errors, texts, found))
+                empty += vad * found.count("")
+            print(
+                f"{kind}, {name}: {errors[True]} errors in {words} words, "
+                f"{errors[False]} without VAD; {empty} texts are empty"
+            )
 
 
 if __name__ == "__main__":
