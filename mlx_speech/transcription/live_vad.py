@@ -7,7 +7,7 @@ from ..audio import SAMPLING_RATE
 from ..models.silero_vad import WINDOW_SAMPLES, SileroVAD
 from ..models.silero_vad.model import State
 from .frames import FRAME_SAMPLES, runs
-from .vad import HYSTERESIS, SILENCE_DBFS, gain, onsets
+from .vad import HYSTERESIS, SILENCE_DBFS, WORD_WINDOWS, gain, onsets
 
 #: what was louder than now counts for the gain, half as much after so many seconds
 _HALF_LIFE_SECONDS = 1.0
@@ -53,7 +53,7 @@ class LiveVAD:
     def onset(self, first: int) -> int | None:
         """Where somebody has begun to speak in the frames from one on, if so."""
         skipped = self._skipped(first)
-        found = onsets(self._begins[skipped:])
+        found = onsets(self._begins[skipped:], WORD_WINDOWS)
         return self._frame(skipped + found[0]) if found else None
 
     def earliest_onset(self, first: int) -> int:

@@ -15,12 +15,15 @@ from ..models.silero_vad import WINDOW_SAMPLES, SileroVAD
 from .frames import FRAME_SAMPLES, runs
 
 SILENCE_DBFS = -80.0  #: an RMS of less is silence, where full scale is 1
-#: speech begins where Silero VAD is surer than this for so many windows in a row, 0.22 s; these are
-#: about its authors' numbers. With 5 windows twice as many melodies and sweeps are taken for speech,
-#: one of 65; with 7 of single words 0.25 s long, over noise too, 2 in 100 are missed
+#: speech begins where Silero VAD is surer than this for so many windows in a row, 0.26 s
 VAD_THRESHOLD = 0.5
-ONSET_WINDOWS = 7
-SHORTEST_ONSET_WINDOWS = 5  #: in recordings that have hardly more
+ONSET_WINDOWS = 8
+#: or for so many, where what sounds is so much louder than what is quiet before it and behind it,
+#: in so many windows on either side: single words are, melodies and sirens, which have such moments
+#: too, go on
+WORD_WINDOWS = 5
+CONTRAST_DB = 10.0
+BESIDE_WINDOWS = 10
 HYSTERESIS = 0.15  #: and goes on, and may have begun before that, where it is less sure by this
 BEFORE_ONSET_WINDOWS = 32  #: but no more than so many before, a second
 LINK_WINDOWS = 6  #: fewer than these between two that have speech, 0.2 s, have it too
@@ -28,7 +31,7 @@ LINK_WINDOWS = 6  #: fewer than these between two that have speech, 0.2 s, have 
 BLOCK_FRAMES = 1600
 WARM_UP_FRAMES = 400
 #: letters so many frames before speech, and behind it, belong to it: heads write some early
-EARLY_FRAMES, LATE_FRAMES = 4, 16
+EARLY_FRAMES, LATE_FRAMES = 3, 16
 #: what is said of a frame depends on letters, and on other frames, no farther away; a second
 REACH_FRAMES = 50
 #: RMS that Silero VAD is given, that of the loudest 0.16 s within a second, on either side: of
@@ -139,9 +142,9 @@ class RecordingVAD:
         block = self._told // BLOCK_FRAMES * BLOCK_FRAMES
         begin = max(self._begin, (block - WARM_UP_FRAMES) * FRAME_SAMPLES)
         around = self._samples[begin - self._begin : _behind(end) - self._begin]
-        given, sounds = _levelled(around)
-        probabilities = np.array(self._silero(mx.array(given))[0]) * sounds
-        speech = _speech(probabilities, self._threshold)
+        given, powers = _levelled(around)
+        probabilities = np.array(self._silero(mx.array(given))[0])
+        speech = _speech(probabilities, powers, self._threshold)
         middles = np.arange(self._told, end) * FRAME_SAMPLES + FRAME_SAMPLES // 2 - begin
         windows = (middles // WINDOW_SAMPLES).clip(0, max(0, speech.size - 1))
         self._told = end
@@ -160,40 +163,48 @@ def _behind(end: int) -> int:
 
 
 def _levelled(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Samples, (n,), as Silero VAD is to be given them, and whether there is more than silence
-    around each of its windows, (ceil(n / 512),)."""
+    """Samples, (n,), as Silero VAD is to be given them, and the power of each of its windows,
+    (ceil(n / 512),), both without a constant offset."""
     if not samples.size:
-        return samples, np.zeros(0, bool)
+        return samples, np.zeros(0)
+    windows = -(-samples.size // WINDOW_SAMPLES)
     filled = np.pad(samples - samples.mean(), (0, -samples.size % _LEVEL_SAMPLES))
-    parts = filled.reshape(-1, _LEVEL_SAMPLES)
-    powers = np.square(parts, dtype=np.float64).mean(axis=1)
-    around = sliding_window_view(np.pad(powers, _LEVELS), 2 * _LEVELS + 1).max(axis=1)
-    given = (parts * gain(around)[:, None]).reshape(-1)[: samples.size]
-    sounds = np.repeat(around > 10 ** (SILENCE_DBFS / 10), _LEVEL_SAMPLES // WINDOW_SAMPLES)
-    return given, sounds[: -(-samples.size // WINDOW_SAMPLES)]
+    powers = np.square(filled, dtype=np.float64).reshape(-1, WINDOW_SAMPLES).mean(axis=1)
+    levels = powers.reshape(-1, _LEVEL_SAMPLES // WINDOW_SAMPLES).mean(axis=1)
+    loudest = sliding_window_view(np.pad(levels, _LEVELS), 2 * _LEVELS + 1).max(axis=1)
+    given = filled * np.repeat(gain(loudest), _LEVEL_SAMPLES)
+    return given[: samples.size], powers[:windows]
 
 
 def gain(power: np.ndarray | float) -> np.ndarray:
-    """What sound of a power is multiplied by for Silero VAD, float32."""
-    decibels = _SPEECH_DBFS - 10 * np.log10(np.asarray(power) + 1e-12)
-    return (10 ** (np.minimum(decibels, _MOST_GAIN_DB) / 20)).astype(np.float32)
+    """What sound of a power is multiplied by for Silero VAD, float32; silence by 0."""
+    decibels = 10 * np.log10(np.asarray(power) + 1e-12)
+    factors = 10 ** (np.minimum(_SPEECH_DBFS - decibels, _MOST_GAIN_DB) / 20)
+    return np.where(decibels > SILENCE_DBFS, factors, 0).astype(np.float32)
 
 
-def _speech(probabilities: np.ndarray, threshold: float) -> np.ndarray:
+def _speech(probabilities: np.ndarray, powers: np.ndarray, threshold: float) -> np.ndarray:
     """Whether each window has speech."""
     speech, goes_on = np.zeros(probabilities.size, bool), probabilities > threshold - HYSTERESIS
     for start, end in runs(~goes_on).tolist():
         if start > 0 and end < goes_on.size and end - start < LINK_WINDOWS:
             goes_on[start:end] = True
-    least = max(SHORTEST_ONSET_WINDOWS, min(ONSET_WINDOWS, 2 * speech.size // 3))
     for start, end in runs(goes_on).tolist():
+        least = WORD_WINDOWS if _stands_out(powers, start, end) else ONSET_WINDOWS
         if found := onsets(probabilities[start:end] > threshold, least):
             speech[start + max(0, found[0] - BEFORE_ONSET_WINDOWS) : end] = True
     return speech
 
 
-def onsets(begins: np.ndarray, least: int = ONSET_WINDOWS) -> list[int]:
-    """Windows where speech begins, given those where it may, (n,), and how many are needed."""
+def _stands_out(powers: np.ndarray, start: int, end: int) -> bool:
+    """Whether windows are louder than the quieter ones of those before and of those behind."""
+    most = powers[start:end].max() / 10 ** (CONTRAST_DB / 10)
+    beside = powers[max(0, start - BESIDE_WINDOWS) : start], powers[end : end + BESIDE_WINDOWS]
+    return all(np.quantile(side, 0.2) <= most for side in beside if side.size)
+
+
+def onsets(begins: np.ndarray, least: int) -> list[int]:
+    """Where windows in which speech may begin, (n,), are so many in a row."""
     return [start for start, end in runs(begins).tolist() if end - start >= least]
 
 
