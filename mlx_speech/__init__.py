@@ -14,7 +14,7 @@ import sys
 from importlib import import_module
 from types import ModuleType
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 #: modules -> the public names in them
 _HOMES = {
