@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from .console import display_name
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
+            "mlx_speech": __version__,
             "machine": asdict(self.machine),
             "model": self.model,
             "adapter": self.adapter,

@@ -12,6 +12,7 @@ from commands import Caller, Terminal, one_line, run
 from conftest import DATA, ROOT, TINY
 from nar_models import on_bundled_encoder
 
+import mlx_speech
 from convert import convert as convert_checkpoint
 from mlx_speech.cli.benchmark import build_parser, main
 from mlx_speech.loading import load_model
@@ -108,6 +109,7 @@ class TestJSON:
         status, out, err = cli("--json", "--runs", 1, "--bits", "4", GATE)
         assert (status, err) == (0, "")
         found = json.loads(out)
+        assert found["mlx_speech"] == mlx_speech.__version__
         assert (found["model"], found["recordings"], found["runs"]) == (str(TINY), [str(GATE)], 1)
         (profiled,) = found["profiles"]
         assert profiled["bits"] == 4
