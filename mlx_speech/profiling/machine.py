@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,5 +54,6 @@ def blas_name() -> str:
     of MLX has a slow BLAS unless OpenBLAS is in its place."""
     if sys.platform != "linux":
         return ""
-    loaded = "openblas" in Path("/proc/self/maps").read_text()
+    # NumPy's own, libscipy_openblas, has other names in it, which MLX does not call
+    loaded = re.search(r"/libopenblas[^/\n]*$", Path("/proc/self/maps").read_text(), re.MULTILINE)
     return ", OpenBLAS preloaded" if loaded else ", no OpenBLAS found"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import mlx.core as mx
+import pytest
 
 from mlx_speech.profiling.machine import Machine, blas_name
 
@@ -25,3 +26,11 @@ def test_mlx_is_not_imported_for_it():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="MLX has a good BLAS elsewhere")
+def test_the_blas_of_numpy_is_not_that_of_mlx():
+    code = "import numpy; from mlx_speech.profiling.machine import blas_name; print(blas_name())"
+    env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout == ", no OpenBLAS found\n"
