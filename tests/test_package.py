@@ -1,10 +1,13 @@
 """The package's face: its names, and what importing it costs."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from types import ModuleType
 
 import pytest
+from conftest import ROOT
 
 import mlx_speech
 from mlx_speech import errors
@@ -15,6 +18,16 @@ def test_every_public_name_is_there():
         assert not isinstance(getattr(mlx_speech, name), ModuleType)
         assert name in dir(mlx_speech)
         assert getattr(mlx_speech, name).__doc__, name
+
+
+def test_version():
+    """The same wherever it is told; the latest changes may have none yet."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert mlx_speech.__version__ == project["version"]
+    sections = re.findall(r"^## (\S+)", (ROOT / ".github" / "CHANGELOG.md").read_text(), re.M)
+    released = [section for section in sections if section != "Unreleased"]
+    assert released[0] == mlx_speech.__version__
+    assert sections.index(released[0]) <= 1
 
 
 def test_unknown_name():
