@@ -10,11 +10,16 @@ The classes are shaped like those of transformers. All names are imported when f
 importing the package costs nothing.
 """
 
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
 
 __version__ = "0.2.0"
+
+# in a clone `convert` lies beside this folder, and in it once installed
+if not os.path.exists(os.path.join(__path__[0], "convert")):
+    __path__.append(os.path.dirname(__path__[0]))
 
 #: modules -> the public names in them
 _HOMES = {

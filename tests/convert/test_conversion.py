@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from conftest import DATA, DECODERS, TINY, TINY_S2T, edit_json, find_recording, speech_inputs
+from conftest import (
+    DATA,
+    DECODERS,
+    ROOT,
+    TINY,
+    TINY_S2T,
+    edit_json,
+    find_recording,
+    speech_inputs,
+)
 from conversions import all_tensors, logits, same, tensors
 from pytorch_files import save_pytorch_bin
 
@@ -279,5 +290,18 @@ def test_installed_under_the_package(tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
+    )
+    assert done.stdout.startswith("usage: python -m mlx_speech.convert [options] --model MODEL")
+
+
+def test_in_a_clone():
+    """From the clone itself, whichever way the package is installed, if it is."""
+    packages = sysconfig.get_path("purelib")
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "mlx_speech.convert", "--help"],  # no hook of an installation
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": packages},
     )
     assert done.stdout.startswith("usage: python -m mlx_speech.convert [options] --model MODEL")
