@@ -4,7 +4,7 @@ import argparse
 import io
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import cast
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import AudioError, MlxSpeechError
 from ..output.writers import FORMATS
+from ..transcription.chunks import why_empty
 from ..transcription.live import LiveEvent, LiveTranscriber
 from ..transcription.transcript import Segment, Transcript
 from .common import load_named
@@ -23,6 +24,14 @@ from .streams import StandardOutputError, need_standard_output
 from .transcribe_options import Usage
 
 _READ_BYTES = 1 << 16
+#: what files begin with, at which byte, that are no raw samples
+_FILES = {
+    (0, b"RIFF"): "a WAV file",
+    (0, b"fLaC"): "a FLAC file",
+    (0, b"OggS"): "an Ogg file",
+    (0, b"ID3"): "an MP3 file",
+    (4, b"ftyp"): "an MP4 file",
+}
 
 
 def run_live(args: argparse.Namespace, console: Console, usage: Usage) -> int:
@@ -46,19 +55,25 @@ def run_live(args: argparse.Namespace, console: Console, usage: Usage) -> int:
     rate = args.rate if microphone is None else microphone.sampling_rate
     live = LiveTranscriber(loaded, sampling_rate=rate, **usage.options)
     segments: list[Segment] = []
+    decoded, text_found = 0, False
     show = view or (print_event if args.json_events else print_segment)
     failure: Exception | None = None
     try:
         with Interrupt.handled() as interrupt:
             if microphone is None:
-                blocks = read_samples(interrupt, warn)
+                blocks = Measured(read_samples(interrupt, warn))
             else:
                 console.note("speak; Ctrl-C ends it")
-                blocks = microphone.blocks(lambda: interrupt.asked, warn)
+                blocks = Measured(microphone.blocks(lambda: interrupt.asked, warn))
             for event in events(live, blocks):
-                if event.segment is not None and job.files:
-                    segments.append(event.segment)
+                if event.segment is not None:
+                    decoded += 1
+                    text_found |= bool(event.segment.text)
+                    if job.files:
+                        segments.append(event.segment)
                 show(event)
+            if not text_found:
+                warn(f"no text: {why_empty(live.duration, blocks.peak, decoded)}")
     except (MlxSpeechError, StandardOutputError) as error:
         failure = error
     if failure is None or segments:
@@ -74,7 +89,24 @@ def run_live(args: argparse.Namespace, console: Console, usage: Usage) -> int:
     return 0
 
 
-def events(live: LiveTranscriber, blocks: Iterator[np.ndarray]) -> Iterator[LiveEvent]:
+class Measured:
+    """Blocks of samples, (n,) int16 or float32, on their way to whoever takes them.
+
+    Attributes:
+        peak: the greatest magnitude so far, of at most 1.
+    """
+
+    def __init__(self, blocks: Iterable[np.ndarray]):
+        self._blocks, self.peak = blocks, 0.0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for samples in self._blocks:
+            most = max(float(samples.max(initial=0)), -float(samples.min(initial=0)))
+            self.peak = max(self.peak, most / (1 << 15) if samples.dtype == np.int16 else most)
+            yield samples
+
+
+def events(live: LiveTranscriber, blocks: Iterable[np.ndarray]) -> Iterator[LiveEvent]:
     """The events of all blocks, up to the end of the last sentence, also where they fail."""
     try:
         for samples in blocks:
@@ -126,7 +158,7 @@ def read_samples(interrupt: Interrupt, warn: Callable[[str], None]) -> Iterator[
     """Raw samples of 16 bits, little-endian, one channel, on standard input, as they come: (n,).
 
     Raises:
-        AudioError: there are none.
+        AudioError: there are none, or a file is there instead.
     """
     stdin = cast(io.BufferedReader, sys.stdin.buffer)
     rest, size = b"", 0
@@ -136,6 +168,12 @@ def read_samples(interrupt: Interrupt, warn: Callable[[str], None]) -> Iterator[
             data = stdin.read1(_READ_BYTES)
         if not data:
             break
+        for (start, magic), file in _FILES.items():
+            if not size and data[start:].startswith(magic):
+                raise AudioError(
+                    f"standard input is {file}, and no raw samples: leave --live out, "
+                    "or have FFmpeg decode it (-f s16le -ac 1 -ar 16000)"
+                )
         data = rest + data
         size += len(data)
         whole = len(data) - len(data) % 2

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 from commands import Caller, Terminal, environment, one_line, run, shell
 from conftest import DATA, ROOT
 
@@ -141,8 +142,24 @@ class TestStandardInput:
         one_line(result, "standard input is empty")
         assert list(tmp_path.iterdir()) == []
 
-    def test_silence(self, cli):
-        assert cli("--live", "-", stdin=bytes(64000)) == (0, "", "")
+    def test_no_speech(self, cli):
+        status, out, err = cli("--live", "-", stdin=bytes(64000))
+        assert (status, out, err) == (0, "", "warning: no text: it is silent\n")
+        loudest = np.full(32000, -(1 << 15), "<i2")
+        loudest[::2] = 0
+        status, out, err = cli("--live", "-", stdin=loudest.tobytes())
+        reason = "no speech was detected in it (its peak is 0 dBFS)"
+        assert (status, out, err) == (0, "", f"warning: no text: {reason}\n")
+
+    @pytest.mark.parametrize("ending", ["wav", "flac", "mp4"])
+    def test_a_file(self, cli, tmp_path, ending):
+        if ending == "mp4":
+            data = b"\0\0\0\x20ftypM4A "
+        else:
+            soundfile.write(tmp_path / f"a.{ending}", np.zeros(100), 16000)
+            data = (tmp_path / f"a.{ending}").read_bytes()
+        result = cli("--live", "-", stdin=data)
+        one_line(result, "standard input is a", ending.upper(), "no raw samples: leave --live")
 
     def test_reader_that_goes_away(self, spoken, tmp_path):
         (tmp_path / "two.pcm").write_bytes(spoken + bytes(32000) + spoken)
