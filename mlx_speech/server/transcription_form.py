@@ -128,7 +128,8 @@ def _chunking(form: Form) -> ChunkOptions:
     strategy = form.objects("chunking_strategy")
     kind = form.text("chunking_strategy") or strategy.pop("type", "auto")
     if kind not in ("auto", "server_vad"):
-        message = f"chunking_strategy is {kind!r}, but must be 'auto' or of type 'server_vad'"
+        message = f"chunking_strategy is {kind!r}, but must be 'auto' or 'server_vad'; settings "
+        message += "are fields of their own, such as chunking_strategy[threshold]"
         raise RequestError(message, 400, "chunking_strategy")
     options = ChunkOptions()
     for field, value in strategy.items():

@@ -121,6 +121,7 @@ class TestRefused:
                 "timestamp_granularities[]",
             ),
             ([("chunking_strategy", "vad")], "chunking_strategy"),
+            ([("chunking_strategy", '{"type": "server_vad"}')], "chunking_strategy"),
             ([("chunking_strategy[type]", "semantic_vad")], "chunking_strategy"),
             *(
                 ([("chunking_strategy[threshold]", value)], "chunking_strategy[threshold]")
