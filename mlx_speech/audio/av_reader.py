@@ -83,9 +83,8 @@ def _read_track(
                         f"{name} is not audio, or a video without sound: it has no audio track"
                     )
                 if number > len(tracks):
-                    raise AudioError(
-                        f"{name} has {len(tracks)} audio tracks, and none with number {number}"
-                    )
+                    has = "1 audio track" if len(tracks) == 1 else f"{len(tracks)} audio tracks"
+                    raise AudioError(f"{name} has {has}, and none with number {number}")
                 track = tracks[number - 1]
                 if track.codec_context is None:
                     raise ValueError("there is no decoder for its audio")

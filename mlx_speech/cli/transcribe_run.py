@@ -181,8 +181,9 @@ class Run:
         self.console.detail(f"{name}: {took}, peak memory {effort.memory / 1e9:.2f} GB")
         if (drafts := transcript.drafts) is not None:
             share = f"{drafts.passes / max(1, drafts.tokens):.2f} a token"
+            passes = "1 pass" if drafts.passes == 1 else f"{drafts.passes} passes"
             self.console.detail(
-                f"{name}: {drafts.tokens} tokens in {drafts.passes} passes of the decoder "
+                f"{name}: {drafts.tokens} tokens in {passes} of the decoder "
                 f"({share}); {drafts.accepted} of {drafts.drafted} drafted tokens accepted"
             )
         self.done += 1

@@ -235,7 +235,8 @@ def why_empty(duration: float, peak: float, segments: int) -> str:
     if peak < 10 ** (SILENCE_DBFS / 20):
         return "it is silent"
     if segments:
-        return f"the model found no words in what may be speech ({segments} segments)"
+        found = "1 segment" if segments == 1 else f"{segments} segments"
+        return f"the model found no words in what may be speech ({found})"
     return f"no speech was detected in it (its peak is {20 * math.log10(peak):.0f} dBFS)"
 
 
