@@ -56,6 +56,7 @@ def run_live(args: argparse.Namespace, console: Console, usage: Usage) -> int:
     live = LiveTranscriber(loaded, sampling_rate=rate, **usage.options)
     segments: list[Segment] = []
     decoded, text_found = 0, False
+    remarks: list[str] = []
     show = view or (print_event if args.json_events else print_segment)
     failure: Exception | None = None
     try:
@@ -73,12 +74,13 @@ def run_live(args: argparse.Namespace, console: Console, usage: Usage) -> int:
                         segments.append(event.segment)
                 show(event)
             if not text_found:
-                warn(f"no text: {why_empty(live.duration, blocks.peak, decoded)}")
+                remarks.append(f"no text: {why_empty(live.duration, blocks.peak, decoded)}")
+                warn(remarks[-1])
     except (MlxSpeechError, StandardOutputError) as error:
         failure = error
     if failure is None or segments:
         text = " ".join(segment.text for segment in segments if segment.text)
-        transcript = Transcript(text, live.language, live.duration, segments)
+        transcript = Transcript(text, live.language, live.duration, segments, remarks=remarks)
         formats = {path: FORMATS[ending] for ending, path in job.files.items()}
         texts = {path: to(transcript, args.model, usage.subtitles) for path, to in formats.items()}
         write_files(texts, args.overwrite)
@@ -168,12 +170,8 @@ def read_samples(interrupt: Interrupt, warn: Callable[[str], None]) -> Iterator[
             data = stdin.read1(_READ_BYTES)
         if not data:
             break
-        for (start, magic), file in _FILES.items():
-            if not size and data[start:].startswith(magic):
-                raise AudioError(
-                    f"standard input is {file}, and no raw samples: leave --live out, "
-                    "or have FFmpeg decode it (-f s16le -ac 1 -ar 16000)"
-                )
+        if not size:
+            _refuse_file(data)
         data = rest + data
         size += len(data)
         whole = len(data) - len(data) % 2
@@ -183,3 +181,12 @@ def read_samples(interrupt: Interrupt, warn: Callable[[str], None]) -> Iterator[
         warn("standard input ends within a sample, the byte of which was left out")
     if not size and not interrupt.asked:
         raise AudioError("standard input is empty (0 bytes): nothing was recorded")
+
+
+def _refuse_file(data: bytes) -> None:
+    for (start, magic), file in _FILES.items():
+        if data[start:].startswith(magic):
+            raise AudioError(
+                f"standard input is {file}, and no raw samples: leave --live out, "
+                "or have FFmpeg decode it (-f s16le -ac 1 -ar 16000)"
+            )

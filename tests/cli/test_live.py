@@ -142,9 +142,11 @@ class TestStandardInput:
         one_line(result, "standard input is empty")
         assert list(tmp_path.iterdir()) == []
 
-    def test_no_speech(self, cli):
-        status, out, err = cli("--live", "-", stdin=bytes(64000))
-        assert (status, out, err) == (0, "", "warning: no text: it is silent\n")
+    def test_no_speech(self, cli, tmp_path):
+        result = cli("--live", "-", "-f", "json", "-o", tmp_path, stdin=bytes(64000))
+        assert result == (0, "", "warning: no text: it is silent\n")
+        written = json.loads((tmp_path / "stdin.json").read_text())
+        assert written["remarks"] == ["no text: it is silent"]
         loudest = np.full(32000, -(1 << 15), "<i2")
         loudest[::2] = 0
         status, out, err = cli("--live", "-", stdin=loudest.tobytes())
