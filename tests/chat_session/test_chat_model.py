@@ -10,7 +10,7 @@ import threading
 import mlx.core as mx
 import pytest
 from chat_models import GEMMA3, GOLDEN, MAMBA, QWEN3, by_mlx_lm, quantized, write_random
-from chat_session.test_chat_session import ask, interrupted_after, same_reply
+from chat_session.test_session import ask, interrupted_after, same_reply
 from conftest import DATA
 
 from mlx_speech import (

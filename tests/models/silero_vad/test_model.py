@@ -38,7 +38,7 @@ def test_parts_are_as_the_whole(silero, windows):
     for start in range(0, samples.size, step):
         probabilities, state = silero(samples[start : start + step], state)
         parts += probabilities.tolist()
-    np.testing.assert_allclose(parts, silero(samples)[0], atol=1e-5)
+    np.testing.assert_allclose(parts, silero(samples)[0], atol=3e-5)
 
 
 def test_batch_is_as_one_by_one(silero):
@@ -51,7 +51,7 @@ def test_batch_is_as_one_by_one(silero):
     together = np.concatenate([first, second], axis=1)
     for row, samples in zip(together, alone, strict=True):
         whole = samples.size // WINDOW_SAMPLES
-        np.testing.assert_allclose(row[:whole], silero(samples)[0][:whole], atol=1e-5)
+        np.testing.assert_allclose(row[:whole], silero(samples)[0][:whole], atol=3e-5)
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 513])
