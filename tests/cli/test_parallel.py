@@ -82,7 +82,7 @@ from mlx_speech.transcription import pipeline
 from mlx_speech.transcription.part_results import PartResult
 from mlx_speech.transcription.transcript import Segment, Transcript
 def transcribe_part(source, *args, **options):
-    return PartResult([], [], [], None, 101.0, 0.5, [], 1, "long" in source)
+    return PartResult([], [], None, 101.0, 0.5, [], 1, "long" in source)
 def transcribe(source, *args, **options):
     text = f"all of {source[-9:]}"
     return Transcript(text, None, 101.0, [Segment(0.0, 1.0, text, [], 0.0)])

@@ -22,7 +22,6 @@ class TestHelp:
             "what to do",
             "long recordings",
             "output",
-            "subtitles (srt and vtt)",
             "generation",
             "other",
         ]
