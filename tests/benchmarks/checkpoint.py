@@ -38,8 +38,8 @@ def checkpoint_config(layers: int, decoder_layers: int, dtype: str) -> dict:
             "model_type": "granite",
             "vocab_size": 100353 if decoder_layers else 8,
             "hidden_size": 2048,
-            "intermediate_size": 4096,
-            "num_hidden_layers": decoder_layers,
+            "intermediate_size": 4096 if decoder_layers else 8,
+            "num_hidden_layers": max(1, decoder_layers),  # no configuration has none
             "num_attention_heads": 16,
             "num_key_value_heads": 4,
             "max_position_embeddings": 4096,
