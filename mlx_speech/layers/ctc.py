@@ -7,24 +7,29 @@ from operator import itemgetter
 import mlx.core as mx
 
 
+def likeliest(logits: mx.array) -> tuple[mx.array, mx.array]:
+    """The likeliest label of each frame, and its log-probability: (frames, labels) -> (frames,)
+    uint32 and (frames,) float32."""
+    if not len(logits):  # which MLX refuses to reduce
+        return mx.zeros(0, mx.uint32), mx.zeros(0)
+    logits = logits.astype(mx.float32)
+    return mx.argmax(logits, axis=-1), logits.max(axis=-1) - mx.logsumexp(logits, axis=-1)
+
+
 def best_labels(
     logits: mx.array, entropies: list[float] | None = None
 ) -> tuple[list[int], list[float]]:
-    """The likeliest label of each frame, and its log-probability.
+    """As `likeliest`, in lists.
 
     Args:
         logits: (frames, labels).
         entropies: where given, those of the frames are appended to it, in nats.
     """
-    if not len(logits):  # which MLX refuses to reduce
-        return [], []
-    if not len(logits):
-        return [], []
-    logits = logits.astype(mx.float32)
-    labels, total = mx.argmax(logits, axis=-1), mx.logsumexp(logits, axis=-1)
-    logprobs = logits.max(axis=-1) - total
+    labels, logprobs = likeliest(logits)
     mx.eval(labels, logprobs)
-    if entropies is not None:
+    if entropies is not None and len(logits):
+        logits = logits.astype(mx.float32)
+        total = mx.logsumexp(logits, axis=-1)
         entropies += (total - (mx.softmax(logits, axis=-1) * logits).sum(axis=-1)).tolist()
     return labels.tolist(), logprobs.tolist()
 

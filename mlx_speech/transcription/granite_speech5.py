@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..audio import Recording
-from ..layers.ctc import best_labels, distinct
+from ..layers.ctc import best_labels, distinct, likeliest
 from ..models.conformer_stream import reach_frames
 from ..models.conformer_window import Halos
 from ..models.granite_speech5.model import GraniteSpeech5ForCTC, refuse_options
@@ -80,7 +80,7 @@ class GraniteSpeech5Transcription:
 
         def encode(features: mx.array, last: bool) -> tuple[list[mx.array], SpeechActivity]:
             (logits,) = self._model.logits(stream.push(features, last=last))
-            new = [mx.array(each)[None, :, None] for each in best_labels(logits)]
+            new = [each[None, :, None] for each in likeliest(logits)]
             return new, head_activity(logits, blank, subsampling)
 
         def make_chunk(span: Span, kept: list[mx.array]) -> AudioChunk:
@@ -156,7 +156,7 @@ class _LiveEncoder(LiveEncoder):
         return head_activity(logits, self._vocabulary.blank, self.stride)
 
     def _chunk(self, span, samples, encoded, **wanted):
-        labels, logprobs = map(np.array, best_labels(*encoded))
+        labels, logprobs = map(np.array, likeliest(*encoded))
         aligned = wanted["for_alignment"]
         return self._writer.chunk(span, samples, labels, logprobs, for_alignment=aligned)
 

@@ -23,8 +23,8 @@ _SURE_FRAMES = 15
 class LiveTurn:
     """Speech without a pause that ends it, in one segment, or several where it is long.
 
-    Speech are the frames where Silero VAD detects it, and letters of the CTC head within
-    `LATE_FRAMES` of these.
+    Speech are the frames where Silero VAD detects it, and letters of the CTC head beside these
+    (`widened`).
 
     Args:
         first: the frame to begin with, in which nobody speaks yet.

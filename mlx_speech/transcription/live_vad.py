@@ -7,7 +7,7 @@ from ..audio import SAMPLING_RATE
 from ..models.silero_vad import WINDOW_SAMPLES, SileroVAD
 from ..models.silero_vad.model import State
 from .frames import FRAME_SAMPLES, runs
-from .vad import HYSTERESIS, SILENCE_DBFS, WORD_WINDOWS, gain, onsets
+from .vad import HYSTERESIS, WORD_WINDOWS, gain, onsets
 
 #: what was louder than now counts for the gain, half as much after so many seconds
 _HALF_LIFE_SECONDS = 1.0
@@ -38,17 +38,16 @@ class LiveVAD:
         if not samples.size:
             return
         samples = np.pad(samples, (0, -samples.size % WINDOW_SAMPLES))
-        power = np.square(samples, dtype=np.float64).reshape(-1, WINDOW_SAMPLES).mean(axis=1)
+        power = float(np.square(samples, dtype=np.float64).mean())
         kept = 0.5 ** (samples.size / SAMPLING_RATE / _HALF_LIFE_SECONDS)
-        self._power = max(float(power.mean()), kept * self._power)
+        self._power = max(power, kept * self._power)
         given = mx.array(samples * gain(self._power))
         probabilities, state = self._silero(given, self._state)
         mx.eval(probabilities, state)
         self._state = state
-        sure, sounds = np.array(probabilities), power > 10 ** (SILENCE_DBFS / 10)
-        goes_on = (sure > self._threshold - HYSTERESIS) & sounds
-        self._begins = np.append(self._begins, (sure > self._threshold) & sounds)
-        self._goes_on = np.append(self._goes_on, goes_on)
+        sure = np.array(probabilities)
+        self._begins = np.append(self._begins, sure > self._threshold)
+        self._goes_on = np.append(self._goes_on, sure > self._threshold - HYSTERESIS)
 
     def onset(self, first: int) -> int | None:
         """Where somebody has begun to speak in the frames from one on, if so."""
