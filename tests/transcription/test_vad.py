@@ -142,6 +142,18 @@ class TestSpeech:
         for samples in (word, np.pad(word, RATE), recording("short.wav")):
             assert activity(samples).speech.any()
 
+    @pytest.mark.parametrize("name", RECORDINGS[::3])
+    def test_wherever_blocks_end(self, name):
+        """One stretch of speech, whose edges do not depend on where those of the blocks are."""
+        samples, edge = recording(name), BLOCK_FRAMES * FRAME
+        (usual,) = spans(np.pad(samples, 5 * RATE))
+        length = usual.last - usual.first
+        for before in (0, 3, 6, length // 3, length // 2, length - 8, length - 2):
+            pad = edge - (usual.first - 5 * RATE // FRAME + before) * FRAME
+            (found,) = spans(np.pad(samples, (pad, 5 * RATE)))
+            assert abs(found.first + before - BLOCK_FRAMES) <= 4
+            assert abs(found.last - found.first - length) <= 5
+
 
 class TestThreshold:
     def test_it_is_what_begins_speech(self):
