@@ -24,7 +24,7 @@ LAYERS = [
     ["checkpoint"],
     ["generation"],
     ["layers", "audio", "distributed"],
-    ["fields", "files", "errors", "mlx_speech"],
+    ["fields", "files", "errors", "signals", "mlx_speech"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = sorted([*(ROOT / "mlx_speech").rglob("*.py"), *(ROOT / "convert").rglob("*.py")])

@@ -10,7 +10,6 @@ import errno
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from .. import __version__
 from ..distributed.launched import rank_of_launch
 from ..errors import DistributedError, InputError, MlxSpeechError, one_line
+from ..signals import handled
 from .console import Console, as_option
 from .ranks import leave
 from .streams import (
@@ -296,17 +296,11 @@ def ended_by_signals() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)  # once is enough
         raise SystemExit(128 + number)
 
-    changed = []
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` has it ignored
-                signal.signal(number, end)
-                changed.append(number)
-    try:
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    # `nohup` has one ignored
+    changed = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    with handled(dict.fromkeys(changed, end)):
         yield
-    finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def print_replies(responses: Generator[GenerationResponse, None, None]) -> GenerationResponse:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import AudioError, MlxSpeechError
 from ..output.writers import FORMATS
+from ..signals import handled
 from ..transcription.chunks import why_empty
 from ..transcription.live import LiveEvent, LiveTranscriber
 from ..transcription.transcript import Segment, Transcript
@@ -134,11 +135,8 @@ class Interrupt:
     def handled(cls) -> Iterator["Interrupt"]:
         """Within it, Ctrl-C is one."""
         interrupt = cls()
-        before = signal.signal(signal.SIGINT, interrupt._ask)
-        try:
+        with handled({signal.SIGINT: interrupt._ask}):
             yield interrupt
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     @contextmanager
     def ends_waiting(self) -> Iterator[None]:

@@ -16,9 +16,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import DistributedError
+from ..signals import SIGNALS, handled
 from .launched import rank_of_launch
 from .memory import CACHE_BYTES
-from .signals import SIGNALS
 
 #: how long a rank waits for the others before it takes one for lost
 TIMEOUT_SECONDS = 60.0
@@ -254,15 +254,10 @@ class Group:
 @contextmanager
 def _ended_by_signals_at_once() -> Iterator[None]:
     """Within it signals end the process, without Python, which could do nothing."""
-    main = threading.current_thread() is threading.main_thread()
     left = (None, signal.SIG_IGN)
-    changed = [each for each in SIGNALS if main and signal.getsignal(each) not in left]
-    handlers = [signal.signal(each, signal.SIG_DFL) for each in changed]
-    try:
+    changed = [each for each in SIGNALS if signal.getsignal(each) not in left]
+    with handled(dict.fromkeys(changed, signal.SIG_DFL)):
         yield
-    finally:
-        for each, handler in zip(changed, handlers, strict=True):
-            signal.signal(each, handler)
 
 
 def tells_loss(error: BaseException) -> bool:

@@ -22,12 +22,12 @@ import mlx.core as mx
 import numpy as np
 
 from ..distributed.group import Group
-from ..distributed.signals import uninterrupted
 from ..errors import DistributedError, MlxSpeechError, UnsupportedOptionError
 from ..layers.attention import AttentionMask
 from ..layers.cache import KVCache, LeftPadding
 from ..layers.cache_journal import CacheJournal, CacheMirror
 from ..layers.lora import adapter_in_use, use_adapter
+from ..signals import uninterrupted
 
 SECONDS_BETWEEN_PINGS = 5.0  #: while nothing is run
 _PROMPT_POSITIONS = 64  # so many are of a prompt, whose buffers no later pass can use

@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,6 +15,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import InputError
+from ..signals import handled
 from .realtime import WEBSOCKET_OPTIONS
 
 _HEAD_SECONDS = 60  # that a client may take for the head of a request
@@ -85,16 +85,8 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """As in the base, which sends them on afterwards."""
-        if threading.current_thread() is not threading.main_thread():
+        with handled({signal.SIGINT: self.handle_exit, signal.SIGTERM: self.handle_exit}):
             yield
-            return
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        handlers = {number: signal.signal(number, self.handle_exit) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..distributed.bus import Bus, Message
 from ..errors import DistributedError
+from ..signals import handled
 from .engine import Engine
 from .rank_messages import arguments_from_json, error_to_json, event_to_json, received
 from .reply import StoppedError
@@ -124,7 +125,6 @@ class Worker:
 def ended_by_rank_0() -> Iterator[None]:
     """Within it Ctrl-C and SIGTERM, which all ranks get, end rank 0 alone, once what is being
     worked on is done; another one ends this process, too."""
-    signals = (signal.SIGINT, signal.SIGTERM)
     asked = False
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -133,9 +133,5 @@ def ended_by_rank_0() -> Iterator[None]:
             os._exit(128 + number)  # threads that compute could not be interrupted
         asked = True
 
-    handlers = {number: signal.signal(number, handle) for number in signals}
-    try:
+    with handled({signal.SIGINT: handle, signal.SIGTERM: handle}):
         yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import HIDDEN
+from ..signals import handled
 from .adapter_folder import write_adapter
 from .batches import RecordingDataset, iterate_batches
 from .options import FineTuneOptions
@@ -323,20 +324,14 @@ def make_optimizer(options: FineTuneOptions) -> Any:
 def _interrupts() -> Iterator[Callable[[], bool]]:
     """Within it, in the main thread, the first Ctrl-C only makes what it gives say so."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
     before = signal.getsignal(signal.SIGINT)
 
     def note(number: int, frame: Any) -> None:
         asked.set()
         signal.signal(signal.SIGINT, before)
 
-    signal.signal(signal.SIGINT, note)
-    try:
+    with handled({signal.SIGINT: note}):
         yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

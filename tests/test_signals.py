@@ -1,4 +1,5 @@
-"""Signals wait for the end of what they must not leave halfway."""
+"""Signals are handled otherwise for a while, or wait for the end of what they must not leave
+halfway."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import threading
 
 import pytest
 
-from mlx_speech.distributed.signals import uninterrupted
+from mlx_speech.signals import handled, uninterrupted
 
 
 def test_ctrl_c_waits():
@@ -61,3 +62,18 @@ def test_other_threads_have_no_signals():
     thread.start()
     thread.join()
     assert handlers == [signal.getsignal(signal.SIGINT)]
+
+
+def test_handled_otherwise_and_then_as_before():
+    came = []
+    before = signal.getsignal(signal.SIGTERM)
+
+    def fail() -> None:
+        with handled({signal.SIGTERM: lambda number, frame: came.append(number)}):
+            signal.raise_signal(signal.SIGTERM)
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail()
+    assert came == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is before
