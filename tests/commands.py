@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import pty
 import select
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import mlx.core as mx
 from conftest import TINY
 
 #: seconds after which what was expected will not come; loading a model takes one or two
@@ -46,6 +48,12 @@ def shell(command: str, module: str, **env: str) -> tuple[int, str, str]:
     command = command.replace("CLI", f"{sys.executable} -m mlx_speech.{module}")
     done = subprocess.run(["sh", "-c", command], capture_output=True, env=environment(**env))
     return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def saved_messages(path: str | Path) -> list[dict[str, str]]:
+    """Those of a conversation that `/save` wrote."""
+    _, told = mx.load(str(path), format="safetensors", return_metadata=True)
+    return json.loads(json.loads(told["prompt_cache"])["metadata"]["messages"])
 
 
 def one_line(result: tuple[int, str, str], *words: str) -> None:

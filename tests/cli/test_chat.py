@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
 
-import mlx.core as mx
 import pytest
-from commands import Caller, environment, run, shell
+from commands import Caller, environment, run, saved_messages, shell
 from conftest import DATA, TINY
 
 import mlx_speech
@@ -21,11 +19,6 @@ from mlx_speech.cli.chat import COMMANDS, HELP, build_parser, main
 GATE = DATA / "audio" / "flite_08.flac"
 LIGHT = "turn on the kitchen light"
 REPLY = "the kitchen light is on.\n"
-#: replies of many tokens, drawn at random: time enough to stop them
-LONG = ("--temperature", 40, "--seed", 1, "--max-tokens", 600)
-
-#: seconds until Python waits for a key again; a Ctrl-C before that shows only at the next key
-READLINE_WAITS = 0.5
 
 
 @pytest.fixture
@@ -40,11 +33,6 @@ def lines(*texts: object) -> str:
 def prompt_tokens(err: str) -> list[int]:
     """How many tokens each reply's prompt had, as --verbose tells."""
     return [int(n) for n in re.findall(r"^prompt: (\d+) tokens", err, re.MULTILINE)]
-
-
-def saved_messages(path) -> list[dict[str, str]]:
-    _, told = mx.load(str(path), format="safetensors", return_metadata=True)
-    return json.loads(json.loads(told["prompt_cache"])["metadata"]["messages"])
 
 
 class TestReplies:
