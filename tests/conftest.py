@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -36,6 +37,11 @@ TRANSCRIBE = "can you transcribe the speech into a written format?"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow ones first, or one processor would idle while another does the last of them."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    """No later search for garbage goes through what was collected, most of a second each time."""
+    gc.freeze()
 
 
 def find_recording(name: str) -> Path:

@@ -36,8 +36,8 @@ def progress(done, duration):
 model = load(sys.argv[2], dtype=mx.float32)
 mx.reset_peak_memory()
 # the model was trained on single sentences, and hears nothing sensible in several at once
-cuts = {"chunk_duration": 9, "min_silence": 0.4}
-transcript = transcribe(sys.argv[1], model, batch_size=16, progress=progress, **cuts)
+options = {"chunk_duration": 9, "min_silence": 0.4, "batch_size": 16, "word_timestamps": True}
+transcript = transcribe(sys.argv[1], model, progress=progress, **options)
 segments = [[s.start, s.end, s.text] for s in transcript.segments]
 ends = {"peaks": [peaks[0], peaks[-1]], "duration": transcript.duration}
 print(json.dumps({**ends, "segments": segments}))
