@@ -105,15 +105,22 @@ def repetition_penalty(penalty: float, padding: Sequence[int] | None = None) -> 
     starts = mx.array(padding) if padding and any(padding) else None
 
     def process(tokens: mx.array, scores: mx.array) -> mx.array:
+        columns = _columns(tokens, scores)
         if starts is not None:
-            # what was fed last stands in for padding
             first = mx.repeat(starts, len(tokens) // len(starts))[:, None]
-            tokens = mx.where(mx.arange(tokens.shape[1]) < first, tokens[:, -1:], tokens)
-        seen = mx.take_along_axis(scores, tokens, axis=-1)
+            columns = mx.where(mx.arange(tokens.shape[1]) < first, scores.shape[1], columns)
+        widened = mx.pad(scores, [(0, 0), (0, 1)])
+        seen = mx.take_along_axis(widened, columns, axis=-1)
         seen = mx.where(seen < 0, seen * penalty, seen / penalty)
-        return mx.put_along_axis(scores, tokens, seen, axis=-1)
+        return mx.put_along_axis(widened, columns, seen, axis=-1)[:, :-1]
 
     return process
+
+
+def _columns(tokens: mx.array, scores: mx.array) -> mx.array:
+    """Columns of the scores that tokens have, or one behind the last: a prompt may hold one that
+    has none, such as that of audio, and MLX would write to other memory."""
+    return mx.minimum(tokens, scores.shape[1])
 
 
 def no_repeat_ngram(size: int) -> LogitsProcessor:
@@ -128,9 +135,10 @@ def no_repeat_ngram(size: int) -> LogitsProcessor:
         for place in range(size - 1):
             before = tokens[:, place : place + ends.shape[1]]
             again = again & (before == tokens[:, length - size + 1 + place][:, None])
-        rows = mx.arange(len(tokens))[:, None]
-        count = mx.zeros(scores.shape, mx.int32).at[rows, ends].add(again.astype(mx.int32))
-        return mx.where(count > 0, -mx.inf, scores)
+        rows, columns = mx.arange(len(tokens))[:, None], _columns(ends, scores)
+        count = mx.zeros((len(tokens), scores.shape[1] + 1), mx.int32)
+        count = count.at[rows, columns].add(again.astype(mx.int32))
+        return mx.where(count[:, :-1] > 0, -mx.inf, scores)
 
     return process
 

@@ -68,3 +68,13 @@ def test_penalties_do_not_see_padding():
     # two beams of each
     beams = process(mx.repeat(tokens, 2, axis=0), mx.ones((4, VOCAB)))
     assert [row[5] for row in beams.tolist()] == [1, 1, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("options", [{"repetition_penalty": 2.0}, {"no_repeat_ngram_size": 1}])
+def test_a_token_of_the_prompt_beyond_the_scores_is_none(options):
+    """As that of audio is in the released checkpoints: in memory the next row begins there."""
+    config = GenerationConfig(max_new_tokens=5, **options).limited(2)
+    (process,) = logits_processors(config, 2, VOCAB)
+    beyond, within = process(mx.array([[VOCAB, 1], [2, 2]]), mx.ones((2, VOCAB))).tolist()
+    changed = [[i for i, score in enumerate(row) if score != 1] for row in (beyond, within)]
+    assert changed == [[1], [2]]
