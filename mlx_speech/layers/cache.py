@@ -10,13 +10,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import mlx.core as mx
 
 from ..errors import InputError
 from ..fields import Range, fitted
 from .attention import Quantized, causal_mask
+
+T = TypeVar("T", bound="KVCache")
 
 LeftPadding = Sequence[int] | None
 Size = Annotated[int, Range(0, 2**31 - 1)]  #: positions
@@ -166,6 +168,9 @@ class KVCache:
         self.length = max(lengths)
         self.lengths = lengths if min(lengths) < self.length else None
 
+    def __copy__(self) -> Self:
+        return twin(self, type(self))
+
     def row(self, number: int, length: int) -> Self:
         """A cache of one row, with its first positions."""
         alone = copy.copy(self)
@@ -202,6 +207,14 @@ class KVCache:
     def latest(self, count: int) -> LatestOfLayer:
         """The `count` latest positions; see `LatestPositions`, which has those of all layers."""
         return LatestOfLayer(self, count)
+
+
+def twin(layer: KVCache, kind: type[T]) -> T:
+    """A layer that holds the same, but shares no array that is written to, as one of a kind."""
+    other = object.__new__(kind)
+    other.__dict__.update(layer.__dict__)
+    other.state = [mx.array(part) for part in layer.state]
+    return other
 
 
 class LatestPositions:

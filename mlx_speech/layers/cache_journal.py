@@ -12,14 +12,12 @@ import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import mlx.core as mx
 
 from ..errors import InputError
-from .cache import KVCache, LatestOfLayer, LeftPadding, QuantizedKVCache, RotatingKVCache
-
-T = TypeVar("T", bound=KVCache)
+from .cache import KVCache, LatestOfLayer, LeftPadding, QuantizedKVCache, RotatingKVCache, twin
 
 #: what was done, the number of the cache that it was done to, and what with
 Entry = list[Any]
@@ -45,7 +43,7 @@ class CacheJournal:
             left_padding, options: what it was made with; see `make_cache`.
         """
         first, *others = cache
-        recorded = _twin(first, _RECORDED[type(first)])
+        recorded = twin(first, _RECORDED[type(first)])
         padding = None if left_padding is None else [int(count) for count in left_padding]
         self.begin(recorded, "make", padding, options)
         return [recorded, *others]
@@ -106,7 +104,7 @@ class CacheMirror:
             case "make", left_padding, options:
                 self._layers[number] = self._make_cache(left_padding, **options)
             case "copy", source:
-                self._layers[number] = [_twin(layer, type(layer)) for layer in self[source]]
+                self._layers[number] = [copy.copy(layer) for layer in self[source]]
             case "latest", source, count:
                 self._layers[number] = [layer.latest(count) for layer in self[source]]
             case "drop", *_:
@@ -160,9 +158,9 @@ class _Recorded(KVCache):
         return latest
 
     def __copy__(self) -> Self:
-        twin = _twin(self, type(self))
-        self.journal.begin(twin, "copy", self.number)
-        return twin
+        other = super().__copy__()
+        self.journal.begin(other, "copy", self.number)
+        return other
 
     def __deepcopy__(self, memo: Any) -> Self:
         return copy.copy(self)  # that shares no array either
@@ -190,11 +188,3 @@ class _RecordedLatest(LatestOfLayer):
     def reorder(self, rows: mx.array) -> None:
         self.journal.note("reorder", self.number, rows.tolist())
         super().reorder(rows)
-
-
-def _twin(layer: KVCache, kind: type[T]) -> T:
-    """A layer that holds the same, but shares no array that is written to, as one of a kind."""
-    twin = object.__new__(kind)
-    twin.__dict__.update(layer.__dict__)
-    twin.state = [mx.array(part) for part in layer.state]
-    return twin

@@ -88,6 +88,22 @@ def test_samples_of_padded_prompts():
     assert model.generate(IDS[1:], cache=cache, **options).tolist() == found.tolist()
 
 
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"temperature": 1.0}], ids=str)
+@pytest.mark.parametrize("cached", [{}, {"max_kv_size": 6}], ids=str)
+def test_rows_of_a_cache_that_a_caller_has_are_left_alone(options, cached):
+    """Also where the next position takes the place of the oldest."""
+    model, prompt = random_decoder(), mx.arange(5, 14)[None]
+    cache = model.make_cache(**cached)
+    model(prompt[:, :8], past_key_values=cache)
+    before = [mx.array(part) for layer in cache for part in layer.stored()]
+    number = 3 if "temperature" in options else 1
+    how = {"max_new_tokens": 4, "eos_token_id": [], "num_return_sequences": number, **options}
+    model.generate(prompt, past_key_values=cache, **how)
+    after = [part for layer in cache for part in layer.stored()]
+    assert [layer.length for layer in cache] == [8] * len(cache)
+    assert all(mx.array_equal(a, b).item() for a, b in zip(before, after, strict=True))
+
+
 def test_streamer():
     model, streamer = random_decoder(), Recorder()
     found = model.generate(IDS, streamer=streamer, max_new_tokens=4, eos_token_id=[])
