@@ -17,7 +17,8 @@ from ..layers.cache import KVCache, QuantizedKVCache, RotatingKVCache, Size
 from .checks import check_generates, is_cache
 from .protocols import GenerativeModel
 
-_FORMAT = "mlx_speech prompt cache 1"
+_FORMAT = "mlx_speech prompt cache 2"
+_READ_FROM = "_name_or_path"
 #: what each kind of cache is made with, beside what is in it, and the types of that
 _SETTINGS: dict[type[KVCache], dict[str, Any]] = {
     KVCache: {},
@@ -32,6 +33,7 @@ class _Header(TypedDict):
     kind: str
     settings: dict
     length: Size
+    adapted: bool
     metadata: dict
 
 
@@ -71,6 +73,7 @@ def save_prompt_cache(
         "kind": kind.__name__,
         "settings": {name: getattr(cache[0], name) for name in _SETTINGS[kind]},
         "length": cache[0].length,
+        "adapted": cache[0].adapted,
         "metadata": metadata,
     }
     arrays = {
@@ -143,6 +146,7 @@ def _read(
     settings = {name: fitted(name, stated[name], hint) for name, hint in hints.items()}
     length = header["length"]
     cache: list[KVCache] = [kind(**settings) for _ in model.make_cache()]
+    cache[0].adapted = header["adapted"]
     parts = len(arrays) // len(cache)
     if parts or length:
         filled = _filled(model, kind, settings, quantized=parts == 6)
@@ -174,9 +178,10 @@ def _filled(
 
 
 def fingerprint(model: GenerativeModel) -> str:
-    """Tells models apart whose caches do not fit each other: a digest of the configuration and of
-    one row of every weight."""
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    """Tells models apart whose caches do not fit each other: a digest of the configuration, but for
+    where it was read from, and of one row of every weight."""
+    told = {name: value for name, value in model.config.to_dict().items() if name != _READ_FROM}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for name, weight in tree_flatten(model.parameters()):
         row = weight[0] if weight.ndim > 1 else weight
         digest.update(f"{name} {row.dtype} {row.shape}".encode())

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import random_decoder
+from conftest import DECODERS, random_decoder, speech_inputs
 
-from mlx_speech import CheckpointError, InputError, load_prompt_cache, save_prompt_cache
+from mlx_speech import (
+    CheckpointError,
+    InputError,
+    LlamaForCausalLM,
+    load_prompt_cache,
+    save_prompt_cache,
+)
 
 CACHES = [{}, {"max_kv_size": 11}, {"max_kv_size": 40}, {"kv_bits": 8, "kv_group_size": 32}]
 
@@ -50,6 +57,32 @@ class TestFiles:
         assert fed == [(3, 3)]
         with pytest.raises(InputError, match="holds 16 positions already"):
             model.generate(ids, past_key_values=loaded)
+
+    def test_of_the_same_model_by_another_name(self, tmp_path):
+        """A checkpoint may lie elsewhere, and be said relative to another place."""
+        folders = DECODERS / "llama", tmp_path / "moved"
+        shutil.copytree(*folders)
+        model, moved = map(LlamaForCausalLM.from_pretrained, folders)
+        cache = model.make_cache()
+        model(mx.array([[5, 6]]), past_key_values=cache)
+        save_prompt_cache(tmp_path / "cache", cache, model)
+        loaded, _ = load_prompt_cache(tmp_path / "cache", moved)
+        assert loaded[0].length == 2
+
+    def test_the_adapter_stays_on(self, tiny, tmp_path):
+        """After audio that is in the cache alone."""
+        model, processor = tiny
+        inputs = speech_inputs(processor, "synthetic/flite_11.flac")
+        more = {"max_new_tokens": 3, "eos_token_id": [], "return_dict_in_generate": True}
+        output = model.generate(**inputs, **more)
+        save_prompt_cache(tmp_path / "cache", output.past_key_values, model)
+        loaded, _ = load_prompt_cache(tmp_path / "cache", model)
+        ids = mx.concatenate([output.sequences, mx.array([[5, 6]])], axis=1)
+        caches = loaded, output.past_key_values
+        found, expected = (
+            model.generate(ids, cache=each, output_logits=True, **more) for each in caches
+        )
+        assert mx.array_equal(found.logits[0], expected.logits[0]).item()
 
     def test_other_model(self, tmp_path):
         """Same shape, other weights: refused."""
