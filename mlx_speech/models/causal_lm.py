@@ -148,11 +148,13 @@ class CausalLM(PretrainedModel):
             Logits of the tokens after these positions, (batch, kept, vocab_size).
 
         Raises:
-            InputError: `prefill_step_size` is not positive.
+            InputError: `prefill_step_size` is not positive, or the cache is of another model, or of
+                more or fewer rows.
         """
         prefill_step_size = fitted("prefill_step_size", prefill_step_size, Count)
-        length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-        kept = logits_to_keep or [[length - 1]] * len(input_ids)
+        rows, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        self.model.check_cache(cache, rows)
+        kept = logits_to_keep or [[length - 1]] * rows
         ends = [row[0] + 1 for row in kept]
         cache[0].prompt_lengths = cache[0].offset + mx.array(ends)
         first = min(map(min, kept))

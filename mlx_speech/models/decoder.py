@@ -216,7 +216,7 @@ class DecoderModel(PretrainedModel):
         batch, length, _ = x.shape
         cache = past_key_values
         if cache is not None:
-            self._check_cache(cache, batch)
+            self.check_cache(cache, batch)
             cache[0].prompt_lengths = None  # a call is a prompt in itself
         elif asked(self.config, "use_cache", use_cache):
             cache = self.make_cache()
@@ -341,16 +341,7 @@ class DecoderModel(PretrainedModel):
         cache = make_cache(self.config.num_hidden_layers, left_padding, **options)
         return cache if self.leader is None else self.leader.recorded(cache, left_padding, options)
 
-    def _input_embeds(self, input_ids: Any, inputs_embeds: Any) -> mx.array:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
-            return self.embed(check_token_ids(input_ids, self.config.vocab_size))
-        shape = "batch", "length", self.config.hidden_size
-        embeds = check_array(inputs_embeds, "inputs_embeds", mx.floating, shape)
-        return embeds.astype(self.norm.weight.dtype)
-
-    def _check_cache(self, cache: Any, batch: int) -> None:
+    def check_cache(self, cache: Any, batch: int) -> None:
         """Raises `InputError` where it is none of this model and of so many rows."""
         layers, heads = self.config.num_hidden_layers, self.config.num_key_value_heads
         if self.sharding_group is not None:
@@ -363,3 +354,12 @@ class DecoderModel(PretrainedModel):
         if cache[0].state and cache[0].state[0].shape[:2] != (batch, heads):
             found = "{} rows and {} heads".format(*cache[0].state[0].shape[:2])
             raise InputError(f"past_key_values has {found}, but {batch} and {heads} are needed")
+
+    def _input_embeds(self, input_ids: Any, inputs_embeds: Any) -> mx.array:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            return self.embed(check_token_ids(input_ids, self.config.vocab_size))
+        shape = "batch", "length", self.config.hidden_size
+        embeds = check_array(inputs_embeds, "inputs_embeds", mx.floating, shape)
+        return embeds.astype(self.norm.weight.dtype)

@@ -171,3 +171,14 @@ def test_what_names_no_file_or_model(tiny, tmp_path):
             save_prompt_cache(path, cache, other)
         with pytest.raises(UnsupportedOptionError, match="generates no text"):
             load_prompt_cache(path, other)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"drafts": [[5, 6]]}], ids=str)
+def test_caches_of_other_rows_and_layers(options):
+    model, prompt = random_decoder(), mx.array([[5, 6, 7]])
+    cache = model.make_cache()
+    model(mx.array([[5, 6], [7, 8]]), past_key_values=cache)
+    with pytest.raises(InputError, match="past_key_values has 2 rows and 2 heads, but 1 and 2 are"):
+        model.generate(prompt, past_key_values=cache, **options)
+    with pytest.raises(InputError, match="is a list of 1, but must be a cache of 2 layers"):
+        model.generate(prompt, past_key_values=model.make_cache()[:1], **options)
