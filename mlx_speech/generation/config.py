@@ -287,4 +287,7 @@ class GenerationConfig(UnsupportedOptions):
                     except InputError as error:  # the name is the file's, not an option's
                         raise CheckpointError(str(error)) from None
                     break
-        return cls(**found)
+        try:
+            return cls(**found)
+        except InputError as error:
+            raise CheckpointError(f"{file}: {error}") from None

@@ -206,6 +206,7 @@ class TestCheckpoints:
             ({"length_penalty": math.nan}, {}, "generation_config.json: length_penalty is nan"),
             ({"length_penalty": 2**63}, {}, "generation_config.json: length_penalty is 92"),
             ({"early_stopping": "now"}, {}, "generation_config.json: early_stopping is 'now'"),
+            ({"bad_words_ids": [[]]}, {}, "generation_config.json: bad_words_ids hold an empty"),
             ({}, {"num_beams": -1}, "^config.json: num_beams is -1"),
             ({"num_beams": 2}, {"eos_token_id": [1, "2"]}, "^config.json: eos_token_id is "),
             ({}, {"text_config": {"pad_token_id": "0"}}, "config.json: text_config: pad_token_id"),
