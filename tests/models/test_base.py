@@ -14,6 +14,8 @@ from conftest import DECODERS, edit_json
 from mlx_speech import (
     GraniteConfig,
     GraniteForCausalLM,
+    GraniteSpeech5Encoder,
+    GraniteSpeech5EncoderConfig,
     InputError,
     Jais2Config,
     Jais2ForCausalLM,
@@ -249,3 +251,7 @@ def test_a_copy(name):
     inputs = {"input_features": mx.random.normal((1, 9, 80)), "decoder_input_ids": IDS % 20}
     expected = model(**inputs).last_hidden_state
     assert mx.array_equal(copy.deepcopy(model)(**inputs).last_hidden_state, expected)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_mel_bins": 4, "vocab_size": 9}
+    encoder = GraniteSpeech5Encoder(GraniteSpeech5EncoderConfig(hidden_act=name, **sizes)).eval()
+    expected = encoder(mx.ones((1, 9, 16))).last_hidden_state
+    assert mx.array_equal(copy.deepcopy(encoder)(mx.ones((1, 9, 16))).last_hidden_state, expected)

@@ -45,11 +45,11 @@ class FeedForward(nn.Module):
         sizes = config.hidden_size, config.intermediate_size
         self.linear1 = nn.Linear(*sizes, bias=config.attention_bias)
         self.linear2 = nn.Linear(*reversed(sizes), bias=config.attention_bias)
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.hidden_act = config.hidden_act  # by its name: a compiled function cannot be copied
         self.dropout = nn.Dropout(config.activation_dropout)
 
     def __call__(self, x):
-        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+        return self.linear2(self.dropout(ACTIVATIONS[self.hidden_act](self.linear1(x))))
 
 
 class Attention(BlockAttention):
