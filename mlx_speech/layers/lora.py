@@ -61,6 +61,11 @@ class LoRALinear(nn.Module):
         self.base, self.lora_a, self.lora_b = base, lora_a, lora_b
         self.scale, self.on_by_default, self.name = scale, on, name
 
+    @property
+    def weight(self) -> mx.array:
+        """The base layer's."""
+        return self.base.weight
+
     def __call__(self, x: mx.array) -> mx.array:
         out = self.base(x)
         if adapter_in_use(self.on_by_default):

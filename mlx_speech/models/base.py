@@ -296,7 +296,7 @@ class PretrainedModel(Saveable, Shardable, nn.Module):
 
         Raises:
             InputError: there are to be no rows, or none for `padding_idx`.
-            UnsupportedOptionError: the model is quantized.
+            UnsupportedOptionError: the model is quantized, or has an adapter there.
         """
         config = getattr(self.config, "text_config", self.config)
         if new_num_tokens is None:
@@ -315,7 +315,8 @@ class PretrainedModel(Saveable, Shardable, nn.Module):
         for table in tables:
             if not isinstance(table, nn.Embedding | nn.Linear):
                 raise UnsupportedOptionError(
-                    f"a {type(table).__name__} cannot be resized: do it before quantizing the model"
+                    f"a {type(table).__name__} cannot be resized: do it before the model is "
+                    "quantized or adapted"
                 )
         for table in tables:
             rows, added = table.weight, max(new_num_tokens - len(table.weight), 0)

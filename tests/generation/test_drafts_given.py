@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mlx_speech import InputError, save_prompt_cache
 from mlx_speech.generation import prefill
+from mlx_speech.layers.lora import LoRALinear
 from mlx_speech.loading import load_model
 
 PROMPTS = mx.array(np.random.default_rng(5).integers(5, 61, (8, 9)))
@@ -415,4 +416,13 @@ def test_kinds_of_drafts(kind):
     drafts = plain[:, 9:].tolist()
     drafts[1][5:] = [-1] * 19
     found = model.generate(PROMPTS[:2], drafts=kind(drafts), **OPTIONS)
+    assert found.tolist() == plain.tolist()
+
+
+def test_an_adapted_head():
+    model = random_decoder()
+    a, b = mx.random.normal((2, 32)), mx.random.normal((61, 2))
+    model.lm_head = LoRALinear(model.lm_head, a, b, 0.5, on=True)
+    plain = model.generate(PROMPTS[:2], **OPTIONS)
+    found = model.generate(PROMPTS[:2], drafts=plain[:, 9:], **OPTIONS)
     assert found.tolist() == plain.tolist()
