@@ -79,7 +79,7 @@ class GenerationConfig(UnsupportedOptions):
     return_dict_in_generate: return an output with the cache, not the ids alone.
     output_scores, output_logits: with each step's scores after and before all that changes them.
     use_cache: without it the output has no cache; ids are the same.
-    seed: makes sampling repeatable.
+    seed: makes sampling repeatable. Without it, `mx.random.seed` counts in the main thread alone.
     num_draft_tokens: how many tokens a draft proposes at a time, 256 at most; by default 3 of a
         draft model, and of a text 31 with the prompt, then 15, or 7 where more than two answers are
         made at once.

@@ -1,5 +1,7 @@
 """From logits to tokens: truncation of the distribution, sampling."""
 
+import secrets
+import threading
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
@@ -60,7 +62,11 @@ def make_sampler(config: GenerationConfig) -> Callable[[mx.array], mx.array]:
     """Scores (rows, vocab) -> chosen tokens (rows,): the likeliest, or samples."""
     if not config.sampling:
         return lambda scores: mx.argmax(scores, axis=-1)
-    key = None if config.seed is None else mx.random.key(config.seed)
+    seed = config.seed
+    if seed is None and threading.current_thread() is not threading.main_thread():
+        # MLX's own state begins anew in each thread, and alike: all would draw the same
+        seed = secrets.randbits(64)
+    key = None if seed is None else mx.random.key(seed)
 
     def sample(scores: mx.array) -> mx.array:
         nonlocal key

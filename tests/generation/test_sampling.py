@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -20,6 +22,28 @@ class TestSampling:
         assert draw(7) == draw(7)
         assert draw(7) != draw(8)
         assert draw(None) != draw(None)
+
+    @pytest.mark.parametrize(("seed", "different"), [(None, 3), (7, 1)])
+    def test_threads_draw_for_themselves(self, seed, different):
+        """MLX's state is the same at the beginning of each thread."""
+        config, drawn = GenerationConfig(temperature=1.0, seed=seed), []
+
+        def draw():
+            drawn.append(tuple(make_sampler(config)(mx.zeros((40, 50))).tolist()))
+            mx.clear_streams()
+
+        for _ in range(3):
+            thread = threading.Thread(target=draw)
+            thread.start()
+            thread.join()
+        assert (len(drawn), len({*drawn})) == (3, different)
+
+    def test_seed_of_mlx_repeats_in_the_main_thread(self):
+        def draw():
+            mx.random.seed(5)
+            return make_sampler(GenerationConfig(temperature=1.0))(mx.zeros((40, 50))).tolist()
+
+        assert draw() == draw()
 
     def test_sampling_follows_the_distribution(self):
         probabilities = mx.array([0.5, 0.3, 0.15, 0.05])
