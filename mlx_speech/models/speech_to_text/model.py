@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...errors import InputError
+from ...errors import InputError, UnsupportedOptionError
 from ...generation import GenerationConfig
 from ...layers.cache import CrossAttentionCache, KVCache
 from ...layers.model_output import can_return_tuple
@@ -287,6 +287,11 @@ class Speech2TextForConditionalGeneration(Speech2TextPretrainedModel):
     ) -> tuple[mx.array, None]:
         """The tokens that an answer starts from, `decoder_input_ids` after the starting token; see
         `PretrainedModel.prepare_prompt`."""
+        if inputs.get("past_key_values") is not None:
+            raise UnsupportedOptionError(
+                "generate fills a cache of its own; past_key_values is for a call of the model, "
+                "and encoder_outputs saves encoding recordings again"
+            )
         source, encoded = inputs.get("input_features"), inputs.get("encoder_outputs")
         if source is None and encoded is not None:
             source = BaseModelOutput.of(encoded).last_hidden_state

@@ -72,6 +72,7 @@ class TestErrors:
         [
             ({"max_new_tokens": 256}, ContextLengthError, "1 tokens and 256 new .* context of 256"),
             ({"max_new_tokens": 256}, ContextLengthError, "bounds the answer$"),
+            ({"past_key_values": [5]}, UnsupportedOptionError, "is for a call of the model"),
             ({"max_length": 1}, InputError, "max_length is 1, but the prompt alone has 1"),
             ({"labels": mx.array([[2]])}, InputError, "generate has no argument labels"),
             ({"input_ids": mx.array([[9999]])}, InputError, "decoder_input_ids hold 9999"),
