@@ -5,10 +5,9 @@ takes the longest task that is left, so that the short ones at the end even out 
 were guessed, and machines of other speeds, have made uneven.
 """
 
-import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -60,30 +59,3 @@ class TaskQueue(Generic[T]):
         assigned = list(zip(self._waiting[:number], self.tasks[:number], strict=True))
         del self._waiting[:number], self.tasks[:number]
         return assigned
-
-
-def simulate(
-    seconds: Sequence[float],
-    speeds: Sequence[float],
-    order: Literal["longest first", "round robin"] = "longest first",
-) -> float:
-    """When machines that work side by side are done with all tasks, in seconds.
-
-    Args:
-        seconds: what each task takes on a machine of speed 1, in the order in which they were
-            named.
-        speeds: of the machines.
-        order: `"longest first"`: as here; `"round robin"`: the first machine does the first task,
-            the second one the second, and so on in turn, whoever is free.
-    """
-    if order == "round robin":
-        number = len(speeds)
-        return max(sum(seconds[i::number]) / speed for i, speed in enumerate(speeds))
-    free = [(0.0, machine) for machine in range(len(speeds))]
-    end = 0.0
-    for task in longest_first(seconds):
-        start, machine = heapq.heappop(free)
-        done = start + seconds[task] / speeds[machine]
-        end = max(end, done)
-        heapq.heappush(free, (done, machine))
-    return end

@@ -31,9 +31,12 @@ import numpy as np
 import soundfile
 from workers import Demands, preload_openblas
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from simulated_schedule import simulate
+
 from mlx_speech import GraniteSpeechCTCEncoder, GraniteSpeechEncoderConfig, load, transcribe
 from mlx_speech.audio import load_audio, open_recording
-from mlx_speech.distributed.schedule import numbers_of_parts, simulate
+from mlx_speech.distributed.schedule import numbers_of_parts
 from mlx_speech.models.conformer_stream import reach_frames
 from mlx_speech.processing.log_mel import PART_FRAMES
 from mlx_speech.profiling.machine import blas_name, device_name, machine_name

@@ -6,13 +6,9 @@ import itertools
 import random
 
 import pytest
+from simulated_schedule import simulate
 
-from mlx_speech.distributed.schedule import (
-    TaskQueue,
-    longest_first,
-    numbers_of_parts,
-    simulate,
-)
+from mlx_speech.distributed.schedule import TaskQueue, longest_first, numbers_of_parts
 
 
 def test_longest_first():
