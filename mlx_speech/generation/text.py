@@ -55,7 +55,8 @@ def generate(model: GenerativeModel, processor: Any, prompt: Prompt, **options: 
             `max_kv_size`, `kv_bits`), a `draft_model`, and so on.
 
     Returns:
-        The text up to what ended it, without white space around it; it ends before a stop string.
+        The text up to what ended it, without white space around it. It ends before a stop string,
+        and what white space is before that stays.
 
     Raises:
         ContextLengthError: prompt and answer are longer than the model's context.
