@@ -31,14 +31,12 @@ class SharedBatch(ABC):
 
     def __init__(self, size: int):
         self._size = size
-        self._tasks: list[RecordingTask] = []
-        self._open: deque[RecordingTask] = deque()  # those that may have more chunks
+        self._tasks: list[RecordingTask] = []  # that whose turn it is first
         self._fresh: list[_Taken] = []  # chunks that are to begin
 
     def add(self, task: RecordingTask) -> None:
         """Take in a recording."""
         self._tasks.append(task)
-        self._open.append(task)
 
     @property
     def is_empty(self) -> bool:
@@ -51,7 +49,6 @@ class SharedBatch(ABC):
         for task in self._tasks:
             if task.outlet.closed and not task.ended:
                 task.close()
-        self._open = deque(task for task in self._open if not task.ended)
         self._fresh = [taken for taken in self._fresh if not taken.task.ended]
         found = self._gathers and self._take()
         if self._fresh and not found:
@@ -80,6 +77,11 @@ class SharedBatch(ABC):
         """Go on with what is being decoded."""
 
     @property
+    def _open(self) -> list[RecordingTask]:
+        """Recordings that may have more chunks; one without a text may again, of another track."""
+        return [task for task in self._tasks if not (task.ended or task.exhausted)]
+
+    @property
     def _gathers(self) -> bool:
         """Whether more chunks are to begin together with those that wait for it, which is faster;
         where text streams, it does not wait."""
@@ -89,13 +91,13 @@ class SharedBatch(ABC):
     def _take(self) -> bool:
         """Go through the next part of a recording, after which others have their turn; whether
         there was a chunk. Chunks do not wait for recordings of silence."""
-        task = self._open.popleft()
+        task = self._open[0]
+        self._tasks.remove(task)
+        self._tasks.append(task)
         found = None
         with task.guard():
             if found := task.take():
                 self._fresh.append(_Taken(task, *found))
-            if not task.exhausted:
-                self._open.append(task)
         return found is not None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import DATA
+from media import make, sine
 
 import mlx_speech
 from mlx_speech.audio import open_recording
@@ -20,6 +21,7 @@ from mlx_speech.server.engine import BusyError, Engine
 from mlx_speech.server.models import ModelStore, UnknownModelError
 from mlx_speech.server.reply import StoppedError
 from mlx_speech.transcription import drafted_batch
+from mlx_speech.transcription.chunks import ChunkOptions
 
 NAME = "tiny"
 AUDIO = DATA / "audio"
@@ -149,6 +151,17 @@ class TestTranscription:
 
         run(store, work)
         assert ended[-1] == silent
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_another_track_where_the_decoder_writes_nothing(self, store, tiny, tmp_path, streaming):
+        """Its chunks have all been taken when the first one's text turns out to be empty."""
+        speech = np.array(mlx_speech.load_audio(DATA / "cases" / "clean.wav"))
+        path = make(tmp_path / "talk.mkv", sine(seconds=2, hertz=50), speech)
+        options = {"stop_strings": ["how far is it"]}  # which it writes of a hum
+        asked = {"chunking": ChunkOptions(vad=False), "options": options}
+        *_, transcript = run(store, lambda engine: events_of(engine, path, streaming, **asked))
+        check_equal(transcript, mlx_speech.transcribe(path, tiny, vad=False, **options))
+        assert transcript.audio_track == 2
 
     def test_an_error_is_that_of_its_request_alone(self, store, tiny):
         async def work(engine):
