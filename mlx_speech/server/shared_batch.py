@@ -183,8 +183,11 @@ class DecodedTogether(SharedBatch):
                     with task.guard():
                         task.finish(number, chunk, segments)
         except Exception as error:
-            for taken in waiting:
-                taken.task.fail(error)
+            if len(fresh) == 1:
+                fresh[0].task.fail(error)
+                return
+            for taken in waiting:  # one of them fails, the others do not
+                self._begin([taken])
 
     def _advance(self) -> None:
         pass  # nothing is, between two batches

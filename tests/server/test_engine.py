@@ -1,6 +1,7 @@
 """The engine's thread: what several requests get is what each gets alone."""
 
 import asyncio
+import json
 import threading
 import weakref
 from itertools import count
@@ -10,12 +11,12 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 import soundfile
-from conftest import DATA
+from conftest import DATA, edit_json
 from media import make, sine
 
 import mlx_speech
 from mlx_speech.audio import open_recording
-from mlx_speech.errors import InputError, MlxSpeechError
+from mlx_speech.errors import ContextLengthError, InputError, MlxSpeechError
 from mlx_speech.processing.request import TranscriptionRequest
 from mlx_speech.server.engine import BusyError, Engine
 from mlx_speech.server.models import ModelStore, UnknownModelError
@@ -172,6 +173,26 @@ class TestTranscription:
         wrong, right = run(store, work)
         assert isinstance(wrong, MlxSpeechError)
         check_equal(right[-1], mlx_speech.transcribe(SHORT[1], tiny))
+
+    @pytest.mark.parametrize("draft", [False, True])
+    def test_also_where_others_are_decoded_together_with_it(self, tiny_copy, draft):
+        """One recording is too long for the model, the others are not."""
+        config = json.loads((tiny_copy / "config.json").read_text())
+        text_config = {**config["text_config"], "max_position_embeddings": 100}
+        edit_json(tiny_copy / "config.json", text_config=text_config)
+        small = mlx_speech.load(tiny_copy, dtype=mx.float32)
+        names = "flite_08", "espeak_04", "espeak_00"
+        paths = [AUDIO / f"{name}.flac" for name in names]
+
+        async def work(engine):
+            asked = (events_of(engine, path, draft=draft) for path in paths)
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+        store = ModelStore([NAME], loader=lambda name: small)
+        first, wrong, second = run(store, work)
+        assert isinstance(wrong, ContextLengthError)
+        for path, events in ((paths[0], first), (paths[2], second)):
+            check_equal(events[-1], mlx_speech.transcribe(path, small, draft=draft))
 
     def test_who_goes_away_frees_the_place(self, store):
         async def work(engine):
