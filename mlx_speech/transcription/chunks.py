@@ -98,8 +98,9 @@ class AudioChunk:
 
     @classmethod
     def of_span(cls, span: Span, recording: Samples, audio: mx.array | None) -> Self:
-        """The chunk for a span."""
-        end = min(span.end / FRAMES_PER_SECOND, recording.duration)
+        """The chunk for a span. Its last frame may be more than is left of the recording."""
+        duration = recording.duration
+        end = min(span.end / FRAMES_PER_SECOND, duration)
         begin = span.start / FRAMES_PER_SECOND
         return cls(
             start=max(begin, (span.first - ONSET_PADDING_FRAMES) / FRAMES_PER_SECOND),
@@ -107,7 +108,10 @@ class AudioChunk:
             begin=begin,
             duration=end - begin,
             audio=audio,
-            regions=[(a / FRAMES_PER_SECOND, b / FRAMES_PER_SECOND) for a, b in span.regions],
+            regions=[
+                (first / FRAMES_PER_SECOND, min(last / FRAMES_PER_SECOND, duration))
+                for first, last in span.regions
+            ],
             section=span.section,
         )
 

@@ -33,9 +33,10 @@ def place_words(decoded: Sequence[tuple[AudioChunk, Segment]], vocabulary: Vocab
         placed = _aligned(decoded, vocabulary)
     else:
         placed = [_written(chunk) for chunk, _ in decoded]
-    for (_, segment), times in zip(decoded, placed, strict=True):
+    for (chunk, segment), times in zip(decoded, placed, strict=True):
         for word, time in zip(segment.words, times, strict=True):
-            word.start, word.end = time.start, time.end
+            # the last frame may be more than is left of the recording
+            word.start, word.end = min(time.start, chunk.end), min(time.end, chunk.end)
 
 
 def _aligned(

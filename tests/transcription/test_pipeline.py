@@ -17,6 +17,7 @@ from mlx_speech import ContextLengthError, InputError, load_audio, stream_transc
 from mlx_speech.audio import open_recording
 from mlx_speech.transcription.chunks import ChunkOptions
 from mlx_speech.transcription.ctc import CTCVocabulary
+from mlx_speech.transcription.frames import FRAME_SAMPLES
 from mlx_speech.transcription.preparation import speech_family
 from mlx_speech.transcription.word_errors import word_errors
 
@@ -113,6 +114,14 @@ class TestWords:
         for which in zip(*errors, strict=True):
             assert np.median(which) <= 0.06
             assert np.quantile(which, 0.95) <= 0.15
+
+    def test_speech_up_to_the_end(self, tiny):
+        """Of which the last frame lacks a part."""
+        samples = load_audio(DATA / "audio" / "espeak_05.flac")[: 60 * FRAME_SAMPLES + 170]
+        transcript = transcribe(samples, tiny, sampling_rate=16000, word_timestamps=True)
+        (segment,) = transcript.segments
+        assert transcript.regions[-1][1] == segment.end == transcript.duration
+        assert segment.words[-1].end == segment.end
 
     def test_labels_that_nobody_knows(self, tiny, monkeypatch):
         """As those of Granite Speech 3.2: the segments have times, their words none."""
