@@ -59,7 +59,8 @@ def encoded_chunks(
             activity += SpeechActivity(np.zeros(rest, bool), np.zeros(rest, np.float32))
         for span in finder.push(samples, activity, last=last):
             begin = span.start // stride - held
-            yield make_chunk(span, [frames[begin:] for frames in kept])
+            if begin < len(kept[0]):  # else nothing was encoded: it fills no frame of the encoder
+                yield make_chunk(span, [frames[begin:] for frames in kept])
         needed = finder.start // stride - held
         for frames in kept:
             frames.drop(needed)

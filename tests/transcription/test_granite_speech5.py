@@ -119,10 +119,12 @@ class TestChunks:
         assert placed > 50
 
     @pytest.mark.parametrize("samples", [400, 700, 1279, 1280, 5000])
-    def test_hardly_a_recording(self, pair, samples):
-        """Fewer than four frames give no label."""
-        transcript = transcribe(turboctc.waveform(samples), pair, sampling_rate=16000)
+    @pytest.mark.parametrize("vad", [True, False])
+    def test_hardly_a_recording(self, pair, samples, vad):
+        """Fewer than four frames give no label, also where all of it is taken for speech."""
+        transcript = transcribe(turboctc.waveform(samples), pair, sampling_rate=16000, vad=vad)
         assert transcript.duration == samples / 16000
+        assert len(transcript.segments) == (not vad and samples >= 1279)
 
 
 class Scripted:
