@@ -46,9 +46,10 @@ class SampleStream:
         if samples.size:
             if not np.isfinite(samples).all():
                 raise not_finite(_NAME)
-            self._peak = max(self._peak, float(np.abs(samples).max()))
-            self._whole_numbers &= bool((samples == np.rint(samples)).all())
-            refuse_integers(self._peak, self._whole_numbers, _NAME)
+            peak = max(self._peak, float(np.abs(samples).max()))
+            whole_numbers = self._whole_numbers and bool((samples == np.rint(samples)).all())
+            refuse_integers(peak, whole_numbers, _NAME)  # of what is refused nothing is kept
+            self._peak, self._whole_numbers = peak, whole_numbers
         return samples if self._resampler is None else self._resampler.resample_chunk(samples)
 
     def finish(self) -> np.ndarray:

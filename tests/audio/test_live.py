@@ -34,6 +34,9 @@ def test_integers_among_floats():
     stream.push(np.array([0.0, 1.0, -1.0]))  # may be silence and clicks
     with pytest.raises(AudioError, match="these look like integers"):
         stream.push(np.array([5.0]))
+    with pytest.raises(AudioError, match="these look like integers"):
+        stream.push(np.array([3000.0, 0.5]))
+    assert stream.push(np.array([0.5])).tolist() == [0.5]  # the next may be right
     stream = SampleStream(16000)
     stream.push(np.array([0.0, 0.1, 1.5]))
     stream.push(np.array([2.0]))
