@@ -172,7 +172,8 @@ class LiveTranscriber:
         self._ended = True
         self._pending = np.concatenate([self._pending, self._stream.finish()])
         events = [event for hop in self._take(HOP_SAMPLES) for event in self._look_at(hop)]
-        return events + self._look_at(self._pending, ended=True) + self._close()
+        rest, self._pending = self._pending, np.zeros(0, np.float32)
+        return events + self._look_at(rest, ended=True) + self._close()
 
     def _take(self, size: int) -> Iterator[np.ndarray]:
         """Whole parts of so many samples that were not looked at yet."""

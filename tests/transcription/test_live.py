@@ -81,6 +81,11 @@ class TestEvents:
         with pytest.raises(InputError, match="the audio has ended"):
             live.push(silence(0.1))
 
+    def test_nor_is_it_looked_at_again(self, tiny):
+        live = LiveTranscriber(tiny)
+        assert pushed(live, silence(0.1)) == live.commit() == []
+        assert live.duration == 0.1
+
     def test_another_thread(self, tiny):
         """As a server's, which makes it in one."""
         live, found = LiveTranscriber(tiny), []
