@@ -13,7 +13,8 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Annotated, Any, BinaryIO, Literal, TypeAlias
+from functools import partial
+from typing import IO, Annotated, Any, BinaryIO, Literal, TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -131,13 +132,32 @@ def open_recording(
         return read_media(path, name, target, audio_track, channel)
     with contextlib.ExitStack() as stack:
         if from_stdin:
-            file = spool_to_disk(sys.stdin.buffer, name, stack)
+            file = copy = spool_to_disk(sys.stdin.buffer, name, stack)
         else:
             with _reading(name):
                 file = stack.enter_context(open(path, "rb", buffering=0))
+            copy = None
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                file = spool_to_disk(file, name, stack)  # a pipe cannot seek
-        return _whole_file(file, name, target, audio_track, channel)
+                file = copy = spool_to_disk(file, name, stack)  # a pipe cannot seek
+        recording = _whole_file(file, name, target, audio_track, channel)
+        if copy and recording.track < recording.tracks:
+            again = UnnamedFile(copy), None, target_sampling_rate
+            recording.reopen = partial(open_recording, *again, channel=channel, name=name)
+        return recording
+
+
+class UnnamedFile(io.FileIO):
+    """A recording's file on disk, where it has no name. It is closed when nobody has it any more.
+
+    Args:
+        file: the same, which may be closed.
+    """
+
+    def __init__(self, file: IO[bytes] | io.FileIO):
+        super().__init__(os.dup(file.fileno()))
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _whole_file(

@@ -3,7 +3,7 @@
 import contextlib
 import numbers
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, Self, TypeAlias
 
 import mlx.core as mx
@@ -43,6 +43,8 @@ class Recording:
         peak: greatest magnitude.
         track, tracks: number of the audio track that it is, from 1, and how many the file has.
         remarks: what a user should know of how it was read, a sentence each.
+        reopen: reads another track, given as `audio_track`, where there are more and what they came
+            from can be read only once; else None.
     """
 
     def __init__(self, sampling_rate: float):
@@ -53,6 +55,7 @@ class Recording:
         self.peak = 0.0
         self.track = self.tracks = 1
         self.remarks: list[str] = []
+        self.reopen: Callable[..., Recording] | None = None
 
     @property
     def duration(self) -> float:

@@ -1,18 +1,18 @@
 """What a route does before it works: takes a place, a model, and what the client sends."""
 
 import asyncio
-import io
 import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import mlx.core as mx
 from starlette.requests import Request
 
 from ..audio import Recording, open_recording
+from ..audio.load import UnnamedFile
 from .engine import Engine
 
 T = TypeVar("T")
@@ -31,17 +31,9 @@ async def working(request: Request) -> AsyncIterator[Engine]:
         yield engine
 
 
-class OpenFile(io.FileIO):
-    """A recording's file on disk, where it has no name. It is closed when nobody has it any more,
-    and not with its request: a thread that is decoding it then would go on with whatever file gets
-    its number next.
-
-    Args:
-        file: the same, which may be closed.
-    """
-
-    def __init__(self, file: IO[bytes]):
-        super().__init__(os.dup(file.fileno()))
+class OpenFile(UnnamedFile):
+    """One that is not closed with its request: a thread that is decoding it then would go on with
+    whatever file gets its number next."""
 
     async def decoded(self) -> Recording:
         """Its samples; errors as of `open_recording`."""
@@ -50,9 +42,6 @@ class OpenFile(io.FileIO):
         except asyncio.CancelledError:
             os.ftruncate(self.fileno(), 0)  # the thread finds no more in it, and ends
             raise
-
-    def __del__(self) -> None:
-        self.close()
 
 
 async def in_thread(function: Callable[[], T]) -> T:

@@ -404,6 +404,8 @@ def prepare(
         raise InputError(message)
     longest = min(chunking.chunk_duration, decoder.longest_chunk)
     read = partial(open_recording, audio, **reading or {})
+    recording = opened or read()
+    read_track = recording.reopen or read
     chosen = (reading or {}).get("audio_track")
     find_chunks = partial(
         prepared.family.chunks,
@@ -412,10 +414,10 @@ def prepare(
         **prepared.chunk_parts,
     )
     return Job(
-        opened or read(),
+        recording,
         find_chunks,
         decoder,
         prepared.language,
-        None if chosen else lambda track: (read(audio_track=track), prepared.new_decoder()),
+        None if chosen else lambda track: (read_track(audio_track=track), prepared.new_decoder()),
         part,
     )

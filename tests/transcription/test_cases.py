@@ -5,11 +5,14 @@ The values were checked with ffmpeg and sox. `A` and `B` are what the voices say
 
 from __future__ import annotations
 
+import os
+from threading import Thread
+
 import av
 import numpy as np
 import pytest
 from conftest import DATA
-from media import make
+from media import give_stdin, make
 
 from mlx_speech import AudioError, InputError, load_audio, stream_transcribe, transcribe
 from mlx_speech.audio import SAMPLING_RATE
@@ -126,6 +129,20 @@ class TestTracks:
         assert transcript.text == A[1]
         assert transcript.remarks == [self.READ.format(4, "with speech", 3)]
         assert transcript.audio_track == 3
+
+    @pytest.mark.parametrize("pipe", [False, True])
+    def test_of_what_can_be_read_once_only(self, tiny, tmp_path, monkeypatch, pipe):
+        """Standard input, or a pipe with a name."""
+        speech = np.array(load_audio(CASES / "clean.wav"))
+        data = make(tmp_path / "talk.mkv", HISS, HISS, speech).read_bytes()
+        source = tmp_path / "pipe" if pipe else "-"
+        if pipe:
+            os.mkfifo(source)
+            Thread(target=source.write_bytes, args=[data], daemon=True).start()
+        else:
+            give_stdin(monkeypatch, data)
+        transcript = transcribe(source, tiny)
+        assert (transcript.text, transcript.audio_track) == (A[1], 3)
 
     def test_each_has_a_decoder_of_its_own(self, tiny, tmp_path):
         """One may go on with what it was given before."""
