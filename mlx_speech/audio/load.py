@@ -111,7 +111,9 @@ def open_recording(
             raise InputError.about("{audio_track} is for files: an array has channels alone")
         return record(_array_blocks(source), rate, target, "the array", channel)
     if isinstance(source, io.FileIO):
-        return _whole_file(source, name or "the file", target, audio_track, channel)
+        name = name or "the file"
+        _refuse_rate(sampling_rate, name)
+        return _whole_file(source, name, target, audio_track, channel)
     if not isinstance(source, (str, os.PathLike)):
         raise AudioError(
             f"audio is a path, '-' or an array, but a {type(source).__name__} was given"
@@ -122,10 +124,7 @@ def open_recording(
     from_stdin = isinstance(source, str) and source == "-"
     # Control characters in a file name must not break the message into lines.
     name = "standard input" if from_stdin else path if path and path.isprintable() else repr(path)
-    if sampling_rate is not None:
-        raise AudioError(
-            f"sampling_rate is for arrays, and {name} states its own: leave sampling_rate out"
-        )
+    _refuse_rate(sampling_rate, name)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
         if not path.lower().startswith(("http://", "https://")):
             raise AudioError(f"{name} is an address, not a file: download it first")
@@ -144,6 +143,13 @@ def open_recording(
             again = UnnamedFile(copy), None, target_sampling_rate
             recording.reopen = partial(open_recording, *again, channel=channel, name=name)
         return recording
+
+
+def _refuse_rate(sampling_rate: int | None, name: str) -> None:
+    if sampling_rate is not None:
+        raise AudioError(
+            f"sampling_rate is for arrays, and {name} states its own: leave sampling_rate out"
+        )
 
 
 class UnnamedFile(io.FileIO):

@@ -241,6 +241,8 @@ def test_an_array_needs_its_rate_and_a_file_has_one():
     path = RECORDINGS / "flite_08.flac"
     assert re.search("flite_08.flac states its own", refused(path, 16000))
     assert re.search("states its own", refused("-", 16000))
+    with open(path, "rb", buffering=0) as file:
+        assert re.search("the file states its own", refused(file, 16000))
 
 
 @pytest.mark.parametrize(
