@@ -112,8 +112,7 @@ class LiveTranscriber:
         skip_editor: bool = False,
         **options: Any,
     ):
-        cuts = ChunkOptions(chunk_duration, min_silence)
-        threshold = fitted("vad_threshold", vad_threshold, Annotated[float, Range(0, 1)])
+        cuts = ChunkOptions(chunk_duration, min_silence, vad_threshold=vad_threshold)
         prefix = fitted("prefix_padding", prefix_padding, Annotated[float, Range(0, 5)])
         self._prefix_frames = round(prefix * FRAMES_PER_SECOND)
         self._turn_detection = fitted("turn_detection", turn_detection, bool)
@@ -127,7 +126,7 @@ class LiveTranscriber:
         self._encoder = prepared.family.live_encoder()
         self._longest = min(cuts.chunk_duration, self._decoder.longest_chunk)
         self._min_silence = round(cuts.min_silence * FRAMES_PER_SECOND)
-        self._vad = LiveVAD(threshold)
+        self._vad = LiveVAD(cuts.vad_threshold)
         self._samples = RecentSamples()
         self._pending = np.zeros(0, np.float32)  # samples that were not looked at yet
         self._turn: LiveTurn | None = None
