@@ -203,18 +203,12 @@ def with_samples(
 def vad_chunks(
     recording: Recording,
     options: ChunkOptions,
-    max_seconds: float | None = None,
     part: Part = WHOLE,
 ) -> Iterator[AudioChunk | None]:
     """Chunks of samples, cut by Silero VAD alone; `audio` is (samples,). See also
-    `SpeechFamily.chunks`.
-
-    Args:
-        max_seconds: longest chunk that the model takes, if that is bounded.
-    """
-    longest = min(options.chunk_duration, max_seconds or options.chunk_duration)
+    `SpeechFamily.chunks`."""
     first = VAD_HALO.start(part)
-    finder = SpanFinder(replace(options, chunk_duration=longest), 1, part=part, first=first)
+    finder = SpanFinder(options, 1, part=part, first=first)
     for samples, last in _pushes(recording, first):
         for span in finder.push(samples, last=last):
             # what is left after the last frame, less than half of one, belongs to it

@@ -1,5 +1,6 @@
 """Transcription with Speech2Text: cut by Silero VAD, encoded chunk by chunk."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -36,7 +37,8 @@ class Speech2TextTranscription:
         return False
 
     def decoder(self, how: Decoding) -> ChunkDecoder:
-        return generative_decoder(self._model, self._processor, self, how)
+        longest = self._processor.max_seconds or math.inf
+        return generative_decoder(self._model, self._processor, self, how, longest)
 
     def chunks(
         self,
@@ -48,7 +50,7 @@ class Speech2TextTranscription:
         for_decoder: bool = True,
         part: Part = WHOLE,
     ) -> Iterator[AudioChunk | None]:
-        return vad_chunks(recording, options, self._processor.max_seconds, part)
+        return vad_chunks(recording, options, part)
 
     def live_encoder(self) -> LiveEncoder:
         raise UnsupportedOptionError(NO_LIVE_TEXT)

@@ -57,6 +57,13 @@ def test_reference(loaded, name, language, num_beams):
     assert transcript.language == ("fr" if language == "fr" else None)
 
 
+def test_segments_are_no_longer_than_the_model_takes(loaded, monkeypatch):
+    monkeypatch.setattr(loaded[1], "max_seconds", 3.0)
+    samples = load_audio(DATA / "audio" / "long.flac")[: 12 * 16000]
+    segments = transcribe(samples, loaded, sampling_rate=16000).segments
+    assert 2 < max(segment.end - segment.start for segment in segments) <= 3
+
+
 def said(name: str, language: str, num_beams: int) -> dict:
     """What the reference makes of a recording: ids and text."""
     return REFERENCE["files"][name][f"{language}_{'greedy' if num_beams == 1 else 'beam5'}"]
