@@ -64,6 +64,11 @@ class Decoding:
             raise InputError.about(message, option="word_timestamps")
 
     @property
+    def decoder_options(self) -> dict[str, Any]:
+        """What is asked of a decoder alone; what is None is not asked for."""
+        return {**self.options, "draft": None if self.draft else False}
+
+    @property
     def tagged_requests(self) -> list[TranscriptionRequest]:
         """The request for an answer with tags, for each kind of these that is needed."""
         times = self.word_timestamps == "tags"

@@ -57,7 +57,7 @@ class GraniteSpeech5Transcription:
 
     def decoder(self, how: Decoding) -> ChunkDecoder:
         """What the CTC head writes is all there is, with or without `ctc_only`."""
-        refuse_options({**how.options, "draft": None if how.draft else False})
+        refuse_options(how.decoder_options)
         return CTCDecoder(self, how.request, how.word_timestamps)
 
     def chunks(

@@ -43,7 +43,7 @@ class GraniteSpeechNarTranscription(EncodedOnce):
         return True
 
     def decoder(self, how: Decoding) -> ChunkDecoder:
-        refuse_options({**how.options, "draft": None if how.draft else False})
+        refuse_options(how.decoder_options)
         self._rates_drafts = how.skip_editor
         if how.ctc_only:
             return CTCDecoder(self, how.request, how.word_timestamps)

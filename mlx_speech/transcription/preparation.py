@@ -75,11 +75,12 @@ def prepare_decoding(
     speakers = fitted("speakers", speakers, bool)
     draft = fitted("draft", draft, bool)
     options = dict(options or {})
-    if fitted("ctc_only", ctc_only, bool):
-        check_ctc_only(request, {**options, "draft": None if draft else False})
+    ctc_only = fitted("ctc_only", ctc_only, bool)
     skip_editor = fitted("skip_editor", skip_editor, bool)
     asked = word_timestamps, streaming, draft, ctc_only, skip_editor, speakers
     how = Decoding(request, options, *asked)
+    if ctc_only:
+        check_ctc_only(request, how.decoder_options)
     if isinstance(model, str | os.PathLike):
         model = load(model)
     if not isinstance(model, tuple) or len(model) != 2:
