@@ -131,7 +131,8 @@ class _Connection:
         async with AsyncExitStack() as opened:
             live = await opened.enter_async_context(stream)
             if self._live is not None:
-                await self._advance(self._live.finish())
+                ending, self._live = self._live, None  # it takes no more audio, even if this fails
+                await self._advance(ending.finish())
             await self._opened.aclose()
             self._live, self._opened = live, opened.pop_all()
         self._session, conversation = session, self._conversation

@@ -40,6 +40,7 @@ class ScriptedLive:
 
     def __init__(self, model, **options):
         self.options.append(options)
+        self._ended = False
 
     def _next(self):
         given = self.script.pop(0) if self.script else []
@@ -50,13 +51,16 @@ class ScriptedLive:
     def push(self, samples):
         assert threading.current_thread().name == "engine"
         assert samples.dtype == np.float32
+        assert not self._ended
         self.sizes.append(samples.size)
         return self._next()
 
     def commit(self):
         return self._next()
 
-    finish = commit
+    def finish(self):
+        self._ended = True
+        return self._next()
 
     def clear(self):
         pass
@@ -224,6 +228,14 @@ class TestItems:
         events = client.all_so_far()
         assert len(of_kind(events, f"{BUFFER}.committed")) == 1
         assert kinds(events)[-1] == f"{TRANSCRIPTION}.failed"
+
+    def test_what_fails_as_settings_change(self, client, scripted):
+        """What comes then is transcribed with the old ones."""
+        scripted.script = [[], ContextLengthError("too long"), sentence(0, "one")]
+        client.append(bytes(4800))
+        assert client.update(transcription={"delay": "high"})["error"]["message"] == "too long"
+        client.append(bytes(4800))
+        assert transcripts(client.all_so_far()) == ["one"]
 
     def test_a_client_that_commits_and_is_gone(self, server, scripted, caplog):
         with RealtimeClient(server) as client:
