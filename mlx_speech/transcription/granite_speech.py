@@ -277,5 +277,6 @@ def _with_letters(
     # words are where the speech is, though their first letters may come before it
     first = round(chunk.start * FRAMES_PER_SECOND)
     logits = logits[first - span.start : round(chunk.end * FRAMES_PER_SECOND) - span.start]
+    mx.eval(logits)  # another thread may ask for what is lazy here, and could not compute it
     samples = recording.read(first * FRAME_SAMPLES, (first + len(logits)) * FRAME_SAMPLES)
     return replace(chunk, ctc_logits=logits, levels_db=frame_levels(samples, len(logits)))

@@ -141,6 +141,20 @@ class TestResources:
         assert heard.text == "".join(delta.text for delta in deltas) == "four six seven eight"
         assert len(heard.segments[0].words) == 4
 
+    def test_a_thread_for_each_piece(self, tiny):
+        """As web servers have it that read a generator in a pool."""
+        path = DATA / "audio" / "espeak_05.flac"
+        stream = stream_transcribe(path, tiny, word_timestamps=True)
+        with ThreadPoolExecutor(1) as pool:
+            deltas = [next(stream)]
+            while delta := pool.submit(next, stream, None).result():
+                deltas.append(delta)
+                if delta := next(stream, None):
+                    deltas.append(delta)
+        (expected,) = transcribe(path, tiny, word_timestamps=True).segments
+        assert "".join(delta.text for delta in deltas) == expected.text
+        assert deltas[-1].segment.words == expected.words
+
     def test_stream_that_is_closed_early(self, tiny, monkeypatch):
         """What is on disk for it goes."""
         files, new = [], tempfile.SpooledTemporaryFile
