@@ -63,7 +63,7 @@ def check_calibration(recordings: Sequence[str | os.PathLike]) -> None:
         AudioError: there is no such file, or it is no recording.
     """
     for recording in recordings:
-        if not Path(recording).is_file():
+        if not (Path(recording).is_file() or Path(recording).is_dir()):
             raise AudioError(f"{os.fspath(recording)}: no such file to calibrate with")
         open_recording(recording).close()
 

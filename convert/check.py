@@ -134,7 +134,7 @@ def check_recordings(
             "convert it without a check"
         )
     for recording in recordings:
-        if not Path(recording).is_file():
+        if not (Path(recording).is_file() or Path(recording).is_dir()):
             raise AudioError(f"{os.fspath(recording)}: no such file to check with")
         load_audio(recording)
 

@@ -128,8 +128,11 @@ def _judge(args: argparse.Namespace, result: Conversion, report: CheckReport) ->
 
     print(f"\n{args.model} -> {result.folder}\n{check_table(report)}\n", flush=True)
     limit = MAX_WER if args.max_wer is None else args.max_wer
+    kept = "" if args.upload_repo is None else ", and it was not uploaded"
+    if not report.total.words:
+        found = "the original writes no word of these recordings, which checks nothing"
+        raise InputError(f"{result.folder}: {found}{kept}: give --check some with speech")
     if report.total.wer > limit:
-        kept = "" if args.upload_repo is None else ", and it was not uploaded"
         found = f"a word error rate of {report.total.wer:.1f} %"
         raise InputError(f"{result.folder}: {found} is above --max-wer {limit:g}{kept}")
 

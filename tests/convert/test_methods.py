@@ -60,6 +60,7 @@ def test_usage(call, tmp_path, options, message):
         (DATA / "tiny-nar", ("--method", "gptq"), "granite_speech_plus models, not for "),
         (DATA / "tiny-turboctc", ("--method", "awq"), "not for granite_speech5_ctc\n"),
         (TINY, ("--method", "gptq", "--calibration", "no.wav"), "no.wav: no such file to calibra"),
+        (TINY, ("--method", "gptq", "--calibration", DATA), "data is a folder: name the"),
         (TINY, ("--method", "gptq", "--calibration", __file__), "test_methods.py"),
         (TINY, ("--method", "gptq", "--calibration", SILENCE), "no speech found to calibrate with"),
         (TINY, ("--method", "gptq", "--q-bits", "3"), "--method gptq has 2, 4 and 8 bits, not 3"),

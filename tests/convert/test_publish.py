@@ -177,6 +177,7 @@ def test_not_over_the_original(run):
     ("options", "said"),
     [
         (["--check", "none.wav"], "none.wav: no such file to check with"),
+        (["--check", str(DATA)], "data is a folder: name the recordings in it"),
         (["--upload-repo", "me/tiny"], "there is none: log in"),
     ],
 )
@@ -214,6 +215,17 @@ def test_too_many_word_errors(me, run, monkeypatch):
     status, out, err = run(*options, "--overwrite", "--max-wer", "25")
     assert status == 0, err
     assert "me/tiny" in me.repositories
+
+
+def test_no_words_check_nothing(me, run):
+    """What was compared over silence alone is not taken for right, and not uploaded."""
+    silence = find_recording("synthetic/silence.flac")
+    options = ["--check", str(silence), "--max-wer", "100", "--upload-repo", "me/tiny"]
+    status, out, err = run("--model", TINY, *options)
+    assert status == 1
+    assert "no word of these recordings, which checks nothing, and it was not uploaded: giv" in err
+    assert "silence.flac               0" in out
+    assert me.repositories == {}
 
 
 def test_failed_upload_keeps_the_model(me, run):
