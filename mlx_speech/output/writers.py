@@ -120,7 +120,8 @@ def output_name(
             known = ", ".join(f"{{{known}}}" for known in NAME_FIELDS)
             raise InputError(f"{made} has the unknown field {{{wrong}}}; there are {known}")
         if (value := values[field]) is None:
-            raise InputError(f"{made} needs the language, which is not known; say which it is")
+            message = "{made} needs the language, which is not known: give {language}"
+            raise InputError.about(message, made=made)
         name += value
     if not name.strip(" ."):
         raise InputError(f"{made} gives {name!r}, which is no name for a file")

@@ -114,10 +114,11 @@ class PromptStyle:
                     "{title} detects the language that it translates from; leave {language} out"
                 )
                 raise UnsupportedOptionError.about(message, title=self.title)
-            code = language_code(request.target_language or "")
+            code = language_code(request.target_language or "", "target_language")
             if code not in self.targets:
                 able = f"{LANGUAGES[code]}, but to {', '.join(self.targets)}"
-                raise UnsupportedOptionError(f"{self.title} does not translate to {able}")
+                message = "{target_language}: {title} does not translate to {able}"
+                raise UnsupportedOptionError.about(message, title=self.title, able=able)
             asked = self.translations[bool(punctuate)].format(LANGUAGES[code])
             return _with_keywords(asked, keywords)
         plain = TRANSCRIBE
@@ -260,8 +261,11 @@ def prompt_style(model_type: str, audio_token_index: int, name: str) -> PromptSt
     return GRANITE_4_1 if audio_token_index == 100352 else UNRELEASED
 
 
-def language_code(language: str) -> str:
+def language_code(language: str, option: str = "language") -> str:
     """Code of a language given by its code or English name in any case.
+
+    Args:
+        option: name of the option that gives it.
 
     Raises:
         UnsupportedOptionError: no Granite Speech model knows it.
@@ -269,7 +273,8 @@ def language_code(language: str) -> str:
     if code := find_language(language, LANGUAGES):
         return code
     known = ", ".join(f"{code} ({name})" for code, name in LANGUAGES.items())
-    raise UnsupportedOptionError(f"language {language!r} is not known; known are {known}")
+    message = "{option} {language!r} is not known; known are {known}"
+    raise UnsupportedOptionError.about(message, option=option, language=language, known=known)
 
 
 def find_language(language: str, names: dict[str, str]) -> str | None:

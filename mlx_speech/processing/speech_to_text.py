@@ -93,8 +93,9 @@ class Speech2TextProcessor(Processor):
         code = find_language(request.target_language, _NAMES)
         if code not in self.tokenizer.langs:
             able = ", ".join(self.tokenizer.langs) or "one language, without being told"
-            asked = f"this model does not translate to {request.target_language!r}"
-            raise UnsupportedOptionError(f"{asked}, but to {able}")
+            message = "{target_language}: this model does not translate to {asked!r}, but to {able}"
+            asked = request.target_language
+            raise UnsupportedOptionError.about(message, asked=asked, able=able)
         return code
 
     def speech_inputs(

@@ -85,7 +85,7 @@ class TestWrongInput:
             ((GATE, "-o", ".", "--output-name", "{sten}"), "unknown field {sten}"),
             ((GATE, "--output-name", ""), "gives '', which is no name for a file"),
             ((GATE, "--output-name", "{stem"), "'{stem' is malformed"),
-            ((GATE, "--output-name", "{language}"), "needs the language"),
+            ((GATE, "--output-name", "{language}"), "which is not known: give --language"),
             ((GATE, "--plot", "talk.jpg"), "give talk.jpg a name that ends in .png"),
             ((GATE, "--plot", "{sten}.png"), "unknown field {sten}"),
             ((GATE, DIGITS, "--plot", "talk.png"), "talk.png would be written for both"),

@@ -214,7 +214,8 @@ class TestTranslation:
     @pytest.mark.parametrize(
         ("body", "param"),
         [
-            ({"target_language": "xx"}, None),
+            ({"target_language": "xx"}, "target_language"),
+            ({"target_language": "German, please"}, "target_language"),
             (
                 {"response_format": "verbose_json", "timestamp_granularities[]": "word"},
                 "timestamp_granularities[]",
