@@ -53,6 +53,9 @@ class Form:
                 return file
             case []:
                 raise RequestError(f"{name} is missing: send a recording", 400, name)
+            case [str()]:
+                hint = f"curl takes -F {name}=@ and the name of a file"
+                raise RequestError(f"{name} is a text, but must be a file; {hint}", 400, name)
         raise RequestError(f"{name} must be one file", 400, name)
 
     def text(self, name: str) -> str | None:

@@ -151,6 +151,11 @@ class TestRefused:
         with pytest.raises(RequestError, match="file is missing"):
             TranscriptionForm.of(Form(FormData([("model", "a")])), "transcribe")
 
+    def test_the_name_of_a_file_is_none(self):
+        """As `curl -F file=talk.wav` sends it."""
+        with pytest.raises(RequestError, match=r"file is a text, .* -F file=@ and the name"):
+            TranscriptionForm.of(Form(FormData([("file", "talk.wav")])), "transcribe")
+
 
 NAMES = (
     *("model", "language", "languages[]", "prompt", "keywords[]", "response_format", "stream"),
