@@ -146,8 +146,9 @@ def text_tokenizer(processor: Any) -> TextTokenizer:
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     if not isinstance(tokenizer, TextTokenizer):
-        what = f"a {type(processor).__name__} does not serve a model that answers texts"
-        raise InputError(f"{what}; choose one, and the processor that load returns with it")
+        what = f"a {type(processor).__name__} belongs to a model that answers no texts"
+        other = "choose one that does, and the processor that load returns with it"
+        raise InputError(f"{what}; {other}")
     return tokenizer
 
 

@@ -49,7 +49,7 @@ class TestChoice:
 
     def test_any_speech_model_transcribes(self, tiny_s2t):
         """Also one that could not chat."""
-        with pytest.raises(InputError, match="does not serve a model that answers texts"):
+        with pytest.raises(InputError, match="belongs to a model that answers no texts"):
             ChatSession(*tiny_s2t)
         session = ChatSession(*tiny_s2t, chat_model=QWEN3)
         said = session.transcribe(DATA / "audio" / "flite_08.flac").text

@@ -136,9 +136,9 @@ def test_what_asks_for_nothing():
 def test_pairs_that_do_not_go_together(tiny, tiny_s2t):
     model, _ = tiny
     for processor in (tiny_s2t[1], None, "processor"):
-        with pytest.raises(InputError, match="does not serve a model that answers texts"):
+        with pytest.raises(InputError, match="belongs to a model that answers no texts"):
             mlx_speech.generate(model, processor, "hi")
-        with pytest.raises(InputError, match="does not serve a model that answers texts"):
+        with pytest.raises(InputError, match="belongs to a model that answers no texts"):
             ChatSession(model, processor)
     for other in (None, tiny):
         with pytest.raises(UnsupportedOptionError, match="generates no text"):
