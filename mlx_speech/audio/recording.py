@@ -170,7 +170,8 @@ class _Mixer:
         if isinstance(self._channel, int):
             # silence in a gap has one channel, whatever the rest has
             if self._channel > count and block.any():
-                raise AudioError(f"{self._name} has {count} channels, and none is {self._channel}")
+                channels = "1 channel" if count == 1 else f"{count} channels"
+                raise AudioError(f"{self._name} has {channels}, and none is {self._channel}")
             return block[:, min(self._channel, count) - 1]
         if count == 1:
             return block[:, 0]

@@ -229,7 +229,7 @@ def why_empty(duration: float, peak: float, segments: int) -> str:
         segments: how many were decoded.
     """
     if round(duration * SAMPLING_RATE) < SHORTEST_SAMPLES:
-        return f"it is of {1000 * duration:.0f} ms, too short for speech"
+        return f"it lasts {1000 * duration:.3g} ms, too short for speech"
     if peak < 10 ** (SILENCE_DBFS / 20):
         return "it is silent"
     if segments:

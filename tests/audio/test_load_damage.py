@@ -307,6 +307,8 @@ class TestChannels:
             np.testing.assert_allclose(load(path, channel=channel), -sine(), atol=1e-4)
         assert remarks(path, channel=2) == []
         assert "has 2 channels, and none is 3" in refused(path, channel=3)
+        mono = write(tmp_path / "mono.wav", encoded(sine(), format="WAV"))
+        assert "has 1 channel, and none is 2" in refused(mono, channel=2)
 
     @pytest.mark.parametrize("channel", [0, -1, True, 1.5, "left"])
     def test_none(self, channel):

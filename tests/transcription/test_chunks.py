@@ -11,7 +11,7 @@ from conftest import DATA, chunks_of
 
 from mlx_speech import load_audio, transcribe
 from mlx_speech.audio import open_recording
-from mlx_speech.transcription.chunks import AudioChunk, ChunkOptions
+from mlx_speech.transcription.chunks import AudioChunk, ChunkOptions, why_empty
 from mlx_speech.transcription.preparation import speech_family
 
 RATE = 16000
@@ -133,3 +133,8 @@ class TestNoise:
         (heard,) = listen(tiny, over_noise(samples, decibels), min_silence=0.4)
         assert abs(heard.start - 2) <= 0.5
         assert abs(heard.end - 2 - samples.size / RATE) <= 0.5
+
+
+def test_why_a_sample_has_no_text():
+    assert why_empty(1 / RATE, 0.0, 0) == "it lasts 0.0625 ms, too short for speech"
+    assert why_empty(0.02, 0.5, 0) == "it lasts 20 ms, too short for speech"
