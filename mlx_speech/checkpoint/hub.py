@@ -376,7 +376,7 @@ def _uncached(
 
 def _lacks(missing: list[str]) -> str:
     if not missing:
-        return "the local cache does not hold it"
+        return "the local cache does not hold it, nor is there a folder of that name here"
     return f"the local cache lacks {first_few(missing)}"
 
 
