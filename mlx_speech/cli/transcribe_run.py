@@ -122,9 +122,11 @@ class Run:
 
     def interrupted(self, jobs: list[Job], progress: Progress) -> None:
         """Say that Ctrl-C ended it, and where."""
-        where = f"at {clock(progress.done)} of {clock(progress.duration)} in {progress.name}"
+        length = progress.duration  # 0 until the recording is open
+        where = f" at {clock(progress.done)} of {clock(length)}" if length else ""
+        where += f" in {progress.name}" if progress.name else ""
         resume = "; --resume goes on from there" if all(job.files for job in jobs) else ""
-        self.console.say(f"interrupted {where}: {self}{resume}")
+        self.console.say(f"interrupted{where}: {self}{resume}")
 
     def _transcribe_one(self, job: Job, loaded: tuple, progress: Progress, index: int) -> None:
         """Transcribe one recording to files or to standard output."""

@@ -278,7 +278,7 @@ class TestStream:
         touch("a.wav")
         status, out, err = cli("a.wav", "--stream")
         assert (status, out) == (130, "first\n")
-        assert err == "interrupted at 0:00:00 of 0:00:00 in a.wav: 0 of 1 done\n"
+        assert err == "interrupted in a.wav: 0 of 1 done\n"
 
 
 def names(*sources: str | tuple[str, str]) -> list[str]:
