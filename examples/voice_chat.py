@@ -62,9 +62,10 @@ def turn(session: mlx_speech.ChatSession, audio, options: dict, *, say: bool) ->
     """Transcribe a recording and print the reply as it comes; returns whether that went well."""
     try:
         said = session.transcribe(audio, **options).text
-        print(f"you:   {said}")
         if not said:
+            print("no speech was found", file=sys.stderr)
             return True
+        print(f"you:   {said}")
         responses = session.stream(said)
         print("model: ", end="", flush=True)
         with Speaker() if say else nullcontext() as speaker:

@@ -122,6 +122,11 @@ class TestVoiceChat:
         assert out == "you:   unlock the back gate\nmodel: the back gate is unlocked.\n"
         assert err == "error: nowhere.wav does not exist: check the path\n"
 
+    def test_silence_is_told_and_no_turn(self):
+        status, out, err = voice_chat(AUDIO / "silence.flac", AUDIO / "flite_08.flac")
+        assert (status, err) == (0, "no speech was found\n")
+        assert out == "you:   unlock the back gate\nmodel: the back gate is unlocked.\n"
+
     def test_text_models(self, tiny_text):
         recordings = [AUDIO / "flite_08.flac"] * 2
         status, out, err = voice_chat("--model", tiny_text, *recordings)
