@@ -149,7 +149,7 @@ def resolve_checkpoint(
         HubError: the repository or revision does not exist, is private or gated, the Hub cannot
             be reached and the cache is incomplete, or the download cannot be finished or stored.
     """
-    name, local = _local_folder(path_or_repo, options, "a model")
+    name, local = local_folder(path_or_repo, options, "a model")
     if local is not None:
         return local
     folder = _download(name, (*SMALL_FILES, *also), progress, options)
@@ -169,7 +169,7 @@ def resolve_adapter(
         HubError: the repository cannot be had.
     """
     options["revision"] = None
-    name, local = _local_folder(path_or_repo, options, "an adapter")
+    name, local = local_folder(path_or_repo, options, "an adapter")
     if local is not None:
         return local
     folder = _download(name, (ADAPTER_CONFIG, ADAPTER_WEIGHTS), progress, options)
@@ -180,7 +180,7 @@ def resolve_adapter(
     return folder
 
 
-def _local_folder(
+def local_folder(
     path_or_repo: str | os.PathLike, options: HubOptions, what: str
 ) -> tuple[str, Path | None]:
     """What is given as text, and if that is a folder the folder; else it is a repository's name.

@@ -131,6 +131,17 @@ def run(args: argparse.Namespace, console: Console, models: dict[str, str]) -> i
         return _follow(args, models, store, bus)
 
 
+def _check_others(args: argparse.Namespace, others: list[str]) -> None:
+    """Raises `CheckpointError` for what can be no model, though it is loaded later, if at all."""
+    from ..checkpoint.folder import read_json
+    from ..checkpoint.hub import local_folder
+
+    for given in others:
+        _, folder = local_folder(given, {"revision": args.revision}, "a model")
+        if folder is not None:
+            read_json(folder)
+
+
 def _serve(
     args: argparse.Namespace,
     console: Console,
@@ -165,6 +176,7 @@ def _serve(
             other = sockets.enter_context(bound_socket(args.host, args.wyoming))
             where.append(f"serving Home Assistant at {address_of(other, 'tcp')}")
             beside = wyoming(engine, other)
+        _check_others(args, list(models.values())[1:])
         store.load(store.names[0])  # before the engine's thread, which Ctrl-C could not end
         if dispatcher is not None:
             dispatcher.bus.check_same(_facts(args, models, store))

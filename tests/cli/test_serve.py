@@ -169,6 +169,11 @@ class TestErrors:
         for model, words in ((tmp_path, str(tmp_path)), ("", "'' is not the name of a Hub repo")):
             commands.one_line(cli("--port", 0, "--model", model), words)
 
+    def test_others_may_not_be_what_is_no_model(self, cli, tmp_path):
+        """They are loaded later, but a misspelled one is told at once."""
+        for model, words in ((tmp_path, "no config.json here"), ("no-such", "no folder 'no-such'")):
+            commands.one_line(cli("--port", 0, "--model", TINY, "--model", model), words)
+
     @pytest.mark.parametrize(
         ("args", "words"),
         [
