@@ -66,20 +66,22 @@ def quantize(
     # a row stands for an utterance: its number, as often as it has positions
     rows = [([n] * u.input_ids.shape[1], 0) for n, u in enumerate(utterances)] * passes
     state = np.random.get_state()  # which the order of the rows would else be left in
-    with reported(dwq, progress, "learning scales, step"):
-        dwq.dwq_quantize(
-            student,
-            lambda batch, step, split: targets[batch[0, 0].item()],
-            Adam(cosine_decay(_LEARNING_RATE, len(rows)), bias_correction=True),
-            rows,
-            rows[:1],
-            batch_size=1,
-            max_seq_length=2**20,
-            seed=_SEED,
-            dtype=decoder.model.norm.weight.dtype,
-            temperature=_TEMPERATURE,
-        )
-    np.random.set_state(state)
+    try:
+        with reported(dwq, progress, "learning scales, step"):
+            dwq.dwq_quantize(
+                student,
+                lambda batch, step, split: targets[batch[0, 0].item()],
+                Adam(cosine_decay(_LEARNING_RATE, len(rows)), bias_correction=True),
+                rows,
+                rows[:1],
+                batch_size=1,
+                max_seq_length=2**20,
+                seed=_SEED,
+                dtype=decoder.model.norm.weight.dtype,
+                temperature=_TEMPERATURE,
+            )
+    finally:
+        np.random.set_state(state)
 
 
 def _likeliest(logits: mx.array) -> tuple[mx.array, mx.array]:

@@ -275,6 +275,9 @@ def prefill(
         cache = speculation.cache  # empty once another batch has taken in the rows
         fed = logits, partial(model.step, cache=cache), cache
         return Prefilled(config, prompt, *fed, stopping, fed=length, speculation=speculation)
+    if config.draft_acceptance is not None:
+        message = "{draft_acceptance} is for drafts; give drafts or a draft_model, or leave it out"
+        raise InputError.about(message)
     if embeds is not None:
         given["inputs_embeds"] = embeds[:, held:]
     logits = model.prefill(prompt[:, held:], cache, **given)[:, -1]

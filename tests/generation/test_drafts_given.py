@@ -394,6 +394,11 @@ def test_impossible(options, message):
         random_decoder().generate(PROMPTS[:2], **({"drafts": [[5], [6]]} | OPTIONS | options))
 
 
+def test_acceptance_without_drafts():
+    with pytest.raises(InputError, match="draft_acceptance is for drafts; give drafts or a draft_"):
+        random_decoder().generate(PROMPTS[:2], draft_acceptance=0.5, **OPTIONS)
+
+
 def test_drafts_continue_ids():
     model = random_decoder()
     embeds = model.model.embed(PROMPTS[:1])
