@@ -126,7 +126,7 @@ class TestResizing:
     def test_a_quantized_model(self, tied):
         model = granite(tie_word_embeddings=tied)
         nn.quantize(model, group_size=32)
-        with pytest.raises(UnsupportedOptionError, match="before quantizing"):
+        with pytest.raises(UnsupportedOptionError, match="before the model is quantized"):
             model.resize_token_embeddings(50)
         assert model.config.vocab_size == 40
 

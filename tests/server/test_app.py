@@ -180,9 +180,8 @@ class TestErrors:
 
     def test_the_file(self, server):
         check_error(post(server, data={"model": "tiny"}, other=("a", b"1")), 400, "file", "missing")
-        check_error(
-            post(server, data={"file": "a.wav"}, other=("a", b"1")), 400, "file", "one file"
-        )
+        named = post(server, data={"file": "a.wav"}, other=("a", b"1"))
+        check_error(named, 400, "file", "file is a text, but must be a file; curl takes -F file=@")
         two = [("file", ("a", b"1")), ("file", ("b", b"2"))]
         check_error(httpx.post(server + TRANSCRIPTIONS, files=two), 400, words="Too many files")
         check_error(post(server, file=("a.wav", b"")), 400, "file", "is empty")
