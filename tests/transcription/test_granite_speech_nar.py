@@ -10,6 +10,7 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 import pytest
+import soundfile
 from conftest import TINY, edit_json, find_recording
 from nar_models import on_bundled_encoder
 
@@ -53,6 +54,15 @@ def loaded(folder):
 def long_drafts(loaded):
     """As segments, those of the long recording."""
     return transcribe(find_recording(LONG), loaded, ctc_only=True).segments
+
+
+@pytest.fixture(scope="module")
+def forty_seconds(tmp_path_factory):
+    """The beginning of the long recording, of ten sentences."""
+    path = tmp_path_factory.mktemp("recordings") / "forty.wav"
+    samples, rate = soundfile.read(find_recording(LONG), frames=40 * 16000, dtype="int16")
+    soundfile.write(path, samples, rate)
+    return path
 
 
 def draft_of(loaded, name: str):
@@ -141,13 +151,11 @@ def test_a_long_recording_in_batches(loaded, long_drafts, batch_size, monkeypatc
     assert len(runs) == math.ceil(number / batch_size)
 
 
-def test_it_streams(loaded):
-    whole = transcribe(find_recording(LONG), loaded, word_timestamps=True)
-    stream, pieces, segments = (
-        stream_transcribe(find_recording(LONG), loaded, word_timestamps=True),
-        [],
-        [],
-    )
+def test_it_streams(loaded, forty_seconds):
+    whole = transcribe(forty_seconds, loaded, word_timestamps=True)
+    assert len(whole.segments) == 10
+    stream = stream_transcribe(forty_seconds, loaded, word_timestamps=True)
+    pieces, segments = [], []
     for delta in stream:
         pieces.append(delta.text)
         segments += [delta.segment] if delta.segment else []
@@ -202,9 +210,9 @@ class TestSkipping:
         assert len(taken) == len(pairs) - len(runs)
         assert 0 < len(runs) < len(pairs)
 
-    def test_the_command_line(self, folder, loaded, capsys):
+    def test_the_command_line(self, folder, loaded, forty_seconds, capsys):
         """Where some drafts are certain, the texts are neither all edited nor all drafts."""
-        args = [str(find_recording(LONG)), "--model", str(folder), "--dtype", "float32"]
+        args = [str(forty_seconds), "--model", str(folder), "--dtype", "float32"]
         skipping = "--skip-editor"
         said = {}
         for flags in ((), (skipping,), ("--ctc-only",), (skipping, "--stream")):
@@ -212,7 +220,7 @@ class TestSkipping:
             said[flags] = capsys.readouterr().out
         streamed = said.pop((skipping, "--stream"))
         assert len(set(said.values())) == 3
-        expected = transcribe(find_recording(LONG), loaded, skip_editor=True)
+        expected = transcribe(forty_seconds, loaded, skip_editor=True)
         lines = [s.text for s in expected.segments if s.text]
         assert said[skipping,].splitlines() == streamed.splitlines() == lines
 
