@@ -125,13 +125,17 @@ class TestSpeech:
         assert abs(found.first - usual.first) <= 15
         assert abs(found.last - usual.last) <= 15
 
+    @pytest.fixture(scope="class")
+    def clean(self) -> np.ndarray:
+        """Where there is speech in the long recording."""
+        return activity(recording("long.flac")).speech
+
     @pytest.mark.parametrize("decibels", [15, 10, 5])
-    def test_none_is_lost_in_noise(self, decibels):
+    def test_none_is_lost_in_noise(self, clean, decibels):
         """All that is detected of clean speech is over white noise and babble, too, give or take
         0.3 s beside a pause."""
         samples = recording("long.flac")
         everybody = np.concatenate([recording(name) for name in RECORDINGS])
-        clean = activity(samples).speech
         for background in (0.0, everybody):
             noisy = over(samples, background, decibels, np.random.default_rng(1))
             assert not (clean & ~spread(activity(noisy).speech, 15, 15)).any()
@@ -176,6 +180,12 @@ def minutes() -> np.ndarray:
     return over(np.tile(samples, 2)[: 170 * RATE + 200], 1.0, 20, np.random.default_rng(0))
 
 
+@pytest.fixture(scope="module")
+def whole(minutes) -> SpeechActivity:
+    """Their activity, pushed as usual."""
+    return activity(minutes)
+
+
 class TestStreaming:
     @pytest.mark.parametrize("size", [1, 159, 160, 320, 479, 480, 16159, 100000])
     def test_as_many_frames_as_the_encoder(self, tiny, size):
@@ -187,8 +197,7 @@ class TestStreaming:
             assert told.speech.size == features.shape[1]
         assert told.speech.size == told.level.size == (size + 160) // FRAME
 
-    def test_pushes_do_not_matter(self, minutes):
-        whole = activity(minutes)
+    def test_pushes_do_not_matter(self, minutes, whole):
         assert 0.3 < whole.speech.mean() < 0.99
         for step in (317, 5000, 70001, minutes.size):
             parts = activity(minutes, step)
@@ -196,9 +205,9 @@ class TestStreaming:
             assert (parts.level == whole.level).all()
 
     @pytest.mark.parametrize("first", [1, 999, 1600, 2001, 5000])
-    def test_parts_are_of_the_whole(self, minutes, first):
+    def test_parts_are_of_the_whole(self, minutes, whole, first):
         """From a block on that is whole, with what is before it."""
-        whole, part = activity(minutes), activity(minutes, first=first)
+        part = activity(minutes, first=first)
         assert len(part) == len(whole) - first
         exact = -(-(first + WARM_UP_FRAMES) // BLOCK_FRAMES) * BLOCK_FRAMES
         assert (part.speech[exact - first :] == whole.speech[exact:]).all()
