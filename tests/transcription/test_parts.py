@@ -37,7 +37,6 @@ from mlx_speech.transcription.vad import (
 RATE, FRAME = 16000, 320
 SECTION = 700  # frames, 14 s
 CUTS = {"chunk_duration": 9, "min_silence": 0.4}
-FAMILIES = ["plus", "turbo", "s2t"]
 
 
 @pytest.fixture(autouse=True)
@@ -242,7 +241,7 @@ class TestSplit:
 
 
 class TestChunks:
-    @pytest.mark.parametrize("name", FAMILIES)
+    @pytest.mark.parametrize("name", [pytest.param("plus", marks=pytest.mark.slow), "turbo", "s2t"])
     def test_of_all_parts_are_those_of_the_whole(self, models, mixed, name):
         """To the last bit, wherever parts are divided: between sections, and in speech."""
         counts = check(models(name), mixed, 3 * SECTION, 6 * SECTION)
