@@ -144,11 +144,14 @@ class TestAsOffline:
         model, processor = tiny
         features = processor.audio_processor.log_mel(mx.array(samples))
         output = model.encode_stream().push(features, last=True)
-        for span, text in zip(spans, texts(events), strict=True):
-            audio = model.project(output.last_hidden_state[:, span.start : span.end])
-            inputs = processor.audio_inputs(list(audio), processor.speech_prompt(TRANSCRIBE))
-            tokens = model.generate(**inputs, max_new_tokens=60)[0, inputs["input_ids"].shape[1] :]
-            assert processor.decode(tokens.tolist(), skip_special_tokens=True) == text
+        prompt, said = processor.speech_prompt(TRANSCRIBE), []
+        for start in range(0, len(spans), 8):
+            some = spans[start : start + 8]
+            audio = [model.project(output.last_hidden_state[:, s.start : s.end])[0] for s in some]
+            inputs = processor.audio_inputs(audio, prompt)
+            rows = model.generate(**inputs, max_new_tokens=60)[:, inputs["input_ids"].shape[1] :]
+            said += [processor.decode(row, skip_special_tokens=True) for row in rows.tolist()]
+        assert said == texts(events)
 
     def test_word_errors(self, tiny, long_one):
         samples = recording("long.flac")
