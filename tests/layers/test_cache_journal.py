@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import random
 
@@ -134,7 +133,6 @@ class Caches:
             self.caches.remove(self.some())
 
     def compare(self) -> None:
-        gc.collect()
         self.mirror.replay(json.loads(json.dumps(self.journal.take())))
         assert len(self.mirror) == len(self.caches)
         for cache in self.caches:
