@@ -9,7 +9,7 @@ import soundfile
 from page_visits import AUDIO, Visit, chromium
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser(tmp_path_factory):
     """One that takes festival_14.flac for what is said into its microphone."""
     recording = tmp_path_factory.mktemp("microphone") / "said.wav"
