@@ -115,7 +115,7 @@ SHAPING = {
     "bad-words": {"bad_words_ids": [[31], [33, 47], [58, 25, 25]]},
     "allowed": {
         "prefix_allowed_tokens_fn": lambda row, ids: [
-            i for i in range(5, 61) if (i + ids[-1].item() + row) % 3
+            i for last in [ids[-1].item()] for i in range(5, 61) if (i + last + row) % 3
         ]
     },
     "own": {"logits_processor": [repelled]},
