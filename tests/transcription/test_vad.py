@@ -89,6 +89,12 @@ class TestSilenceAndNoise:
         assert not activity(dither.astype(np.float32)).speech.any()
 
 
+@pytest.fixture(scope="module")
+def clean() -> np.ndarray:
+    """Where there is speech in the long recording."""
+    return activity(recording("long.flac")).speech
+
+
 class TestSpeech:
     @pytest.mark.parametrize("name", RECORDINGS)
     def test_loud_or_quiet(self, name):
@@ -124,11 +130,6 @@ class TestSpeech:
         (usual,) = spans(speech)
         assert abs(found.first - usual.first) <= 15
         assert abs(found.last - usual.last) <= 15
-
-    @pytest.fixture(scope="class")
-    def clean(self) -> np.ndarray:
-        """Where there is speech in the long recording."""
-        return activity(recording("long.flac")).speech
 
     @pytest.mark.parametrize("decibels", [15, 10, 5])
     def test_none_is_lost_in_noise(self, clean, decibels):
