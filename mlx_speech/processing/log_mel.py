@@ -101,8 +101,8 @@ class LogMelFeatureExtractor(FeatureExtractor, ABC):
             highest: what `scan` returned for it, which is called if this is not given.
 
         Yields:
-            (frames, width): at least one part, together what `log_mel` gives; with `first` what
-                that gives from there on, if anything.
+            (frames, width), evaluated: at least one part, together what `log_mel` gives; with
+                `first` what that gives from there on, if anything.
 
         Raises:
             AudioError: as `log_mel`, when the first part is asked for.
@@ -119,7 +119,9 @@ class LogMelFeatureExtractor(FeatureExtractor, ABC):
             if end > 2 * first:
                 part = self._log_mel(recording.read, recording.size, begin, end)
                 features = self._features(part, part.max() if highest is None else highest)
-                yield features[max(0, first - begin // 2) :]
+                features = features[max(0, first - begin // 2) :]
+                mx.eval(features)  # another thread may take it, and could not compute what is lazy
+                yield features
 
     def scan(
         self, recording: Recording, chunk_frames: int = PART_FRAMES

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import Any
 
@@ -178,13 +179,19 @@ def test_long_recording(tiny, whole):
 
 
 def test_stream(tiny, whole):
-    """The pieces are the transcript's text, whose segments come one by one."""
+    """The pieces are the transcript's text, whose segments come one by one, whichever thread asks
+    for each, as web servers have it that read a generator in a pool."""
     options = {"word_timestamps": True, **CUTS}
 
     def streaming():
         yield (yield from stream_transcribe(LONG, tiny.loaded, **options))
 
-    *deltas, found = streaming()
+    stream, pieces = streaming(), []
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        pools = cycle([one, other])
+        while piece := next(pools).submit(next, stream, None).result():
+            pieces.append(piece)
+    *deltas, found = pieces
     assert_same(found, whole)
     assert "".join(delta.text for delta in deltas) == found.text
     assert [delta.segment for delta in deltas] == found.segments
