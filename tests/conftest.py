@@ -15,6 +15,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+import soundfile
 from fake_hub import FakeHub
 from huggingface_hub import constants
 from huggingface_hub.utils import _detect_agent, _http
@@ -90,6 +91,15 @@ def tiny_without_bpe(tmp_path_factory):
 def tiny_s2t():
     """The same of the bundled Speech2Text."""
     return load(TINY_S2T, dtype=mx.float32)
+
+
+@pytest.fixture(scope="session")
+def forty_seconds(tmp_path_factory) -> Path:
+    """The beginning of the long recording, of ten sentences."""
+    path = tmp_path_factory.mktemp("recordings") / "forty.wav"
+    samples, rate = soundfile.read(DATA / "audio" / "long.flac", frames=40 * 16000, dtype="int16")
+    soundfile.write(path, samples, rate)
+    return path
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from itertools import cycle
 import mlx.core as mx
 import numpy as np
 import pytest
-import soundfile
 from conftest import DATA, TINY, find_recording
 
 from mlx_speech import InputError, load, load_audio, stream_transcribe, transcribe
@@ -63,15 +62,6 @@ def half(tiny_without_bpe):
         return ids(transcribe(path, models["tokens"], draft=False, **options))
 
     return models, greedy_ids
-
-
-@pytest.fixture(scope="module")
-def forty_seconds(tmp_path_factory):
-    """The beginning of the long recording."""
-    path = tmp_path_factory.mktemp("recordings") / "forty.wav"
-    samples, rate = soundfile.read(LONG, frames=40 * 16000, dtype="int16")
-    soundfile.write(path, samples, rate)
-    return path
 
 
 #: what models, by their ids, have found in recordings: the model, and the chunks with their drafts

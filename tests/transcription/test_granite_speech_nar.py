@@ -10,7 +10,6 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 import pytest
-import soundfile
 from conftest import TINY, edit_json, find_recording
 from nar_models import on_bundled_encoder
 
@@ -54,15 +53,6 @@ def loaded(folder):
 def long_drafts(loaded):
     """As segments, those of the long recording."""
     return transcribe(find_recording(LONG), loaded, ctc_only=True).segments
-
-
-@pytest.fixture(scope="module")
-def forty_seconds(tmp_path_factory):
-    """The beginning of the long recording, of ten sentences."""
-    path = tmp_path_factory.mktemp("recordings") / "forty.wav"
-    samples, rate = soundfile.read(find_recording(LONG), frames=40 * 16000, dtype="int16")
-    soundfile.write(path, samples, rate)
-    return path
 
 
 def draft_of(loaded, name: str):
