@@ -8,7 +8,8 @@ they decode must agree. A second table shows what a longer context costs a token
 that is attention over the longer cache.
 
 On Linux it preloads OpenBLAS if it is installed. MLX multiplies quantized matrices so slowly on a
-CPU that the prompt has 16 tokens there, and 8 are decoded.
+CPU that the prompt has 16 tokens there at most, and 8 are decoded. mlx-lm computes the last layer
+for the prompt's last token alone, which tells where there are few layers.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from mlx_speech.loading import architecture
 from mlx_speech.profiling.machine import blas_name, device_name, machine_name
 
 OURS, THEIRS = "mlx-speech", "mlx-lm"
-CPU_LENGTHS = 16, 8  #: prompt and new tokens, where quantized weights are multiplied on a CPU
+#: most tokens of the prompt, and new ones, where quantized weights are multiplied on a CPU
+CPU_PROMPT, CPU_TOKENS = 16, 8
 #: a 1b-like shape
 SHAPE = {
     "vocab_size": 49152,
@@ -187,19 +189,18 @@ def main() -> int:
     dtype = getattr(mx, options.dtype)
     print(machine_name())
     print(f"MLX {mx.__version__} on {device_name()}{blas_name()}")
-    print(
-        f"{options.layers} layers, prompt {options.prompt}, {options.tokens} new tokens, "
-        f"{options.runs} runs each, in turn; tokens a second, medians"
-    )
+    print(f"{options.layers} layers, {options.runs} runs each, in turn; tokens a second, medians")
     same = True
     for family in options.family or ("llama", "granite"):
         for bits in (None, 4):
             models = make_models(family, options.layers, dtype, bits)
-            slow = bits is not None and mx.default_device() == mx.cpu
-            length, count = CPU_LENGTHS if slow else (options.prompt, options.tokens)
+            length, count = options.prompt, options.tokens
+            if bits is not None and mx.default_device() == mx.cpu:
+                length, count = min(length, CPU_PROMPT), min(count, CPU_TOKENS)
             prompt = mx.arange(length) * 7919 % 40000 + 8
             weights = options.dtype if bits is None else f"{bits} bits"
             print(f"\n{family}, {weights}{'':<10}{OURS:>10}{THEIRS:>10}{'ratio':>10}")
+            print(f"    prompt {length}, {count} new tokens")
             same &= compare(models, prompt, count, options.runs)
             if bits is None:
                 context_growth(models[OURS], dtype, (100, 4000), min(options.runs, 3))
