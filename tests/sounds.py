@@ -230,6 +230,23 @@ LIVELY: dict[str, Maker] = {
 }
 
 
+def sound(
+    makers: dict[str, Maker],
+    index: int,
+    seed: int = 0,
+    shortest: float = SHORTEST_S,
+    longest: float = LONGEST_S,
+) -> Sound:
+    """One of any level and a length between the two in seconds, the kinds being taken in turn; the
+    same for the same index and seed."""
+    random = np.random.default_rng([seed, index])
+    kind = list(makers)[index % len(makers)]
+    size = round(_between(shortest, longest, random) * RATE)
+    level = random.uniform(QUIETEST_DBFS, LOUDEST_DBFS)
+    samples = makers[kind](np.arange(size) / RATE, random)
+    return Sound(kind, at_level(samples, level))
+
+
 def sounds(
     makers: dict[str, Maker],
     count: int,
@@ -237,15 +254,5 @@ def sounds(
     shortest: float = SHORTEST_S,
     longest: float = LONGEST_S,
 ) -> list[Sound]:
-    """`count` sounds, of the kinds in turn, of any level and a length between the two in seconds;
-    the same for the same seed."""
-    kinds = list(makers)
-    made = []
-    for index in range(count):
-        random = np.random.default_rng([seed, index])
-        kind = kinds[index % len(kinds)]
-        size = round(_between(shortest, longest, random) * RATE)
-        level = random.uniform(QUIETEST_DBFS, LOUDEST_DBFS)
-        samples = makers[kind](np.arange(size) / RATE, random)
-        made.append(Sound(kind, at_level(samples, level)))
-    return made
+    """The first `count` of them."""
+    return [sound(makers, index, seed, shortest, longest) for index in range(count)]

@@ -7,10 +7,12 @@ from ..audio import SAMPLING_RATE
 from ..models.silero_vad import WINDOW_SAMPLES, SileroVAD
 from ..models.silero_vad.model import State
 from .frames import FRAME_SAMPLES, runs
-from .vad import HYSTERESIS, WORD_WINDOWS, gain, onsets
+from .vad import HYSTERESIS, ONSET_WINDOWS, VOICE_WINDOWS, gain, is_voice, onsets
 
 #: what was louder than now counts for the gain, half as much after so many seconds
 _HALF_LIFE_SECONDS = 1.0
+#: what may be no voice waits for so many windows, a second
+_DOUBTED_WINDOWS = 32
 
 
 class LiveVAD:
@@ -29,9 +31,12 @@ class LiveVAD:
         mx.eval(self._silero.parameters())  # now: what is lazy belongs to this thread
         self._state: State | None = None
         self._power = 0.0
-        # of windows of 32 ms, from this one on: whether speech may begin, and may go on there
+        # of windows of 32 ms, from this one on: their samples, and whether speech may begin, does,
+        # and may go on there
         self._first = 0
-        self._begins, self._goes_on = np.zeros(0, bool), np.zeros(0, bool)
+        self._samples = np.zeros(0, np.float32)
+        self._begins, self._voiced = np.zeros(0, bool), np.zeros(0, bool)
+        self._goes_on = np.zeros(0, bool)
 
     def push(self, samples: np.ndarray) -> None:
         """Take in the next samples, (n,): whole windows, unless they are the last."""
@@ -46,22 +51,36 @@ class LiveVAD:
         mx.eval(probabilities, state)
         self._state = state
         sure = np.array(probabilities)
+        self._samples = np.append(self._samples, samples)
         self._begins = np.append(self._begins, sure > self._threshold)
         self._goes_on = np.append(self._goes_on, sure > self._threshold - HYSTERESIS)
+        told = self._voiced.size
+        self._voiced = np.append(self._voiced, np.zeros(sure.size, bool))
+        for start, end in runs(self._begins).tolist():
+            if end > told - VOICE_WINDOWS:
+                since = max(start, end - _DOUBTED_WINDOWS)
+                if self._voiced[start:told].any() or self._is_voice(since, end):
+                    self._voiced[since:end] = True
+
+    def _is_voice(self, start: int, end: int) -> bool:
+        enough = end - start >= ONSET_WINDOWS
+        return enough and is_voice(self._silero, self._samples, start, end, self._threshold)
 
     def onset(self, first: int) -> int | None:
         """Where somebody has begun to speak in the frames from one on, if so."""
         skipped = self._skipped(first)
-        found = onsets(self._begins[skipped:], WORD_WINDOWS)
+        found = onsets(self._voiced[skipped:])
         return self._frame(skipped + found[0]) if found else None
 
     def earliest_onset(self, first: int) -> int:
         """The earliest frame that `onset` may give once more has come."""
         skipped = self._skipped(first)
         found = (runs(self._begins[skipped:]) + skipped).tolist()
-        if found and found[-1][1] == len(self._begins):
-            return self._frame(found[-1][0])
-        return self._frame(len(self._begins))
+        size = self._begins.size
+        for start, end in found[-1:]:
+            if end == size or (end > size - VOICE_WINDOWS and not self._voiced[end - 1]):
+                return self._frame(max(start, size - _DOUBTED_WINDOWS))
+        return self._frame(size)
 
     def speech(self, first: int, end: int) -> np.ndarray:
         """Whether somebody who speaks goes on in frames [first, end): (end - first,) booleans."""
@@ -72,7 +91,9 @@ class LiveVAD:
     def forget(self, before: int) -> None:
         """Let go of the frames before one."""
         number = max(0, before * FRAME_SAMPLES // WINDOW_SAMPLES - self._first)
-        self._begins, self._goes_on = self._begins[number:].copy(), self._goes_on[number:].copy()
+        self._samples = self._samples[number * WINDOW_SAMPLES :].copy()
+        self._begins, self._voiced = self._begins[number:].copy(), self._voiced[number:].copy()
+        self._goes_on = self._goes_on[number:].copy()
         self._first += number
 
     def _skipped(self, first: int) -> int:

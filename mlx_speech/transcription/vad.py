@@ -4,6 +4,7 @@ Silero VAD tells where somebody speaks, whatever else sounds. Where an encoder h
 letters beside that are speech too.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,22 +12,24 @@ import mlx.core as mx
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from ..audio import SAMPLING_RATE
 from ..models.silero_vad import WINDOW_SAMPLES, SileroVAD
 from .frames import FRAME_SAMPLES, runs
 
 SILENCE_DBFS = -80.0  #: an RMS of less is silence, where full scale is 1
-#: speech begins where Silero VAD is surer than this for so many windows in a row, 0.26 s
+#: speech begins where Silero VAD is surer than this for so many windows in a row, 0.16 s
 VAD_THRESHOLD = 0.5
-ONSET_WINDOWS = 8
-#: or for so many, where what sounds is so much louder than what is quiet before it and behind it,
-#: in so many windows on either side: single words are, melodies and sirens, which have such moments
-#: too, go on
-WORD_WINDOWS = 5
-CONTRAST_DB = 10.0
-BESIDE_WINDOWS = 10
+ONSET_WINDOWS = 5
 HYSTERESIS = 0.15  #: and goes on, and may have begun before that, where it is less sure by this
 BEFORE_ONSET_WINDOWS = 32  #: but no more than so many before, a second
 LINK_WINDOWS = 6  #: fewer than these between two that have speech, 0.2 s, have it too
+#: and it is a voice where Silero VAD is surer than this share of the threshold for so many windows
+#: in a row without what is below so many hertz, too, as over a telephone: chords, melodies and
+#: sirens are like one in these alone
+VOICE_SHARE = 0.2
+VOICE_WINDOWS = 4
+LOW_HERTZ = 300
+CHECKED_WINDOWS = 16  #: windows that are looked at together for that, with a second before them
 #: frames of a recording that Silero VAD is given together, and those before that it is given too
 BLOCK_FRAMES = 1600
 WARM_UP_FRAMES = 400
@@ -142,18 +145,56 @@ class RecordingVAD:
         block = self._told // BLOCK_FRAMES * BLOCK_FRAMES
         begin = max(self._begin, (block - WARM_UP_FRAMES) * FRAME_SAMPLES)
         around = self._samples[begin - self._begin : _behind(end) - self._begin]
-        given, powers = _levelled(around)
-        probabilities = np.array(self._silero(mx.array(given))[0])
-        speech = _speech(probabilities, powers, self._threshold)
+        probabilities = _probabilities(self._silero, around)
         middles = np.arange(self._told, end) * FRAME_SAMPLES + FRAME_SAMPLES // 2 - begin
-        windows = (middles // WINDOW_SAMPLES).clip(0, max(0, speech.size - 1))
+        windows = (middles // WINDOW_SAMPLES).clip(0, max(0, probabilities.size - 1))
         self._told = end
         needed = max(self._begin, (end - WARM_UP_FRAMES) * FRAME_SAMPLES)
         self._samples = self._samples[needed - self._begin :].copy()
         self._begin = needed
-        if not speech.size:  # a part's first frames, which are of another
+        if not probabilities.size:  # a part's first frames, which are of another
             return SpeechActivity(np.zeros(windows.size, bool), np.zeros(windows.size, np.float32))
+        speech = self._speech(probabilities, around, windows[0], windows[-1] + 1)
         return SpeechActivity(speech[windows], probabilities[windows])
+
+    def _speech(
+        self, probabilities: np.ndarray, samples: np.ndarray, first: int, end: int
+    ) -> np.ndarray:
+        """Whether windows [first, end) of the samples have speech, (windows,) as all of them."""
+        speech = np.zeros(probabilities.size, bool)
+        goes_on = probabilities > self._threshold - HYSTERESIS
+        for start, stop in runs(~goes_on).tolist():
+            if start > 0 and stop < goes_on.size and stop - start < LINK_WINDOWS:
+                goes_on[start:stop] = True
+        for start, stop in runs(goes_on).tolist():
+            if start >= end or stop <= first:
+                continue
+            found = onsets(probabilities[start:stop] > self._threshold)
+            if found and is_voice(self._silero, samples, start, stop, self._threshold):
+                speech[start + max(0, found[0] - BEFORE_ONSET_WINDOWS) : stop] = True
+        return speech
+
+
+def is_voice(
+    silero: SileroVAD, samples: np.ndarray, start: int, end: int, threshold: float
+) -> bool:
+    """Whether there is speech in windows [start, end) of samples, (n,), without their low
+    frequencies, too."""
+    end += VOICE_WINDOWS  # without these it may be later
+    for first in range(start, end, CHECKED_WINDOWS):
+        before, last = max(0, first - BEFORE_ONSET_WINDOWS), min(end, first + CHECKED_WINDOWS)
+        high = _without_low(samples[before * WINDOW_SAMPLES : last * WINDOW_SAMPLES])
+        likely = _probabilities(silero, high)[first - before :] > VOICE_SHARE * threshold
+        if onsets(likely, VOICE_WINDOWS):
+            return True
+    return False
+
+
+def _without_low(samples: np.ndarray) -> np.ndarray:
+    """Samples, (n,), without what is below `LOW_HERTZ`."""
+    spectrum = np.fft.rfft(samples)
+    spectrum[: math.ceil(LOW_HERTZ * samples.size / SAMPLING_RATE)] = 0
+    return np.fft.irfft(spectrum, samples.size).astype(np.float32)
 
 
 def _behind(end: int) -> int:
@@ -162,18 +203,16 @@ def _behind(end: int) -> int:
     return looked_at + _LEVELS * _LEVEL_SAMPLES
 
 
-def _levelled(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Samples, (n,), as Silero VAD is to be given them, and the power of each of its windows,
-    (ceil(n / 512),), both without a constant offset."""
+def _probabilities(silero: SileroVAD, samples: np.ndarray) -> np.ndarray:
+    """Of speech in each window of samples, (n,), at the level that Silero VAD is to be given them:
+    (ceil(n / 512),)."""
     if not samples.size:
-        return samples, np.zeros(0)
-    windows = -(-samples.size // WINDOW_SAMPLES)
+        return np.zeros(0, np.float32)
     filled = np.pad(samples - samples.mean(), (0, -samples.size % _LEVEL_SAMPLES))
-    powers = np.square(filled, dtype=np.float64).reshape(-1, WINDOW_SAMPLES).mean(axis=1)
-    levels = powers.reshape(-1, _LEVEL_SAMPLES // WINDOW_SAMPLES).mean(axis=1)
-    loudest = sliding_window_view(np.pad(levels, _LEVELS), 2 * _LEVELS + 1).max(axis=1)
+    powers = np.square(filled, dtype=np.float64).reshape(-1, _LEVEL_SAMPLES).mean(axis=1)
+    loudest = sliding_window_view(np.pad(powers, _LEVELS), 2 * _LEVELS + 1).max(axis=1)
     given = filled * np.repeat(gain(loudest), _LEVEL_SAMPLES)
-    return given[: samples.size], powers[:windows]
+    return np.array(silero(mx.array(given[: samples.size]))[0])
 
 
 def gain(power: np.ndarray | float) -> np.ndarray:
@@ -183,27 +222,7 @@ def gain(power: np.ndarray | float) -> np.ndarray:
     return np.where(decibels > SILENCE_DBFS, factors, 0).astype(np.float32)
 
 
-def _speech(probabilities: np.ndarray, powers: np.ndarray, threshold: float) -> np.ndarray:
-    """Whether each window has speech."""
-    speech, goes_on = np.zeros(probabilities.size, bool), probabilities > threshold - HYSTERESIS
-    for start, end in runs(~goes_on).tolist():
-        if start > 0 and end < goes_on.size and end - start < LINK_WINDOWS:
-            goes_on[start:end] = True
-    for start, end in runs(goes_on).tolist():
-        least = WORD_WINDOWS if _stands_out(powers, start, end) else ONSET_WINDOWS
-        if found := onsets(probabilities[start:end] > threshold, least):
-            speech[start + max(0, found[0] - BEFORE_ONSET_WINDOWS) : end] = True
-    return speech
-
-
-def _stands_out(powers: np.ndarray, start: int, end: int) -> bool:
-    """Whether windows are louder than the quieter ones of those before and of those behind."""
-    most = powers[start:end].max() / 10 ** (CONTRAST_DB / 10)
-    beside = powers[max(0, start - BESIDE_WINDOWS) : start], powers[end : end + BESIDE_WINDOWS]
-    return all(np.quantile(side, 0.2) <= most for side in beside if side.size)
-
-
-def onsets(begins: np.ndarray, least: int) -> list[int]:
+def onsets(begins: np.ndarray, least: int = ONSET_WINDOWS) -> list[int]:
     """Where windows in which speech may begin, (n,), are so many in a row."""
     return [start for start, end in runs(begins).tolist() if end - start >= least]
 

@@ -67,9 +67,8 @@ class TestSounds:
 
 class TestSteady:
     def test_no_speech_is_detected(self):
-        """But in one chord of 150, which sounds like a vowel."""
         found = sounds(STEADY, 200, 4, longest=20.0)
-        assert sum(has_speech(sound.samples) for sound in found) <= 1
+        assert not any(has_speech(sound.samples) for sound in found)
 
     @pytest.mark.parametrize("lengths", LENGTHS)
     def test_no_text(self, model, lengths):
@@ -79,8 +78,8 @@ class TestSteady:
 
 class TestLively:
     def test_hardly_any_speech_is_detected(self):
-        """In less than one of 100, which are as long as a minute."""
-        assert sum(has_speech(sound.samples) for sound in sounds(LIVELY, 200, 5)) <= 2
+        """In one of 200 at most, which are as long as a minute."""
+        assert sum(has_speech(sound.samples) for sound in sounds(LIVELY, 200, 5)) <= 1
 
     @pytest.mark.parametrize("lengths", LENGTHS)
     def test_hardly_any_text(self, model, lengths):

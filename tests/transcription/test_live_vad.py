@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from live_audio import RATE, recording, silence
+from sounds import STEADY, sound
 
 from mlx_speech.transcription.live_vad import LiveVAD
 
@@ -41,6 +42,21 @@ def test_silence_is_none():
     vad = told(samples)
     assert vad.onset(0) is None
     assert not vad.speech(0, 100).any()
+
+
+def test_what_is_like_a_voice_in_low_frequencies_alone():
+    """A chord that is a vowel to Silero VAD for 1.3 s is none, and is let go of; what is said
+    behind it is not."""
+    chord, samples = sound(STEADY, 630, 1).samples, recording()
+    vad = LiveVAD(0.5)
+    for start in range(0, len(chord) // HOP * HOP, HOP):
+        vad.push(chord[start : start + HOP])
+        assert vad.onset(0) is None
+        end = (start + HOP) // 320
+        assert vad.earliest_onset(0) > end - 60
+    for start in range(0, len(samples), HOP):
+        vad.push(samples[start : start + HOP])
+    assert vad.onset(0) == pytest.approx(end + 20, abs=6)
 
 
 def test_onset_from_a_frame_on():

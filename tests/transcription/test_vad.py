@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import DATA
-from sounds import at_level, colored_noise, over
+from sounds import LIVELY, STEADY, at_level, colored_noise, over, sound
 
 from mlx_speech import InputError, load_audio
 from mlx_speech.transcription.chunks import ChunkOptions, SpanFinder
@@ -158,6 +158,41 @@ class TestSpeech:
             (found,) = spans(np.pad(samples, (pad, 5 * RATE)))
             assert abs(found.first + before - BLOCK_FRAMES) <= 4
             assert abs(found.last - found.first - length) <= 5
+
+
+#: a chord that is as a vowel to Silero VAD, and sweeps of five seconds that are as speech
+LIKE_A_VOICE = [pytest.param(STEADY, 630, 1, id="chord"), pytest.param(LIVELY, 171, 3, id="sweeps")]
+
+
+class TestVoice:
+    """Speech is there without low frequencies, too."""
+
+    @pytest.mark.parametrize(("makers", "index", "seed"), LIKE_A_VOICE)
+    def test_what_has_one_in_low_frequencies_alone_is_none(self, makers, index, seed, monkeypatch):
+        samples = sound(makers, index, seed).samples
+        assert not activity(samples).speech.any()
+        monkeypatch.setattr("mlx_speech.transcription.vad.LOW_HERTZ", 0)
+        assert activity(samples).speech.sum() > 60
+
+    @pytest.mark.parametrize(("makers", "index", "seed"), LIKE_A_VOICE)
+    def test_speech_behind_it(self, makers, index, seed):
+        """A fifth of a second behind it."""
+        before = np.pad(sound(makers, index, seed).samples, (0, RATE // 5))
+        (usual,) = spans(recording("flite_11.flac"))
+        (found,) = spans(np.append(before, recording("flite_11.flac")))
+        assert abs(found.first - before.size // FRAME - usual.first) <= 15
+        assert abs(found.last - before.size // FRAME - usual.last) <= 15
+
+    @pytest.mark.parametrize("name", RECORDINGS)
+    def test_over_a_telephone(self, name):
+        """Which carries 300 to 3,400 Hz; a first sound that is low may be missed."""
+        samples = recording(name)
+        spectrum, hertz = np.fft.rfft(samples), np.fft.rfftfreq(samples.size, 1 / RATE)
+        spectrum[(hertz < 300) | (hertz > 3400)] = 0
+        (usual,) = spans(samples)
+        (found,) = spans(np.fft.irfft(spectrum, samples.size).astype(np.float32))
+        assert abs(found.first - usual.first) <= 20
+        assert abs(found.last - usual.last) <= 15
 
 
 class TestThreshold:
