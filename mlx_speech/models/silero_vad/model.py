@@ -116,9 +116,10 @@ class SileroVAD(nn.Module):
         weights = np.array(self.lstm.Wh.T) * scale
         latest, memory = np.array(hidden), np.array(cell)
         hiddens = np.empty(frames.shape, np.float32)
+        parts = [slice(start, start + _WIDTH) for start in range(0, 4 * _WIDTH, _WIDTH)]
         for index in range(frames.shape[-2]):
             gates = share * np.tanh(inputs[..., index, :] + latest @ weights) + shift
-            taken, kept, new, given = np.split(gates, 4, axis=-1)
+            taken, kept, new, given = (gates[..., part] for part in parts)
             memory = kept * memory + taken * new
             latest = given * np.tanh(memory)
             hiddens[..., index, :] = latest
