@@ -58,7 +58,7 @@ class LiveVAD:
         self._voiced = np.append(self._voiced, np.zeros(sure.size, bool))
         for start, end in runs(self._begins).tolist():
             if end > told - VOICE_WINDOWS:
-                since = max(start, end - _DOUBTED_WINDOWS)
+                since = max(start, told - _DOUBTED_WINDOWS)
                 if self._voiced[start:told].any() or self._is_voice(since, end):
                     self._voiced[since:end] = True
 
@@ -77,7 +77,7 @@ class LiveVAD:
         skipped = self._skipped(first)
         found = (runs(self._begins[skipped:]) + skipped).tolist()
         size = self._begins.size
-        for start, end in found[-1:]:
+        for start, end in found:
             if end == size or (end > size - VOICE_WINDOWS and not self._voiced[end - 1]):
                 return self._frame(max(start, size - _DOUBTED_WINDOWS))
         return self._frame(size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from live_audio import RATE, recording, silence
@@ -54,6 +55,7 @@ def test_what_is_like_a_voice_in_low_frequencies_alone():
         assert vad.onset(0) is None
         end = (start + HOP) // 320
         assert vad.earliest_onset(0) > end - 60
+        vad.forget(vad.earliest_onset(0) - 40)
     for start in range(0, len(samples), HOP):
         vad.push(samples[start : start + HOP])
     assert vad.onset(0) == pytest.approx(end + 20, abs=6)
@@ -74,6 +76,59 @@ def test_speech_that_has_just_begun_may_be_an_onset():
     begun = told(samples[: (whole + 3) * 320 // 512 * 512], 512)
     assert begun.onset(0) is None
     assert begun.earliest_onset(0) == whole
+
+
+def scripted(monkeypatch, sure, is_voice) -> LiveVAD:
+    """One whose Silero VAD is sure of n windows as `sure(n)` has it, (n,); `is_voice` tells
+    which of these are voices."""
+    monkeypatch.setattr("mlx_speech.transcription.live_vad.is_voice", is_voice)
+    vad = LiveVAD(0.5)
+    vad._silero = lambda given, _: (
+        mx.array(sure(given.size // 512)).astype(mx.float32),
+        mx.zeros(1),
+    )
+    return vad
+
+
+def test_a_voice_that_goes_on_is_one(monkeypatch):
+    """It is looked at no more."""
+    voices = iter([False, True])
+    vad = scripted(monkeypatch, np.ones, lambda *_: next(voices))
+    for _ in range(20):
+        vad.push(np.ones(HOP, np.float32))
+    assert vad.onset(0) == 0
+    assert vad.onset(100) == pytest.approx(100, abs=2)
+
+
+def test_a_word_that_is_a_voice_when_it_is_over(monkeypatch):
+    voices, sure = iter([False, True]), iter([np.ones(5), np.zeros(5), np.zeros(5)])
+    vad = scripted(monkeypatch, lambda _: next(sure), lambda *_: next(voices))
+    vad.push(np.ones(HOP, np.float32))
+    assert vad.onset(0) is None
+    vad.push(np.ones(HOP, np.float32))
+    assert vad.onset(0) == 0
+
+
+def test_no_onset_is_earlier_than_was_told(monkeypatch):
+    """However sure Silero VAD is in turn, and however late what it is sure of is a voice: what is
+    before `earliest_onset` may be forgotten."""
+    random, found = np.random.default_rng(0), 0
+    for share, voices in [(0.6, 0.2), (0.8, 0.2), (0.95, 0.2), (0.99, 0.05)] * 100:
+        vad = scripted(
+            monkeypatch,
+            lambda count, share=share: random.random(count) < share,
+            lambda *_, voices=voices: random.random() < voices,
+        )
+        earliest = 0
+        for _ in range(30):
+            vad.push(np.ones(HOP, np.float32))
+            if (onset := vad.onset(0)) is not None:
+                assert onset >= earliest
+                found += 1
+                break
+            assert vad.earliest_onset(0) >= earliest
+            earliest = vad.earliest_onset(0)
+    assert found > 200
 
 
 def test_what_is_forgotten_changes_nothing():
